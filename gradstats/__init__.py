@@ -1,0 +1,1 @@
+"""gradstats (gradient statistics)."""
