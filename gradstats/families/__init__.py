@@ -1,0 +1,25 @@
+"""Sparsity-inducing laws, one a file. To add one: write its file, add it to `FAMILIES`."""
+
+from __future__ import annotations
+
+from gradstats.families.base import Family, FitError
+from gradstats.families.dgamma import DGamma
+from gradstats.families.dgenpareto import DGenPareto
+from gradstats.families.laplace import Laplace
+from gradstats.families.normal import Normal
+
+__all__ = ["FAMILIES", "DGamma", "DGenPareto", "Family", "FitError", "Laplace", "Normal", "family"]
+
+FAMILIES: tuple[type[Family], ...] = (Laplace, DGamma, DGenPareto, Normal)
+
+
+def family(name: str) -> type[Family]:
+    """The family of that name.
+
+    Raises:
+        ValueError: no such family.
+    """
+    found = {law.name: law for law in FAMILIES}
+    if name not in found:
+        raise ValueError(f"family must be one of {', '.join(found)}, got {name!r}")
+    return found[name]

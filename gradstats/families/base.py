@@ -1,0 +1,133 @@
+"""What a family is: a symmetric law about zero, fitted to the magnitudes of a gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from gradstats.summary import Moments, Summary, summarize
+
+Floats = NDArray[np.float64]
+
+
+class FitError(ValueError):
+    """The data do not determine the parameters of a family."""
+
+
+class Family(ABC):
+    """A law of G, symmetric about 0; subclasses are frozen dataclasses of its parameters.
+
+    A family writes four things: `log_kept` and its inverse `threshold`, `logpdf`, and its
+    estimators. Names and signs of the parameters are those of scipy.stats; `scale` has the unit of
+    the gradient, `shape` has none.
+
+    Attributes:
+        name: as in the grammar, tables and legends.
+        methods: the estimators there are: "moments", the closed form that SIDCo uses, and "mle",
+            maximum likelihood.
+    """
+
+    name: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]] = ("moments", "mle")
+
+    @classmethod
+    def fit(cls, data: Tensor | NDArray[np.floating] | Summary, *, method: str = "mle") -> Self:
+        """Fit to the finite non-zero magnitudes of a gradient or of its Summary.
+
+        Args:
+            data: a gradient of any shape, or a Summary.
+            method: one of `methods`.
+
+        Raises:
+            ValueError: unknown method.
+            FitError: the data do not determine the parameters.
+        """
+        if method not in cls.methods:
+            raise ValueError(f"method of {cls.name} must be one of {cls.methods}, got {method!r}")
+        summary = summarize(data)
+        if summary.nonzero == 0:
+            raise FitError(
+                f"cannot fit {cls.name}: no finite non-zero magnitude among {summary.n} elements "
+                f"({summary.zeros} zeros, {summary.nonfinite} NaN or inf)"
+            )
+        if method == "moments":
+            return cls.from_moments(summary.moments())
+        return cls.from_likelihood(summary)
+
+    @classmethod
+    @abstractmethod
+    def from_moments(cls, moments: Moments) -> Self:
+        """The closed-form estimate from moments of the magnitudes.
+
+        Raises:
+            FitError: the moments do not determine the parameters.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_likelihood(cls, summary: Summary) -> Self:
+        """The maximum-likelihood estimate; FitError where it is undetermined."""
+
+    @abstractmethod
+    def logpdf(self, x: ArrayLike) -> Floats:
+        """ln f(x) of the signed value."""
+
+    @abstractmethod
+    def log_kept(self, magnitude: ArrayLike) -> Floats:
+        """ln P(|G| > magnitude), accurate in tails where the probability itself underflows."""
+
+    @abstractmethod
+    def threshold(self, ratio: ArrayLike) -> Floats:
+        """The magnitude that keeps `ratio` of the elements: the inverse of `kept`."""
+
+    @abstractmethod
+    def scipy(self) -> Any:
+        """The same law as a frozen scipy.stats distribution."""
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Parameter names and values."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    def kept(self, magnitude: ArrayLike) -> Floats:
+        """P(|G| > magnitude)."""
+        return np.exp(self.log_kept(magnitude))
+
+    def pdf(self, x: ArrayLike) -> Floats:
+        """f(x) of the signed value."""
+        return np.exp(self.logpdf(x))
+
+    def sf(self, x: ArrayLike) -> Floats:
+        """P(G > x)."""
+        x = np.asarray(x, np.float64)
+        tail = self.kept(np.abs(x)) / 2
+        return np.where(x >= 0, tail, 1 - tail)
+
+    def cdf(self, x: ArrayLike) -> Floats:
+        """P(G <= x)."""
+        return self.sf(-np.asarray(x, np.float64))
+
+    def isf(self, q: ArrayLike) -> Floats:
+        """The value exceeded with probability q."""
+        q = np.asarray(q, np.float64)
+        magnitude = self.threshold(np.clip(2 * np.minimum(q, 1 - q), 0, 1))
+        return np.where(q <= 0.5, magnitude, -magnitude)
+
+    def ppf(self, q: ArrayLike) -> Floats:
+        """The value that is not exceeded with probability q."""
+        return -self.isf(q)
+
+    def rvs(self, size: int | tuple[int, ...], rng: np.random.Generator) -> Floats:
+        """Random values by inversion."""
+        return self.isf(rng.random(size))
+
+
+def require(condition: bool, family: type[Family], fact: str) -> None:
+    """Raise FitError, naming the family and the fact, unless the condition holds."""
+    if not condition:
+        raise FitError(f"cannot fit {family.name}: {fact}")

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gradstats.families.base import Family, Floats, require
+from gradstats.summary import Moments, Summary
+
+
+@dataclass(frozen=True)
+class Laplace(Family):
+    r"""The Laplace law: magnitudes are exponential.
+
+    .. math:: f(g) = e^{-|g|/b} / 2b, \qquad P(|G| > m) = e^{-m/b}
+
+    Both estimators are the mean magnitude, b = E|g|. The first stage of SIDCo-E.
+
+    Args:
+        scale: b > 0, in the unit of the gradient.
+
+    References:
+        Abdelmoniem et al., "An Efficient Statistical-based Gradient Compression Technique for
+        Distributed Training Systems", MLSys 2021.
+
+    Example:
+        >>> import torch
+        >>> law = Laplace.fit(torch.tensor([-1.0, 2.0, 0.0, 3.0]))
+        >>> law
+        Laplace(scale=2.0)
+        >>> round(float(law.threshold(0.01)), 4)
+        9.2103
+    """
+
+    scale: float
+    name = "laplace"
+
+    @classmethod
+    def from_moments(cls, moments: Moments) -> Self:
+        """The mean magnitude."""
+        require(moments.n > 0, cls, "no magnitude")
+        return cls(moments.mean)
+
+    @classmethod
+    def from_likelihood(cls, summary: Summary) -> Self:
+        """The mean magnitude, which maximises the likelihood."""
+        return cls.from_moments(summary.moments())
+
+    def logpdf(self, x: ArrayLike) -> Floats:
+        """-|x|/b - ln 2b."""
+        return np.asarray(-np.abs(x) / self.scale - np.log(2 * self.scale))
+
+    def log_kept(self, magnitude: ArrayLike) -> Floats:
+        """-m/b."""
+        return np.asarray(-np.asarray(magnitude, np.float64) / self.scale)
+
+    def threshold(self, ratio: ArrayLike) -> Floats:
+        """-b ln(ratio)."""
+        return np.asarray(-self.scale * np.log(ratio))
+
+    def scipy(self) -> Any:
+        """`scipy.stats.laplace`."""
+        from scipy import stats
+
+        return stats.laplace(scale=self.scale)

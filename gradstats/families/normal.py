@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from gradstats.families.base import Family, Floats, require
+from gradstats.summary import Moments, Summary
+
+
+@dataclass(frozen=True)
+class Normal(Family):
+    r"""The normal law about 0: the foil, which trained gradients are not expected to follow.
+
+    .. math:: f(g) = e^{-g^2/2\sigma^2} / \sqrt{2\pi}\sigma, \qquad
+              P(|G| > m) = \mathrm{erfc}(m/\sqrt{2}\sigma)
+
+    Both estimators are the root mean square, :math:`\sigma^2 = E\,g^2`.
+
+    Args:
+        scale: sigma > 0, in the unit of the gradient.
+
+    Example:
+        >>> import torch
+        >>> Normal.fit(torch.tensor([-1.0, 1.0, 0.0]))
+        Normal(scale=1.0)
+    """
+
+    scale: float
+    name = "normal"
+
+    @classmethod
+    def from_moments(cls, moments: Moments) -> Self:
+        """Root of mean² + the biased variance, the mean square of the magnitudes."""
+        require(moments.n > 0, cls, "no magnitude")
+        n = moments.n
+        var = moments.var * (n - 1) / n if n > 1 else 0.0
+        return cls(math.sqrt(moments.mean**2 + var))
+
+    @classmethod
+    def from_likelihood(cls, summary: Summary) -> Self:
+        """The root mean square, which is the maximum of the likelihood."""
+        return cls.from_moments(summary.moments())
+
+    def logpdf(self, x: ArrayLike) -> Floats:
+        """-x²/2σ² - ln(√2π σ)."""
+        z = np.asarray(x, np.float64) / self.scale
+        return -z * z / 2 - math.log(math.sqrt(2 * math.pi) * self.scale)
+
+    def log_kept(self, magnitude: ArrayLike) -> Floats:
+        """Ln 2Φ(-m/σ)."""
+        z = np.asarray(magnitude, np.float64) / self.scale
+        return np.asarray(special.log_ndtr(-z) + math.log(2))
+
+    def threshold(self, ratio: ArrayLike) -> Floats:
+        """-σ Φ⁻¹(ratio/2)."""
+        return np.asarray(-self.scale * special.ndtri(np.asarray(ratio, np.float64) / 2))
+
+    def scipy(self) -> Any:
+        """`scipy.stats.norm`."""
+        from scipy import stats
+
+        return stats.norm(scale=self.scale)

@@ -1,0 +1,287 @@
+"""One pass over a gradient: a small value from which everything on the fitting side is computed.
+
+A Summary holds integer counts of |g| by sign on the log grid of the gradient's dtype, exact counts
+of zeros and non-finite elements, and float64 sums. Summaries of disjoint parts add up to the
+summary of the whole, so that threads, chunks, parameters and machines can each make their own.
+Every estimator, distance and plot then takes time that does not depend on the number of elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstats import kernels
+from gradstats.kernels.grid import GRIDS, Grid
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+def kept_count(numel: int, ratio: float) -> int:
+    """k, the number of elements a target ratio keeps: max(1, round(ratio · numel)).
+
+    Raises:
+        ValueError: ratio outside (0, 1].
+
+    Example:
+        >>> kept_count(1000, 0.01), kept_count(5, 0.01)
+        (10, 1)
+    """
+    check_ratio("target_ratio", ratio)
+    return min(numel, max(1, round(ratio * numel)))
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    """Raise ValueError unless `ratio` is a fraction of kept elements, in (0, 1]."""
+    if not 0 < ratio <= 1:
+        raise ValueError(f"{name} must lie in (0, 1], the fraction that is kept, got {ratio!r}")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What closed-form estimators need of magnitudes, or of their excesses over a threshold.
+
+    Attributes:
+        n: sample size; a fraction where a threshold cuts through a bin.
+        mean: sample mean, in the unit of the gradient.
+        var: unbiased sample variance; NaN when n < 2.
+        mean_log: mean of ln x; NaN when not known (excesses over a positive threshold).
+        distinct: False when all magnitudes share one bin of the grid, so that no spread can be
+            estimated.
+    """
+
+    n: float
+    mean: float
+    var: float
+    mean_log: float = float("nan")
+    distinct: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Counts and sums of one gradient, or of any part of one.
+
+    Attributes:
+        dtype: name of the gradient's dtype, which fixes the grid: "float32", "bfloat16" …
+        bins: sorted magnitude bins that hold a finite non-zero element, int64 `[m]`.
+        positive, negative: elements of each sign in those bins, int64 `[m]`.
+        n: number of elements, zeros and non-finite ones included.
+        zeros, nan, positive_inf, negative_inf: exact counts, judged in the gradient's dtype.
+        total, total_abs, total_sq: float64 sums of g, |g| and g² over the finite elements.
+        max_abs: the largest finite magnitude, 0 if there is none.
+        fraction: sampling fraction: 1 for whole gradients, less for tracked elements.
+    """
+
+    dtype: str
+    bins: Counts
+    positive: Counts
+    negative: Counts
+    n: int
+    zeros: int
+    nan: int
+    positive_inf: int
+    negative_inf: int
+    total: float
+    total_abs: float
+    total_sq: float
+    max_abs: float
+    fraction: float = 1.0
+    grid: Grid = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", GRIDS[getattr(torch, self.dtype)])
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of NaN and infinite elements."""
+        return self.nan + self.positive_inf + self.negative_inf
+
+    @property
+    def nonzero(self) -> int:
+        """Number of finite non-zero elements: the sample that families are fitted to."""
+        return self.n - self.nonfinite - self.zeros
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Elements of either sign in each bin, `[m]`."""
+        return self.positive + self.negative
+
+    @cached_property
+    def edges(self) -> tuple[Floats, Floats]:
+        """Smallest and largest magnitude of each bin, both inclusive, `[m]` each."""
+        return self.grid.edges(self.bins)
+
+    @cached_property
+    def centres(self) -> Floats:
+        """Mean magnitude of each bin if its values are equally likely, `[m]`."""
+        low, high = self.edges
+        return (low + high) / 2
+
+    def moments(self) -> Moments:
+        """Moments of the finite non-zero magnitudes.
+
+        Mean and variance come from the exact sums, mean ln|g| from the bins.
+        """
+        n = self.nonzero
+        if n == 0:
+            return Moments(0, float("nan"), float("nan"))
+        mean = self.total_abs / n
+        var = max(self.total_sq - n * mean * mean, 0.0) / (n - 1) if n > 1 else float("nan")
+        mean_log = float(self.counts @ np.log(self.centres)) / n
+        return Moments(n, mean, var, mean_log, distinct=len(self.bins) > 1)
+
+    def excess(self, threshold: float) -> Moments:
+        """Moments of x - threshold over the magnitudes x > threshold.
+
+        Magnitudes are taken as uniform inside their bin, also in the one that the threshold cuts.
+
+        Args:
+            threshold: in the unit of the gradient; 0 gives `moments()`.
+        """
+        if threshold <= 0:
+            return self.moments()
+        low, high = self.edges
+        n = self.counts * _share_above(low, high, threshold)
+        above = n > 0
+        n, low, high = n[above], np.maximum(low[above], threshold), high[above]
+        size = float(n.sum())
+        if size == 0:
+            return Moments(0, float("nan"), float("nan"))
+        x = (low + high) / 2 - threshold
+        mean = float(n @ x) / size
+        squares = float(n @ ((x - mean) ** 2 + (high - low) ** 2 / 12))
+        var = squares / (size - 1) if size > 1 else float("nan")
+        return Moments(size, mean, var, distinct=len(n) > 1)
+
+    def kept(self, threshold: float) -> float:
+        """Number of finite elements with |g| > threshold, interpolated inside the bin it cuts."""
+        return float((self.counts * _share_above(*self.edges, threshold)).sum())
+
+    def quantile(self, ratio: float) -> float:
+        """The magnitude that `ratio` of the finite non-zero elements exceed, interpolated.
+
+        Raises:
+            ValueError: ratio outside (0, 1], or no finite non-zero element.
+        """
+        check_ratio("ratio", ratio)
+        if not self.nonzero:
+            raise ValueError(f"cannot take a quantile: no finite non-zero element among {self.n}")
+        above = self.counts[::-1].cumsum()
+        wanted = ratio * self.nonzero
+        i = min(int(np.searchsorted(above, wanted)), len(above) - 1)
+        low, high = (edge[::-1][i] for edge in self.edges)
+        inside = (above[i] - wanted) / self.counts[::-1][i]
+        return float(low + inside * (high - low))
+
+    def __add__(self, other: Summary) -> Summary:
+        """The summary of both parts together. Counts are exact; sums are added in float64.
+
+        Raises:
+            ValueError: the grids or the sampling fractions differ.
+        """
+        if (self.dtype, self.fraction) != (other.dtype, other.fraction):
+            raise ValueError(
+                f"cannot add summaries: dtype {self.dtype} at sampling fraction {self.fraction:g} "
+                f"and dtype {other.dtype} at {other.fraction:g}"
+            )
+        bins = np.union1d(self.bins, other.bins)
+        joint: dict[str, Any] = {"bins": bins}
+        for sign in ("positive", "negative"):
+            counts = np.zeros(len(bins), np.int64)
+            for part in (self, other):
+                counts[np.searchsorted(bins, part.bins)] += getattr(part, sign)
+            joint[sign] = counts
+        joint |= {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
+        joint["max_abs"] = max(self.max_abs, other.max_abs)
+        return replace(self, **joint)
+
+    def __eq__(self, other: object) -> bool:
+        """Equality of every count and every sum, bit for bit."""
+        if not isinstance(other, Summary):
+            return NotImplemented
+        return all(
+            np.array_equal(getattr(self, f.name), getattr(other, f.name))
+            for f in fields(self)
+            if f.init
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SUMMED = (
+    "n",
+    "zeros",
+    "nan",
+    "positive_inf",
+    "negative_inf",
+    "total",
+    "total_abs",
+    "total_sq",
+)
+
+
+def _share_above(low: Floats, high: Floats, threshold: float) -> Floats:
+    width = high - low
+    inside = np.divide(high - threshold, width, out=np.zeros_like(width), where=width > 0)
+    return np.where(low > threshold, 1.0, np.where(high > threshold, inside, 0.0))
+
+
+def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float = 1.0) -> Summary:
+    """Summarise a gradient in one pass at memory speed.
+
+    Args:
+        data: a gradient of any shape, stride and device, float16, bfloat16, float32 or float64;
+            sparse tensors count their absent elements as zeros. A Summary is returned as it is.
+        fraction: the share of the gradient's elements that `data` is a random sample of.
+
+    Raises:
+        TypeError: not a floating-point tensor or array.
+
+    Example:
+        >>> summary = summarize(torch.tensor([0.0, 1.0, -3.0, float("nan")]))
+        >>> summary.n, summary.zeros, summary.nan, summary.max_abs, summary.total
+        (4, 1, 1, 3.0, -2.0)
+    """
+    if isinstance(data, Summary):
+        return data
+    grad = _as_tensor(data)
+    numel = grad.numel()
+    if grad.layout is not torch.strided:
+        grad = grad.to_sparse_coo().coalesce().values()  # type: ignore[no-untyped-call]
+    flat = grad.reshape(-1).contiguous()
+    tally = kernels.count(flat)
+    grid = GRIDS[flat.dtype]
+    signs = tally.counts.reshape(2, grid.bins)[:, : grid.first_nonfinite].copy()
+    signs[:, 0] -= tally.positive_zeros, tally.negative_zeros
+    bins = np.flatnonzero(signs.any(axis=0))
+    return Summary(
+        dtype=grid.name,
+        bins=bins,
+        positive=signs[0, bins],
+        negative=signs[1, bins],
+        n=numel,
+        zeros=tally.positive_zeros + tally.negative_zeros + numel - flat.numel(),
+        nan=tally.nan,
+        positive_inf=tally.positive_inf,
+        negative_inf=tally.negative_inf,
+        total=tally.total,
+        total_abs=tally.total_abs,
+        total_sq=tally.total_sq,
+        max_abs=tally.max_abs,
+        fraction=fraction,
+    )
+
+
+def _as_tensor(data: Tensor | NDArray[np.floating]) -> Tensor:
+    tensor = torch.as_tensor(data).detach()
+    if tensor.dtype not in GRIDS:
+        known = ", ".join(grid.name for grid in GRIDS.values())
+        raise TypeError(f"gradient must have a dtype of {known}, got {tensor.dtype}")
+    return tensor

@@ -1,0 +1,241 @@
+"""SIDCo thresholds: from a Summary and a target ratio to the magnitude above which to send.
+
+This module is the only owner of the zero policy: families are fitted to finite non-zero
+magnitudes, and the target is corrected here for the zeros, which no positive threshold keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstats.families import DGamma, DGenPareto, Family, FitError, Laplace
+from gradstats.summary import Moments, Summary, check_ratio, summarize
+
+FIRST_RATIO = 0.25
+VARIANTS: dict[str, tuple[type[Family], type[Family]]] = {
+    "e": (Laplace, Laplace),
+    "gp": (DGamma, DGenPareto),
+    "p": (DGenPareto, DGenPareto),
+}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold and how it was come by. `float(threshold)` is its value.
+
+    Attributes:
+        value: send the elements with |g| > value, in the unit of the gradient.
+        target_ratio: the fraction of all elements that was asked for.
+        variant: "e", "gp" or "p".
+        stages: the number of stages that were fitted; fewer than asked for when a guard fired.
+        guards: what had to be decided for the data, in words; empty for an ordinary gradient.
+    """
+
+    value: float
+    target_ratio: float
+    variant: str
+    stages: int
+    guards: tuple[str, ...] = ()
+
+    def __float__(self) -> float:
+        return self.value
+
+
+def sidco_threshold(
+    data: Tensor | NDArray[np.floating] | Summary,
+    target_ratio: float,
+    *,
+    variant: str = "e",
+    stages: int = 1,
+    first_ratio: float = FIRST_RATIO,
+) -> Threshold:
+    r"""Estimate the threshold that keeps `target_ratio` of a gradient, without sorting it.
+
+    With δ the target ratio over the non-zero elements, M stages and :math:`\delta = \prod
+    \delta_m`, stage 1 fits the variant's law to the magnitudes and every later stage fits one to
+    the excesses over the threshold before it:
+
+    .. math:: \eta_m = \eta_{m-1} + F_m^{-1}(1 - \delta_m), \quad
+              \delta_1 = \text{first\_ratio}, \quad \delta_m = (\delta/\delta_1)^{1/(M-1)}.
+
+    SIDCo-E fits the exponential in all stages, SIDCo-P the generalized Pareto, SIDCo-GP the gamma
+    and then the generalized Pareto. One stage uses δ itself.
+
+    Args:
+        data: a gradient of any shape, or its Summary.
+        target_ratio: k/d, in (0, 1].
+        variant: "e", "gp" or "p".
+        stages: M >= 1.
+        first_ratio: δ₁, in (0, 1).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    References:
+        Abdelmoniem et al., MLSys 2021; departures are listed in
+        docs/differences-from-the-papers.md.
+
+    Example:
+        >>> import torch
+        >>> from gradstats.families import Laplace
+        >>> grad = torch.from_numpy(Laplace(1.0).ppf((np.arange(10_000) + 0.5) / 10_000))
+        >>> threshold = sidco_threshold(grad, 0.01)
+        >>> int((grad.abs() > float(threshold)).sum())
+        100
+    """
+    check_ratio("target_ratio", target_ratio)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if stages < 1:
+        raise ValueError(f"stages must be at least 1, got {stages!r}")
+    if not 0 < first_ratio < 1:
+        raise ValueError(f"first_ratio must lie in (0, 1), got {first_ratio!r}")
+    summary = summarize(data)
+    guards = list(_data_guards(summary))
+    if summary.nonzero == 0:
+        return Threshold(0.0, target_ratio, variant, 0, tuple(guards))
+    ratio = target_ratio * summary.n / summary.nonzero
+    if ratio >= 1:
+        guards.append(f"keep all: {summary.nonzero} non-zero elements are within the target")
+        return Threshold(0.0, target_ratio, variant, 0, tuple(guards))
+    if stages > 1 and ratio >= first_ratio:
+        guards.append(
+            f"one stage: the target {ratio:.4g} is not below the first ratio {first_ratio:g}"
+        )
+    value, used = 0.0, 0
+    for law, stage_ratio in zip(
+        _laws(variant), stage_ratios(ratio, stages, first_ratio), strict=False
+    ):
+        excess = summary.excess(value)
+        if used and excess.n < 2:
+            guards.append(f"stopped: {excess.n:.3g} exceedances after stage {used}")
+            break
+        fitted, guard = _fitted(law, excess)
+        guards += [f"stage {used + 1}: {guard}"] if guard else []
+        value += float(fitted.threshold(stage_ratio))
+        used += 1
+    return Threshold(value, target_ratio, variant, used, tuple(guards))
+
+
+def stage_ratios(ratio: float, stages: int, first_ratio: float = FIRST_RATIO) -> tuple[float, ...]:
+    """δ_1 … δ_M, whose product is `ratio`.
+
+    One stage if one is asked for, or if `ratio` is not below `first_ratio`.
+
+    Example:
+        >>> stage_ratios(0.01, 3)
+        (0.25, 0.2, 0.2)
+    """
+    if stages == 1 or ratio >= first_ratio:
+        return (ratio,)
+    later = (ratio / first_ratio) ** (1 / (stages - 1))
+    return (first_ratio, *[later] * (stages - 1))
+
+
+def _laws(variant: str) -> Iterator[type[Family]]:
+    first, later = VARIANTS[variant]
+    yield first
+    while True:
+        yield later
+
+
+def _data_guards(summary: Summary) -> Iterator[str]:
+    if summary.n == 0:
+        yield "empty: no element"
+    elif summary.nonfinite:
+        yield f"non-finite: {summary.nonfinite} NaN or inf elements, not fitted but sent"
+    if summary.n and summary.nonzero == 0:
+        yield f"nothing to fit: no finite non-zero element among {summary.n}"
+
+
+def _fitted(law: type[Family], moments: Moments) -> tuple[Family, str]:
+    """The fitted law, or the exponential where the law is undetermined; the guard that fired."""
+    try:
+        fitted = law.from_moments(moments)
+    except FitError as error:
+        return Laplace.from_moments(moments), f"exponential instead: {error}"
+    if isinstance(fitted, DGenPareto) and fitted.shape <= -0.5:
+        return (
+            fitted,
+            f"shape {fitted.shape:.3g} is outside (-1/2, 1/2), where the estimate is valid",
+        )
+    return fitted, ""
+
+
+Rule = Literal["step", "reverse", "escape"]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The adaptive number of stages, as a value: `update` returns the next one.
+
+    Over windows of Q = 5 steps the mean of k̂/k is compared with 1 ± 0.2. `step` is the published
+    rule: M - 1 when too many were selected, M + 1 when too few. It cannot leave M = 1 when a heavy
+    tail over-selects there; `reverse` turns its direction when the error grew, and `escape` also
+    when it stayed: it turns unless the last window's move helped. M stays in [1, ⌈log₂(1/ratio)⌉].
+
+    Attributes:
+        count: M, the stages to use now.
+        rule: "step", "reverse" or "escape".
+        direction: +1 as published, -1 when turned.
+        window: k̂/k of the steps since the last decision.
+        previous: mean k̂/k of the window before, None in the first.
+
+    References:
+        Abdelmoniem et al., MLSys 2021, Algorithm 1; the rules are the three that the authors' code
+        knows.
+
+    Example:
+        >>> stages = Stages()
+        >>> for _ in range(5):
+        ...     stages = stages.update(0.1, target_ratio=0.01)
+        >>> stages.count
+        2
+    """
+
+    count: int = 1
+    rule: Rule = "step"
+    direction: int = 1
+    window: tuple[float, ...] = ()
+    previous: float | None = None
+
+    def update(self, khat_over_k: float, *, target_ratio: float) -> Stages:
+        """The state after a step that selected `khat_over_k` of its target."""
+        window = (*self.window, khat_over_k)
+        if len(window) < WINDOW:
+            return replace(self, window=window)
+        mean = sum(window) / WINDOW
+        direction = -self.direction if self._turns(mean) else self.direction
+        move = -direction if mean > 1 + TOLERANCE else direction if mean < 1 - TOLERANCE else 0
+        count = min(max(self.count + move, 1), most_stages(target_ratio))
+        return Stages(count, self.rule, direction, (), mean)
+
+    def _turns(self, mean: float) -> bool:
+        if self.previous is None or self.rule == "step":
+            return False
+        if self.rule == "reverse":
+            return abs(mean - 1) > abs(self.previous - 1)
+        rose = mean > self.previous and self.previous < 1 - TOLERANCE
+        fell = mean < self.previous and self.previous > 1 + TOLERANCE
+        return not (rose or fell)
+
+
+WINDOW = 5
+TOLERANCE = 0.2
+
+
+def most_stages(target_ratio: float) -> int:
+    """The largest number of stages, ⌈log₂(1/ratio)⌉ and at least 1.
+
+    Example:
+        >>> [most_stages(ratio) for ratio in (1, 0.1, 0.01, 0.001)]
+        [1, 4, 7, 10]
+    """
+    return max(1, math.ceil(math.log2(1 / target_ratio)))
