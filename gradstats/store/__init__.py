@@ -1,0 +1,25 @@
+"""Gradients on disk: Zarr v3, crash-safe to append to, lazy to read (docs/format.md)."""
+
+from gradstats.store.gradient_store import GradientStore
+from gradstats.store.layout import (
+    FORMAT,
+    FORMAT_VERSION,
+    POINTS,
+    Parameter,
+    StoreFormatError,
+    parameter_table,
+)
+from gradstats.store.reading import Stream
+from gradstats.store.rows import Row
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "POINTS",
+    "GradientStore",
+    "Parameter",
+    "Row",
+    "StoreFormatError",
+    "Stream",
+    "parameter_table",
+]

@@ -1,0 +1,60 @@
+"""Files that are whole or not there, and the lock that keeps a second writer out."""
+
+import os
+import sys
+from pathlib import Path
+from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def replace_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file so that whoever looks sees the old one or the whole new one.
+
+    There is no fsync: what is promised is to survive the death of the process, not of the machine.
+    """
+    partial = path.with_name(path.name + ".partial")  # one writer: one name is enough
+    try:
+        with open(partial, "wb", buffering=0) as file:
+            for part in parts:
+                write_all(file, part)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_all(file: IO[bytes], part: bytes | memoryview) -> None:
+    """Write every byte of `part` to an unbuffered file."""
+    view = memoryview(part).cast("B") if len(part) else memoryview(b"")
+    while len(view):  # one write stops short at 2 GiB and on a full disk
+        view = view[file.write(view) :]
+
+
+def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
+    """Hold a lock file until the returned file is closed or the process dies.
+
+    Args:
+        path: the lock file.
+        what: what is locked, for the error.
+        wait: wait for the holder instead of raising.
+
+    Raises:
+        BlockingIOError: another writer holds it.
+    """
+    file = open(path, "a+", encoding="ascii")
+    if sys.platform == "win32":  # capture is for Linux first; a demo has one writer
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        fact = f"process {holder} (or a child of it) is writing there"
+        raise BlockingIOError(f"cannot write {what}: {fact}; wait for it or end it") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

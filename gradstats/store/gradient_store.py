@@ -1,0 +1,283 @@
+"""GradientStore: per-iteration gradients of one run, in a Zarr v3 folder (docs/format.md)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from gradstats.store.files import take_lock
+from gradstats.store.layout import (
+    FEATURES,
+    PREFIXES,
+    Document,
+    Parameter,
+    StoreFormatError,
+    parameter_table,
+    table_difference,
+    table_from_json,
+    widths,
+)
+from gradstats.store.reading import Stream, open_stream
+from gradstats.store.root import (
+    check_worker,
+    clear,
+    is_vacant,
+    read_root,
+    worker_ids,
+    write_root,
+)
+from gradstats.store.rows import Array, Row, as_tensor, pack
+from gradstats.store.writing import WorkerWriter
+
+
+class GradientStore:
+    """Gradients by (row, element), one group a worker; crash-safe to append to, lazy to read.
+
+    A row is there or not there: a process killed at any instant leaves every completed row
+    bit-exact. Use `create` or `open`, never the constructor.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = tempfile.mkdtemp() + "/run.zarr"
+        >>> with GradientStore.create(path) as store:
+        ...     store.append(0, {"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
+        >>> GradientStore.open(path).stream().read(0)
+        tensor([1., 1., 1., 1., 0., 0.])
+    """
+
+    def __init__(self, path: Path, mode: str, attributes: Document) -> None:
+        self.path = path
+        self.mode = mode
+        self.parameters = table_from_json(attributes["parameters"])
+        self.provenance: dict[str, Any] = attributes["provenance"]
+        self._writers: dict[int, WorkerWriter] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        parameters: Sequence[Parameter] | None = None,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        if_exists: str = "error",
+    ) -> Self:
+        """Create a store and open it for appending.
+
+        Args:
+            path: the folder, by custom NAME.zarr; its parents are made.
+            parameters: see `parameter_table`; None takes the table of the first row appended.
+            provenance: JSON that says where the gradients come from, secrets already removed.
+            if_exists: "error"; "resume" opens the store at `path` (its provenance stays) if it has
+                the same table; "overwrite" deletes what the store at `path` holds.
+
+        Raises:
+            FileExistsError: something is at `path`.
+            ValueError: the table to resume is another one.
+            StoreFormatError: what is to be resumed or overwritten is not a gradstats store.
+            BlockingIOError: what is to be overwritten is being written.
+        """
+        if if_exists not in ("error", "resume", "overwrite"):
+            raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
+        path = Path(path)
+        if not is_vacant(path):
+            if if_exists == "error":
+                remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
+                raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
+            if if_exists == "resume":
+                return cls._resume(path, parameters)
+            cls._clear(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_root(path, parameters or (), provenance or {})
+        return cls.open(path, "a")
+
+    @classmethod
+    def _clear(cls, path: Path) -> None:
+        read_root(path)  # never delete what is not a store
+        locks = [take_lock(lock, str(path)) for lock in path.glob("worker_*/step/.lock")]
+        clear(path)
+        for lock in locks:
+            lock.close()
+
+    @classmethod
+    def _resume(cls, path: Path, parameters: Sequence[Parameter] | None) -> Self:
+        store = cls.open(path, "a")
+        if parameters and not store.parameters:
+            store._adopt(tuple(parameters))
+        difference = parameters and table_difference(store.parameters, parameters)
+        if difference:
+            raise ValueError(f"cannot resume {path}: {difference}; write to another path")
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path, mode: str = "r") -> Self:
+        """Open a store to read (`"r"`) or to append as well (`"a"`).
+
+        Raises:
+            StoreFormatError: nothing there, not a gradstats store, a newer one, or a damaged one.
+        """
+        if mode not in ("r", "a"):
+            raise ValueError(f"mode must be 'r' or 'a', got {mode!r}")
+        path = Path(path)
+        attributes = read_root(path)
+        unknown = sorted(set(attributes["features"]) - set(FEATURES))
+        if mode == "a" and unknown:
+            fact = f"it uses features this version does not write: {', '.join(unknown)}"
+            raise StoreFormatError(f"cannot append to {path}: {fact}; upgrade gradstats")
+        store = cls(path, mode, attributes)
+        for worker in store.workers:
+            check_worker(path, worker)
+        return store
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """The workers that have written, in order."""
+        return worker_ids(self.path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk (walks the folder)."""
+        return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
+
+    def stream(self, worker: int = 0, kind: str = "full") -> Stream:
+        """The rows of one worker committed by now: whole (`"full"`) or sampled (`"track"`).
+
+        Raises:
+            LookupError: no such worker, or nothing tracked.
+        """
+        _check_kind(kind)
+        if worker not in self.workers:
+            there = ", ".join(map(str, self.workers)) or "none yet"
+            raise LookupError(f"cannot read worker {worker} of {self.path}: it has {there}")
+        return open_stream(self.path, worker, kind, self.parameters)
+
+    def append(
+        self,
+        step: int,
+        grads: Mapping[str, Array],
+        worker: int = 0,
+        *,
+        weights: Mapping[str, Array] | None = None,
+        **coordinates: Any,
+    ) -> None:
+        """Append one row: anyone's gradients, of any device and stride.
+
+        Args:
+            step: the optimizer step; grows within a segment.
+            grads: by parameter name; one that is missing is recorded as having no gradient. The
+                first row of a store without a table makes the table.
+            worker: the data-parallel worker.
+            weights: the parameters themselves; on every row or on none.
+            **coordinates: any of micro_step, segment (one a process start), point ("local",
+                "reduced", "clipped"), loss, learning_rate, grad_norm.
+
+        Raises:
+            ValueError: a name, shape, dtype, step or coordinate the store cannot hold.
+            BlockingIOError: another process writes this worker.
+        """
+        self._check_writable()
+        if not self.parameters:
+            tensors = {name: as_tensor(name, value) for name, value in grads.items()}
+            self._adopt(parameter_table((n, t.shape, t.dtype) for n, t in tensors.items()))
+        flat, present = pack(grads, self.parameters)
+        weights_flat = pack(weights, self.parameters)[0] if weights is not None else None
+        self.append_rows([Row(step, flat, present, coordinates, weights_flat)], worker)
+
+    def append_rows(self, rows: Sequence[Row], worker: int = 0, kind: str = "full") -> None:
+        """Append rows that are laid out already, in one commit: all of them or none."""
+        _check_kind(kind)
+        if rows:
+            self._writer(worker).append(kind, rows)
+
+    def set_track(self, element_ids: Mapping[str, Any], worker: int = 0) -> None:
+        """Declare the tracked elements, once and before the first tracked row.
+
+        Args:
+            element_ids: by dtype name, sorted int64 places in the flat array of that dtype.
+            worker: the data-parallel worker.
+
+        Raises:
+            ValueError: ids out of range or order, or not those the store tracks already.
+        """
+        row_widths = widths(self.parameters)
+        ids = {d: np.ascontiguousarray(v, np.int64) for d, v in element_ids.items()}
+        for dtype, places in ids.items():
+            _check_ids(dtype, places, row_widths)
+        writer = self._writer(worker)
+        if "track" not in writer.documents:
+            writer.set_track(ids)
+            return
+        stored = self.stream(worker, "track").element_ids or {}
+        same = set(stored) == set(ids) and all(np.array_equal(stored[d], ids[d]) for d in ids)
+        if not same:
+            fact = f"worker {worker} tracks other elements already"
+            raise ValueError(f"cannot track these elements in {self.path}: {fact}; use those")
+
+    def claim(self, worker: int = 0) -> None:
+        """Become the writer of a worker now rather than at the first row, and sweep leftovers.
+
+        Raises:
+            BlockingIOError: another process writes this worker.
+        """
+        self._writer(worker)
+
+    def _writer(self, worker: int) -> WorkerWriter:
+        self._check_writable()
+        if not self.parameters:
+            raise ValueError(f"cannot write {self.path}: it has no parameter table; append first")
+        if worker not in self._writers:
+            args = (widths(self.parameters), len(self.parameters))
+            self._writers[worker] = WorkerWriter(self.path, worker, *args)
+        return self._writers[worker]
+
+    def close(self) -> None:
+        """Let other writers in. Rows are committed as they are appended: nothing is pending."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        elements = sum(p.numel for p in self.parameters)
+        size = f"{len(self.parameters)} parameters, {elements:,} elements"
+        return f"GradientStore({str(self.path)!r}, {size}, workers {list(self.workers)})"
+
+    def _check_writable(self) -> None:
+        if self.mode != "a":
+            raise ValueError(f"cannot write {self.path}: opened to read; open it with mode='a'")
+
+    def _adopt(self, table: tuple[Parameter, ...]) -> None:
+        """Give a store without a table this one, unless another worker was first."""
+        lock_file = self.path / ".lock"
+        lock = take_lock(lock_file, f"the parameter table of {self.path}", wait=True)
+        stored = table_from_json(read_root(self.path)["parameters"])
+        if not stored:
+            write_root(self.path, table, self.provenance)
+        self.parameters = stored or table
+        lock_file.unlink()  # Zarr warns about files it does not know, and one table is enough
+        lock.close()
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in PREFIXES:
+        raise ValueError(f"kind must be one of {', '.join(PREFIXES)}, got {kind!r}")
+
+
+def _check_ids(dtype: str, ids: np.ndarray[Any, Any], row_widths: Mapping[str, int]) -> None:
+    if dtype not in row_widths:
+        raise ValueError(f"element_ids must be for {', '.join(row_widths)}, got {dtype!r}")
+    ordered = ids.ndim == 1 and bool((np.diff(ids) > 0).all())
+    if not ordered or (len(ids) and not 0 <= ids[0] <= ids[-1] < row_widths[dtype]):
+        rule = f"element_ids of {dtype} must be sorted, distinct and in [0, {row_widths[dtype]})"
+        raise ValueError(f"{rule}, got {ids!r}")

@@ -1,0 +1,271 @@
+"""The on-disk format, version 1: names, the parameter table and the Zarr v3 documents.
+
+Everything here is a value or a pure function; `docs/format.md` says the same in prose.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FORMAT = "gradstats"
+FORMAT_VERSION = 1
+FEATURES: tuple[str, ...] = ()  # optional parts of version 1 that this code can extend
+
+POINTS = ("unknown", "local", "reduced", "clipped")  # a point's code is its place here
+QUANTITIES = ("grad", "weight")
+
+# name -> how Zarr stores it; Zarr has no bfloat16, so its bits travel as uint16
+DTYPES: Mapping[str, str] = {
+    "float64": "float64",
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "uint16",
+}
+ITEMSIZE: Mapping[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+COORDINATES: Mapping[str, str] = {
+    "step": "int64",
+    "micro_step": "int64",
+    "segment": "int64",
+    "point": "int8",
+    "loss": "float64",
+    "learning_rate": "float64",
+    "grad_norm": "float64",
+}
+
+PREFIXES: Mapping[str, str] = {"full": "", "track": "track/"}  # a stream's place in its worker
+GROUP_ATTRIBUTES: Mapping[str, str] = {"coordinates": " ".join(COORDINATES)}  # xarray looks here
+
+CHUNK_BYTES = 8_000_000
+COLUMN_CHUNK_ROWS = 1024
+PRESENT_CHUNK_BYTES = 65_536
+
+Document = dict[str, Any]
+"""The parsed content of one zarr.json."""
+
+
+class StoreFormatError(ValueError):
+    """What lies at a path is not a complete store of a version this code reads."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Where one parameter's elements lie in the flat array of its dtype.
+
+    `offset` and `numel` count elements; parameters of one dtype follow each other in table order.
+    `aliases` are further names of the same tensor (tied weights).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    numel: int
+    module_type: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+def dtype_name(dtype: object) -> str:
+    """Name a torch, numpy or spelled-out dtype as the store does: `"float32"`.
+
+    Raises:
+        ValueError: the store has no arrays of this dtype.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        rule = f"dtype must be one of {', '.join(DTYPES)}, got {name!r}"
+        raise ValueError(f"{rule}; convert it first, for instance to float32")
+    return name
+
+
+def parameter_table(
+    named: Iterable[tuple[str, Sequence[int], object]],
+    *,
+    module_types: Mapping[str, str] | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[Parameter, ...]:
+    """Lay parameters out one after another, each in the flat array of its dtype.
+
+    Args:
+        named: (name, shape, dtype) in the order of the table; dtypes may be torch's.
+        module_types: the class name of the module that owns a parameter, by parameter name.
+        aliases: further names of a tied parameter, by the name it has in `named`.
+
+    Raises:
+        ValueError: no parameters, a repeated name, or a dtype that is not floating point.
+
+    Example:
+        >>> [p.offset for p in parameter_table([("w", (2, 3), "float32"), ("b", (3,), "float32")])]
+        [0, 6]
+    """
+    table: dict[str, Parameter] = {}
+    ends = dict.fromkeys(DTYPES, 0)
+    for name, shape, dtype in named:
+        if name in table:
+            raise ValueError(f"parameter names must differ, got {name!r} twice")
+        key, dims = dtype_name(dtype), tuple(int(n) for n in shape)
+        kind, other = (module_types or {}).get(name, ""), tuple((aliases or {}).get(name, ()))
+        table[name] = Parameter(name, dims, key, ends[key], math.prod(dims), kind, other)
+        ends[key] += table[name].numel
+    if not table:
+        raise ValueError("parameters must name at least one tensor, got none")
+    return tuple(table.values())
+
+
+def widths(parameters: Iterable[Parameter]) -> dict[str, int]:
+    """Elements of a row by dtype, in order of first appearance."""
+    total: dict[str, int] = {}
+    for p in parameters:
+        total[p.dtype] = total.get(p.dtype, 0) + p.numel
+    return total
+
+
+def table_difference(stored: Sequence[Parameter], given: Sequence[Parameter]) -> str | None:
+    """Name the first difference between two tables, or None where they agree."""
+    for old, new in zip(stored, given, strict=False):
+        if old != new:
+            return f"parameter {old.name!r} is {_describe(old)} there and {_describe(new)} here"
+    if len(stored) == len(given):
+        return None
+    longer, place = (stored, "there") if len(stored) > len(given) else (given, "here")
+    return f"parameter {longer[min(len(stored), len(given))].name!r} is only {place}"
+
+
+def _describe(p: Parameter) -> str:
+    extras = [p.module_type, *(f"alias {a}" for a in p.aliases)]
+    return " ".join([p.name, p.dtype, str(list(p.shape)), *filter(None, extras)])
+
+
+def table_to_json(parameters: Iterable[Parameter]) -> list[Document]:
+    """The table as it stands in the root attributes."""
+    return [asdict(p) for p in parameters]
+
+
+def table_from_json(entries: Iterable[Document]) -> tuple[Parameter, ...]:
+    """Read the table of the root attributes; fields of later writers are ignored."""
+    return tuple(
+        Parameter(
+            name=e["name"],
+            shape=tuple(e["shape"]),
+            dtype=e["dtype"],
+            offset=e["offset"],
+            numel=e["numel"],
+            module_type=e.get("module_type", ""),
+            aliases=tuple(e.get("aliases", ())),
+        )
+        for e in entries
+    )
+
+
+def chunk_elements(width: int, itemsize: int) -> int:
+    """Elements of one chunk: d / ceil(d·itemsize / 8 MB), rounded up, so that chunks are even."""
+    pieces = max(1, math.ceil(width * itemsize / CHUNK_BYTES))
+    return max(1, math.ceil(width / pieces))
+
+
+def encode(document: Document) -> bytes:
+    """The bytes of a zarr.json."""
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def group_document(
+    attributes: Mapping[str, Any], members: Mapping[str, Document] | None = None
+) -> Document:
+    """A Zarr v3 group; with `members`, their documents stand inline (consolidated)."""
+    group: Document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    if members is not None:
+        inline = {"kind": "inline", "must_understand": False, "metadata": dict(members)}
+        group["consolidated_metadata"] = inline
+    return group
+
+
+def array_document(
+    dtype: str, shape: Sequence[int], chunks: Sequence[int], dimensions: Sequence[str]
+) -> Document:
+    """A Zarr v3 array of raw little-endian chunks named c.ROW.COLUMN.
+
+    Gradients do not compress (1.07-1.15 times), so there is no codec beyond the bytes themselves;
+    the dot keeps all chunks of an array in one folder, where a row costs no directory.
+    """
+    one_byte = dtype in ("bool", "int8")
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": False if dtype == "bool" else 0,
+        "codecs": [
+            {"name": "bytes"}
+            if one_byte
+            else {"name": "bytes", "configuration": {"endian": "little"}}
+        ],
+        "attributes": {},
+        "dimension_names": list(dimensions),
+    }
+
+
+def vector_documents(quantity: str, row_widths: Mapping[str, int]) -> dict[str, Document]:
+    """The arrays of one quantity, one a dtype, without rows."""
+    documents: dict[str, Document] = {}
+    for dtype, width in row_widths.items():
+        chunks = (1, chunk_elements(width, ITEMSIZE[dtype]))
+        vector = array_document(DTYPES[dtype], (0, width), chunks, ("row", f"element_{dtype}"))
+        vector["attributes"] = {"dtype": dtype}
+        documents[f"{quantity}_{dtype}"] = vector
+    return documents
+
+
+def stream_documents(row_widths: Mapping[str, int], parameters: int) -> dict[str, Document]:
+    """The arrays of a stream without rows: gradients, `present`, coordinates."""
+    documents = vector_documents("grad", row_widths)
+    chunks = (min(COLUMN_CHUNK_ROWS, max(1, PRESENT_CHUNK_BYTES // parameters)), parameters)
+    documents["present"] = array_document("bool", (0, parameters), chunks, ("row", "parameter"))
+    for name, dtype in COORDINATES.items():
+        documents[name] = array_document(dtype, (0,), (COLUMN_CHUNK_ROWS,), ("row",))
+    codes = {"flag_values": list(range(len(POINTS))), "flag_meanings": " ".join(POINTS)}
+    documents["point"]["attributes"] = codes
+    return documents
+
+
+def element_ids_document(dtype: str, count: int, width: int) -> Document:
+    """The array of sampled element ids of one dtype: `count` of the `width` elements of a row."""
+    dims = (f"element_{dtype}",)
+    document = array_document("int64", (count,), (chunk_elements(count, 8),), dims)
+    document["attributes"] = {"sampling_fraction": count / width if width else 1.0}
+    return document
+
+
+def stream_rows(documents: Mapping[str, Document], prefix: str) -> int:
+    """Committed rows of the stream whose arrays start with `prefix`."""
+    step = documents.get(prefix + "step")
+    return int(step["shape"][0]) if step else 0
+
+
+def chunk_shape(document: Document) -> tuple[int, ...]:
+    """The shape of every chunk of an array, the last ones too."""
+    return tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
+
+
+def has_rows(document: Document) -> bool:
+    """Is this an array that grows with its stream?"""
+    return bool(document["node_type"] == "array" and document["dimension_names"][0] == "row")
+
+
+def in_stream(key: str, prefix: str) -> bool:
+    """Is this the key of an array of the stream that starts with `prefix`?"""
+    return key.startswith(prefix) and "/" not in key.removeprefix(prefix)
+
+
+def lengthened(documents: Mapping[str, Document], prefix: str, rows: int) -> dict[str, Document]:
+    """The same metadata with the arrays of one stream `rows` long."""
+
+    def grown(key: str, document: Document) -> Document:
+        if not (in_stream(key, prefix) and has_rows(document)):
+            return document
+        return {**document, "shape": [rows, *document["shape"][1:]]}
+
+    return {key: grown(key, document) for key, document in documents.items()}

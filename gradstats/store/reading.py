@@ -1,0 +1,237 @@
+"""The lazy read side: one stream of committed rows. The only importer of zarr."""
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+from gradstats.store.layout import (
+    COORDINATES,
+    DTYPES,
+    POINTS,
+    PREFIXES,
+    QUANTITIES,
+    Parameter,
+    StoreFormatError,
+    in_stream,
+    widths,
+)
+
+Vector = np.ndarray[Any, Any]
+ZarrArray = zarr.Array[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The rows of one worker that were committed when it was opened; rows are read when asked for.
+
+    Attributes:
+        path: the store.
+        worker: the data-parallel worker.
+        kind: `"full"` for whole gradients, `"track"` for the same sampled elements at every step.
+        table: the store's parameter table, of whole gradients.
+        arrays: the Zarr arrays of the stream by name.
+    """
+
+    path: Path
+    worker: int
+    kind: str
+    table: tuple[Parameter, ...]
+    arrays: dict[str, ZarrArray]
+
+    def __len__(self) -> int:
+        return int(self.arrays["step"].shape[0]) if "step" in self.arrays else 0
+
+    def __repr__(self) -> str:
+        which = f"worker={self.worker}, kind={self.kind!r}"
+        return f"Stream({str(self.path)!r}, {which}, {len(self)} rows)"
+
+    @cached_property
+    def coordinates(self) -> dict[str, Vector]:
+        """By name, one value a row: integers, float64 (NaN: not known), and `point` as text."""
+        if not len(self):
+            empty = {name: np.zeros(0, dtype) for name, dtype in COORDINATES.items()}
+            return {**empty, "point": np.zeros(0, "U8")}
+        values = {name: self._load(name) for name in COORDINATES}
+        return {**values, "point": np.array(POINTS)[values["point"]]}
+
+    @property
+    def steps(self) -> Vector:
+        """The optimizer step of every row, int64."""
+        return self.coordinates["step"]
+
+    @cached_property
+    def present(self) -> Vector:
+        """Bool [rows, parameters of the table]: no gradient is not zero gradient."""
+        return self._load("present") if len(self) else np.zeros((0, len(self.table)), bool)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What `read` can return: "grad", and "weight" where the rows carry weights."""
+        return tuple(q for q in QUANTITIES if any(f"{q}_{d}" in self.arrays for d in DTYPES))
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the elements, in table order."""
+        return tuple(
+            d for d in widths(self.table) if self.element_ids is None or d in self.element_ids
+        )
+
+    @cached_property
+    def element_ids(self) -> dict[str, Vector] | None:
+        """The tracked elements' places in the flat array of each dtype; None for full rows."""
+        if self.kind == "full":
+            return None
+        start = "element_ids_"
+        return {n.removeprefix(start): self._load(n) for n in self.arrays if n.startswith(start)}
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The table for the vectors of *this* stream.
+
+        In a track, offset and numel count tracked elements (numel is 0 where none is tracked) and
+        shape stays that of the whole parameter.
+        """
+        if self.element_ids is None:
+            return self.table
+        none = np.zeros(0, np.int64)
+        return tuple(_tracked(p, self.element_ids.get(p.dtype, none)) for p in self.table)
+
+    @property
+    def sampling_fraction(self) -> float:
+        """Stored elements of a row over all elements; 1.0 for full rows."""
+        whole = sum(p.numel for p in self.table)
+        return sum(p.numel for p in self.parameters) / whole if whole else 1.0
+
+    def read(self, row: int, parameter: str | None = None, quantity: str = "grad") -> torch.Tensor:
+        """Read one row, or one parameter of it.
+
+        Args:
+            row: its index in this stream, from the end where negative (see `steps`).
+            parameter: a name or an alias; None reads all, absent ones as zeros (see `present`).
+            quantity: "grad" or "weight".
+
+        Returns:
+            The whole row: 1-D, in table order, in the narrowest dtype that holds every element
+            exactly. One parameter: in its own dtype, with its shape (1-D in a track).
+
+        Raises:
+            IndexError: no such row.
+            LookupError: that parameter had no gradient in that row, or rows carry no weights.
+            ValueError: no such parameter or quantity.
+            StoreFormatError: a chunk of the row is missing or damaged.
+        """
+        index = operator.index(row)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row must be below {len(self)}, the length of the stream, got {row}")
+        self._check_quantity(quantity)
+        index %= len(self)
+        if parameter is None:
+            return self._read_all(index, quantity)
+        place = self._place(parameter)
+        if quantity == "grad" and not self.present[index, place]:
+            fact = f"it had none at row {index} (step {self.steps[index]})"
+            raise LookupError(f"cannot read the gradient of {parameter!r}: {fact}; see .present")
+        p = self.parameters[place]
+        flat = self._read_flat(index, p.dtype, quantity, p.offset, p.offset + p.numel)
+        return flat.reshape(p.shape) if self.kind == "full" else flat
+
+    def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Iterate over (step, whole row)."""
+        for row, step in enumerate(self.steps):
+            yield int(step), self.read(row)
+
+    def _place(self, name: str) -> int:
+        for place, p in enumerate(self.table):
+            if name == p.name or name in p.aliases:
+                return place
+        known = ", ".join(p.name for p in self.table[:5]) + (
+            ", ..." if len(self.table) > 5 else ""
+        )
+        raise ValueError(f"parameter must be one of {known}, got {name!r}")
+
+    def _check_quantity(self, quantity: str) -> None:
+        if quantity not in QUANTITIES:
+            raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {quantity!r}")
+        if quantity not in self.quantities:
+            raise LookupError(f"cannot read {quantity}: rows of {self!r} carry none")
+
+    def _read_all(self, row: int, quantity: str) -> torch.Tensor:
+        tracked = widths(self.parameters)
+        flat = {d: self._read_flat(row, d, quantity, 0, tracked[d]) for d in self.dtypes}
+        if len(flat) == 1:
+            return next(iter(flat.values()))
+        wide = reduce(torch.promote_types, (f.dtype for f in flat.values()))
+        parts = [flat[p.dtype][p.offset :][: p.numel] for p in self.parameters if p.dtype in flat]
+        return torch.cat([part.to(wide) for part in parts])
+
+    def _read_flat(
+        self, row: int, dtype: str, quantity: str, start: int, stop: int
+    ) -> torch.Tensor:
+        if start == stop:
+            return torch.zeros(0, dtype=getattr(torch, dtype))
+        values = self._load(f"{quantity}_{dtype}", row, slice(start, stop))
+        if dtype == "bfloat16":
+            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(values)
+
+    def _load(self, name: str, *index: Any) -> Vector:
+        """Read an array, or one row of it; Zarr alone would read a missing chunk as zeros."""
+        array = self.arrays[name]
+        folder = self.path / f"worker_{self.worker}" / PREFIXES[self.kind] / name
+        for key in _chunk_keys(array, index):
+            if not (folder / key).is_file():
+                raise StoreFormatError(f"cannot read {folder}: chunk {key} is missing; {RESTORE}")
+        try:
+            return np.asarray(array[index or ...])
+        except (ValueError, RuntimeError) as error:
+            fact = f"a chunk is damaged ({error})"
+            raise StoreFormatError(f"cannot read {folder}: {fact}; {RESTORE}") from error
+
+
+RESTORE = "restore the store from a copy, or read other rows"
+
+
+def _chunk_keys(array: ZarrArray, index: tuple[Any, ...]) -> Iterator[str]:
+    """The chunks that an index of none, or of one row and a range of elements, touches."""
+    ranges = []
+    for axis, (length, size) in enumerate(zip(array.shape, array.chunks, strict=True)):
+        at = index[axis] if axis < len(index) else slice(0, length)
+        first, stop = (at.start, at.stop) if isinstance(at, slice) else (at, at + 1)
+        ranges.append(range(first // size, (stop - 1) // size + 1 if stop > first else 0))
+    for chunk in np.ndindex(*(len(r) for r in ranges)):
+        yield array.metadata.encode_chunk_key(
+            tuple(r[i] for r, i in zip(ranges, chunk, strict=True))
+        )
+
+
+def _tracked(p: Parameter, ids: Vector) -> Parameter:
+    first, stop = np.searchsorted(ids, [p.offset, p.offset + p.numel])
+    return replace(p, offset=int(first), numel=int(stop - first))
+
+
+def open_stream(path: Path, worker: int, kind: str, table: tuple[Parameter, ...]) -> Stream:
+    """Open the committed rows of one worker.
+
+    Raises:
+        LookupError: nothing is tracked.
+        StoreFormatError: the worker's zarr.json is not one of ours.
+    """
+    store = zarr.storage.LocalStore(path, read_only=True)
+    group = zarr.open_group(store=store, path=f"worker_{worker}", mode="r", zarr_format=3)
+    if kind == "track" and "track" not in group:
+        fact = f"worker {worker} of {path} tracks no elements"
+        raise LookupError(f"cannot open the tracked rows: {fact}; read kind='full'")
+    prefix = PREFIXES[kind]  # the worker's zarr.json holds the track's metadata too
+    members = {
+        key.removeprefix(prefix): array
+        for key, array in group.members(max_depth=None)
+        if in_stream(key, prefix) and isinstance(array, zarr.Array)
+    }
+    return Stream(path, worker, kind, table, members)

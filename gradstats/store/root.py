@@ -1,0 +1,125 @@
+"""The root group: what makes a folder a gradstats store, and what says that it is damaged."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradstats.store.files import replace_file
+from gradstats.store.layout import (
+    FEATURES,
+    FORMAT,
+    FORMAT_VERSION,
+    PREFIXES,
+    Document,
+    Parameter,
+    StoreFormatError,
+    encode,
+    group_document,
+    has_rows,
+    in_stream,
+    stream_rows,
+    table_to_json,
+)
+
+
+def write_root(path: Path, table: Iterable[Parameter], provenance: Mapping[str, Any]) -> None:
+    """Make `path` a store, or give the store there another table."""
+    attributes = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "features": list(FEATURES),
+        "parameters": table_to_json(table),
+        "provenance": dict(provenance),
+    }
+    replace_file(path / "zarr.json", encode(group_document(attributes)))
+
+
+def read_root(path: Path) -> Document:
+    """The root attributes.
+
+    Raises:
+        StoreFormatError: nothing there, not a gradstats store, a newer one, or a damaged one.
+    """
+    if not path.exists():
+        raise StoreFormatError(f"cannot open {path}: nothing is there; check the path")
+    file = path / "zarr.json"
+    if not file.is_file():
+        fact = "it is not a gradstats store (no zarr.json)"
+        if any(path.glob("worker_*/")):
+            fact = "it is truncated (workers, but no zarr.json); restore it from a copy"
+        raise StoreFormatError(f"cannot open {path}: {fact}")
+    attributes: Document = _parse(file).get("attributes", {})
+    if attributes.get("format") != FORMAT:
+        fact = f"it is not a gradstats store (format {attributes.get('format')!r})"
+        raise StoreFormatError(f"cannot open {path}: {fact}")
+    version = attributes.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        fact = f"format_version {version!r} is newer than {FORMAT_VERSION}"
+        raise StoreFormatError(f"cannot open {path}: {fact}; upgrade gradstats")
+    missing = {"features", "parameters", "provenance"} - set(attributes)
+    if missing:
+        raise StoreFormatError(f"cannot open {path}: its zarr.json lacks {sorted(missing)}")
+    return attributes
+
+
+def worker_ids(path: Path) -> tuple[int, ...]:
+    """The workers that have a group, in order.
+
+    Raises:
+        StoreFormatError: a worker has arrays and no metadata.
+    """
+    found = []
+    for folder in path.glob("worker_*/"):
+        number = folder.name.removeprefix("worker_")
+        if number.isdecimal() and (folder / "zarr.json").is_file():
+            found.append(int(number))
+        elif number.isdecimal() and any(folder.glob("*/zarr.json")):
+            fact = f"{folder.name} is truncated (arrays, but no zarr.json)"
+            raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
+    return tuple(sorted(found))
+
+
+def check_worker(path: Path, worker: int) -> None:
+    """Check that a worker's zarr.json is one that a commit wrote.
+
+    Raises:
+        StoreFormatError: it does not parse, or arrays of one stream differ in length.
+    """
+    file = path / f"worker_{worker}" / "zarr.json"
+    documents = _parse(file).get("consolidated_metadata", {}).get("metadata")
+    if documents is None:
+        raise StoreFormatError(f"cannot open {path}: {file} lacks its consolidated metadata")
+    for prefix in PREFIXES.values():
+        rows = stream_rows(documents, prefix)
+        for key, document in documents.items():
+            grows = in_stream(key, prefix) and has_rows(document)
+            if grows and document["shape"][0] != rows:
+                fact = f"{key} has {document['shape'][0]} rows where step has {rows}"
+                raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
+
+
+def is_vacant(path: Path) -> bool:
+    """Is nothing at `path` but, at most, a folder in which a `create` was killed?"""
+    return not path.exists() or (
+        path.is_dir() and all(child.suffix == ".partial" for child in path.iterdir())
+    )
+
+
+def clear(path: Path) -> None:
+    """Delete what a store holds; the root's zarr.json stays, so that it is a store throughout."""
+    for child in path.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != "zarr.json":
+            child.unlink()
+
+
+def _parse(file: Path) -> Document:
+    try:
+        document = json.loads(file.read_bytes())
+    except ValueError as error:
+        fact = f"it is not JSON ({error})"
+        raise StoreFormatError(f"cannot read {file}: {fact}; restore it from a copy") from error
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,146 @@
+"""Rows on their way into a store: packed from named tensors, and checked before any byte moves."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradstats.store.layout import COORDINATES, POINTS, Parameter, dtype_name, widths
+
+Array = torch.Tensor | np.ndarray[Any, Any]
+Flat = Mapping[str, torch.Tensor]
+Order = tuple[int, int, int]
+"""(segment, step, micro_step): strictly increasing down a stream."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a stream, laid out as the store holds it.
+
+    Attributes:
+        step: the optimizer step.
+        flat: by dtype name, the 1-D CPU tensor of all (or all tracked) elements of that dtype;
+            elements of a parameter without a gradient are zero.
+        present: bool, one a parameter of the table: did it have a gradient.
+        coordinates: any of micro_step, segment, point, loss, learning_rate, grad_norm.
+        weights: as `flat`, the values of the parameters themselves.
+    """
+
+    step: int
+    flat: Flat
+    present: np.ndarray[Any, np.dtype[np.bool_]]
+    coordinates: Mapping[str, Any] = field(default_factory=dict)
+    weights: Flat | None = None
+
+
+def as_tensor(name: str, value: Array) -> torch.Tensor:
+    """A dense floating tensor of any device and stride, or an error that names `name`."""
+    if isinstance(value, np.ndarray):
+        dtype_name(value.dtype)
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"gradient of {name!r} must be a tensor or an array, got {type(value)!r}")
+    if value.layout != torch.strided:
+        fact = f"it is sparse ({value.layout}) of shape {tuple(value.shape)}"
+        raise ValueError(f"cannot store the gradient of {name!r}: {fact}; pass .to_dense()")
+    dtype_name(value.dtype)
+    return value.detach()
+
+
+def pack(
+    named: Mapping[str, Array], parameters: Sequence[Parameter]
+) -> tuple[dict[str, torch.Tensor], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Lay named tensors out flat.
+
+    Returns:
+        The flat tensors by dtype, zero where a parameter of the table is not named, and which
+        parameters were.
+
+    Raises:
+        ValueError: nothing named, a name not in the table, or another shape or dtype than there.
+    """
+    if not named:
+        raise ValueError("gradients must name at least one parameter, got an empty mapping")
+    places = {p.name: i for i, p in enumerate(parameters)}
+    flat = {d: torch.zeros(n, dtype=getattr(torch, d)) for d, n in widths(parameters).items()}
+    present = np.zeros(len(parameters), dtype=bool)
+    for name, value in named.items():
+        if name not in places:
+            fact = f"the store's table has {len(parameters)} parameters and not that one"
+            raise ValueError(f"cannot store parameter {name!r}: {fact}; start another store")
+        p, tensor = parameters[places[name]], as_tensor(name, value)
+        if (tuple(tensor.shape), dtype_name(tensor.dtype)) != (p.shape, p.dtype):
+            got = f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"
+            raise ValueError(f"{name!r} must be {p.dtype} {list(p.shape)}, got {got}")
+        flat[p.dtype][p.offset : p.offset + p.numel].view(p.shape).copy_(tensor)
+        present[places[name]] = True
+    return flat, present
+
+
+def check_row(row: Row, row_widths: Mapping[str, int], parameters: int) -> None:
+    """Check what the writer relies on.
+
+    Raises:
+        ValueError: naming the first value that is not as the stream's arrays need it.
+    """
+    if np.shape(row.present) != (parameters,) or np.asarray(row.present).dtype != np.bool_:
+        got = f"{np.asarray(row.present).dtype} {list(np.shape(row.present))}"
+        raise ValueError(f"present must be bool [{parameters}], got {got}")
+    for flat in (row.flat, row.weights):
+        if flat is not None:
+            _check_flat(flat, row_widths)
+    unknown = set(row.coordinates) - (set(COORDINATES) - {"step"})
+    if unknown:
+        known = ", ".join(name for name in COORDINATES if name != "step")
+        raise ValueError(f"coordinates must be among {known}, got {sorted(unknown)[0]!r}")
+    if row.coordinates.get("point", "unknown") not in POINTS:
+        rule = f"point must be one of {', '.join(POINTS)}"
+        raise ValueError(f"{rule}, got {row.coordinates['point']!r}")
+
+
+def _check_flat(flat: Flat, row_widths: Mapping[str, int]) -> None:
+    if set(flat) != set(row_widths):
+        raise ValueError(f"a row must have dtypes {sorted(row_widths)}, got {sorted(flat)}")
+    for dtype, tensor in flat.items():
+        got = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        if got != (dtype, (row_widths[dtype],)) or tensor.device.type != "cpu":
+            rule = f"the flat {dtype} must be a CPU tensor {dtype} [{row_widths[dtype]}]"
+            raise ValueError(f"{rule}, got {got[0]} {list(got[1])} on {tensor.device}")
+
+
+def coordinate_values(row: Row, segment: int) -> dict[str, int | float]:
+    """Every coordinate of a row as the store holds it; what is not known is NaN (or code 0).
+
+    Args:
+        row: the row.
+        segment: its segment where the row does not say.
+    """
+    given = dict(row.coordinates)
+    values: dict[str, int | float] = {
+        "step": operator.index(row.step),
+        "micro_step": operator.index(given.get("micro_step", 0)),
+        "segment": operator.index(given.get("segment", segment)),
+        "point": POINTS.index(given.get("point", "unknown")),
+    }
+    for name in ("loss", "learning_rate", "grad_norm"):
+        value = given.get(name)
+        values[name] = float("nan") if value is None else float(value)
+    return values
+
+
+def check_order(last: Order | None, new: Order) -> None:
+    """Check that a row comes after the last one.
+
+    Raises:
+        ValueError: step and micro_step did not grow within the segment, or the segment fell.
+    """
+    if last is None or new > last:
+        return
+    if new[0] < last[0]:
+        raise ValueError(f"segment must be at least {last[0]}, got {new[0]}")
+    rule = f"step must grow within segment {last[0]}: the last is {last[1]} (micro {last[2]})"
+    remedy = f"pass segment={last[0] + 1} for a run that restarted"
+    raise ValueError(f"{rule}, got {new[1]} (micro {new[2]}); {remedy}")

@@ -1,0 +1,73 @@
+"""What a new writer does first: bring the files of a worker back to its last commit."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gradstats.store.files import replace_file
+from gradstats.store.layout import (
+    COORDINATES,
+    DTYPES,
+    GROUP_ATTRIBUTES,
+    PREFIXES,
+    QUANTITIES,
+    Document,
+    chunk_shape,
+    encode,
+    group_document,
+    has_rows,
+)
+
+NAMES = frozenset({"present", *COORDINATES}) | frozenset(
+    f"{kind}_{dtype}" for kind in (*QUANTITIES, "element_ids") for dtype in DTYPES
+)
+
+
+def copy_metadata(path: Path, documents: Mapping[str, Document], keys: Sequence[str]) -> None:
+    """Write the documents in `keys` where readers look that open an array or `track` by itself."""
+    if any(key.startswith("track") for key in keys):
+        members = {
+            key.removeprefix("track/"): document
+            for key, document in documents.items()
+            if key.startswith("track/")
+        }
+        replace_file(path / "track/zarr.json", encode(group_document(GROUP_ATTRIBUTES, members)))
+    for key in keys:
+        if key != "track":
+            replace_file(path / key / "zarr.json", encode(documents[key]))
+
+
+def sweep(path: Path, documents: Mapping[str, Document]) -> None:
+    """Remove what a killed writer left: partial files, chunks and arrays beyond the commit.
+
+    Arrays that version 1 does not name are not ours to remove.
+    """
+    for partial in path.rglob("*.partial"):
+        partial.unlink()
+    for prefix in PREFIXES.values():
+        for folder in (path / prefix).glob("*/"):
+            document = documents.get(prefix + folder.name)
+            if folder.name in NAMES and document is None:
+                shutil.rmtree(folder)
+            elif document and has_rows(document):
+                _sweep_array(folder, document)
+    stale = [key for key, d in documents.items() if not _is_copied(path / key, d)]
+    copy_metadata(path, documents, stale)
+
+
+def _sweep_array(folder: Path, document: Document) -> None:
+    rows = chunk_shape(document)[0]
+    for chunk in folder.glob("c.*"):
+        if int(chunk.name.split(".")[1]) * rows >= document["shape"][0]:
+            chunk.unlink()
+
+
+def _is_copied(folder: Path, document: Document) -> bool:
+    try:
+        stored: Document = json.loads((folder / "zarr.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    if document["node_type"] == "group":  # it holds its members' lengths: cheap to write again
+        return False
+    return stored == document

@@ -1,0 +1,196 @@
+"""The one writer of one worker's group, and the commit protocol.
+
+Chunks first, then coordinates, then the shape, and *the shape is the commit*: the worker's
+zarr.json holds the metadata of all its arrays inline, so replacing that one file makes every array
+of a stream longer at the same instant. A reader of the group never sees anything in between; what
+a killed writer left beyond the shape is ignored, and swept by the next writer.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradstats.store.files import replace_file, take_lock, write_all
+from gradstats.store.layout import (
+    COORDINATES,
+    DTYPES,
+    GROUP_ATTRIBUTES,
+    PREFIXES,
+    QUANTITIES,
+    Document,
+    StoreFormatError,
+    chunk_shape,
+    element_ids_document,
+    encode,
+    group_document,
+    lengthened,
+    stream_documents,
+    stream_rows,
+    vector_documents,
+)
+from gradstats.store.rows import Order, Row, check_order, check_row, coordinate_values
+from gradstats.store.sweeping import copy_metadata, sweep
+
+Vector = np.ndarray[Any, Any]
+
+
+class WorkerWriter:
+    """Appends to the streams of one worker; holds the worker's lock while it lives."""
+
+    def __init__(
+        self, root: Path, worker: int, row_widths: Mapping[str, int], parameters: int
+    ) -> None:
+        self.path = root / f"worker_{worker}"
+        self.row_widths, self.parameters = row_widths, parameters
+        (self.path / "step").mkdir(parents=True, exist_ok=True)
+        # inside an array: Zarr warns about a file it does not know beside one
+        self._lock = take_lock(self.path / "step/.lock", f"worker {worker} of {root}")
+        self.documents: dict[str, Document] = {}  # key -> committed metadata
+        if not (self.path / "zarr.json").exists():
+            self._commit(self._made("", stream_documents(row_widths, parameters)))
+        self.documents = self._committed()
+        sweep(self.path, self.documents)
+
+    def close(self) -> None:
+        """Let the next writer in."""
+        self._lock.close()
+
+    def set_track(self, element_ids: Mapping[str, Vector]) -> None:
+        """Commit the tracked elements, which never change afterwards, and a track without rows."""
+        names = {f"element_ids_{dtype}": dtype for dtype in element_ids}
+        documents = {
+            name: element_ids_document(dtype, len(element_ids[dtype]), self.row_widths[dtype])
+            for name, dtype in names.items()
+        }
+        counts = {dtype: len(ids) for dtype, ids in element_ids.items()}
+        new = self._made("track/", {**documents, **stream_documents(counts, self.parameters)})
+        for name, dtype in names.items():
+            self._write_chunks("track/" + name, documents[name], "c.{}", element_ids[dtype])
+        self._commit({**self.documents, "track": group_document(GROUP_ATTRIBUTES), **new})
+
+    def append(self, kind: str, rows: Sequence[Row]) -> None:
+        """Commit rows, all of them or none."""
+        prefix = PREFIXES[kind]
+        start = stream_rows(self.documents, prefix)
+        documents = self.documents
+        if start == 0 and rows[0].weights is not None:
+            weights = vector_documents("weight", self._widths(prefix))
+            documents = {**documents, **self._made(prefix, weights)}
+        columns = self._check(rows, prefix, documents)
+        try:
+            for index, row in enumerate(rows, start):
+                self._write_row(prefix, index, row, documents)
+            for name, column in columns.items():
+                self._write_column(prefix + name, start, column)
+            self._commit(lengthened(documents, prefix, start + len(rows)))
+        except BaseException:
+            self.documents = self._committed()  # an interrupt may have struck after the commit
+            raise
+
+    def _made(self, prefix: str, documents: Mapping[str, Document]) -> dict[str, Document]:
+        """The same documents by key, their folders made."""
+        for name in documents:
+            (self.path / prefix / name).mkdir(parents=True, exist_ok=True)
+        return {prefix + name: document for name, document in documents.items()}
+
+    def _committed(self) -> dict[str, Document]:
+        group = json.loads((self.path / "zarr.json").read_bytes())
+        return dict(group["consolidated_metadata"]["metadata"])
+
+    def _widths(self, prefix: str) -> dict[str, int]:
+        """Elements of a row of this stream by dtype."""
+        if prefix + "step" not in self.documents:
+            raise ValueError("cannot append tracked rows: no elements are tracked; use set_track")
+        grads = {dtype: self.documents.get(f"{prefix}grad_{dtype}") for dtype in DTYPES}
+        return {dtype: d["shape"][1] for dtype, d in grads.items() if d}
+
+    def _check(
+        self, rows: Sequence[Row], prefix: str, documents: Mapping[str, Document]
+    ) -> dict[str, Vector]:
+        """Check all rows and return their columns: `present` and the coordinates."""
+        row_widths = self._widths(prefix)
+        weighty = any((prefix + "weight_" + dtype) in documents for dtype in row_widths)
+        last = self._last(prefix)
+        values = []
+        for row in rows:
+            check_row(row, row_widths, self.parameters)
+            if (row.weights is not None) != weighty:
+                fact = f"the stream {'has' if weighty else 'has no'} weights on its rows"
+                raise ValueError(f"cannot append step {row.step}: {fact}; keep to that")
+            values.append(coordinate_values(row, last[0] if last else 0))
+            now = values[-1]
+            order = (int(now["segment"]), int(now["step"]), int(now["micro_step"]))
+            check_order(last, order)
+            last = order
+        columns = {n: np.array([v[n] for v in values], d) for n, d in COORDINATES.items()}
+        return {"present": np.stack([np.asarray(row.present) for row in rows]), **columns}
+
+    def _write_row(
+        self, prefix: str, index: int, row: Row, documents: Mapping[str, Document]
+    ) -> None:
+        for quantity, flat in zip(QUANTITIES, (row.flat, row.weights), strict=True):
+            for dtype, tensor in (flat or {}).items():
+                bits = tensor.view(torch.int16) if dtype == "bfloat16" else tensor
+                key = f"{prefix}{quantity}_{dtype}"
+                vector = bits.contiguous().detach().numpy()
+                self._write_chunks(key, documents[key], f"c.{index}.{{}}", vector)
+
+    def _write_chunks(self, key: str, document: Document, name: str, vector: Vector) -> None:
+        width = chunk_shape(document)[-1]
+        for chunk, start in enumerate(range(0, len(vector), width)):
+            piece = vector[start : start + width]
+            padding = bytes((width - len(piece)) * piece.itemsize)  # Zarr's chunks are all full
+            replace_file(self.path / key / name.format(chunk), piece.data, padding)
+
+    def _write_column(self, key: str, start: int, values: Vector) -> None:
+        """Write rows `start`... of an array that has many rows in a chunk.
+
+        Only the new rows' bytes are touched, so a kill cannot harm the committed ones beside them.
+        """
+        document = self.documents[key]
+        rows = chunk_shape(document)[0]
+        stop = start + len(values)
+        for chunk in range(start // rows, (stop - 1) // rows + 1):
+            first, last = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
+            with open(self._column_chunk(key, chunk), "r+b", buffering=0) as file:
+                file.seek((first - chunk * rows) * values[0].nbytes)
+                write_all(file, values[first - start : last - start].data)
+
+    def _column_chunk(self, key: str, chunk: int) -> Path:
+        """The file of a chunk, made full of zeros before its first row."""
+        document = self.documents[key]
+        shape = chunk_shape(document)
+        file = self.path / key / ".".join(["c", str(chunk), *["0"] * (len(shape) - 1)])
+        if file.is_file():
+            return file
+        if chunk * shape[0] < document["shape"][0]:
+            fact = f"chunk {file} is missing"
+            raise StoreFormatError(f"cannot append: {fact}; restore it from a copy")
+        replace_file(file, bytes(math.prod(shape) * np.dtype(document["data_type"]).itemsize))
+        return file
+
+    def _last(self, prefix: str) -> Order | None:
+        row = stream_rows(self.documents, prefix) - 1
+        if row < 0:
+            return None
+        values = []
+        for name in ("segment", "step", "micro_step"):
+            chunk, place = divmod(row, chunk_shape(self.documents[prefix + name])[0])
+            file = self._column_chunk(prefix + name, chunk)
+            values.append(int(np.fromfile(file, np.int64, count=1, offset=8 * place)[0]))
+        segment, step, micro = values
+        return segment, step, micro
+
+    def _commit(self, documents: dict[str, Document]) -> None:
+        group = group_document(GROUP_ATTRIBUTES, documents)
+        replace_file(self.path / "zarr.json", encode(group))
+        old, self.documents = self.documents, documents
+        changed = [key for key, d in documents.items() if d is not old.get(key)]
+        with contextlib.suppress(OSError):  # committed already: copies may lag until next time
+            copy_metadata(self.path, documents, changed)
