@@ -91,12 +91,7 @@ def sidco_threshold(
         100
     """
     check_ratio("target_ratio", target_ratio)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    if stages < 1:
-        raise ValueError(f"stages must be at least 1, got {stages!r}")
-    if not 0 < first_ratio < 1:
-        raise ValueError(f"first_ratio must lie in (0, 1), got {first_ratio!r}")
+    check_settings(variant, stages, first_ratio)
     summary = summarize(data)
     guards = list(_data_guards(summary))
     if summary.nonzero == 0:
@@ -122,6 +117,16 @@ def sidco_threshold(
         value += float(fitted.threshold(stage_ratio))
         used += 1
     return Threshold(value, target_ratio, variant, used, tuple(guards))
+
+
+def check_settings(variant: str, stages: int, first_ratio: float) -> None:
+    """Raise ValueError unless the settings of a SIDCo threshold are in their ranges."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if stages < 1:
+        raise ValueError(f"stages must be at least 1, got {stages!r}")
+    if not 0 < first_ratio < 1:
+        raise ValueError(f"first_ratio must lie in (0, 1), got {first_ratio!r}")
 
 
 def stage_ratios(ratio: float, stages: int, first_ratio: float = FIRST_RATIO) -> tuple[float, ...]:

@@ -1,0 +1,176 @@
+"""What a compressor is: a pure step from a gradient to messages, all state held by the caller."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gradstats.compressors.payloads import Message, Payload
+from gradstats.compressors.rng import Rng
+from gradstats.summary import check_ratio, kept_count
+
+State = Any
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a compressor promises, for every input.
+
+    Attributes:
+        collective: how its payloads are combined over workers.
+        delta: the contraction ‖x - C(x)‖² <= (1 - delta)‖x‖², a function of the payload; None: no
+            promise.
+        in_expectation: the contraction holds for the mean over the random numbers only.
+        unbiased: E C(x) = x.
+        wants_feedback: converges only with error feedback.
+        has_memory: its state changes from step to step, so that it must see consecutive steps.
+        random: reads its `rng`.
+        rounds: dependent rounds of communication.
+        needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
+    """
+
+    collective: Literal["all_reduce", "all_gather"]
+    delta: Callable[[Payload], float] | None = None
+    in_expectation: bool = False
+    unbiased: bool = False
+    wants_feedback: bool = False
+    has_memory: bool = False
+    random: bool = False
+    rounds: int = 1
+    needs: tuple[str, ...] = ()
+
+
+def kept_share(payload: Payload) -> float:
+    """k̂/d: the contraction of anything that keeps the k̂ largest of d magnitudes exactly."""
+    return payload.count / max(payload.numel, 1)
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """Combine equal-shaped tensors of all workers element by element; the result is a tensor."""
+
+    tensor: Tensor
+    op: Literal["sum", "mean", "max"] = "sum"
+
+
+@dataclass(frozen=True)
+class AllGather:
+    """Give every worker the payloads of all, which may differ in length: a list, by worker."""
+
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Give every worker the payload of worker `root`; the result is that payload."""
+
+    payload: Payload
+    root: int
+
+
+Collective = AllReduce | AllGather | Broadcast
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an exchange leaves.
+
+    Attributes:
+        update: the mean over workers that the optimizer gets, shaped as the gradient.
+        sent: what this worker's memory must count as delivered.
+        state: for the next step.
+    """
+
+    update: Tensor
+    sent: Payload
+    state: State
+
+
+class Compressor(ABC):
+    """A gradient compressor. Subclasses are frozen dataclasses whose fields are the settings.
+
+    A method that sends one message writes `encode` alone; one that needs several rounds writes
+    `exchange`. The state is consumed by the call that takes it, `grad` is never written, and a
+    payload owns its values.
+    """
+
+    name: ClassVar[str]
+    contract: ClassVar[Contract]
+
+    def init(self, grad: Tensor) -> State:
+        """The state before the first step, for gradients like `grad`."""
+        return None
+
+    @abstractmethod
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
+        """Encode one gradient.
+
+        Args:
+            grad: of any shape; read only.
+            state: from `init` or from the step before.
+            rng: needed where the contract says random.
+
+        Returns:
+            The payload, and the state for the next step.
+        """
+
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """The step over all workers: yields collectives, is sent their results, returns a Step."""
+        payload, state = self.encode(grad, state, rng)
+        payloads: list[Payload]
+        if isinstance(payload, Message) and payload.summable:
+            mean = yield AllReduce(payload.values, "mean")
+            payloads = [payload.with_values(mean)]
+        else:
+            payloads = yield AllGather(payload)
+        update = grad.new_zeros(grad.numel())
+        for received in payloads:
+            received.add_to(update, 1 / len(payloads))
+        return Step(update.view(grad.shape), payload, state)
+
+    @property
+    def ratio_asked(self) -> float | None:
+        """The target ratio k/d; None where the method has none."""
+        return getattr(self, "ratio", None)
+
+    def target_count(self, numel: int) -> int:
+        """k, the elements that should be kept of `numel`; all of them where there is no ratio."""
+        return numel if self.ratio_asked is None else kept_count(numel, self.ratio_asked)
+
+    @property
+    def spec(self) -> str:
+        """The compressor in the grammar; `gradstats.compressor(spec)` makes it again."""
+        arguments = [
+            f"{value}" if i == 0 else f"{field.name}={value}"
+            for i, field in enumerate(fields(self))  # type: ignore[arg-type]
+            if not field.metadata.get("in_name")
+            if i == 0 or getattr(self, field.name) != field.default
+            for value in [_written(getattr(self, field.name))]
+        ]
+        return f"{self.name}({', '.join(arguments)})" if arguments else self.name
+
+    def __str__(self) -> str:
+        return self.spec
+
+    def __post_init__(self) -> None:
+        if self.ratio_asked is not None:
+            check_ratio("ratio", self.ratio_asked)
+
+
+def _written(value: object) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:
+    """The rng, or ValueError: a random compressor was called without one."""
+    if rng is None:
+        raise ValueError(
+            f"rng must be given to {compressor}, which draws random numbers, got None"
+        )
+    return rng

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor, Contract, State
+from gradstats.compressors.payloads import Dense
+from gradstats.compressors.rng import Rng
+
+
+@dataclass(frozen=True)
+class NoCompression(Compressor):
+    """The gradient as it is: the baseline of every comparison."""
+
+    name = "none"
+    contract = Contract("all_reduce", delta=lambda payload: 1.0, unbiased=True)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Dense, State]:
+        """A copy of the gradient."""
+        return Dense(grad.detach().reshape(-1).clone(), grad.numel()), state

@@ -1,0 +1,130 @@
+"""Counter-based randomness: the same numbers on every device, the global generator untouched."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+LOW = 0xFFFFFFFF
+ROUNDS = 10
+FEISTEL_ROUNDS = 8
+
+
+def philox(key: tuple[int, int], counter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox-4x32-10 of the counters (counter, 0, 0, 0): four 32-bit words each, as int64 tensors.
+
+    Triton's `tl.randint` is the first word under the same key and offset.
+
+    Args:
+        key: two 32-bit words.
+        counter: int64, values below 2^32, any shape.
+
+    References:
+        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+
+    Example:
+        >>> words = philox((0, 0), torch.tensor([0]))
+        >>> " ".join(f"{int(word):08x}" for word in words)
+        '6627e8d5 e169c58d bc57ac4c 9b00dbd8'
+    """
+    zero = torch.zeros_like(counter)
+    c0, c1, c2, c3 = counter & LOW, zero, zero, zero
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        # int64 products wrap, but their 64 bits are those of the unsigned product
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & LOW) ^ c1 ^ k0,
+            p1 & LOW,
+            ((p0 >> 32) & LOW) ^ c3 ^ k1,
+            p0 & LOW,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & LOW, (k1 + 0xBB67AE85) & LOW
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Random numbers under one 64-bit key; asking twice gives the same numbers.
+
+    Attributes:
+        key: two 32-bit words.
+    """
+
+    key: tuple[int, int]
+
+    def uniform(self, n: int, device: torch.device | str = "cpu") -> Tensor:
+        """Float64 `[n]` in [0, 1), with 32 random bits each."""
+        words = philox(self.key, torch.arange(-(-n // 4), device=device))
+        return torch.stack(words, dim=1).reshape(-1)[:n] / 2.0**32
+
+    def integers(self, n: int, high: int, device: torch.device | str = "cpu") -> Tensor:
+        """Int64 `[n]` in [0, high), with replacement."""
+        return (self.uniform(n, device) * high).to(torch.int64)
+
+    def subset(self, k: int, numel: int, device: torch.device | str = "cpu") -> Tensor:
+        """Sorted int64 `[k]`: a random k-subset of range(numel), in time O(k).
+
+        The images of 0 … k-1 under a keyed permutation: a Feistel network on the next power of 4,
+        walked until it lands below numel.
+        """
+        half = max(1, (max(numel - 1, 1).bit_length() + 1) // 2)
+        index = self._permute(torch.arange(k, device=device), half)
+        while (outside := index >= numel).any():
+            index[outside] = self._permute(index[outside], half)
+        return index.sort().values
+
+    def _permute(self, index: Tensor, half: int) -> Tensor:
+        mask = (1 << half) - 1
+        left, right = index >> half, index & mask
+        for key in self._round_keys:
+            left, right = right, left ^ (_mix((right + key) & LOW) & mask)
+        return (left << half) | right
+
+    @cached_property
+    def _round_keys(self) -> list[int]:
+        words = philox(self.key, torch.arange(LOW - 1, LOW + 1))
+        return [int(word) for word in torch.stack(words).reshape(-1)][:FEISTEL_ROUNDS]
+
+
+def _mix(word: Tensor) -> Tensor:
+    """The finaliser of MurmurHash3 on 32-bit words."""
+    word = ((word ^ (word >> 16)) * 0x85EBCA6B) & LOW
+    word = ((word ^ (word >> 13)) * 0xC2B2AE35) & LOW
+    return word ^ (word >> 16)
+
+
+@dataclass(frozen=True)
+class Rng:
+    """The randomness of one encoding, keyed by where it happens.
+
+    Attributes:
+        seed: of the run.
+        step: optimizer step.
+        parameter: name of the parameter, "" for the whole model.
+        worker: data-parallel rank.
+    """
+
+    seed: int = 0
+    step: int = 0
+    parameter: str = ""
+    worker: int = 0
+
+    @property
+    def shared(self) -> Stream:
+        """The stream that all workers have in common."""
+        return self._stream("shared")
+
+    @property
+    def own(self) -> Stream:
+        """The stream of this worker alone."""
+        return self._stream(f"own {self.worker}")
+
+    def _stream(self, which: str) -> Stream:
+        text = f"{self.seed} {self.step} {which} {self.parameter}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return Stream((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")))

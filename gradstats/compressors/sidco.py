@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from torch import Tensor
+
+from gradstats import kernels
+from gradstats.compressors.base import Compressor, Contract, State, kept_share
+from gradstats.compressors.payloads import Sparse, sparse
+from gradstats.compressors.rng import Rng
+from gradstats.summary import kept_count, summarize
+from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
+
+
+@dataclass(frozen=True)
+class SIDCo(Compressor):
+    """The elements above a threshold from a fitted distribution, in adaptive stages.
+
+    The state is a `Stages`: the number of stages follows the k̂/k that was achieved.
+
+    Args:
+        ratio: k/d, in (0, 1].
+        variant: "e", "gp" or "p"; part of the name in the grammar.
+        stages: a fixed number of stages; 0 lets them adapt, as published.
+        rule: the stage-adaptation rule, see `gradstats.thresholds.Stages`.
+        first_ratio: the target of the first stage where there are several.
+
+    References:
+        Abdelmoniem et al., MLSys 2021.
+    """
+
+    ratio: float
+    variant: str = field(default="e", metadata={"in_name": True})
+    stages: int = 0
+    rule: Rule = "step"
+    first_ratio: float = FIRST_RATIO
+    contract = Contract("all_gather", delta=kept_share, wants_feedback=True, has_memory=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self.variant, max(self.stages, 1), self.first_ratio)
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`sidco-` and the variant."""
+        return f"sidco-{self.variant}"
+
+    def init(self, grad: Tensor) -> Stages:
+        """One stage, no history."""
+        return Stages(count=self.stages or 1, rule=self.rule)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """Fit on the Summary, select, and let the stages adapt to what was selected."""
+        flat = grad.detach().reshape(-1).contiguous()
+        threshold = sidco_threshold(
+            summarize(flat),
+            self.ratio,
+            variant=self.variant,
+            stages=state.count,
+            first_ratio=self.first_ratio,
+        )
+        payload = sparse(flat, kernels.select(flat, float(threshold)))
+        if self.stages or not flat.numel():
+            return payload, state
+        khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)
+        return payload, state.update(khat_over_k, target_ratio=self.ratio)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradstats import kernels
+from gradstats.compressors.base import Compressor, Contract, State, kept_share
+from gradstats.compressors.payloads import Sparse, sparse
+from gradstats.compressors.rng import Rng
+from gradstats.summary import kept_count
+
+
+@dataclass(frozen=True)
+class HardThreshold(Compressor):
+    """The elements above a magnitude that the first gradient fixes so that it keeps k.
+
+    The state is that magnitude. How far k̂/k drifts afterwards is what the method costs.
+
+    Args:
+        ratio: k/d of the first gradient, in (0, 1].
+
+    References:
+        Dryden et al., MLHPC 2016; Sahu et al., NeurIPS 2021 (threshold-v).
+    """
+
+    ratio: float
+    name = "threshold"
+    contract = Contract("all_gather", delta=kept_share, wants_feedback=True, has_memory=True)
+
+    def init(self, grad: Tensor) -> float:
+        """The (k+1)-th largest magnitude, 0 if there is none."""
+        magnitudes = grad.detach().reshape(-1).abs()
+        k = kept_count(magnitudes.numel(), self.ratio)
+        if k == magnitudes.numel():
+            return 0.0
+        return float(magnitudes.topk(k + 1).values[-1])
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """The elements above the calibrated magnitude."""
+        flat = grad.detach().reshape(-1).contiguous()
+        return sparse(flat, kernels.select(flat, state)), state
