@@ -91,17 +91,18 @@ class DGenPareto(Family):
 
     def logpdf(self, x: ArrayLike) -> Floats:
         """-(1 + a) z l(az) - ln 2b with z = |x|/b, l(y) = ln(1+y)/y; -inf off the support."""
-        z = np.abs(x) / self.scale
-        return -(1 + self.shape) * _log1p_ratio(self.shape, z) - math.log(2 * self.scale)
+        decay = _log1p_ratio(self.shape, np.abs(x) / self.scale)
+        inside = np.isfinite(decay)
+        log = -(1 + self.shape) * np.where(inside, decay, 0.0) - math.log(2 * self.scale)
+        return np.where(inside, log, -np.inf)
 
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """-z l(az), which is -ln(1 + az)/a."""
         return -_log1p_ratio(self.shape, np.asarray(magnitude, np.float64) / self.scale)
 
     def threshold(self, ratio: ArrayLike) -> Floats:
-        """The inverse, b L r(aL) with L = -ln(ratio), r(y) = (e^y - 1)/y, smooth at a = 0."""
-        log = -np.log(ratio)
-        return np.asarray(self.scale * log * special.exprel(self.shape * log))
+        """The inverse, b (ratio^-a - 1)/a, by a Box-Cox transform that is smooth at a = 0."""
+        return np.asarray(-self.scale * special.boxcox(ratio, -self.shape))
 
     def scipy(self) -> Any:
         """`dgenpareto` as a scipy law (scipy has only the one-sided `genpareto`)."""
@@ -129,6 +130,10 @@ def _scipy_law() -> Any:
 
         def _argcheck(self, c: Floats) -> Any:
             return np.isfinite(c)
+
+        def _get_support(self, c: Floats) -> Any:
+            end = half.support(c)[1]
+            return -end, end
 
         def _pdf(self, x: Floats, c: Floats) -> Any:
             return half.pdf(np.abs(x), c) / 2

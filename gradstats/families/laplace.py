@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 from gradstats.families.base import Family, Floats, require
 from gradstats.summary import Moments, Summary
@@ -58,7 +59,7 @@ class Laplace(Family):
 
     def threshold(self, ratio: ArrayLike) -> Floats:
         """-b ln(ratio)."""
-        return np.asarray(-self.scale * np.log(ratio))
+        return np.asarray(special.xlogy(-self.scale, ratio))
 
     def scipy(self) -> Any:
         """`scipy.stats.laplace`."""

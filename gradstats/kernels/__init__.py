@@ -40,7 +40,7 @@ def select(values: Tensor, threshold: float) -> Tensor:
 
     Args:
         values: `[n]`, contiguous, floating point, any device.
-        threshold: in the unit of `values`; compared in the dtype of `values`.
+        threshold: in the unit of `values`; compared as a real number, not rounded to their dtype.
 
     Returns:
         int64 `[k]`.

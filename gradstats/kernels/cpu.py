@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, INTEGERS, Tally, tally_16_bit
+from gradstats.kernels.grid import GRIDS, INTEGERS, Tally, round_down, tally_16_bit
 
 BLOCK = 1 << 14  # elements: a float32 block and its bins stay in the second-level cache
 PIECE = 1 << 18  # elements below which a second thread does not pay
@@ -195,8 +195,7 @@ def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
 def select(values: Tensor, threshold: float) -> Tensor:
     """See `gradstats.kernels.select`."""
     array = values.detach().numpy()
-    # torch compares in the tensor's dtype: the threshold is rounded to it first
-    limit = float(array.dtype.type(threshold))
+    limit = round_down(threshold, values.dtype)
 
     def work(start: int, stop: int) -> NDArray[np.int64]:
         part = array[start:stop]

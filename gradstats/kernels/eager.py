@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, Tally, _pattern, tally_16_bit
+from gradstats.kernels.grid import GRIDS, Tally, _pattern, round_down, tally_16_bit
 
 BLOCK = 1 << 20  # elements whose float64 copies are alive at one time
 
@@ -43,9 +43,10 @@ def count(values: Tensor) -> Tally:
 def _finite_sums(block: Tensor) -> Tensor:
     wide = torch.where(block.isfinite(), block, 0).to(torch.float64)
     magnitudes = wide.abs()
-    return torch.stack([wide.sum(), magnitudes.sum(), (wide * wide).sum(), magnitudes.max()])
+    largest = magnitudes.max() if len(block) else wide.sum()
+    return torch.stack([wide.sum(), magnitudes.sum(), (wide * wide).sum(), largest])
 
 
 def select(values: Tensor, threshold: float) -> Tensor:
     """See `gradstats.kernels.select`."""
-    return (~(values.abs() <= threshold)).nonzero().squeeze(1)
+    return (~(values.abs() <= round_down(threshold, values.dtype))).nonzero().squeeze(1)

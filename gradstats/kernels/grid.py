@@ -86,6 +86,19 @@ GRIDS = {
 }
 
 
+def round_down(threshold: float, dtype: torch.dtype) -> float:
+    """The largest value of `dtype` not above a threshold >= 0.
+
+    No value of the dtype lies between the two, so both cut it alike. Rounding to nearest would
+    drop a whole point mass of a bfloat16 gradient, and turn a threshold above the dtype's range
+    into one that an infinite element does not exceed.
+    """
+    rounded = torch.tensor([threshold], dtype=torch.float64).to(dtype)
+    if rounded.item() > threshold:
+        rounded = (_pattern(rounded) - 1).view(dtype)
+    return float(rounded.item())
+
+
 def tally_16_bit(patterns: NDArray[np.int64], dtype: torch.dtype) -> Tally:
     """The tally of a 16-bit dtype from the counts of its 65,536 values; every sum is exact."""
     grid = GRIDS[dtype]
