@@ -39,7 +39,7 @@ class Row:
 def as_tensor(name: str, value: Array) -> torch.Tensor:
     """A dense floating tensor of any device and stride, or an error that names `name`."""
     if isinstance(value, np.ndarray):
-        dtype_name(value.dtype)
+        dtype_name(value.dtype.name)
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"gradient of {name!r} must be a tensor or an array, got {type(value)!r}")

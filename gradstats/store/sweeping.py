@@ -13,6 +13,7 @@ from gradstats.store.layout import (
     PREFIXES,
     QUANTITIES,
     Document,
+    StoreFormatError,
     chunk_shape,
     encode,
     group_document,
@@ -52,8 +53,9 @@ def sweep(path: Path, documents: Mapping[str, Document]) -> None:
                 shutil.rmtree(folder)
             elif document and has_rows(document):
                 _sweep_array(folder, document)
-    stale = [key for key, d in documents.items() if not _is_copied(path / key, d)]
-    copy_metadata(path, documents, stale)
+    arrays = {key: d for key, d in documents.items() if d["node_type"] == "array"}
+    stale = [key for key, d in arrays.items() if not _is_copied(path / key, d)]
+    copy_metadata(path, documents, stale + [key for key in documents if key == "track"])
 
 
 def _sweep_array(folder: Path, document: Document) -> None:
@@ -64,10 +66,9 @@ def _sweep_array(folder: Path, document: Document) -> None:
 
 
 def _is_copied(folder: Path, document: Document) -> bool:
+    if not folder.is_dir():
+        raise StoreFormatError(f"cannot append: {folder} is missing; restore it from a copy")
     try:
-        stored: Document = json.loads((folder / "zarr.json").read_bytes())
+        return bool(json.loads((folder / "zarr.json").read_bytes()) == document)
     except (FileNotFoundError, ValueError):
         return False
-    if document["node_type"] == "group":  # it holds its members' lengths: cheap to write again
-        return False
-    return stored == document

@@ -52,8 +52,17 @@ class WorkerWriter:
         # inside an array: Zarr warns about a file it does not know beside one
         self._lock = take_lock(self.path / "step/.lock", f"worker {worker} of {root}")
         self.documents: dict[str, Document] = {}  # key -> committed metadata
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _begin(self) -> None:
+        """Take up the last commit, or make the first: a stream without rows."""
         if not (self.path / "zarr.json").exists():
-            self._commit(self._made("", stream_documents(row_widths, parameters)))
+            documents = stream_documents(self.row_widths, self.parameters)
+            self._commit(self._made(PREFIXES["full"], documents))
         self.documents = self._committed()
         sweep(self.path, self.documents)
 
@@ -136,9 +145,10 @@ class WorkerWriter:
     ) -> None:
         for quantity, flat in zip(QUANTITIES, (row.flat, row.weights), strict=True):
             for dtype, tensor in (flat or {}).items():
-                bits = tensor.view(torch.int16) if dtype == "bfloat16" else tensor
+                bits = tensor.detach()
+                bits = bits.view(torch.int16) if dtype == "bfloat16" else bits
                 key = f"{prefix}{quantity}_{dtype}"
-                vector = bits.contiguous().detach().numpy()
+                vector = bits.contiguous().numpy()
                 self._write_chunks(key, documents[key], f"c.{index}.{{}}", vector)
 
     def _write_chunks(self, key: str, document: Document, name: str, vector: Vector) -> None:

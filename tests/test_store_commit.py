@@ -1,0 +1,209 @@
+"""A row is there or not there, whatever happens to the writer."""
+
+import errno
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from gradstats.store import GradientStore, Row, StoreFormatError, files, parameter_table, writing
+
+TABLE = parameter_table([("w", (100, 50), "float32"), ("b", (300,), "bfloat16")])
+IDS = {"float32": np.arange(0, 5000, 7)}
+KILLS = 12
+
+
+def row(step, kind):
+    """The row that every process makes of a step, and of nothing else."""
+    generator = torch.Generator().manual_seed(step)
+    flat = {p.dtype: torch.randn(p.numel, generator=generator) for p in TABLE}
+    flat["bfloat16"] = flat["bfloat16"].bfloat16()
+    if kind == "track":
+        flat = {"float32": flat["float32"][torch.from_numpy(IDS["float32"])]}
+    return Row(step, flat, np.array([True, step % 3 == 0]), {"loss": step / 8})
+
+
+def write_until_killed(path, acknowledge):
+    store = GradientStore.create(path, TABLE, if_exists="resume")
+    store.set_track(IDS)
+    step = len(store.stream())
+    while True:
+        if len(store.stream(0, "track")) == step:  # else the last kill fell between the two
+            store.append_rows([row(step, "track")], kind="track")
+        store.append_rows([row(step, "full")])
+        acknowledge.send(step)
+        step += 1
+
+
+def assert_rows_are_exact(path, at_least):
+    store = GradientStore.open(path)
+    for kind in ("full", "track"):
+        stream = store.stream(0, kind)
+        assert len(stream) >= at_least
+        assert stream.steps.tolist() == list(range(len(stream)))
+        assert stream.coordinates["loss"].tolist() == [step / 8 for step in range(len(stream))]
+        assert stream.present[:, 1].tolist() == [step % 3 == 0 for step in range(len(stream))]
+        for step in range(len(stream)):
+            expected = row(step, kind).flat
+            assert torch.equal(stream.read(step, "w").flatten(), expected["float32"])
+            if kind == "full" and step % 3 == 0:
+                assert torch.equal(stream.read(step, "b"), expected["bfloat16"])
+
+
+def assert_plain_zarr_agrees(path):
+    group = zarr.open(str(path), mode="r")["worker_0"]
+    for prefix in ("", "track/"):
+        rows = group[prefix + "step"].shape[0]
+        for name in ("grad_float32", "present", "loss", "segment"):
+            assert group[prefix + name].shape[0] == rows
+
+
+@pytest.mark.skipif(not hasattr(files, "fcntl"), reason="needs POSIX signals and locks")
+def test_sigkill_at_any_instant_loses_no_acknowledged_row(tmp_path):
+    path = tmp_path / "run.zarr"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "gradstats.store"])
+    rng = np.random.default_rng(11)
+    acknowledged = -1
+    for _ in range(KILLS):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=write_until_killed, args=(path, theirs), daemon=True)
+        child.start()
+        theirs.close()
+        assert ours.poll(60), "the child wrote no row"
+        time.sleep(rng.uniform(0, 0.04))
+        child.kill()
+        child.join()
+        try:
+            while True:
+                acknowledged = ours.recv()
+        except EOFError:
+            pass
+        assert_rows_are_exact(path, acknowledged + 1)
+        assert_plain_zarr_agrees(path)
+    assert acknowledged >= KILLS - 1
+    with GradientStore.create(path, TABLE, if_exists="resume") as store:
+        store.claim()
+    assert_swept(path)
+
+
+def assert_swept(path):
+    """No file beyond what is committed, and every array says its length itself."""
+    store = GradientStore.open(path)
+    assert not list(path.rglob("*.partial"))
+    for kind, folder in (("full", "worker_0"), ("track", "worker_0/track")):
+        stream = store.stream(0, kind)
+        assert len(list((path / folder / "grad_float32").glob("c.*"))) == len(stream)
+        for name, array in stream.arrays.items():
+            alone = zarr.open_array(str(path / folder / name), mode="r")
+            assert alone.shape == array.shape
+
+
+def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monkeypatch):
+    """Fail the first write of an append, then the second, ... until one append succeeds."""
+    store = GradientStore.create(tmp_path / "run.zarr", TABLE)
+    store.set_track(IDS)
+    store.append_rows([row(0, "full")])
+    store.append_rows([row(0, "track")], kind="track")
+    real, failures = files.write_all, 0
+    for failing in range(100):
+        countdown = iter(range(failing, -1, -1))
+
+        def full_disk(file, part, countdown=countdown):
+            if next(countdown, 0) == 0:
+                real(file, part[: len(part) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(file, part)
+
+        for module in (files, writing):
+            monkeypatch.setattr(module, "write_all", full_disk)
+        try:
+            store.append_rows([row(1, "full"), row(2, "full")])
+        except OSError:
+            failures += 1
+            assert_rows_are_exact(tmp_path / "run.zarr", 1)
+            assert len(store.stream()) == 1
+            continue
+        break
+    assert failures > 10  # vectors, coordinates, the commit itself
+    for module in (files, writing):
+        monkeypatch.setattr(module, "write_all", real)
+    assert len(store.stream()) == 3  # only copies of the metadata failed
+    store.append_rows([row(3, "full")])
+    store.append_rows([row(s, "track") for s in (1, 2, 3)], kind="track")
+    assert_rows_are_exact(tmp_path / "run.zarr", 4)
+    store.close()
+    with GradientStore.open(tmp_path / "run.zarr", "a") as store:
+        store.claim()
+    assert_swept(tmp_path / "run.zarr")
+
+
+def test_leftovers_are_ignored_then_swept(tmp_path):
+    path = tmp_path / "run.zarr"
+    with GradientStore.create(path, TABLE) as store:
+        store.set_track(IDS)
+        store.append_rows([row(0, "full")])
+        store.append_rows([row(0, "track")], kind="track")
+    worker = path / "worker_0"
+    lagging = (worker / "grad_float32/zarr.json").read_bytes()
+    leftovers = ["grad_float32/c.1.0", "track/grad_float32/c.7.0", "step/c.1", "zarr.json.partial"]
+    for name in leftovers:
+        (worker / name).write_bytes(b"junk")
+    (worker / "grad_float32/zarr.json").write_bytes(lagging.replace(b"[1,5000]", b"[0,5000]"))
+    (worker / "weight_float32").mkdir()
+    (worker / "ragged/notes").mkdir(parents=True)
+    (worker / "ragged/notes/c.5").write_bytes(b"of a later version")
+    assert_rows_are_exact(path, 1)
+    with GradientStore.open(path, "a") as store:
+        store.claim()
+        assert not any((worker / name).exists() for name in leftovers)
+        assert not (worker / "weight_float32").exists()
+        assert (worker / "grad_float32/zarr.json").read_bytes() == lagging
+        assert (worker / "ragged/notes/c.5").exists()
+        store.append_rows([row(1, "full")])
+    assert_swept(path)
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(tmp_path):
+    path = tmp_path / "run.zarr"
+    with GradientStore.create(path, TABLE) as first:
+        first.append_rows([row(0, "full")])
+        with GradientStore.open(path, "a") as second:
+            with pytest.raises(BlockingIOError, match=r"worker 0 of .*process \d+"):
+                second.append_rows([row(1, "full")])
+            second.append_rows([row(0, "full")], worker=1)
+        with pytest.raises(BlockingIOError):
+            GradientStore.create(path, TABLE, if_exists="overwrite")
+    with GradientStore.open(path, "a") as second:
+        second.append_rows([row(1, "full")])
+        assert len(second.stream()) == 2
+
+
+def test_what_is_at_the_path_is_resumed_or_overwritten_only_when_asked(tmp_path):
+    path = tmp_path / "run.zarr"
+    with GradientStore.create(path, TABLE, provenance={"seed": 0}) as store:
+        store.append_rows([row(0, "full")])
+    with pytest.raises(FileExistsError, match=r"if_exists='resume'"):
+        GradientStore.create(path, TABLE)
+    other = parameter_table([("w", (100, 50), "float32"), ("b", (300,), "float16")])
+    with pytest.raises(
+        ValueError, match=r"parameter 'b' is b bfloat16 \[300\] there and b float16"
+    ):
+        GradientStore.create(path, other, if_exists="resume")
+    with pytest.raises(ValueError, match="parameter 'b' is only there"):
+        GradientStore.create(path, TABLE[:1], if_exists="resume")
+    with pytest.raises(ValueError, match="if_exists must be"):
+        GradientStore.create(path, if_exists="append")
+    with GradientStore.create(path, TABLE, if_exists="resume") as store:
+        assert len(store.stream()) == 1
+    with GradientStore.create(path, other, if_exists="overwrite") as store:
+        assert store.workers == ()
+        assert (store.parameters, store.provenance) == (other, {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    with pytest.raises(StoreFormatError, match="not a gradstats store"):
+        GradientStore.create(tmp_path / "mine", TABLE, if_exists="overwrite")
+    assert (tmp_path / "mine/thesis.tex").exists()
