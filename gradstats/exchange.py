@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors import AllGather, AllReduce, Collective, Step
+from gradstats.compressors import AllGather, AllReduce, Broadcast, Collective, Step
 
 Exchange = Generator[Collective, Any, Step]
 
@@ -46,10 +46,17 @@ def simulate(exchanges: Sequence[Exchange]) -> list[Step]:
                 steps.append(end.value)
         if not requests:
             return steps
-        if steps or len({type(request) for request in requests}) > 1:
-            kinds = [type(request).__name__ for request in requests] + ["done"] * len(steps)
+        kinds = [_kind(request) for request in requests] + ["done"] * len(steps)
+        if len(set(kinds)) > 1:
             raise RuntimeError(f"workers must ask for the same collective, got {', '.join(kinds)}")
         results = _collect(requests)
+
+
+def _kind(request: Collective) -> str:
+    name = type(request).__name__
+    if isinstance(request, AllReduce):
+        return f"{name}({request.op}, {request.tensor.dtype}, {list(request.tensor.shape)})"
+    return f"{name}(root={request.root})" if isinstance(request, Broadcast) else name
 
 
 def _collect(requests: list[Any]) -> list[Any]:

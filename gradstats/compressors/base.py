@@ -164,7 +164,8 @@ class Compressor(ABC):
 
 
 def _written(value: object) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    # numpy's float64 is a float too, but writes itself as a call
+    return float.__repr__(value) if isinstance(value, float) else str(value)
 
 
 def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradstats import kernels
@@ -57,4 +58,5 @@ class DGC(Compressor):
         n = flat.numel()
         size = min(n, max(math.ceil(self.sample * n), math.ceil(2 / self.ratio)))
         drawn = flat if size == n else flat[rng.own.integers(size, n, flat.device)]
-        return float(drawn.abs().topk(kept_count(size, self.ratio)).values[-1])
+        threshold = float(drawn.abs().topk(kept_count(size, self.ratio)).values[-1])
+        return min(threshold, torch.finfo(flat.dtype).max)  # nothing exceeds an infinite one

@@ -44,6 +44,14 @@ class ErrorFeedback(Compressor):
     compressor: Compressor
     name = "ef"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.compressor, Compressor):
+            raise ValueError(f"compressor must be a compressor, got {self.compressor!r}")
+        if isinstance(self.compressor, ErrorFeedback):
+            # two memories of the same error would send it twice
+            raise ValueError(f"compressor must not have feedback inside, got {self.compressor}")
+        super().__post_init__()
+
     @property
     def contract(self) -> Contract:  # type: ignore[override]
         """That of the compressor inside, with a memory, and no promise for a single step."""
@@ -68,7 +76,7 @@ class ErrorFeedback(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode residual + gradient; the residual is updated in place."""
-        compensated = state.residual.add_(grad)
+        compensated = state.residual.add_(grad.detach())
         payload, inner = self.compressor.encode(compensated, state.inner, rng)
         payload.add_to(compensated.view(-1), -1)
         return payload, Residual(compensated, inner)
@@ -77,7 +85,7 @@ class ErrorFeedback(Compressor):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """As `encode`, over all workers: the residual loses what the exchange counts as sent."""
-        compensated = state.residual.add_(grad)
+        compensated = state.residual.add_(grad.detach())
         step = yield from self.compressor.exchange(compensated, state.inner, rng)
         step.sent.add_to(compensated.view(-1), -1)
         return Step(step.update, step.sent, Residual(compensated, step.state))

@@ -73,9 +73,11 @@ def _parse_argument(tokens: list[str], spec: str) -> tuple[Argument, list[str]]:
             key, rest = rest[0], rest[2:]
         value, rest = _parse_argument(rest, spec)
         arguments.append((key, value))
-        if rest and rest[0] == ",":
+        if rest[:1] == [","]:
             rest = rest[1:]
-    if not rest:
+        elif rest[:1] != [")"]:
+            break
+    if rest[:1] != [")"]:
         raise ValueError(f"compressor must close its bracket, got {spec!r}")
     return Call(head, tuple(arguments)), rest[1:]
 
@@ -120,6 +122,8 @@ def _factory(
         factory: Callable[..., Compressor] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import compressor {name!r}: {error}") from error
+    if not callable(factory):
+        raise ValueError(f"compressor {name!r} must be a class, got {factory!r}")
     return factory
 
 
@@ -136,6 +140,8 @@ def _make(
             value = argument.name if plain else _make(argument, known, spec, ratio)
         if key is None:
             positional.append(value)
+        elif key in named:
+            raise ValueError(f"compressor must be given {key} once, got {spec!r}")
         else:
             named[key] = value
     if (
@@ -145,6 +151,9 @@ def _make(
     ):
         named["ratio"] = ratio
     try:
-        return factory(*positional, **named)
+        made = factory(*positional, **named)
     except TypeError as error:
         raise ValueError(f"cannot make compressor {spec!r}: {error}") from error
+    if not isinstance(made, Compressor):
+        raise ValueError(f"compressor {call.name!r} must make a Compressor, got {made!r}")
+    return made

@@ -39,6 +39,8 @@ class SIDCo(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stages < 0:
+            raise ValueError(f"stages must be at least 1, or 0 to adapt, got {self.stages!r}")
         check_settings(self.variant, max(self.stages, 1), self.first_ratio)
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")

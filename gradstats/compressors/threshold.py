@@ -29,12 +29,13 @@ class HardThreshold(Compressor):
     contract = Contract("all_gather", delta=kept_share, wants_feedback=True, has_memory=True)
 
     def init(self, grad: Tensor) -> float:
-        """The (k+1)-th largest magnitude, 0 if there is none."""
+        """The (k+1)-th largest finite magnitude, 0 if there is none."""
         magnitudes = grad.detach().reshape(-1).abs()
         k = kept_count(magnitudes.numel(), self.ratio)
-        if k == magnitudes.numel():
+        finite = magnitudes[magnitudes.isfinite()]
+        if k >= finite.numel():
             return 0.0
-        return float(magnitudes.topk(k + 1).values[-1])
+        return float(finite.topk(k + 1).values[-1])
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """The elements above the calibrated magnitude."""
