@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+import threading
 import time
 
 import numpy as np
@@ -139,6 +140,24 @@ def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monk
     with GradientStore.open(tmp_path / "run.zarr", "a") as store:
         store.claim()
     assert_swept(tmp_path / "run.zarr")
+
+
+def test_a_file_being_replaced_is_the_old_or_the_new_one_to_readers(tmp_path):
+    file, done, seen = tmp_path / "zarr.json", threading.Event(), set()
+    versions = [bytes([n]) * 1_000_000 for n in range(2)]
+    files.replace_file(file, versions[0])
+
+    def look():
+        while not done.is_set():
+            seen.add(file.read_bytes())
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for n in range(200):
+        files.replace_file(file, versions[n % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(versions)
 
 
 def test_leftovers_are_ignored_then_swept(tmp_path):
