@@ -1,0 +1,18 @@
+"""Recording gradients while a training runs."""
+
+from gradstats.recording.capturing import capture
+from gradstats.recording.handle import Capture, Idle
+from gradstats.recording.schedules import Schedule, at_steps, every, log_spaced, window
+from gradstats.recording.stats import Stats
+
+__all__ = [
+    "Capture",
+    "Idle",
+    "Schedule",
+    "Stats",
+    "at_steps",
+    "capture",
+    "every",
+    "log_spaced",
+    "window",
+]

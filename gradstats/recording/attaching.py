@@ -1,0 +1,125 @@
+"""Attaching to a script that does not know of it: from its optimizer to its model, and capture."""
+
+import gc
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import nn
+from torch.optim import Optimizer
+
+from gradstats.recording.budget import parse_bytes
+from gradstats.recording.capturing import DEFAULT_TRACK, IfExists, capture, check_track
+from gradstats.recording.reports import write_line
+from gradstats.recording.schedules import every
+from gradstats.store import GradientStore
+
+#: The environment variable that carries `Settings` to the command's processes.
+VARIABLE = "GRADSTATS_CAPTURE"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set from the command line; as in `capture`."""
+
+    out: str
+    full_every: int | None = 500
+    track: int | None = DEFAULT_TRACK
+    parameters: str | Sequence[str] = "*"
+    max_bytes: int | str = "20GB"
+    if_exists: IfExists = "error"
+    start_step: int = 0
+    seed: int = 0
+    quiet: bool = False
+
+    def check(self) -> None:
+        """Check what can be before the command runs.
+
+        Raises:
+            ValueError: A setting out of range.
+            FileExistsError: There is something at ``out`` and ``if_exists`` is "error".
+            StoreFormatError: What is at ``out`` is not a store.
+        """
+        parse_bytes(self.max_bytes)
+        check_track(self.track)
+        if self.full_every:
+            every(self.full_every)
+        path = Path(self.out)
+        if not path.exists():
+            return
+        if self.if_exists == "error":
+            remedy = "if_exists='resume' adds to it, if_exists='overwrite' replaces it"
+            raise FileExistsError(f"cannot record to {path}: it exists; {remedy}")
+        GradientStore.open(path)
+
+    def to_json(self) -> str:
+        """Write the settings as the environment variable's value."""
+        return json.dumps(asdict(self))
+
+
+def attach(optimizer: Optimizer) -> None:
+    """Record this optimizer from the step it is about to take; say so where that is impossible."""
+    try:
+        settings = Settings(**json.loads(os.environ[VARIABLE]))
+        _start(optimizer, settings)
+    except Exception as error:
+        write_line(f"not recorded: {type(error).__name__}: {error}; training goes on")
+
+
+def _start(optimizer: Optimizer, settings: Settings) -> None:
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    capture(
+        find_model(optimizer),
+        optimizer,
+        settings.out,
+        full=every(settings.full_every) if settings.full_every else None,
+        track=settings.track,
+        parameters=settings.parameters,
+        max_bytes=settings.max_bytes,
+        if_exists="resume" if restarted else settings.if_exists,
+        start_step=settings.start_step,
+        seed=settings.seed,
+        quiet=settings.quiet,
+    )
+
+
+def find_model(optimizer: Optimizer) -> nn.Module:
+    """Find the module whose parameters an optimizer updates.
+
+    It is the one that owns most of them, and of those the outermost. Where one module does not own
+    them all, several stand together under the names of their classes.
+
+    Raises:
+        ValueError: No module owns any of them.
+    """
+    wanted = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    # type() and not isinstance(): objects that pretend to be others may not survive being asked
+    modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
+    owned = [(one, {id(tensor) for tensor in one.parameters()} & wanted) for one in modules]
+    owned.sort(key=lambda entry: sum(1 for _ in entry[0].modules()), reverse=True)
+    found: list[nn.Module] = []
+    while wanted and owned:
+        best, covered = max(owned, key=lambda entry: len(entry[1] & wanted))
+        if not covered & wanted:
+            break
+        found.append(best)
+        wanted -= covered
+    if not found:
+        raise ValueError(
+            "cannot find the model: no torch.nn.Module owns a parameter of this "
+            f"{type(optimizer).__name__}; call gradstats.capture(model, optimizer, path) in it"
+        )
+    if wanted:
+        write_line(f"{len(wanted)} tensors of the optimizer belong to no module: not recorded")
+    return found[0] if len(found) == 1 else _together(found)
+
+
+def _together(modules: Sequence[nn.Module]) -> nn.ModuleDict:
+    named: dict[str, nn.Module] = {}
+    for module in modules:
+        name = type(module).__name__
+        count = sum(key == name or key.startswith(f"{name}_") for key in named)
+        named[f"{name}_{count + 1}" if count else name] = module
+    return nn.ModuleDict(named)

@@ -1,0 +1,119 @@
+"""Running a command with its training recorded, script unchanged."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from gradstats.recording.attaching import VARIABLE, Settings
+from gradstats.recording.capturing import DEFAULT_TRACK, IfExists
+from gradstats.recording.reports import write_line
+from gradstats.store import GradientStore
+
+#: Holds the sitecustomize.py that every Python below the command runs first.
+_STARTUP = Path(__file__).parent / "startup"
+
+_NOT_FOUND = 127  # a shell's exit code for a command that does not exist
+
+
+def run_command(
+    argv: Sequence[str],
+    *,
+    out: str | os.PathLike[str],
+    full_every: int | None = 500,
+    track: int | None = DEFAULT_TRACK,
+    parameters: str | Sequence[str] = "*",
+    max_bytes: int | str = "20GB",
+    if_exists: IfExists = "error",
+    start_step: int = 0,
+    seed: int = 0,
+    quiet: bool = False,
+) -> int:
+    """Run a command and record the first optimizer that takes a step in it.
+
+    Every Python below the command, however deep, attaches by itself; under a launcher such as
+    torchrun rank 0 records. The keywords are those of `capture`, with ``full_every=n`` for
+    ``full=every(n)``.
+
+    Returns:
+        The command's exit code; 128 + n where signal n ended it, 127 where it cannot be started,
+        and 1 where it succeeded but nothing was recorded.
+
+    Raises:
+        ValueError: No command, or a setting out of range.
+        FileExistsError: There is something at ``out`` and ``if_exists`` is "error".
+        StoreFormatError: What is at ``out`` is not a store that can be added to or replaced.
+    """
+    if not argv:
+        raise ValueError("argv must name a command to run, got none; write it after --")
+    path = Path(out).absolute()
+    settings = Settings(
+        out=str(path),
+        full_every=full_every,
+        track=track,
+        parameters=parameters,
+        max_bytes=max_bytes,
+        if_exists=if_exists,
+        start_step=start_step,
+        seed=seed,
+        quiet=quiet,
+    )
+    settings.check()
+    before = 0 if if_exists == "overwrite" else _rows(path)
+    try:
+        code = _run(argv, _environment(settings))
+    except OSError as error:
+        write_line(f"cannot run {argv[0]!r}: {error.strerror}")
+        return _NOT_FOUND
+    if _rows(path) > before:
+        return code
+    write_line(
+        f"nothing was recorded in {path}: the command took no torch optimizer step, or a line "
+        "above says what was in the way"
+    )
+    return code or 1
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    places = [str(_STARTUP), os.environ.get("PYTHONPATH", "")]
+    # an empty entry would put the working directory on the path
+    python_path = os.pathsep.join(place for place in places if place)
+    return {**os.environ, "PYTHONPATH": python_path, VARIABLE: settings.to_json()}
+
+
+def _run(argv: Sequence[str], environment: dict[str, str]) -> int:
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if child is not None:
+            child.send_signal(number)
+
+    # Ctrl-C reaches the command from the terminal, which signals the whole process group
+    with _signals({signal.SIGINT: lambda *_: None, signal.SIGTERM: pass_on}):
+        child = subprocess.Popen(list(argv), env=environment)
+        code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _signals(
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]],
+) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _rows(path: Path) -> int:
+    """Rows in the store at ``path``, 0 where there is none."""
+    if not path.exists():
+        return 0
+    store = GradientStore.open(path)
+    kinds = [(0, "full"), (0, "track")] if store.workers else []
+    return sum(len(store.stream(worker, kind)) for worker, kind in kinds)

@@ -1,0 +1,135 @@
+"""Which parameters are recorded, and the names they go by."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+#: Attribute names that torch's wrappers put between a module and its parameters.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One parameter to record: its clean name, the tensor, its owner's class, other names."""
+
+    name: str
+    tensor: nn.Parameter
+    module_type: str
+    aliases: tuple[str, ...] = ()
+
+
+def select(
+    model: nn.Module, optimizer: Optimizer, patterns: str | Sequence[str]
+) -> tuple[Selected, ...]:
+    """Find the parameters in ``optimizer`` whose name matches a glob, in the model's order.
+
+    Frozen parameters count when the optimizer holds them: they may be unfrozen later. A tied
+    parameter appears once, under its first name, and matches by any of its names.
+
+    Raises:
+        ValueError: The model, the optimizer or the globs leave nothing to record, or a parameter
+            cannot be recorded.
+    """
+    named = list(_named_parameters(unwrap_model(model)))
+    if not named:
+        raise ValueError(f"model must have parameters, got {type(model).__name__} without any")
+    held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    trained = [one for one in named if id(one.tensor) in held]
+    if not any(one.tensor.requires_grad for one in trained):
+        raise ValueError(
+            f"cannot record {type(model).__name__}: the optimizer holds {len(trained)} of its "
+            f"{len(named)} parameters and none of them requires a gradient; pass the optimizer "
+            "that trains this model"
+        )
+    globs = [patterns] if isinstance(patterns, str) else list(patterns)
+    chosen = tuple(one for one in trained if _matches(one, globs))
+    if not chosen:
+        raise ValueError(
+            f"parameters must match a name of the model, got {patterns!r}; "
+            f"names: {_shortened([one.name for one in trained])}"
+        )
+    _check(chosen)
+    return chosen
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel, DataParallel, compile and their like."""
+    while [name for name, _ in model.named_children()] in (["module"], ["_orig_mod"]):
+        if any(True for _ in model.parameters(recurse=False)):
+            break
+        (model,) = model.children()
+    return model
+
+
+def unwrap_optimizer(optimizer: object) -> Optimizer:
+    """Return the torch optimizer inside wrappers that keep it in ``.optimizer``.
+
+    Raises:
+        TypeError: There is no torch optimizer inside.
+    """
+    inner = optimizer
+    while hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if not isinstance(inner, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer or wrap one as .optimizer, "
+            f"got {type(optimizer).__name__}"
+        )
+    return inner
+
+
+def clean_name(name: str) -> str:
+    """Drop the parts of a dotted name that wrappers inside the model added.
+
+    Example:
+        >>> clean_name("layers.0._orig_mod.linear.weight")
+        'layers.0.linear.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _named_parameters(model: nn.Module) -> Iterator[Selected]:
+    names: dict[int, list[str]] = {}
+    found: dict[int, tuple[nn.Parameter, str]] = {}
+    for owner_name, owner in model.named_modules(remove_duplicate=False):
+        for own_name, tensor in owner.named_parameters(owner_name, recurse=False):
+            names.setdefault(id(tensor), []).append(clean_name(own_name))
+            found.setdefault(id(tensor), (tensor, type(owner).__name__))
+    for key, (tensor, module_type) in found.items():
+        first, *others = dict.fromkeys(names[key])
+        yield Selected(first, tensor, module_type, tuple(others))
+
+
+def _matches(one: Selected, globs: Sequence[str]) -> bool:
+    return any(
+        fnmatch.fnmatchcase(name, glob) for name in (one.name, *one.aliases) for glob in globs
+    )
+
+
+def _shortened(names: Sequence[str], most: int = 12) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _check(chosen: Sequence[Selected]) -> None:
+    for one in chosen:
+        if hasattr(one.tensor, "to_local"):
+            raise ValueError(
+                f"cannot record {one.name!r}: it is sharded over processes (DTensor), which is "
+                "not supported; leave it out with parameters="
+            )
+        if not one.tensor.is_floating_point():
+            raise ValueError(
+                f"parameters must be real floating point, got {one.name!r} with "
+                f"{one.tensor.dtype}; leave it out with parameters="
+            )
+    devices = sorted({str(one.tensor.device) for one in chosen})
+    if len(devices) > 1 or devices == [str(torch.device("meta"))]:
+        raise ValueError(
+            f"parameters must be on one device that holds data, got {devices}; "
+            "select some with parameters="
+        )

@@ -1,0 +1,40 @@
+"""What a recording has done."""
+
+from dataclasses import dataclass
+
+from gradstats.recording.budget import format_bytes
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a recording has done by now.
+
+    Attributes:
+        full_rows: Whole gradients on disk.
+        tracked_rows: Rows of tracked elements on disk.
+        nbytes: Bytes of gradient in them.
+        dropped: Rows that were due and could not be stored.
+        thinned: Full rows passed over because of ``max_bytes``.
+        nonfinite: Rows on disk that hold a NaN or an infinity.
+        seconds: Time the training thread spent here.
+        training_seconds: Time from the first to the last step looked at.
+    """
+
+    full_rows: int = 0
+    tracked_rows: int = 0
+    nbytes: int = 0
+    dropped: int = 0
+    thinned: int = 0
+    nonfinite: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        rows = f"{self.full_rows:,} full rows + {self.tracked_rows:,} tracked steps"
+        share = self.seconds / self.training_seconds if self.training_seconds else 0.0
+        thinned = f", {self.thinned:,} passed over for max_bytes" if self.thinned else ""
+        odd = f", {self.nonfinite:,} with NaN or inf" if self.nonfinite else ""
+        return (
+            f"{rows}, {format_bytes(self.nbytes)}, {self.dropped:,} dropped{thinned}{odd}, "
+            f"{100 * share:.2g} % of training time"
+        )

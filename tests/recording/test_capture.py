@@ -1,0 +1,447 @@
+"""What is recorded is what the optimizer was given, to the bit, whatever the training does."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradstats.recording import capture, every, window
+from gradstats.store import GradientStore
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """NaN equals NaN, and -0 does not equal 0."""
+    left, right = left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8)
+    return torch.equal(left, right)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.zarr"
+
+
+def test_full_rows_hold_the_gradients_of_the_due_steps(path, training, read):
+    with capture(training.model, training.optimizer, path, full=every(3), track=0) as cap:
+        for _ in range(10):
+            cap.log(loss=training.step())
+    stream = read(path)
+    assert stream.steps.tolist() == [0, 3, 6, 9]
+    for row, step in enumerate(stream.steps):
+        assert same_bits(stream.read(row), training.flat(step))
+        assert same_bits(stream.read(row, "2.weight"), training.seen[step]["2.weight"])
+    assert stream.present.all()
+    assert {(p.name, p.module_type) for p in stream.parameters} >= {("0.weight", "Linear")}
+
+
+def test_tracked_rows_hold_the_same_elements_of_every_step(path, training, read):
+    with capture(training.model, training.optimizer, path, full=None, track=40) as cap:
+        for _ in range(45):
+            cap.log(loss=training.step())
+    stream = read(path, "track")
+    ids = stream.element_ids["float32"]
+    assert len(ids) == 40
+    assert stream.steps.tolist() == list(range(45))
+    for row, step in enumerate(stream.steps):
+        assert same_bits(stream.read(row), training.flat(step)[ids])
+    assert len(read(path)) == 0
+
+
+def test_rows_say_when_where_and_at_what_loss(path, training, read):
+    training.optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
+    with capture(training.model, training.optimizer, path, full=every(2), start_step=100) as cap:
+        for _ in range(4):
+            cap.log(loss=training.step())
+        assert cap.step == 104
+        training.step()
+    for kind in ("full", "track"):
+        rows = read(path, kind).coordinates
+        assert rows["point"].tolist() == ["reduced"] * len(rows["step"])
+        assert not rows["segment"].any()
+        assert not rows["micro_step"].any()
+        assert set(rows["learning_rate"]) == {0.25}
+    assert np.isnan(rows["grad_norm"]).all()
+    assert np.isnan(rows["loss"][-1])
+    assert rows["loss"][:-1].tolist() == training.losses[:4]
+    full = read(path)
+    assert full.steps.tolist() == [100, 102, 104]
+    for row, norm in enumerate(full.coordinates["grad_norm"]):
+        exact = np.linalg.norm(training.flat(2 * row).double().numpy())
+        assert norm == pytest.approx(exact, rel=1e-12)
+
+
+def test_nothing_done_to_the_gradients_after_the_step_reaches_the_rows(path, training, read):
+    with capture(training.model, training.optimizer, path, full=every(1), track=50) as cap:
+        for _ in range(12):
+            loss = training.step()
+            for parameter in training.model.parameters():
+                parameter.grad.fill_(1e9)
+            cap.log(loss=loss)
+            loss.detach().fill_(-1)
+    full, track = read(path), read(path, "track")
+    assert track.coordinates["loss"].tolist() == training.losses
+    for step in range(12):
+        assert same_bits(full.read(step), training.flat(step))
+        assert same_bits(track.read(step), training.flat(step)[track.element_ids["float32"]])
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_training_is_bit_identical_with_and_without(tmp_path, make_training, optimizer):
+    def weights(recorded: bool) -> list[torch.Tensor]:
+        training = make_training(optimizer=optimizer)
+        training.optimizer.param_groups[0]["weight_decay"] = 0.1
+        torch.manual_seed(5)
+        handle = capture(training.model, training.optimizer, tmp_path / "x") if recorded else None
+        for _ in range(8):
+            training.optimizer.zero_grad(set_to_none=False)
+            for _ in range(3):
+                training.backward()
+            nn.utils.clip_grad_norm_(training.model.parameters(), 0.1)
+            for parameter in training.model.parameters():
+                parameter.grad += 0.01 * torch.randn_like(parameter)  # the global generator
+            training.optimizer.step()
+            if handle is not None:
+                handle.log(loss=1.0)
+        if handle is not None:
+            handle.close()
+            assert handle.stats.tracked_rows == 8
+        return list(training.model.parameters())
+
+    assert all(map(same_bits, weights(recorded=True), weights(recorded=False)))
+
+
+def test_accumulated_and_clipped_gradients_are_recorded_as_the_optimizer_gets_them(
+    path, training, read
+):
+    with capture(training.model, training.optimizer, path, full=every(1)):
+        for _ in range(4):
+            training.optimizer.zero_grad()
+            for _ in range(3):
+                training.backward()
+            nn.utils.clip_grad_norm_(training.model.parameters(), 1e-3)
+            training.remember()
+            training.optimizer.step()
+    stream = read(path)
+    assert stream.steps.tolist() == [0, 1, 2, 3]
+    assert all(same_bits(stream.read(row), training.flat(row)) for row in range(4))
+    assert stream.coordinates["grad_norm"] == pytest.approx([1e-3] * 4, rel=1e-3)
+
+
+def test_steps_that_the_scaler_skips_are_no_steps(path, training, read):
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    with capture(training.model, training.optimizer, path, full=every(1)) as cap:
+        for index in range(5):
+            training.optimizer.zero_grad()
+            loss = training.model(torch.randn(6, 12, generator=training.rng)).square().mean()
+            scaler.scale(loss).backward()
+            if index == 2:
+                training.model[0].bias.grad[0] = torch.inf
+            scaler.unscale_(training.optimizer)
+            if index != 2:
+                training.remember()
+            scaler.step(training.optimizer)
+            scaler.update()
+    stream = read(path)
+    assert stream.steps.tolist() == [0, 1, 2, 3]
+    assert all(same_bits(stream.read(row), training.flat(row)) for row in range(4))
+    assert cap.stats.nonfinite == 0
+
+
+def test_a_fused_optimizer_under_the_scaler_is_mentioned(path, training, capsys):
+    training.optimizer = torch.optim.SGD(training.model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    with capture(training.model, training.optimizer, path, quiet=True):
+        for _ in range(3):
+            training.optimizer.zero_grad()
+            scaler.scale(training.model(torch.ones(1, 12)).sum()).backward()
+            scaler.step(training.optimizer)
+            scaler.update()
+    assert capsys.readouterr().err.count("multiplied by GradScaler's loss scale") == 1
+
+
+def test_a_closure_is_recorded_after_it_made_the_gradients(path, training, read):
+    training.optimizer = torch.optim.LBFGS(training.model.parameters(), max_iter=3)
+    evaluations = []
+
+    def closure():
+        training.optimizer.zero_grad()
+        loss = training.backward()
+        if not evaluations:
+            training.remember()
+        evaluations.append(loss)
+        return loss
+
+    with capture(training.model, training.optimizer, path, full=every(1)) as cap:
+        for way in (lambda: training.optimizer.step(closure), None):
+            evaluations.clear()
+            loss = way() if way else training.optimizer.step(closure=closure)
+            assert loss is evaluations[0]
+            cap.log(loss=loss)
+    stream = read(path)
+    assert stream.steps.tolist() == [0, 1]
+    assert all(same_bits(stream.read(row), training.flat(row)) for row in range(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_dtypes_are_recorded_to_the_bit(path, make_training, training, read, dtype):
+    training = make_training(model=training.model.to(dtype))
+    with capture(training.model, training.optimizer, path, full=every(2), track=30):
+        for _ in range(4):
+            training.step()
+    full, track = read(path), read(path, "track")
+    assert full.read(0).dtype == dtype
+    for row, step in enumerate(full.steps):
+        assert same_bits(full.read(row), training.flat(step))
+        exact = np.linalg.norm(training.flat(step).double().numpy())
+        assert full.coordinates["grad_norm"][row] == pytest.approx(exact, rel=1e-12)
+    (ids,) = track.element_ids.values()
+    assert all(same_bits(track.read(s), training.flat(s)[ids]) for s in range(4))
+
+
+def test_dtypes_mix(path, training, read):
+    training.model[0].to(torch.bfloat16)
+    training.model.forward = lambda x: training.model[2](training.model[0](x.bfloat16()).float())
+    with capture(training.model, training.optimizer, path, full=every(1), track=10_000):
+        for _ in range(3):
+            training.optimizer.zero_grad()
+            training.model(torch.randn(6, 12)).square().mean().backward()
+            training.remember()
+            training.optimizer.step()
+    for kind in ("full", "track"):
+        stream = read(path, kind)
+        for step, name in [(0, "0.weight"), (2, "0.bias"), (1, "2.weight")]:
+            exact = training.seen[step][name]
+            assert same_bits(stream.read(step, name).reshape(exact.shape), exact)
+
+
+def test_no_gradient_is_not_zero_gradient(path, training, read):
+    with capture(training.model, training.optimizer, path, full=every(1), track=10_000):
+        for frozen in (True, False, True):
+            training.model[0].weight.requires_grad_(not frozen)
+            training.model[0].weight.grad = None
+            training.step()
+    for kind in ("full", "track"):
+        stream = read(path, kind)
+        assert stream.present[:, 0].tolist() == [False, True, False]
+        assert stream.present[:, 1:].all()
+        assert all(torch.equal(stream.read(row), training.flat(row)) for row in range(3))
+
+
+def test_a_sparse_gradient_is_stored_dense_and_said_once(path, capsys, read):
+    model = nn.Embedding(20, 3, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dense = []
+    with capture(model, optimizer, path, full=every(1), quiet=True) as cap:
+        for index in range(3):
+            optimizer.zero_grad()
+            model(torch.tensor([index, 5, 5])).sum().backward()
+            dense.append(model.weight.grad.to_dense())
+            optimizer.step()
+    assert capsys.readouterr().err.count("the gradient of 'weight' is sparse") == 1
+    assert all(torch.equal(read(path).read(row, "weight"), dense[row]) for row in range(3))
+    assert cap.stats.dropped == 0
+
+
+def test_strides_do_not_matter(path, read):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    exact = []
+    with capture(model, optimizer, path, full=every(1), track=200):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+            assert not model[0].weight.grad.is_contiguous()
+            exact.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
+            optimizer.step()
+    full, track = read(path), read(path, "track")
+    assert all(same_bits(full.read(row), exact[row]) for row in range(3))
+    ids = track.element_ids["float32"]
+    assert all(same_bits(track.read(row), exact[row][ids]) for row in range(3))
+
+
+def test_nan_and_inf_are_stored_and_counted(path, training, read):
+    with capture(training.model, training.optimizer, path, full=every(1), track=None) as cap:
+        for value in (torch.nan, 1.0, -torch.inf, -0.0):
+            training.optimizer.zero_grad()
+            training.backward()
+            training.model[0].bias.grad[3] = value
+            training.remember()
+            training.optimizer.step()
+            with torch.no_grad():
+                training.model[0].bias.zero_()
+    stream = read(path)
+    assert all(same_bits(stream.read(row), training.flat(row)) for row in range(4))
+    assert cap.stats.nonfinite == 2
+
+
+def test_tied_parameters_are_recorded_once(path, read):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, optimizer, path, full=every(1)):
+        model(torch.randn(2, 4)).sum().backward()
+        exact = model[0].weight.grad.clone()
+        optimizer.step()
+    stream = read(path)
+    assert [p.name for p in stream.parameters] == ["0.weight", "0.bias", "1.bias"]
+    assert stream.parameters[0].aliases == ("1.weight",)
+    assert torch.equal(stream.read(0, "1.weight"), exact)
+
+
+def test_a_selection_is_recorded_alone(path, training, read):
+    with capture(training.model, training.optimizer, path, full=every(1), parameters="*.bias"):
+        training.step()
+    stream = read(path)
+    assert [p.name for p in stream.parameters] == ["0.bias", "2.bias"]
+    assert torch.equal(stream.read(0, "2.bias"), training.seen[0]["2.bias"])
+
+
+def test_the_choice_of_elements_belongs_to_the_seed(tmp_path, make_training, read):
+    def ids(name: str, seed: int) -> list[int]:
+        training = make_training()
+        with capture(training.model, training.optimizer, tmp_path / name, track=60, seed=seed):
+            training.step()
+        return read(tmp_path / name, "track").element_ids["float32"].tolist()
+
+    assert ids("a", 1) == ids("b", 1) != ids("c", 2)
+    assert len(set(ids("d", 3))) == 60
+
+
+def test_a_track_larger_than_the_model_keeps_everything(path, training, read):
+    with capture(training.model, training.optimizer, path, full=None, track=10**6):
+        training.step()
+    assert torch.equal(read(path, "track").read(0), training.flat(0))
+    assert read(path, "track").sampling_fraction == 1.0
+
+
+def test_a_restart_is_a_new_segment(path, make_training, read):
+    settings = {"full": every(2), "track": 9, "if_exists": "resume"}
+    for _ in range(3):
+        again = make_training()
+        with capture(again.model, again.optimizer, path, **settings):
+            for _ in range(3):
+                again.step()
+    assert read(path).coordinates["segment"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert read(path, "track").steps.tolist() == [0, 1, 2] * 3
+    assert read(path, "track").coordinates["segment"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_an_existing_store_is_neither_replaced_nor_mixed_unasked(path, training, read):
+    def start(**settings):
+        return capture(training.model, training.optimizer, path, **settings)
+
+    with start(track=9):
+        training.step()
+    with pytest.raises(FileExistsError, match=r"run\.zarr.*resume.*overwrite"):
+        start(track=9)
+    with pytest.raises(ValueError, match="tracks other elements already"):
+        start(track=9, seed=1, if_exists="resume")
+    with pytest.raises(ValueError, match="cannot resume"):
+        start(track=9, parameters="*.bias", if_exists="resume")
+    assert len(read(path, "track")) == 1
+    with start(track=5, seed=1, if_exists="overwrite"):
+        pass
+    assert len(read(path, "track")) == 0
+    assert not training.optimizer._optimizer_step_pre_hooks
+
+
+def test_two_recordings_of_one_path_are_refused(path, training):
+    with capture(training.model, training.optimizer, path):
+        with pytest.raises(BlockingIOError, match="is writing"):
+            capture(training.model, training.optimizer, path, if_exists="resume")
+        training.step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"full": None, "track": 0}, "must not both be off"),
+        ({"full": None, "track": None}, "must not both be off"),
+        ({"track": -1}, "track must be a number of elements or None, got -1"),
+        ({"track": "many"}, "track must be"),
+        ({"full": 500}, "full must be a schedule"),
+        ({"max_bytes": "lots"}, "max_bytes must be a positive size"),
+        ({"max_bytes": "500kB"}, "max_bytes must leave room for one row"),
+        ({"parameters": "conv*"}, r"names: 0\.weight"),
+        ({"if_exists": "maybe"}, "if_exists must be"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(path, training, settings, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        capture(training.model, training.optimizer, path, **settings)
+    assert not path.exists()
+
+
+def test_close_may_be_repeated_and_detaches(path, training, capsys):
+    cap = capture(training.model, training.optimizer, path)
+    training.step()
+    cap.close()
+    cap.close()
+    cap.log(loss=3.0)
+    training.step()
+    assert not training.optimizer._optimizer_step_pre_hooks
+    assert cap.stats.tracked_rows == 1
+    assert capsys.readouterr().err.count("full rows + ") == 1
+
+
+def test_a_recording_says_what_it_will_take_and_took(path, training, capsys):
+    with capture(training.model, training.optimizer, path, full=every(4), track=20):
+        text = capsys.readouterr().err
+        for part in ("4 parameters", "157 elements", "628 B at every(4)", "20 elements", "80 B"):
+            assert part in text
+        for part in ("at most 20 GB", " free", "point 'reduced'", "run.zarr"):
+            assert part in text
+        for _ in range(5):
+            training.step()
+    text = capsys.readouterr().err
+    assert "2 full rows + 5 tracked steps, 1.66 kB, 0 dropped, " in text
+    assert "% of training time" in text
+
+
+def test_quiet_is_quiet(path, training, capsys):
+    with capture(training.model, training.optimizer, path, quiet=True):
+        training.step()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_steps_that_are_not_due_do_nothing(path, training, read, monkeypatch):
+    looked_at = []
+    schedule = window(5, 7)
+    with capture(training.model, training.optimizer, path, full=schedule, track=0) as cap:
+        record = cap._record
+        monkeypatch.setattr(cap, "_record", lambda step: (looked_at.append(step), record(step)))
+        for _ in range(20):
+            cap.log(loss=training.step())
+    # the step after them hands the last row over
+    assert looked_at == [5, 6, 7]
+    assert read(path).steps.tolist() == [5, 6]
+    assert read(path).coordinates["loss"].tolist() == training.losses[5:7]
+
+
+def test_the_store_never_outgrows_max_bytes(path, make_training, capsys, read):
+    training = make_training(model=nn.Linear(12, 2000))
+    limit = 2_600_000
+    settings = {"full": every(1), "track": 100, "max_bytes": limit, "quiet": True}
+    with capture(training.model, training.optimizer, path, **settings) as cap:
+        for _ in range(400):
+            training.step()
+    assert GradientStore.open(path).nbytes <= limit
+    stats = cap.stats
+    assert stats.tracked_rows + stats.dropped >= 400
+    assert stats.full_rows + stats.thinned <= 400
+    gaps = np.diff(read(path).steps)
+    assert gaps[0] == 1
+    assert (np.diff(gaps) >= 0).all()
+    assert gaps[-1] >= 4
+    text = capsys.readouterr().err
+    assert text.count("full rows come half as often") == 1
+
+
+def test_other_processes_of_a_group_leave_it_to_rank_0(path, training, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with capture(training.model, training.optimizer, path) as cap:
+        cap.log(loss=training.step())
+        assert (cap.step, cap.stats.full_rows) == (0, 0)
+    assert not path.exists()
+    assert not training.optimizer._optimizer_step_pre_hooks
