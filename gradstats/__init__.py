@@ -1,1 +1,71 @@
-"""gradstats (gradient statistics)."""
+"""gradstats (gradient statistics): what do gradients look like, and what should carry them?
+
+Public names are resolved when they are first used, so that importing gradstats costs next to
+nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradstats.compressors import compressor
+    from gradstats.jobs import replay
+    from gradstats.pipeline import report
+    from gradstats.recording import at_steps, capture, every, log_spaced, window
+    from gradstats.runs import fit, open
+    from gradstats.store import GradientStore, StoreFormatError
+    from gradstats.summary import Summary, summarize
+    from gradstats.thresholds import sidco_threshold
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GradientStore",
+    "StoreFormatError",
+    "Summary",
+    "at_steps",
+    "capture",
+    "compressor",
+    "every",
+    "fit",
+    "log_spaced",
+    "open",
+    "replay",
+    "report",
+    "sidco_threshold",
+    "summarize",
+    "window",
+]
+
+_HOMES = {
+    "compressor": "compressors",
+    "replay": "jobs",
+    "report": "pipeline",
+    "at_steps": "recording",
+    "capture": "recording",
+    "every": "recording",
+    "log_spaced": "recording",
+    "window": "recording",
+    "fit": "runs",
+    "open": "runs",
+    "GradientStore": "store",
+    "StoreFormatError": "store",
+    "Summary": "summary",
+    "summarize": "summary",
+    "sidco_threshold": "thresholds",
+}
+_MODULES = ("compressors", "families", "metrics", "network", "plot", "recording", "thresholds")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"gradstats.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"gradstats.{name}")
+    raise AttributeError(f"module 'gradstats' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_MODULES]

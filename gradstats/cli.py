@@ -1,0 +1,437 @@
+"""The command line: parses, calls one function, prints. Heavy imports wait for their command."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+if TYPE_CHECKING:
+    from gradstats.runs import Run
+
+app = typer.Typer(
+    name="gradstats",
+    help="What do my gradients look like, and which compressor should carry them?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out_console = Console(soft_wrap=True)
+err_console = Console(stderr=True)
+SLOW = 2.0  # seconds after which a progress bar appears
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A captured run, e.g. run.zarr.")]
+By = Annotated[str, typer.Option(help="Group by model, module-type or parameter.")]
+Parameters = Annotated[str, typer.Option(metavar="GLOB", help="Which parameters to look at.")]
+Steps = Annotated[str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps.")]
+Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
+Out = Annotated[Path | None, typer.Option(help="Where to write; default RUN.results.")]
+
+
+def main() -> None:
+    """Run the command line; exit with 0, 1 (it failed) or 2 (it was called wrongly)."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _plain(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(str(error) or type(error).__name__)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option(help="About 20 seconds; feedback is unsettled.")] = False,
+    out: Annotated[Path, typer.Option(help="The run to write.")] = Path("demo.zarr"),
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a small language model, capture its gradients, and report on them."""
+    from gradstats import demo as demo_module
+    from gradstats import runs
+    from gradstats.pipeline import report as make_report
+
+    chosen = demo_module.QUICK if quick else demo_module.DEMO
+    with _bar() as bar:
+        loss = demo_module.train(
+            chosen,
+            out,
+            seed=seed,
+            if_exists="overwrite" if overwrite else "error",
+            progress=lambda step, total, loss: bar(f"train, loss {loss:.2f}", step, total),
+        )
+    with _open(out, runs.open) as run:
+        with _bar() as bar:
+            path = make_report(run, budget=chosen.budget, seed=seed, progress=bar)
+        _print_demo(path.parent, loss)
+    out_console.print(f"report: {path}", highlight=False)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def capture(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run.")],
+    out: Annotated[Path, typer.Option(help="The run to write.")] = Path("run.zarr"),
+    full_every: Annotated[int, typer.Option(help="Keep the whole gradient every n steps.")] = 500,
+    track: Annotated[int, typer.Option(help="Elements kept at every step; 0: none.")] = 65_536,
+    parameters: Parameters = "*",
+    max_bytes: Annotated[str, typer.Option(help="Most that is written.")] = "20GB",
+    if_exists: Annotated[str, typer.Option(help="error, resume or overwrite.")] = "error",
+    seed: Seed = 0,
+) -> None:
+    """Run an unmodified training command and capture its gradients."""
+    from gradstats.recording.command import run_command
+
+    if if_exists not in ("error", "resume", "overwrite"):
+        raise typer.BadParameter(
+            f"if_exists must be error, resume or overwrite, got {if_exists!r}"
+        )
+    code = run_command(
+        command,
+        out=out,
+        full_every=full_every,
+        track=track,
+        parameters=parameters,
+        max_bytes=max_bytes,
+        if_exists=if_exists,  # type: ignore[arg-type]
+        seed=seed,
+    )
+    raise typer.Exit(code)
+
+
+@app.command(name="import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help=".npy, .npz, .pt or .safetensors files.")],
+    out: Annotated[Path, typer.Option(help="The run to write.")],
+    if_exists: Annotated[str, typer.Option(help="error or overwrite.")] = "error",
+) -> None:
+    """Make a run of gradients that were saved elsewhere, one file a step."""
+    from gradstats.importing import import_gradients
+
+    if if_exists not in ("error", "overwrite"):
+        raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
+    with import_gradients(files, out, if_exists=if_exists) as store:
+        rows = len(store.stream())
+    out_console.print(f"{out}: {rows} rows")
+
+
+@app.command()
+def info(run: RunPath) -> None:
+    """Say what a run holds."""
+    from gradstats import runs
+
+    with _open(run, runs.open) as opened:
+        _print_info(opened)
+
+
+@app.command()
+def fit(
+    run: RunPath,
+    families: Annotated[str, typer.Option(help="Laws, with commas.")] = "",
+    method: Annotated[str, typer.Option(help="mle or moments.")] = "mle",
+    by: By = "model",
+    parameters: Parameters = "*",
+    steps: Steps = "::",
+    ratios: Ratios = "0.1,0.01,0.001",
+    device: Device = "cpu",
+    out: Out = None,
+) -> None:
+    """Fit distributions and derive SIDCo thresholds."""
+    from gradstats import runs
+    from gradstats.families import FAMILIES, family
+    from gradstats.pipeline import results_folder
+
+    chosen = [family(name) for name in _words(families)] or list(FAMILIES)
+    wanted = _ratios(ratios)
+    _check_method(method, chosen)
+    with _open(
+        run, runs.open, parameters=parameters, steps=_steps(steps), device=device
+    ) as opened:
+        with _bar() as bar:
+            found = runs.groups(opened, by=by, progress=lambda i, n: bar("summarise", i, n))
+        fits = runs.fit_table(found, families=chosen, ratios=wanted, method=method)
+        thresholds = runs.threshold_table(found, ratios=wanted)
+        folder = out or results_folder(opened)
+    folder.mkdir(parents=True, exist_ok=True)
+    fits.to_parquet(folder / "fits.parquet", index=False)
+    thresholds.to_parquet(folder / "thresholds.parquet", index=False)
+    _print_fits(fits, thresholds)
+    failed = int((fits["status"] != "ok").sum())
+    if failed:
+        err_console.print(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
+    err_console.print(f"tables: {folder}", highlight=False)
+
+
+@app.command()
+def replay(
+    run: RunPath,
+    compressors: Annotated[
+        str, typer.Option(help="Specs with commas, e.g. topk,sidco-e(0.01).")
+    ] = "",
+    feedback: Annotated[str, typer.Option(help="none, ef or both with a comma.")] = "none,ef",
+    granularity: Annotated[str, typer.Option(help="model, parameter or both.")] = "model",
+    parameters: Parameters = "*",
+    steps: Steps = "::",
+    ratios: Ratios = "0.1,0.01,0.001",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Out = None,
+) -> None:
+    """Replay captured gradients through compressors and compare them."""
+    import pandas
+
+    from gradstats import jobs, runs
+    from gradstats.compressors import COMPRESSORS
+    from gradstats.network import Network
+    from gradstats.pipeline import results_folder
+    from gradstats.reporting import tables
+
+    specs = _specs(compressors) or list(COMPRESSORS)
+    wanted = _ratios(ratios)
+    with _open(
+        run, runs.open, parameters=parameters, steps=_steps(steps), device=device
+    ) as opened:
+        planned = jobs.plan(
+            opened,
+            specs,
+            ratios=wanted,
+            feedback=_words(feedback),
+            granularity=_words(granularity),
+        )
+        with _bar() as bar:
+            rows = jobs.replay_jobs(
+                opened, planned, seed=seed, progress=lambda i, n: bar("replay", i, n)
+            )
+            bar("time", 0, 1)
+            timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
+        folder = out or results_folder(opened)
+    folder.mkdir(parents=True, exist_ok=True)
+    replayed = pandas.DataFrame(rows)
+    replayed.to_parquet(folder / "replay.parquet", index=False)
+    methods = tables.methods_table(replayed, tables.timing_table(timings), Network())
+    methods.to_parquet(folder / "methods.parquet", index=False)
+    settings = {
+        "specs": specs,
+        "ratios": wanted,
+        "feedback": feedback,
+        "granularity": granularity,
+        "parameters": parameters,
+        "steps": steps,
+        "seed": seed,
+        "device": device,
+    }
+    (folder / "replay.json").write_text(_json(settings))
+    _print_methods(methods)
+    err_console.print(f"tables: {folder}", highlight=False)
+
+
+@app.command()
+def report(
+    run: RunPath,
+    budget: Annotated[str, typer.Option(help="Time for what is missing: 90s, 5min, 1h.")] = "5min",
+    parameters: Parameters = "*",
+    steps: Steps = "::",
+    ratios: Ratios = "0.1,0.01,0.001",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Out = None,
+) -> None:
+    """Compute what is missing and write one HTML file, figures and tables."""
+    from gradstats import runs
+    from gradstats.pipeline import report as make_report
+
+    with (
+        _open(run, runs.open, parameters=parameters, steps=_steps(steps), device=device) as opened,
+        _bar() as bar,
+    ):
+        path = make_report(
+            opened,
+            budget=_seconds(budget),
+            out=out,
+            ratios=_ratios(ratios),
+            seed=seed,
+            progress=bar,
+        )
+    out_console.print(str(path), highlight=False)
+
+
+@contextmanager
+def _open(path: Path, opener: Callable[..., Run], **selection: Any) -> Iterator[Run]:
+    run = opener(path, **selection)
+    try:
+        yield run
+    finally:
+        run.store.close()
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr that appears after two seconds; call it: (stage, done, total)."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=err_console, transient=True)
+    task = progress.add_task("")
+    start = time.monotonic()
+
+    def advance(stage: str, done: int, total: int) -> None:
+        if not progress.live.is_started and time.monotonic() - start > SLOW:
+            progress.start()
+        progress.update(task, description=stage, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        progress.stop()
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _specs(text: str) -> list[str]:
+    """Split at the commas outside brackets."""
+    return [spec.strip() for spec in re.split(r",(?![^()]*\))", text) if spec.strip()]
+
+
+def _ratios(text: str) -> list[float]:
+    from gradstats.summary import check_ratio
+
+    ratios = []
+    for word in _words(text):
+        try:
+            ratio = float(word)
+            check_ratio("ratio", ratio)
+        except ValueError as error:
+            raise typer.BadParameter(f"ratios must be numbers in (0, 1], got {word!r}") from error
+        ratios.append(ratio)
+    if not ratios:
+        raise typer.BadParameter(f"ratios must name at least one ratio, got {text!r}")
+    return ratios
+
+
+def _steps(text: str) -> tuple[int | None, int | None, int]:
+    found = re.fullmatch(r"(\d*)(?::(\d*)(?::(\d*))?)?", text)
+    if not found or (found[1] == "" and ":" not in text) or found[3] == "0":
+        raise typer.BadParameter(f"steps must look like 100:500:10, got {text!r}")
+    if ":" not in text:
+        return int(text), int(text) + 1, 1
+    start, stop, stride = (int(word) if word else None for word in found.groups())
+    return start, stop, stride or 1
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)?", text.strip())
+    if not found:
+        raise typer.BadParameter(f"budget must look like 90s, 5min or 1h, got {text!r}")
+    return float(found[1]) * {"min": 60, "m": 60, "h": 3600}.get(found[2] or "s", 1)
+
+
+def _check_method(method: str, families: Sequence[Any]) -> None:
+    for family in families:
+        if method not in family.methods:
+            raise typer.BadParameter(f"method must be one of {family.methods}, got {method!r}")
+
+
+def _json(settings: dict[str, Any]) -> str:
+    import json
+
+    import gradstats
+
+    return json.dumps({"gradstats": gradstats.__version__, **settings}, indent=1)
+
+
+def _print_table(title: str, table: Any) -> None:
+    from gradstats.reporting.page import number
+
+    rich_table = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns:
+        rich_table.add_column(
+            str(column), justify="left" if column == table.columns[0] else "right"
+        )
+    for row in table.itertuples(index=False):
+        rich_table.add_row(*(number(value) for value in row))
+    out_console.print(rich_table)
+
+
+def _print_fits(fits: Any, thresholds: Any) -> None:
+    from gradstats.reporting.tables import best_law
+
+    for group, rows in fits.groupby("group", sort=False):
+        good = rows[rows["status"] == "ok"]
+        if len(good):
+            _print_table(
+                f"{group}: laws, medians over {rows['step'].nunique()} rows", best_law(rows)
+            )
+        else:
+            out_console.print(f"{group}: {rows['status'].iloc[0]}", highlight=False)
+    keys = ["group", "variant", "stages"]
+    pivot = thresholds.pivot_table("khat_over_k", keys, "target_ratio", "median").reset_index()
+    _print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
+
+
+def _print_methods(methods: Any) -> None:
+    columns = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]
+    columns += [
+        "error_compensated",
+        "bits",
+        "encode_seconds",
+        "residual_ratio",
+        "settled",
+        "status",
+    ]
+    _print_table("Replay: medians over steps", methods[columns])
+
+
+def _print_info(run: Run) -> None:
+    store = run.store
+    out_console.print(f"{run!r}, {store.nbytes / 1e6:,.1f} MB", highlight=False)
+    for name, value in store.provenance.items():
+        out_console.print(f"  {name}: {value}", highlight=False, markup=False)
+    for worker in store.workers:
+        for kind in ("full", "track"):
+            stream = store.stream(worker, kind)
+            if len(stream):
+                steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
+                points = ", ".join(sorted(set(stream.coordinates["point"])))
+                out_console.print(
+                    f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}"
+                )
+    for parameter in store.parameters:
+        shape = "×".join(map(str, parameter.shape)) or "scalar"
+        line = f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}"
+        out_console.print(line, highlight=False, markup=False)
+
+
+def _print_demo(folder: Path, loss: float) -> None:
+    import pandas
+
+    from gradstats.reporting.summary_lines import lines
+
+    out_console.print(f"trained to {loss:.2f} nats a byte", highlight=False)
+    methods, fits, thresholds = (
+        pandas.read_parquet(folder / f"{name}.parquet")
+        for name in ("methods", "fits", "thresholds")
+    )
+    for line in lines(methods, fits, thresholds):
+        out_console.print(line, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()

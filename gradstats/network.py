@@ -1,0 +1,37 @@
+"""Alpha-beta cost models of the collectives: what an exchange would take on a given network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of equal links, by the alpha-beta model.
+
+    Attributes:
+        workers: n, data-parallel workers.
+        bandwidth: of a link, in bytes a second.
+        latency: alpha, of a message, in seconds.
+    """
+
+    workers: int = 8
+    bandwidth: float = 10e9 / 8
+    latency: float = 20e-6
+
+    def all_reduce(self, nbytes: float) -> float:
+        """Seconds of a ring all-reduce: 2(n-1) alpha + 2 (n-1)/n nbytes / bandwidth.
+
+        Example:
+            >>> Network(workers=2, bandwidth=1e6, latency=0.0).all_reduce(1e6)
+            1.0
+        """
+        hops = self.workers - 1
+        return 2 * hops * (self.latency + nbytes / self.workers / self.bandwidth)
+
+    def all_gather(self, nbytes: float) -> float:
+        """Seconds of a ring all-gather of `nbytes` a worker: (n-1)(alpha + nbytes / bandwidth)."""
+        return (self.workers - 1) * (self.latency + nbytes / self.bandwidth)
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers on {8 * self.bandwidth / 1e9:g} Gbit/s links"

@@ -1,0 +1,305 @@
+"""From a run to its report: computes what is missing, in a budget, and leaves the store alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gradstats
+from gradstats import extras
+from gradstats.compressors import COMPRESSORS
+from gradstats.fitting import RATIOS
+from gradstats.jobs import Job, plan, replay_jobs, timing_rows
+from gradstats.network import Network
+from gradstats.reporting import tables
+from gradstats.reporting.advice import advice, law_sentence
+from gradstats.reporting.figures import draw, figures
+from gradstats.reporting.page import Page, render
+from gradstats.runs import Run, fit_table, groups, threshold_table
+
+Table = Any
+Progress = Callable[[str, int, int], None]  # stage, done, of how many
+
+
+@dataclass
+class Results:
+    """A folder of results: tables that are there already, and what was left out.
+
+    Attributes:
+        folder: `RUN.results`.
+        settings: what the tables depend on; a table made under other settings is made anew.
+        skipped: what was left out, and why.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    skipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "figures").mkdir(exist_ok=True)
+        path = self.folder / "settings.json"
+        wanted = json.loads(json.dumps(self.settings))
+        if not path.exists() or json.loads(path.read_text()) != wanted:
+            for stale in self.folder.glob("*.parquet"):
+                stale.unlink()
+            path.write_text(json.dumps(self.settings, indent=1))
+
+    def table(self, name: str) -> Table | None:
+        """The table of that name, if it was made under the same settings."""
+        path = self.folder / f"{name}.parquet"
+        return extras.load("pandas").read_parquet(path) if path.exists() else None
+
+    def keep(self, name: str, table: Table) -> Table:
+        """Write a table for the next time and for others."""
+        table.to_parquet(self.folder / f"{name}.parquet", index=False)
+        return table
+
+
+def results_folder(run: Run) -> Path:
+    """`RUN.results` beside `RUN.zarr`."""
+    path = Path(run.store.path)
+    return path.with_name(path.name.removesuffix(".zarr") + ".results")
+
+
+def report(
+    run: Run,
+    *,
+    budget: float = 300.0,
+    out: str | Path | None = None,
+    ratios: Sequence[float] = RATIOS,
+    compressors: Sequence[str] = tuple(COMPRESSORS),
+    network: Network | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Fit, time and replay what is missing, then write the report.
+
+    Args:
+        run: an open run.
+        budget: seconds after which no further replay is begun; what is skipped is said in the
+            report.
+        out: folder to write; default `RUN.results` beside the run.
+        ratios: target ratios, each in (0, 1].
+        compressors: specs in the grammar.
+        network: that exchanges are projected on; default 8 workers at 10 Gbit/s.
+        seed: of the random methods.
+        progress: called with (stage, done, of how many).
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: the run has no row, or a setting is out of range.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    deadline = time.monotonic() + budget
+    network = network or Network()
+    if not run.rows("full") and not run.rows("track"):
+        raise ValueError(f"run must have a row to report on, got none in {run}")
+    results = Results(
+        Path(out) if out else results_folder(run), _settings(run, ratios, compressors, seed)
+    )
+    found = groups(run, progress=lambda done, total: tell("fit", done, total))
+    fits = results.keep("fits", fit_table(found, ratios=ratios))
+    thresholds = results.keep("thresholds", threshold_table(found, ratios=ratios))
+    timings = results.table("timings")
+    if timings is None:
+        tell("time", 0, 1)
+        rows = timing_rows(run, compressors, ratios=ratios, seed=seed)
+        timings = results.keep("timings", tables.timing_table(rows))
+    replayed = _replay(run, results, deadline, tell)
+    methods = results.keep("methods", tables.methods_table(replayed, timings, network))
+    tell("draw", 0, 1)
+    drawn = [
+        (name, caption, draw(name, drawing, results.folder / "figures"))
+        for name, caption, drawing in figures(
+            found[-1].summary if found else None, fits, replayed, methods, timings
+        )
+    ]
+    page = _page(run, results, fits, thresholds, methods, network, drawn)
+    path = results.folder / "report.html"
+    path.write_text(render(page), encoding="utf-8")
+    return path
+
+
+def _settings(
+    run: Run, ratios: Sequence[float], compressors: Sequence[str], seed: int
+) -> dict[str, Any]:
+    kinds = {kind: run.rows(kind) for kind in ("full", "track")}
+    return {
+        "gradstats": gradstats.__version__,
+        "torch": torch.__version__,
+        "run": Path(run.store.path).name,
+        "rows": {kind: len(rows) for kind, rows in kinds.items()},
+        "last_step": max(
+            (int(run.stream(kind).steps[rows[-1]]) for kind, rows in kinds.items() if rows),
+            default=None,
+        ),
+        "parameters": run.parameters,
+        "steps": list(run.steps),
+        "worker": run.worker,
+        "device": device_name(run.device),
+        "ratios": list(ratios),
+        "compressors": list(compressors),
+        "seed": seed,
+    }
+
+
+def device_name(device: str) -> str:
+    """The device of the timings, in words."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+
+
+def _batches(run: Run, settings: dict[str, Any]) -> Iterator[tuple[str, list[Job]]]:
+    """What to replay, the most telling first; each batch is one pass over the rows."""
+    ratios = sorted(settings["ratios"], key=lambda ratio: (ratio != 0.01, ratio))
+    for granularity, ratio, feedback in product(("model", "parameter"), ratios, ("none", "ef")):
+        specs = [spec for spec in settings["compressors"] if spec != "none" or feedback == "none"]
+        jobs = plan(run, specs, ratios=[ratio], feedback=[feedback], granularity=[granularity])
+        words = "with" if feedback == "ef" else "without"
+        name = f"ratio {ratio:g} {words} feedback, one threshold a {granularity}"
+        yield name, jobs
+
+
+def _replay(run: Run, results: Results, deadline: float, tell: Progress) -> Table:
+    pandas = extras.load("pandas")
+    known = results.table("replay")
+    parts = [] if known is None else [known]
+    done = set() if known is None else {_key(row) for row in known[KEY].to_dict("records")}
+    longest = 0.0
+    for name, batch in _batches(run, results.settings):
+        jobs = [job for job in batch if _key(job.labels) not in done]
+        if not jobs:
+            continue
+        if parts and time.monotonic() + longest > deadline:
+            results.skipped.append(f"Not replayed, the budget was spent: {name}.")
+            continue
+        start = time.monotonic()
+        rows = replay_jobs(
+            run,
+            jobs,
+            seed=results.settings["seed"],
+            progress=lambda count, total, name=name: tell(f"replay {name}", count, total),  # type: ignore[misc]
+        )
+        longest = max(longest, time.monotonic() - start)
+        parts.append(pandas.DataFrame(rows))
+        done |= {_key(job.labels) for job in jobs}
+    return results.keep("replay", pandas.concat(parts, ignore_index=True))
+
+
+KEY = ["compressor", "feedback", "granularity", "rows"]
+
+
+def _key(labels: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(labels[name] for name in KEY)
+
+
+def _page(
+    run: Run,
+    results: Results,
+    fits: Table,
+    thresholds: Table,
+    methods: Table,
+    network: Network,
+    drawn: list[tuple[str, str, bytes]],
+) -> Page:
+    ratios = results.settings["ratios"]
+    ranked = tables.ranking(methods)
+    laws = tables.best_law(fits)
+    by_ratio = thresholds.pivot_table(
+        "khat_over_k", ["variant", "stages"], "target_ratio", "median"
+    ).reset_index()
+    return Page(
+        title=f"gradstats report: {results.settings['run']}",
+        facts=_facts(run, results),
+        advice=advice(ranked, network),
+        law=law_sentence(laws, thresholds, min(ratios)),
+        ranking=ranked,
+        ranking_note=(
+            f"At ratio {tables.headline_ratio(methods):g}, one threshold for the whole model. "
+            "error: relative, of what was waiting to be sent; delivered = 1 - error². "
+            f"exchange: encode + decode + collective, projected on {network}; "
+            "cost = exchange / delivered, the time for a whole gradient, by which methods are "
+            "ranked. Grey: error feedback has not settled, so not ranked."
+        ),
+        caveats=_caveats(run, results, methods),
+        figures=drawn,
+        tables=[
+            ("Laws", "Medians over rows; columns with a number: k̂/k at that ratio.", laws),
+            (
+                "SIDCo thresholds on whole gradients",
+                "Median k̂/k by number of stages (fixed), without error feedback.",
+                by_ratio,
+            ),
+            ("All methods", "Medians over rows; see methods.parquet.", _shown(methods)),
+        ],
+        skipped=results.skipped,
+        settings=results.settings,
+    )
+
+
+def _shown(methods: Table) -> Table:
+    columns = ["compressor", "feedback", "granularity", "rows", "steps", "khat_over_k", "miss"]
+    columns += ["error", "error_compensated", "cosine", "bits", "residual_ratio", "settled"]
+    return methods[[*columns, "status"]]
+
+
+def _facts(run: Run, results: Results) -> list[tuple[str, str]]:
+    made = run.store.provenance
+    full, track = run.stream("full"), run.stream("track")
+    some = full if len(full) else track
+    points = sorted({str(point) for point in some.coordinates["point"]})
+    elements = sum(part.numel for part in run.parts("full"))
+    steps = [int(step) for stream in (full, track) for step in stream.steps]
+    tracked = f"{len(track)} of {sum(part.numel for part in run.parts('track')):,} elements"
+    return [
+        ("model", str(made.get("model", "unknown"))),
+        ("parameters", f"{elements:,} elements in {len(run.names)} tensors"),
+        ("observation point", ", ".join(points)),
+        ("steps", f"{min(steps)}–{max(steps)}"),
+        ("full rows", str(len(full))),
+        ("tracked rows", tracked if len(track) else "none"),
+        ("captured on", str(made.get("device", "unknown"))),
+        ("timed on", results.settings["device"]),
+    ]
+
+
+def _caveats(run: Run, results: Results, methods: Table) -> list[str]:
+    stream = run.stream("full") if len(run.stream("full")) else run.stream("track")
+    points = set(stream.coordinates["point"])
+    sentences = [
+        "Open loop: these gradients come from training without compression, which would have "
+        "changed them.",
+        f"Timings are of {results.settings['device']}; on another device the ranking may differ.",
+    ]
+    if points != {"local"}:
+        sentences.append(
+            f"The gradients were taken at the point “{', '.join(sorted(points))}”; a DDP "
+            "communication hook sees local gradients, before the reduction."
+        )
+    feedback = methods[methods["feedback"] == "ef"]
+    if len(feedback):
+        unsettled = int((feedback["settled"] != True).sum())  # noqa: E712
+        sentences.append(
+            f"{unsettled} of {len(feedback)} feedback lines have not settled "
+            f"(‖e‖/‖g‖ still moves, or fewer than 200 steps); they are not ranked."
+        )
+        sentences.append(
+            "Feedback is replayed on the tracked elements, a random sample of the model "
+            f"({run.stream('track').sampling_fraction:.1%})."
+        )
+    broken = int(methods["skipped_rows"].max()) if len(methods) else 0
+    if broken:
+        sentences.append(f"Up to {broken} rows were skipped for NaN or inf elements.")
+    return sentences

@@ -1,0 +1,160 @@
+"""Fold compressors over captured gradients: what each would have sent, and how far off."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors import Compressor, ErrorFeedback, Rng
+from gradstats.metrics import cosine, norm, relative_error
+
+Row = dict[str, Any]
+SETTLED_CHANGE = 0.05
+STEPS_TO_SETTLE = 200
+WARM_UP = 3
+REPETITIONS = 9
+TIMING_SECONDS = 1.0
+
+
+def replay_rows(
+    grads: Iterable[tuple[int, Tensor]], compressors: Sequence[Compressor], *, seed: int = 0
+) -> Iterator[Row]:
+    """Run compressors over gradients in order, each with its own state from step to step.
+
+    Args:
+        grads: (step, flat gradient) in the order of training.
+        compressors: all see every gradient.
+        seed: of the random methods.
+
+    Yields:
+        A row a step and compressor: what `measure` gives, with index (of the compressor), step and
+        status.
+    """
+    states: list[Any] = [None] * len(compressors)
+    started = False
+    for step, grad in grads:
+        broken = int((~grad.isfinite()).sum())
+        if not started and not broken:
+            states = [compressor.init(grad) for compressor in compressors]
+            started = True
+        for index, compressor in enumerate(compressors):
+            where = {"index": index, "step": step}
+            if broken:
+                status = f"skipped: {broken} of {grad.numel()} elements are NaN or inf"
+                yield {**where, **NOT_MEASURED, "n": grad.numel(), "status": status}
+                continue
+            row, states[index] = measure(compressor, grad, states[index], Rng(seed, step))
+            yield {**where, **row, "status": "ok"}
+
+
+MEASURED = (
+    "k",
+    "khat_over_k",
+    "error",
+    "error_compensated",
+    "cosine",
+    "nbytes",
+    "bits",
+    "residual_ratio",
+)
+NOT_MEASURED: Row = dict.fromkeys(MEASURED, math.nan)
+
+
+def measure(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple[Row, Any]:
+    """One step of one compressor, and how good it was.
+
+    Returns:
+        The row and the next state. khat_over_k counts the elements sent, NaN without a target; error = ‖g - ĝ‖/‖g‖ and
+        cosine are against the gradient; error_compensated is against gradient + residual; nbytes
+        and bits (an element) are those of the payload; residual_ratio = ‖e‖/‖g‖ after the step,
+        NaN without feedback.
+    """
+    feedback = isinstance(compressor, ErrorFeedback)
+    payload, state = compressor.encode(grad, state, rng)
+    sent = torch.zeros_like(grad)
+    payload.add_to(sent)
+    compensated = sent + state.residual if feedback else grad
+    k, asked = compressor.target_count(grad.numel()), compressor.ratio_asked is not None
+    row = {
+        "n": grad.numel(),
+        "k": k,
+        "khat_over_k": payload.count / k if k and asked else math.nan,
+        "error": relative_error(grad, sent),
+        "error_compensated": relative_error(compensated, sent),
+        "cosine": cosine(grad, sent),
+        "nbytes": payload.nbytes,
+        "bits": 8 * payload.nbytes / max(grad.numel(), 1),
+        "residual_ratio": _residual_ratio(state.residual, grad) if feedback else math.nan,
+    }
+    return row, state
+
+
+def _residual_ratio(residual: Tensor, grad: Tensor) -> float:
+    length = norm(grad)
+    return norm(residual) / length if length else math.nan
+
+
+def settled(residual_ratios: Sequence[float]) -> bool:
+    """Whether ‖e‖/‖g‖ moved by less than 5 % over the last quarter of the steps.
+
+    Never after fewer than 200 steps: with feedback the first steps mislead, however flat.
+
+    Example:
+        >>> settled([1.0] * 400), settled([1.0] * 20), settled(list(range(400)))
+        (True, False, False)
+    """
+    known = [ratio for ratio in residual_ratios if not math.isnan(ratio)]
+    if len(known) < STEPS_TO_SETTLE:
+        return False
+    last = known[-len(known) // 4 :]
+    half = len(last) // 2
+    before, after = sum(last[:half]) / half, sum(last[-half:]) / half
+    return abs(after - before) < SETTLED_CHANGE * before if before else after == 0
+
+
+def time_compressor(compressor: Compressor, grad: Tensor, *, seed: int = 0) -> Row:
+    """Seconds that encoding and decoding take: warm-up, then the medians of several runs.
+
+    Decoding is adding the payload to a buffer that is there. On a CUDA device times are those of
+    events.
+
+    Returns:
+        encode_seconds and decode_seconds.
+    """
+    rng = Rng(seed)
+    state = compressor.init(grad)
+    out = torch.zeros_like(grad)
+    clock = _cuda_seconds if grad.is_cuda else _wall_seconds
+    encodings, decodings = [], []
+    deadline = time.perf_counter() + TIMING_SECONDS
+    for i in range(WARM_UP + REPETITIONS):
+        seconds, (payload, state) = clock(lambda s=state: compressor.encode(grad, s, rng))  # type: ignore[misc]
+        encodings.append(seconds)
+        decodings.append(clock(lambda p=payload: p.add_to(out))[0])  # type: ignore[misc]
+        if i > WARM_UP + 1 and time.perf_counter() > deadline:
+            break
+    return {
+        "encode_seconds": median(encodings[WARM_UP:]),
+        "decode_seconds": median(decodings[WARM_UP:]),
+    }
+
+
+def _wall_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def _cuda_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    result = work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3, result

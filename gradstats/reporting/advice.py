@@ -1,0 +1,69 @@
+"""What the tables come to, in sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gradstats.network import Network
+from gradstats.reporting.tables import break_even
+
+Table = Any
+
+
+def advice(ranked: Table, network: Network) -> str:
+    """One plain sentence: which compressor, or none, and below which bandwidth that changes."""
+    lines = ranked[ranked["rank"].notna()].to_dict("records")
+    dense = next((line for line in lines if line["method"] == "bf16"), None)
+    if dense is None:
+        return "No advice: bf16, the baseline, was not replayed."
+    fed_back = [line for line in lines if line["feedback"] == "ef"]
+    if not fed_back:
+        most = int(ranked["steps"].max())
+        return (
+            f"No advice yet: no method with error feedback has settled within {most} steps; until "
+            "more are captured, bf16 is the safe choice."
+        )
+    best = fed_back[0]
+    limit = 8 * break_even(best, dense, network) / 1e9
+    costs = f"{_ms(best['cost_seconds'])} against {_ms(dense['cost_seconds'])} for bf16"
+    held = f"it holds back {best['residual_ratio']:.2g} gradients' worth on the way"
+    tail = f"for each gradient delivered, {network}"
+    if best["cost_seconds"] < dense["cost_seconds"]:
+        pays = "at any bandwidth" if math.isinf(limit) else f"below {limit:.2g} Gbit/s"
+        return f"Use ef({best['compressor']}): {costs} {tail}; it pays {pays}, and {held}."
+    pays = f"would pay below {limit:.2g} Gbit/s" if limit > 0 else "would not pay on any network"
+    return (
+        f"Do not compress beyond bf16: the best sparsifier, ef({best['compressor']}), costs "
+        f"{costs} {tail}; it {pays}."
+    )
+
+
+def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
+    """The law that fits best and how well SIDCo's thresholds hit the smallest ratio."""
+    if not len(laws):
+        return "No law could be fitted."
+    best = laws.iloc[0]
+    rows = thresholds[thresholds["target_ratio"] == ratio]
+    pairs = rows.groupby(["variant", "stages"])["khat_over_k"].median()
+    quality = ", ".join(
+        f"SIDCo-{variant.upper()} {pairs[variant, 1]:.2f} → {pairs[variant, stages]:.2f}"
+        for variant in dict.fromkeys(rows["variant"])
+        for stages in [max(rows["stages"])]
+    )
+    return (
+        f"{best['family']} fits best (Kolmogorov-Smirnov distance {best['ks']:.3f}"
+        f"{_runner_up(laws)}). "
+        f"SIDCo's k̂/k at {ratio:g} with one → {max(rows['stages'])} stages: {quality}."
+    )
+
+
+def _runner_up(laws: Table) -> str:
+    if len(laws) < 2:
+        return ""
+    second = laws.iloc[1]
+    return f", next {second['family']} at {second['ks']:.3f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"

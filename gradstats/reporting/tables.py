@@ -1,0 +1,147 @@
+"""Replay rows → one line a method: what an engineer compares."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gradstats import extras
+from gradstats.network import Network
+from gradstats.replaying import settled
+
+Table = Any
+METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "rows"]
+TAIL = 4  # methods with memory are judged on the last quarter of their steps
+MOST_RANKED = 8
+
+
+def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
+    """Medians over steps of every method and setting, with what an exchange would cost.
+
+    Methods replayed on consecutive steps are judged on the last quarter of them, the others on all
+    rows. `delivered` is 1 - error_compensated², the share of the waiting gradient's energy that a
+    step delivers: the first-order progress of that step over a dense one. `cost_seconds` =
+    exchange_seconds / delivered is what a whole gradient costs.
+
+    Args:
+        replayed: rows of a replay.
+        timings: rows of `gradstats.jobs.timing_rows`.
+        network: that the exchange is projected on.
+    """
+    pandas = extras.load("pandas")
+    lines = [
+        {**dict(zip(METHOD, key, strict=True)), **_line(rows)}
+        for key, rows in replayed.groupby(METHOD, dropna=False, sort=False)
+    ]
+    times = ["compressor", "encode_seconds", "decode_seconds", "collective", "n"]
+    table = pandas.DataFrame(lines).merge(
+        timings[times].rename(columns={"n": "numel"}), on="compressor", how="left"
+    )
+    table["exchange_seconds"] = [_exchange(line, network) for line in table.to_dict("records")]
+    table["delivered"] = 1 - table["error_compensated"] ** 2
+    table["cost_seconds"] = table["exchange_seconds"] / table["delivered"].clip(lower=1e-12)
+    return table
+
+
+def _line(rows: Table) -> dict[str, Any]:
+    good = rows[rows["status"] == "ok"].sort_values("step")
+    status = "ok" if len(good) else str(rows["status"].iloc[0])
+    feedback = bool(good["residual_ratio"].notna().any())
+    last = good.tail(max(1, len(good) // TAIL)) if good["rows"].eq("track").all() else good
+    khat = last["khat_over_k"] * last["k"]
+    return {
+        "steps": len(good),
+        "khat_over_k": last["khat_over_k"].median(),
+        "khat_low": last["khat_over_k"].quantile(0.1),
+        "khat_high": last["khat_over_k"].quantile(0.9),
+        "miss": float(np.abs(np.log((khat + 0.5) / (last["k"] + 0.5))).median()),
+        "error": last["error"].median(),
+        "error_compensated": last["error_compensated"].median(),
+        "cosine": last["cosine"].median(),
+        "bits": last["bits"].median(),
+        "residual_ratio": last["residual_ratio"].median(),
+        "settled": settled(list(good["residual_ratio"])) if feedback else None,
+        "skipped_rows": len(rows) - len(good),
+        "status": status,
+    }
+
+
+def _exchange(line: dict[str, Any], network: Network) -> float:
+    nbytes = line["bits"] * line["numel"] / 8
+    encode, decode = line["encode_seconds"], line["decode_seconds"]
+    if line["collective"] == "all_reduce":
+        return float(encode + decode + network.all_reduce(nbytes))
+    return float(encode + network.workers * decode + network.all_gather(nbytes))
+
+
+def ranking(methods: Table) -> Table:
+    """The first screen's rows: at most eight ranked by cost, then the unsettled, without rank.
+
+    Compared are the dense baselines and, at one ratio, the methods with error feedback on the
+    whole model. Where no feedback row has settled, the methods without feedback are ranked
+    instead.
+    """
+    dense = methods["target_ratio"].isna() & (methods["feedback"] == "none")
+    whole = (methods["granularity"] == "model") & (methods["status"] == "ok")
+    at_ratio = methods["target_ratio"] == headline_ratio(methods)
+    feedback = methods["feedback"] == "ef"
+    steady = feedback & (methods["settled"] == True)  # noqa: E712  (None and NaN are not settled)
+    wanted = steady if (whole & at_ratio & steady).any() else ~feedback
+    ranked = methods[whole & (dense | (at_ratio & wanted))].sort_values("cost_seconds")
+    if len(ranked) > MOST_RANKED:
+        baseline = ranked[ranked["method"] == "bf16"]
+        others = ranked[ranked["method"] != "bf16"].head(MOST_RANKED - len(baseline))
+        ranked = extras.load("pandas").concat([others, baseline]).sort_values("cost_seconds")
+    ranked = ranked.assign(rank=range(1, len(ranked) + 1))
+    unsettled = methods[whole & at_ratio & feedback & ~steady].assign(rank=math.nan)
+    return extras.load("pandas").concat([ranked, unsettled]) if len(unsettled) else ranked
+
+
+def headline_ratio(methods: Table) -> float:
+    """The ratio of the ranking: 0.01 where it was replayed, else the middle one."""
+    ratios = sorted(methods["target_ratio"].dropna().unique())
+    if not ratios:
+        return math.nan
+    return 0.01 if 0.01 in ratios else float(ratios[len(ratios) // 2])
+
+
+def timing_table(rows: list[dict[str, Any]]) -> Table:
+    """Timings with `encode_over_topk`, the time over Top-k's at the same ratio."""
+    table = extras.load("pandas").DataFrame(rows)
+    topk = table[table["method"] == "topk"].set_index("target_ratio")["encode_seconds"]
+    return table.assign(encode_over_topk=table["encode_seconds"] / table["target_ratio"].map(topk))
+
+
+def best_law(fits: Table) -> Table:
+    """Families by median Kolmogorov-Smirnov distance, best first, with k̂/k at each ratio."""
+    good = fits[fits["status"] == "ok"]
+    once = good.drop_duplicates(["step", "group", "family"])
+    scores = once.groupby("family")[["ks", "log_likelihood", "shape", "scale"]].median()
+    tails = good.pivot_table("khat_over_k", "family", "target_ratio", "median")
+    return scores.join(tails).sort_values("ks").reset_index()
+
+
+def break_even(line: dict[str, Any], dense: dict[str, Any], network: Network) -> float:
+    """Bytes a second below which a method costs less than the dense one, 0 if it never does.
+
+    Latency is left out.
+    """
+    seconds, volume = _parts(line, network)
+    dense_seconds, dense_volume = _parts(dense, network)
+    saved = dense_volume - volume
+    if saved <= 0:
+        return 0.0
+    extra = seconds - dense_seconds
+    return saved / extra if extra > 0 else math.inf
+
+
+def _parts(line: dict[str, Any], network: Network) -> tuple[float, float]:
+    """Compute seconds and bytes through a link, of a whole gradient delivered."""
+    nbytes = line["bits"] * line["numel"] / 8
+    hops = network.workers - 1
+    gathers = line["collective"] == "all_gather"
+    seconds = line["encode_seconds"] + line["decode_seconds"] * (network.workers if gathers else 1)
+    volume = hops * nbytes * (1 if gathers else 2 / network.workers)
+    return seconds / line["delivered"], volume / line["delivered"]
