@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
+
+from gradstats.printing import (
+    bar,
+    err_console,
+    out_console,
+    print_demo,
+    print_fits,
+    print_info,
+    print_methods,
+)
 
 if TYPE_CHECKING:
     from gradstats.runs import Run
@@ -25,9 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out_console = Console(soft_wrap=True)
-err_console = Console(stderr=True)
-SLOW = 2.0  # seconds after which a progress bar appears
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A captured run, e.g. run.zarr.")]
 By = Annotated[str, typer.Option(help="Group by model, module-type or parameter.")]
@@ -67,18 +71,18 @@ def demo(
     from gradstats.pipeline import report as make_report
 
     chosen = demo_module.QUICK if quick else demo_module.DEMO
-    with _bar() as bar:
+    with bar() as advance:
         loss = demo_module.train(
             chosen,
             out,
             seed=seed,
             if_exists="overwrite" if overwrite else "error",
-            progress=lambda step, total, loss: bar(f"train, loss {loss:.2f}", step, total),
+            progress=lambda step, total, loss: advance(f"train, loss {loss:.2f}", step, total),
         )
     with _open(out, runs.open) as run:
-        with _bar() as bar:
-            path = make_report(run, budget=chosen.budget, seed=seed, progress=bar)
-        _print_demo(path.parent, loss)
+        with bar() as advance:
+            path = make_report(run, budget=chosen.budget, seed=seed, progress=advance)
+        print_demo(path.parent, loss)
     out_console.print(f"report: {path}", highlight=False)
 
 
@@ -137,7 +141,7 @@ def info(run: RunPath) -> None:
     from gradstats import runs
 
     with _open(run, runs.open) as opened:
-        _print_info(opened)
+        print_info(opened)
 
 
 @app.command()
@@ -155,7 +159,7 @@ def fit(
     """Fit distributions and derive SIDCo thresholds."""
     from gradstats import runs
     from gradstats.families import FAMILIES, family
-    from gradstats.pipeline import results_folder
+    from gradstats.results import results_folder
 
     chosen = [family(name) for name in _words(families)] or list(FAMILIES)
     wanted = _ratios(ratios)
@@ -163,15 +167,15 @@ def fit(
     with _open(
         run, runs.open, parameters=parameters, steps=_steps(steps), device=device
     ) as opened:
-        with _bar() as bar:
-            found = runs.groups(opened, by=by, progress=lambda i, n: bar("summarise", i, n))
+        with bar() as advance:
+            found = runs.groups(opened, by=by, progress=lambda i, n: advance("summarise", i, n))
         fits = runs.fit_table(found, families=chosen, ratios=wanted, method=method)
         thresholds = runs.threshold_table(found, ratios=wanted)
         folder = out or results_folder(opened)
     folder.mkdir(parents=True, exist_ok=True)
     fits.to_parquet(folder / "fits.parquet", index=False)
     thresholds.to_parquet(folder / "thresholds.parquet", index=False)
-    _print_fits(fits, thresholds)
+    print_fits(fits, thresholds)
     failed = int((fits["status"] != "ok").sum())
     if failed:
         err_console.print(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
@@ -199,8 +203,8 @@ def replay(
     from gradstats import jobs, runs
     from gradstats.compressors import COMPRESSORS
     from gradstats.network import Network
-    from gradstats.pipeline import results_folder
     from gradstats.reporting import tables
+    from gradstats.results import results_folder
 
     specs = _specs(compressors) or list(COMPRESSORS)
     wanted = _ratios(ratios)
@@ -214,11 +218,11 @@ def replay(
             feedback=_words(feedback),
             granularity=_words(granularity),
         )
-        with _bar() as bar:
+        with bar() as advance:
             rows = jobs.replay_jobs(
-                opened, planned, seed=seed, progress=lambda i, n: bar("replay", i, n)
+                opened, planned, seed=seed, progress=lambda i, n: advance("replay", i, n)
             )
-            bar("time", 0, 1)
+            advance("time", 0, 1)
             timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
         folder = out or results_folder(opened)
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +241,7 @@ def replay(
         "device": device,
     }
     (folder / "replay.json").write_text(_json(settings))
-    _print_methods(methods)
+    print_methods(methods)
     err_console.print(f"tables: {folder}", highlight=False)
 
 
@@ -258,7 +262,7 @@ def report(
 
     with (
         _open(run, runs.open, parameters=parameters, steps=_steps(steps), device=device) as opened,
-        _bar() as bar,
+        bar() as advance,
     ):
         path = make_report(
             opened,
@@ -266,7 +270,7 @@ def report(
             out=out,
             ratios=_ratios(ratios),
             seed=seed,
-            progress=bar,
+            progress=advance,
         )
     out_console.print(str(path), highlight=False)
 
@@ -278,27 +282,6 @@ def _open(path: Path, opener: Callable[..., Run], **selection: Any) -> Iterator[
         yield run
     finally:
         run.store.close()
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr that appears after two seconds; call it: (stage, done, total)."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=err_console, transient=True)
-    task = progress.add_task("")
-    start = time.monotonic()
-
-    def advance(stage: str, done: int, total: int) -> None:
-        if not progress.live.is_started and time.monotonic() - start > SLOW:
-            progress.start()
-        progress.update(task, description=stage, completed=done, total=total)
-
-    try:
-        yield advance
-    finally:
-        progress.stop()
 
 
 def _words(text: str) -> list[str]:
@@ -355,82 +338,6 @@ def _json(settings: dict[str, Any]) -> str:
     import gradstats
 
     return json.dumps({"gradstats": gradstats.__version__, **settings}, indent=1)
-
-
-def _print_table(title: str, table: Any) -> None:
-    from gradstats.reporting.page import number
-
-    rich_table = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in table.columns:
-        rich_table.add_column(
-            str(column), justify="left" if column == table.columns[0] else "right"
-        )
-    for row in table.itertuples(index=False):
-        rich_table.add_row(*(number(value) for value in row))
-    out_console.print(rich_table)
-
-
-def _print_fits(fits: Any, thresholds: Any) -> None:
-    from gradstats.reporting.tables import best_law
-
-    for group, rows in fits.groupby("group", sort=False):
-        good = rows[rows["status"] == "ok"]
-        if len(good):
-            _print_table(
-                f"{group}: laws, medians over {rows['step'].nunique()} rows", best_law(rows)
-            )
-        else:
-            out_console.print(f"{group}: {rows['status'].iloc[0]}", highlight=False)
-    keys = ["group", "variant", "stages"]
-    pivot = thresholds.pivot_table("khat_over_k", keys, "target_ratio", "median").reset_index()
-    _print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
-
-
-def _print_methods(methods: Any) -> None:
-    columns = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]
-    columns += [
-        "error_compensated",
-        "bits",
-        "encode_seconds",
-        "residual_ratio",
-        "settled",
-        "status",
-    ]
-    _print_table("Replay: medians over steps", methods[columns])
-
-
-def _print_info(run: Run) -> None:
-    store = run.store
-    out_console.print(f"{run!r}, {store.nbytes / 1e6:,.1f} MB", highlight=False)
-    for name, value in store.provenance.items():
-        out_console.print(f"  {name}: {value}", highlight=False, markup=False)
-    for worker in store.workers:
-        for kind in ("full", "track"):
-            stream = store.stream(worker, kind)
-            if len(stream):
-                steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
-                points = ", ".join(sorted(set(stream.coordinates["point"])))
-                out_console.print(
-                    f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}"
-                )
-    for parameter in store.parameters:
-        shape = "×".join(map(str, parameter.shape)) or "scalar"
-        line = f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}"
-        out_console.print(line, highlight=False, markup=False)
-
-
-def _print_demo(folder: Path, loss: float) -> None:
-    import pandas
-
-    from gradstats.reporting.summary_lines import lines
-
-    out_console.print(f"trained to {loss:.2f} nats a byte", highlight=False)
-    methods, fits, thresholds = (
-        pandas.read_parquet(folder / f"{name}.parquet")
-        for name in ("methods", "fits", "thresholds")
-    )
-    for line in lines(methods, fits, thresholds):
-        out_console.print(line, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import gradstats
 from gradstats import extras
 from gradstats.compressors import COMPRESSORS
 from gradstats.fitting import RATIOS
@@ -23,51 +17,11 @@ from gradstats.reporting import tables
 from gradstats.reporting.advice import advice, law_sentence
 from gradstats.reporting.figures import draw, figures
 from gradstats.reporting.page import Page, render
+from gradstats.results import Results, results_folder, run_settings
 from gradstats.runs import Run, fit_table, groups, threshold_table
 
 Table = Any
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
-
-
-@dataclass
-class Results:
-    """A folder of results: tables that are there already, and what was left out.
-
-    Attributes:
-        folder: `RUN.results`.
-        settings: what the tables depend on; a table made under other settings is made anew.
-        skipped: what was left out, and why.
-    """
-
-    folder: Path
-    settings: dict[str, Any]
-    skipped: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "figures").mkdir(exist_ok=True)
-        path = self.folder / "settings.json"
-        wanted = json.loads(json.dumps(self.settings))
-        if not path.exists() or json.loads(path.read_text()) != wanted:
-            for stale in self.folder.glob("*.parquet"):
-                stale.unlink()
-            path.write_text(json.dumps(self.settings, indent=1))
-
-    def table(self, name: str) -> Table | None:
-        """The table of that name, if it was made under the same settings."""
-        path = self.folder / f"{name}.parquet"
-        return extras.load("pandas").read_parquet(path) if path.exists() else None
-
-    def keep(self, name: str, table: Table) -> Table:
-        """Write a table for the next time and for others."""
-        table.to_parquet(self.folder / f"{name}.parquet", index=False)
-        return table
-
-
-def results_folder(run: Run) -> Path:
-    """`RUN.results` beside `RUN.zarr`."""
-    path = Path(run.store.path)
-    return path.with_name(path.name.removesuffix(".zarr") + ".results")
 
 
 def report(
@@ -106,7 +60,7 @@ def report(
     if not run.rows("full") and not run.rows("track"):
         raise ValueError(f"run must have a row to report on, got none in {run}")
     results = Results(
-        Path(out) if out else results_folder(run), _settings(run, ratios, compressors, seed)
+        Path(out) if out else results_folder(run), run_settings(run, ratios, compressors, seed)
     )
     found = groups(run, progress=lambda done, total: tell("fit", done, total))
     fits = results.keep("fits", fit_table(found, ratios=ratios))
@@ -129,36 +83,6 @@ def report(
     path = results.folder / "report.html"
     path.write_text(render(page), encoding="utf-8")
     return path
-
-
-def _settings(
-    run: Run, ratios: Sequence[float], compressors: Sequence[str], seed: int
-) -> dict[str, Any]:
-    kinds = {kind: run.rows(kind) for kind in ("full", "track")}
-    return {
-        "gradstats": gradstats.__version__,
-        "torch": torch.__version__,
-        "run": Path(run.store.path).name,
-        "rows": {kind: len(rows) for kind, rows in kinds.items()},
-        "last_step": max(
-            (int(run.stream(kind).steps[rows[-1]]) for kind, rows in kinds.items() if rows),
-            default=None,
-        ),
-        "parameters": run.parameters,
-        "steps": list(run.steps),
-        "worker": run.worker,
-        "device": device_name(run.device),
-        "ratios": list(ratios),
-        "compressors": list(compressors),
-        "seed": seed,
-    }
-
-
-def device_name(device: str) -> str:
-    """The device of the timings, in words."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
 
 
 def _batches(run: Run, settings: dict[str, Any]) -> Iterator[tuple[str, list[Job]]]:

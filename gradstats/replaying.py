@@ -70,10 +70,10 @@ def measure(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple
     """One step of one compressor, and how good it was.
 
     Returns:
-        The row and the next state. khat_over_k counts the elements sent, NaN without a target; error = ‖g - ĝ‖/‖g‖ and
-        cosine are against the gradient; error_compensated is against gradient + residual; nbytes
-        and bits (an element) are those of the payload; residual_ratio = ‖e‖/‖g‖ after the step,
-        NaN without feedback.
+        The row and the next state. khat_over_k counts the elements sent, NaN without a target;
+        error = ‖g - ĝ‖/‖g‖ and cosine are against the gradient; error_compensated is against
+        gradient + residual; nbytes and bits (an element) are those of the payload;
+        residual_ratio = ‖e‖/‖g‖ after the step, NaN without feedback.
     """
     feedback = isinstance(compressor, ErrorFeedback)
     payload, state = compressor.encode(grad, state, rng)

@@ -1,0 +1,121 @@
+"""What the command line prints: results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+if TYPE_CHECKING:
+    from gradstats.runs import Run
+
+out_console = Console(soft_wrap=True)
+err_console = Console(stderr=True)
+SLOW = 2.0  # seconds after which a progress bar appears
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr that appears after two seconds; call it: (stage, done, total)."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=err_console, transient=True)
+    task = progress.add_task("")
+    start = time.monotonic()
+
+    def advance(stage: str, done: int, total: int) -> None:
+        if not progress.live.is_started and time.monotonic() - start > SLOW:
+            progress.start()
+        progress.update(task, description=stage, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        progress.stop()
+
+
+def print_table(title: str, table: Any) -> None:
+    """Print a DataFrame, three digits a number."""
+    from gradstats.reporting.page import number
+
+    rich_table = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns:
+        rich_table.add_column(
+            str(column), justify="left" if column == table.columns[0] else "right"
+        )
+    for row in table.itertuples(index=False):
+        rich_table.add_row(*(number(value) for value in row))
+    out_console.print(rich_table)
+
+
+def print_fits(fits: Any, thresholds: Any) -> None:
+    """Print the laws and SIDCo thresholds of every group."""
+    from gradstats.reporting.tables import best_law
+
+    for group, rows in fits.groupby("group", sort=False):
+        good = rows[rows["status"] == "ok"]
+        if len(good):
+            print_table(
+                f"{group}: laws, medians over {rows['step'].nunique()} rows", best_law(rows)
+            )
+        else:
+            out_console.print(f"{group}: {rows['status'].iloc[0]}", highlight=False)
+    keys = ["group", "variant", "stages"]
+    pivot = thresholds.pivot_table("khat_over_k", keys, "target_ratio", "median").reset_index()
+    print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
+
+
+def print_methods(methods: Any) -> None:
+    """Print one line a method."""
+    columns = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]
+    columns += [
+        "error_compensated",
+        "bits",
+        "encode_seconds",
+        "residual_ratio",
+        "settled",
+        "status",
+    ]
+    print_table("Replay: medians over steps", methods[columns])
+
+
+def print_info(run: Run) -> None:
+    """Print what a run holds."""
+    store = run.store
+    out_console.print(f"{run!r}, {store.nbytes / 1e6:,.1f} MB", highlight=False)
+    for name, value in store.provenance.items():
+        out_console.print(f"  {name}: {value}", highlight=False, markup=False)
+    for worker in store.workers:
+        for kind in ("full", "track"):
+            stream = store.stream(worker, kind)
+            if len(stream):
+                steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
+                points = ", ".join(sorted(set(stream.coordinates["point"])))
+                out_console.print(
+                    f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}"
+                )
+    for parameter in store.parameters:
+        shape = "×".join(map(str, parameter.shape)) or "scalar"
+        line = f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}"
+        out_console.print(line, highlight=False, markup=False)
+
+
+def print_demo(folder: Path, loss: float) -> None:
+    """Print what the demo found, in about ten lines."""
+    import pandas
+
+    from gradstats.reporting.summary_lines import lines
+
+    out_console.print(f"trained to {loss:.2f} nats a byte", highlight=False)
+    methods, fits, thresholds = (
+        pandas.read_parquet(folder / f"{name}.parquet")
+        for name in ("methods", "fits", "thresholds")
+    )
+    for line in lines(methods, fits, thresholds):
+        out_console.print(line, highlight=False, markup=False)
