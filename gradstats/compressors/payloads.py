@@ -73,7 +73,7 @@ class Message(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Length of `to_bytes()`: a header of 44 bytes, the values, any indices."""
+        """Length of `to_bytes()`: a header of 36 bytes, the values, any indices."""
         return HEADER.size + self.values.nbytes
 
     @abstractmethod

@@ -1,0 +1,274 @@
+"""The laws that every compressor obeys; public as `gradstats.testing.check_compressor`."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradstats.compressors import Compressor, ErrorFeedback, Payload, PayloadError, Rng, from_bytes
+from gradstats.exchange import simulate
+
+N = 2400
+WORKERS = 3
+MARK = 1_592_653_589
+DRAWS = 100  # of the random numbers, where a contract holds in expectation
+STANDARD_ERRORS = 5  # by which the mean over the draws may miss: one false alarm in 3 million
+
+Facts = Iterator[tuple[str, bool]]
+Check = Callable[[Compressor, Tensor, Rng], Facts]
+
+
+def check_compressor(compressor: Compressor, *, rng: Rng | None = None) -> None:
+    """Hold a compressor to what `Compressor` and its own contract promise.
+
+    One step is checked on ordinary and on awkward gradients: every dtype, two dimensions, strides,
+    all negative, tied, constant, one non-zero, zero, one element, none, NaN, infinite. Memory,
+    several workers and the contract are checked on ordinary ones. A contract that holds in
+    expectation is averaged over 100 draws of the random numbers; it fails when the mean is 5
+    standard errors above the bound.
+
+    Args:
+        compressor: an instance of anyone's class.
+        rng: where the random numbers start; other steps and workers are derived from it.
+
+    Raises:
+        AssertionError: naming the compressor, the gradient and the first law that it breaks.
+
+    Example:
+        >>> from gradstats.compressors import TopK
+        >>> check_compressor(TopK(0.01))
+    """
+    rng = Rng() if rng is None else rng
+    ordinary, awkward, nonfinite = _gradients()
+    for gradients, checks in (
+        (ordinary | awkward | nonfinite, (_bytes, _step, _randomness)),
+        (ordinary | awkward, (_contraction,)),
+        (ordinary, (_separate_states, _feedback, _exchange)),
+        ({"sorted": ordinary["normal"].sort().values}, (_expected_contraction,)),
+        (nonfinite, (_honesty,)),
+    ):
+        for name, grad in gradients.items():
+            for check in checks:
+                _hold(compressor, name, check(compressor, grad.clone(), rng))
+
+
+def _hold(compressor: Compressor, gradient: str, facts: Facts) -> None:
+    where = f"{compressor} must obey, on the gradient {gradient!r}"
+    try:
+        for fact, holds in facts:
+            if not holds:
+                raise AssertionError(f"{where}: {fact}")
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise AssertionError(f"{where}: no call fails, got {error!r}") from error
+
+
+def _gradients() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    normal = torch.randn(N, generator=torch.Generator().manual_seed(0))
+    single, holed = torch.zeros(N), normal.clone()
+    single[N // 3] = -2.5
+    holed[[5, 77]] = torch.nan
+    ordinary = {
+        "normal": normal,
+        "two-dimensional": normal.reshape(40, -1),
+        "tied": normal.sign() * normal.abs().ceil(),
+        "constant": torch.full((N,), 0.7),
+    }
+    awkward = {
+        "float64": normal.double(),
+        "bfloat16": normal.bfloat16(),
+        "float16": normal.half(),
+        "not contiguous": normal.reshape(40, -1).t(),
+        "all negative": -normal.abs() - 0.1,
+        "heavy-tailed": normal.sign() / (normal.abs() + 1e-4) ** 2,
+        "mostly zero": normal * (torch.arange(N) % 200 == 0),
+        "one non-zero": single,
+        "zero": torch.zeros(N),
+        "one element": torch.tensor([-3.0]),
+        "no dimension": torch.tensor(3.0),
+        "empty": torch.zeros(0),
+    }
+    nonfinite = {
+        "two NaN": holed,
+        "two infinite": holed.nan_to_num(-torch.inf),
+        "all NaN": torch.full((N,), torch.nan),
+        "all infinite": torch.full((N,), torch.inf),
+    }
+    return ordinary, awkward, nonfinite
+
+
+def _encode(compressor: Compressor, grad: Tensor, rng: Rng) -> Payload:
+    return compressor.encode(grad, compressor.init(grad), rng)[0]
+
+
+def _step(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    before = grad.clone()
+    payload = _encode(compressor, grad, rng)
+    yield "the gradient is not written", _same(grad, before)
+    decoded = payload.decode().clone()
+    yield "decode is flat, as long as the gradient", decoded.shape == (grad.numel(),)
+    yield "decode is floating-point", decoded.is_floating_point()
+    yield "the payload counts the gradient's elements", payload.numel == grad.numel()
+    yield "it sends at most every element", 0 <= payload.count <= payload.numel
+    grad.fill_(12.5)
+    yield "the payload owns its values", _same(payload.decode(), decoded)
+    out = torch.zeros_like(decoded)
+    payload.add_to(out)
+    yield "add_to is decode", _same(out, decoded)
+    out = torch.zeros_like(decoded, dtype=torch.float64)
+    payload.add_to(out, 0.5)
+    yield "add_to takes a weight", _same(out, 0.5 * decoded.double())
+
+
+def _bytes(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    payload = _encode(compressor, grad, rng)
+    data = payload.to_bytes()
+    yield "nbytes is the length of the bytes", payload.nbytes == len(data)
+    try:
+        received = from_bytes(data)
+    except PayloadError as error:
+        yield f"from_bytes reads the bytes, got {error}", False
+        return
+    yield "the bytes alone decode to the same", _same(received.decode(), payload.decode())
+    yield "the bytes tell what was sent", received.count == payload.count
+    yield "they can be sent on", received.to_bytes() == data
+
+
+def _randomness(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    with _marked_generators() as untouched:
+        data = _encode(compressor, grad, rng).to_bytes()
+        yield "global generators are untouched", untouched()
+    yield "the same rng gives the same bytes", _encode(compressor, grad, rng).to_bytes() == data
+    if not compressor.contract.random:
+        payload, _ = compressor.encode(grad, compressor.init(grad))
+        yield "what is not random needs no rng", payload.to_bytes() == data
+
+
+@contextmanager
+def _marked_generators() -> Iterator[Callable[[], bool]]:
+    """Global generators in a state that nobody seeds by chance; restored afterwards."""
+    # the legacy generator is the one that must not change, so it has to be read
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        random.seed(MARK)
+        np.random.seed(MARK)  # noqa: NPY002
+        torch.manual_seed(MARK)
+        before = _generators()
+        try:
+            yield lambda: _generators() == before
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
+def _generators() -> tuple[object, ...]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    legacy = (kind, np.asarray(keys).tobytes(), *rest)
+    return random.getstate(), legacy, torch.get_rng_state().numpy().tobytes()
+
+
+def _contraction(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    if compressor.contract.in_expectation or not grad.any():
+        return
+    excess = _excess_error(compressor, grad, rng)
+    yield "‖x - C(x)‖² <= (1 - delta)‖x‖²", excess <= 1e-9
+
+
+def _expected_contraction(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    if not compressor.contract.in_expectation:
+        return
+    draws = [
+        _excess_error(compressor, grad, replace(rng, step=rng.step + step))
+        for step in range(DRAWS)
+    ]
+    limit = STANDARD_ERRORS * float(np.std(draws)) / math.sqrt(DRAWS) + 1e-9
+    yield "E‖x - C(x)‖² <= (1 - delta)‖x‖²", float(np.mean(draws)) <= limit
+
+
+def _excess_error(compressor: Compressor, grad: Tensor, rng: Rng) -> float:
+    """‖x - C(x)‖²/‖x‖² - (1 - delta): how far the contraction is missed."""
+    delta = compressor.contract.delta
+    if delta is None:
+        return -math.inf
+    payload = _encode(compressor, grad, rng)
+    flat = grad.reshape(-1).double()
+    error = flat - payload.decode().double()
+    return float((error @ error) / (flat @ flat)) - (1 - delta(payload))
+
+
+def _separate_states(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    other = grad.reshape(-1).flip(0) * 3
+    alone = [_two_steps(compressor, [each], rng)[0] for each in (grad, other)]
+    yield "tensors do not share a state", _two_steps(compressor, [grad, other], rng) == alone
+
+
+def _two_steps(compressor: Compressor, grads: list[Tensor], rng: Rng) -> list[list[bytes]]:
+    states = [compressor.init(grad) for grad in grads]
+    sent: list[list[bytes]] = [[] for _ in grads]
+    for step in range(2):
+        for i, grad in enumerate(grads):
+            payload, states[i] = compressor.encode(grad, states[i], replace(rng, step=step))
+            sent[i].append(payload.to_bytes())
+    return sent
+
+
+def _feedback(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    memory = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
+    grads = [(grad * (step + 1)).double().roll(step) for step in range(4)]
+    state = memory.init(grads[0])
+    sent = torch.zeros(grad.numel(), dtype=torch.float64)
+    for step, each in enumerate(grads):
+        payload, state = memory.encode(each, state, replace(rng, step=step))
+        payload.add_to(sent)
+    total = torch.stack(grads).sum(0).reshape(-1)
+    yield (
+        "what was sent and the residual add up to the gradients",
+        _close(sent + state.residual.reshape(-1), total, 1e-12),
+    )
+
+
+def _exchange(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    grads = [grad.roll(worker) * (worker + 1) for worker in range(WORKERS)]
+    steps = simulate(
+        [
+            compressor.exchange(each, compressor.init(each), replace(rng, worker=worker))
+            for worker, each in enumerate(grads)
+        ]
+    )
+    updates, sent = [step.update for step in steps], [step.sent.decode() for step in steps]
+    yield "all workers get the same update", all(_same(each, updates[0]) for each in updates)
+    yield (
+        "the update is like the gradient",
+        updates[0].shape == grad.shape and updates[0].dtype == grad.dtype,
+    )
+    precision = max(torch.finfo(each.dtype).eps for each in (grad, sent[0]))
+    mean = torch.stack(sent).double().mean(0)
+    yield (
+        "the update is the mean of what was sent",
+        _close(updates[0].reshape(-1).double(), mean, 4 * precision),
+    )
+
+
+def _honesty(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    # a random mask may miss a few elements, but not all
+    if not compressor.contract.random or not grad.isfinite().any():
+        decoded = _encode(compressor, grad, rng).decode()
+        yield "NaN and inf are not hidden", not decoded.isfinite().all()
+
+
+def _same(actual: Tensor, expected: Tensor) -> bool:
+    """Equality bit by bit, so that NaN equals itself."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    pairs = (each.reshape(-1).contiguous().view(torch.uint8) for each in (actual, expected))
+    return torch.equal(*pairs)
+
+
+def _close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool(((actual - expected).abs() <= tolerance * expected.abs().max()).all())

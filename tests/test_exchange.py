@@ -1,0 +1,121 @@
+"""Simulated workers behave as one process group would."""
+
+import pytest
+import torch
+
+from gradstats.compressors import (
+    AllGather,
+    AllReduce,
+    Broadcast,
+    ErrorFeedback,
+    Rng,
+    Step,
+    compressor,
+)
+from gradstats.compressors.payloads import Dense
+from gradstats.exchange import simulate
+
+
+def ask(*requests):
+    """An exchange that makes the requests and returns what it was sent."""
+    received = []
+    for request in requests:
+        received.append((yield request))
+    return Step(torch.zeros(0), Dense(torch.zeros(0), 0), received)
+
+
+def results(*exchanges):
+    return [step.state for step in simulate(exchanges)]
+
+
+def vector(*values, dtype=torch.float32):
+    return torch.tensor(values, dtype=dtype)
+
+
+def test_every_worker_gets_the_same_result_of_every_round():
+    first, second = vector(1.0, 2.0), vector(3.0, -4.0)
+    for op, expected in (("sum", [4, -2]), ("mean", [2, -1]), ("max", [3, 2])):
+        for (result,) in results(ask(AllReduce(first, op)), ask(AllReduce(second, op))):
+            assert result.tolist() == expected
+    assert first.tolist() == [1, 2]
+
+
+def test_gathered_payloads_may_differ_in_length_and_keep_worker_order():
+    short, long = Dense(vector(1.0), 1), Dense(vector(1.0, 2.0), 2)
+    for (result,) in results(ask(AllGather(short)), ask(AllGather(long))):
+        assert result == [short, long]
+
+
+def test_broadcast_takes_the_roots_payload():
+    own, roots = Dense(vector(1.0), 1), Dense(vector(2.0), 1)
+    for (result,) in results(ask(Broadcast(own, 1)), ask(Broadcast(roots, 1))):
+        assert result is roots
+
+
+def test_rounds_stay_in_step():
+    def rounds(start):
+        total = yield AllReduce(vector(start), "sum")
+        total = yield AllReduce(total + start, "sum")
+        return Step(total, Dense(total, 1), None)
+
+    assert [float(step.update) for step in simulate([rounds(1.0), rounds(2.0)])] == [9.0, 9.0]
+
+
+def test_a_mean_in_bfloat16_sums_in_bfloat16():
+    """256 + 1 = 256 in bfloat16: the error that a process group makes is made here too."""
+    workers = [vector(256.0, dtype=torch.bfloat16)] + [vector(1.0, dtype=torch.bfloat16)] * 3
+    for (result,) in results(*(ask(AllReduce(worker, "mean")) for worker in workers)):
+        assert result.dtype == torch.bfloat16
+        assert float(result) == 64.0  # 259 / 4 if summed exactly
+    steps = simulate([compressor("bf16").exchange(worker.float(), None) for worker in workers])
+    assert float(steps[0].update) == 64.0
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([ask(AllReduce(vector(1.0))), ask(AllGather(Dense(vector(1.0), 1)))], "AllGather"),
+        ([ask(AllReduce(vector(1.0), "sum")), ask(AllReduce(vector(1.0), "max"))], "max"),
+        ([ask(AllReduce(vector(1.0))), ask(AllReduce(vector(1.0, 2.0)))], r"\[2\]"),
+        (
+            [ask(AllReduce(vector(1.0))), ask(AllReduce(vector(1.0, dtype=torch.float64)))],
+            "float64",
+        ),
+        (
+            [ask(Broadcast(Dense(vector(1.0), 1), root)) for root in (0, 1)],
+            "root=1",
+        ),
+        ([ask(AllReduce(vector(1.0))), ask()], "done"),
+    ],
+)
+def test_workers_that_disagree_are_told_so(requests, message):
+    with pytest.raises(RuntimeError, match="must ask for the same collective") as caught:
+        simulate(requests)
+    assert caught.match(message)
+
+
+def test_no_worker_has_nothing_to_do():
+    assert simulate([]) == []
+
+
+def test_sparse_updates_are_the_mean_over_workers_also_where_they_overlap():
+    workers = [vector(4.0, 1.0, 0.0), vector(2.0, 0.0, -1.0), vector(0.0, 0.0, -3.0)]
+    steps = simulate([compressor("topk(0.34)").exchange(each, None) for each in workers])
+    for step in steps:
+        assert step.update.tolist() == pytest.approx([2.0, 0.0, -1.0])
+
+
+def test_one_worker_exchanges_what_it_would_encode():
+    grad = torch.linspace(-1, 1, 100)
+    for spec in ("none", "topk(0.1)", "ef(randomk(0.1))"):
+        member = compressor(spec)
+        payload, _ = member.encode(grad, member.init(grad), Rng())
+        (step,) = simulate([member.exchange(grad, member.init(grad), Rng())])
+        assert torch.equal(step.update, payload.decode())
+
+
+def test_feedback_remembers_what_this_worker_did_not_send():
+    member = ErrorFeedback(compressor("topk(0.5)"))
+    workers = [vector(4.0, 1.0), vector(0.0, 2.0)]
+    steps = simulate([member.exchange(each, member.init(each)) for each in workers])
+    assert [step.state.residual.tolist() for step in steps] == [[0.0, 1.0], [0.0, 0.0]]
