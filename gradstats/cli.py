@@ -189,7 +189,7 @@ def replay(
         str, typer.Option(help="Specs with commas, e.g. topk,sidco-e(0.01).")
     ] = "",
     feedback: Annotated[str, typer.Option(help="none, ef or both with a comma.")] = "none,ef",
-    granularity: Annotated[str, typer.Option(help="model, parameter or both.")] = "model",
+    by: Annotated[str, typer.Option(help="One threshold a model, parameter or both.")] = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
     ratios: Ratios = "0.1,0.01,0.001",
@@ -216,7 +216,7 @@ def replay(
             specs,
             ratios=wanted,
             feedback=_words(feedback),
-            granularity=_words(granularity),
+            granularity=_words(by),
         )
         with bar() as advance:
             rows = jobs.replay_jobs(
@@ -234,7 +234,7 @@ def replay(
         "specs": specs,
         "ratios": wanted,
         "feedback": feedback,
-        "granularity": granularity,
+        "by": by,
         "parameters": parameters,
         "steps": steps,
         "seed": seed,
@@ -249,6 +249,7 @@ def replay(
 def report(
     run: RunPath,
     budget: Annotated[str, typer.Option(help="Time for what is missing: 90s, 5min, 1h.")] = "5min",
+    by: By = "module-type",
     parameters: Parameters = "*",
     steps: Steps = "::",
     ratios: Ratios = "0.1,0.01,0.001",
@@ -267,6 +268,7 @@ def report(
         path = make_report(
             opened,
             budget=_seconds(budget),
+            by=by,
             out=out,
             ratios=_ratios(ratios),
             seed=seed,

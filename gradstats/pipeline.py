@@ -19,6 +19,7 @@ from gradstats.reporting.figures import draw, figures
 from gradstats.reporting.page import Page, render
 from gradstats.results import Results, results_folder, run_settings
 from gradstats.runs import Run, fit_table, groups, threshold_table
+from gradstats.summary import Summary
 
 Table = Any
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
@@ -28,6 +29,7 @@ def report(
     run: Run,
     *,
     budget: float = 300.0,
+    by: str = "module-type",
     out: str | Path | None = None,
     ratios: Sequence[float] = RATIOS,
     compressors: Sequence[str] = tuple(COMPRESSORS),
@@ -41,6 +43,7 @@ def report(
         run: an open run.
         budget: seconds after which no further replay is begun; what is skipped is said in the
             report.
+        by: grouping of the second table of laws: "model", "module-type" or "parameter".
         out: folder to write; default `RUN.results` beside the run.
         ratios: target ratios, each in (0, 1].
         compressors: specs in the grammar.
@@ -62,27 +65,46 @@ def report(
     results = Results(
         Path(out) if out else results_folder(run), run_settings(run, ratios, compressors, seed)
     )
-    found = groups(run, progress=lambda done, total: tell("fit", done, total))
-    fits = results.keep("fits", fit_table(found, ratios=ratios))
-    thresholds = results.keep("thresholds", threshold_table(found, ratios=ratios))
-    timings = results.table("timings")
-    if timings is None:
-        tell("time", 0, 1)
-        rows = timing_rows(run, compressors, ratios=ratios, seed=seed)
-        timings = results.keep("timings", tables.timing_table(rows))
-    replayed = _replay(run, results, deadline, tell)
-    methods = results.keep("methods", tables.methods_table(replayed, timings, network))
+    last = _fit(run, results, by, tell)
+    _time(run, results, tell)
+    _replay(run, results, deadline, tell)
+    methods = tables.methods_table(results.table("replay"), results.table("timings"), network)
+    results.keep("methods", methods)
     tell("draw", 0, 1)
-    drawn = [
-        (name, caption, draw(name, drawing, results.folder / "figures"))
-        for name, caption, drawing in figures(
-            found[-1].summary if found else None, fits, replayed, methods, timings
-        )
-    ]
-    page = _page(run, results, fits, thresholds, methods, network, drawn)
+    page = _page(run, results, network, _draw(results, last))
     path = results.folder / "report.html"
     path.write_text(render(page), encoding="utf-8")
     return path
+
+
+def _fit(run: Run, results: Results, by: str, tell: Progress) -> Summary | None:
+    """Keep the tables of laws and thresholds; returns the last summary of the whole model."""
+    ratios = results.settings["ratios"]
+    found = groups(run, progress=lambda done, total: tell("fit", done, total))
+    parts = found if by == "model" else groups(run, by=by)
+    results.keep("fits", fit_table(found, ratios=ratios))
+    results.keep("fits_by_part", fit_table(parts, ratios=ratios))
+    results.keep("thresholds", threshold_table(found, ratios=ratios))
+    return found[-1].summary if found else None
+
+
+def _time(run: Run, results: Results, tell: Progress) -> None:
+    if results.table("timings") is not None:
+        return
+    settings = results.settings
+    tell("time", 0, 1)
+    rows = timing_rows(
+        run, settings["compressors"], ratios=settings["ratios"], seed=settings["seed"]
+    )
+    results.keep("timings", tables.timing_table(rows))
+
+
+def _draw(results: Results, last: Summary | None) -> list[tuple[str, str, bytes]]:
+    kept = [results.table(name) for name in ("fits", "replay", "methods", "timings")]
+    return [
+        (name, caption, draw(name, drawing, results.folder / "figures"))
+        for name, caption, drawing in figures(last, *kept)
+    ]
 
 
 def _batches(run: Run, settings: dict[str, Any]) -> Iterator[tuple[str, list[Job]]]:
@@ -96,17 +118,21 @@ def _batches(run: Run, settings: dict[str, Any]) -> Iterator[tuple[str, list[Job
         yield name, jobs
 
 
-def _replay(run: Run, results: Results, deadline: float, tell: Progress) -> Table:
+def _replay(run: Run, results: Results, deadline: float, tell: Progress) -> None:
     pandas = extras.load("pandas")
     known = results.table("replay")
     parts = [] if known is None else [known]
     done = set() if known is None else {_key(row) for row in known[KEY].to_dict("records")}
-    longest = 0.0
+    longest = {"model": 0.0}
     for name, batch in _batches(run, results.settings):
         jobs = [job for job in batch if _key(job.labels) not in done]
         if not jobs:
             continue
-        if parts and time.monotonic() + longest > deadline:
+        granularity = jobs[0].granularity
+        # a part costs about half of a whole vector that is tracked: most of it is overhead
+        guess = longest["model"] * (1 + len(run.names) / 2 if granularity == "parameter" else 1)
+        expected = longest.get(granularity, guess)
+        if parts and time.monotonic() + expected > deadline:
             results.skipped.append(f"Not replayed, the budget was spent: {name}.")
             continue
         start = time.monotonic()
@@ -116,10 +142,10 @@ def _replay(run: Run, results: Results, deadline: float, tell: Progress) -> Tabl
             seed=results.settings["seed"],
             progress=lambda count, total, name=name: tell(f"replay {name}", count, total),  # type: ignore[misc]
         )
-        longest = max(longest, time.monotonic() - start)
+        longest[granularity] = max(longest.get(granularity, 0.0), time.monotonic() - start)
         parts.append(pandas.DataFrame(rows))
         done |= {_key(job.labels) for job in jobs}
-    return results.keep("replay", pandas.concat(parts, ignore_index=True))
+    results.keep("replay", pandas.concat(parts, ignore_index=True))
 
 
 KEY = ["compressor", "feedback", "granularity", "rows"]
@@ -132,13 +158,13 @@ def _key(labels: dict[str, Any]) -> tuple[Any, ...]:
 def _page(
     run: Run,
     results: Results,
-    fits: Table,
-    thresholds: Table,
-    methods: Table,
     network: Network,
     drawn: list[tuple[str, str, bytes]],
 ) -> Page:
     ratios = results.settings["ratios"]
+    fits, part_fits, thresholds, methods = (
+        results.table(name) for name in ("fits", "fits_by_part", "thresholds", "methods")
+    )
     ranked = tables.ranking(methods)
     laws = tables.best_law(fits)
     by_ratio = thresholds.pivot_table(
@@ -161,6 +187,11 @@ def _page(
         figures=drawn,
         tables=[
             ("Laws", "Medians over rows; columns with a number: k̂/k at that ratio.", laws),
+            (
+                "Laws by part",
+                "The best law of each part by median Kolmogorov-Smirnov distance.",
+                tables.best_by_group(part_fits),
+            ),
             (
                 "SIDCo thresholds on whole gradients",
                 "Median k̂/k by number of stages (fixed), without error feedback.",

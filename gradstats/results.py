@@ -42,8 +42,8 @@ class Results:
                 stale.unlink()
             path.write_text(json.dumps(self.settings, indent=1))
 
-    def table(self, name: str) -> Table | None:
-        """The table of that name, if it was made under the same settings."""
+    def table(self, name: str) -> Table:
+        """The table of that name, None unless it was made under the same settings."""
         path = self.folder / f"{name}.parquet"
         return extras.load("pandas").read_parquet(path) if path.exists() else None
 

@@ -123,6 +123,20 @@ def best_law(fits: Table) -> Table:
     return scores.join(tails).sort_values("ks").reset_index()
 
 
+def best_by_group(fits: Table) -> Table:
+    """The best law of every group, with its median parameters and k̂/k at each ratio."""
+    pandas = extras.load("pandas")
+    best = [
+        best_law(rows).head(1).assign(group=group)
+        for group, rows in fits.groupby("group", sort=False)
+        if (rows["status"] == "ok").any()
+    ]
+    if not best:
+        return pandas.DataFrame({"group": [], "family": []})
+    table = pandas.concat(best, ignore_index=True)
+    return table[["group", *table.columns.drop("group")]]
+
+
 def break_even(line: dict[str, Any], dense: dict[str, Any], network: Network) -> float:
     """Bytes a second below which a method costs less than the dense one, 0 if it never does.
 
