@@ -258,14 +258,15 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
     flat = grad.reshape(-1).contiguous()
     tally = kernels.count(flat)
     grid = GRIDS[flat.dtype]
-    signs = tally.counts.reshape(2, grid.bins)[:, : grid.first_nonfinite].copy()
-    signs[:, 0] -= tally.positive_zeros, tally.negative_zeros
-    bins = np.flatnonzero(signs.any(axis=0))
+    positive, negative = tally.counts.reshape(2, grid.bins)[:, : grid.first_nonfinite]
+    positive[0] -= tally.positive_zeros
+    negative[0] -= tally.negative_zeros
+    bins = np.flatnonzero(positive | negative)
     return Summary(
         dtype=grid.name,
         bins=bins,
-        positive=signs[0, bins],
-        negative=signs[1, bins],
+        positive=positive[bins],
+        negative=negative[bins],
         n=numel,
         zeros=tally.positive_zeros + tally.negative_zeros + numel - flat.numel(),
         nan=tally.nan,

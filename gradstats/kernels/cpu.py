@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import Any
 
 import numba
@@ -160,10 +161,10 @@ def count(values: Tensor) -> Tally:
         sums = np.zeros((-(-(stop - start) // BLOCK), 4))
         part = slice(start, stop)
         _tally_range(patterns[part], array[part], grid.shift, keys - 1, counts, sums)
-        return counts.sum(axis=0, dtype=np.int64), sums
+        return np.add(*counts, dtype=np.int64), sums
 
     parts = _in_threads(work, values.numel())
-    counts = np.sum([part[0] for part in parts], axis=0)
+    counts = reduce(np.add, [part[0] for part in parts])
     sums = np.concatenate([part[1] for part in parts])
     zeros = _zeros(patterns, 1 << (grid.bits - 1)) if counts[0] + counts[grid.bins] else (0, 0)
     infinite = counts[grid.first_nonfinite : grid.bins].sum() + (
@@ -187,9 +188,9 @@ def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
     def work(start: int, stop: int) -> NDArray[np.int64]:
         counts = np.zeros((2, 1 << 16), np.int32)
         _count_range(patterns[start:stop], 0, (1 << 16) - 1, counts)
-        return np.asarray(counts.sum(axis=0, dtype=np.int64))
+        return np.asarray(np.add(*counts, dtype=np.int64))
 
-    return np.asarray(np.sum(_in_threads(work, patterns.size), axis=0))
+    return np.asarray(reduce(np.add, _in_threads(work, patterns.size)))
 
 
 def select(values: Tensor, threshold: float) -> Tensor:

@@ -13,6 +13,14 @@ from torch import Tensor
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+INFINITY = {  # bit patterns
+    torch.float16: 0x7C00,
+    torch.bfloat16: 0x7F80,
+    torch.float32: 0x7F800000,
+    torch.float64: 0x7FF0000000000000,
+}
+
+
 class Tally(NamedTuple):
     """What one pass over a vector counts.
 
@@ -59,7 +67,7 @@ class Grid:
     @property
     def first_nonfinite(self) -> int:
         """The bin of infinity; NaNs lie in it and above."""
-        return int(_pattern(torch.tensor([torch.inf], dtype=self.dtype))[0]) >> self.shift
+        return INFINITY[self.dtype] >> self.shift
 
     def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Smallest and largest magnitude of each bin, both inclusive: `[m]`, `[m]`."""
