@@ -1,5 +1,6 @@
 """Capture: record the gradients of a training run while it runs."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -18,9 +19,9 @@ from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.reports import Reports
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import Selected, select, unwrap_model, unwrap_optimizer
-from gradstats.recording.staging import Kind, Source, sample_elements
+from gradstats.recording.staging import KINDS, Kind, Source, sample_elements
 from gradstats.recording.writing import BATCH_ROWS
-from gradstats.store import GradientStore, Parameter, parameter_table
+from gradstats.store import GradientStore, Parameter, Stream, parameter_table
 
 IfExists = Literal["error", "resume", "overwrite"]
 Full = Callable[[int], bool] | Iterable[int] | None
@@ -119,23 +120,30 @@ def _make_sources(
     sources: dict[Kind, Source] = {}
     if whole:
         sources["full"] = Source(table, tensors, None, _WAITING["full"])
-    check_track(track)
+    check_rows_wanted(whole=whole, track=track)
     if track:
         ids = sample_elements(table, track, np.random.default_rng(seed))
         sources["track"] = Source(table, tensors, ids, _WAITING["track"])
-    if not sources:
-        raise ValueError("full and track must not both be off, got None and 0")
     return sources
 
 
-def check_track(track: int | None) -> None:
-    """Check a number of tracked elements.
+def check_rows_wanted(*, whole: bool, track: int | None) -> None:
+    """Check that there is something to record.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: ``track`` is not a number of elements, or neither whole rows nor elements.
     """
     if track is not None and (not isinstance(track, int) or track < 0):
         raise ValueError(f"track must be a number of elements or None, got {track!r}")
+    if not whole and not track:
+        raise ValueError(f"full and track must not both be off, got None and {track!r}")
+
+
+def recorded_streams(store: GradientStore) -> Iterator[Stream]:
+    """Open what a store holds of a recording: whole rows, tracked rows, both or neither."""
+    for kind in KINDS:
+        with contextlib.suppress(LookupError):
+            yield store.stream(kind=kind)
 
 
 def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:
@@ -156,10 +164,8 @@ def _claim(store: GradientStore, sources: Mapping[Kind, Source]) -> int:
     ids = sources["track"].element_ids if "track" in sources else None
     if ids is not None:
         store.set_track(ids)
-    segments = [-1]
-    for kind in sources:
-        segments += store.stream(kind=kind).coordinates["segment"][-1:].tolist()
-    return max(segments) + 1
+    streams = [stream for stream in recorded_streams(store) if len(stream)]
+    return max((int(stream.coordinates["segment"][-1]) + 1 for stream in streams), default=0)
 
 
 def _introduction(

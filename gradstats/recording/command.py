@@ -1,21 +1,21 @@
 """Running a command with its training recorded, script unchanged."""
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from gradstats.recording.attaching import VARIABLE, Settings
-from gradstats.recording.capturing import DEFAULT_TRACK, IfExists
+from gradstats.recording.capturing import DEFAULT_TRACK, IfExists, recorded_streams
 from gradstats.recording.reports import write_line
 from gradstats.store import GradientStore
 
-#: Holds the sitecustomize.py that every Python below the command runs first.
-_STARTUP = Path(__file__).parent / "startup"
-
+_STARTUP = Path(__file__).with_name("startup.py")
 _NOT_FOUND = 127  # a shell's exit code for a command that does not exist
 
 
@@ -64,7 +64,9 @@ def run_command(
     settings.check()
     before = 0 if if_exists == "overwrite" else _rows(path)
     try:
-        code = _run(argv, _environment(settings))
+        with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
+            shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
+            code = _run(argv, _environment(settings, folder))
     except OSError as error:
         write_line(f"cannot run {argv[0]!r}: {error.strerror}")
         return _NOT_FOUND
@@ -77,8 +79,8 @@ def run_command(
     return code or 1
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    places = [str(_STARTUP), os.environ.get("PYTHONPATH", "")]
+def _environment(settings: Settings, startup: str) -> dict[str, str]:
+    places = [startup, os.environ.get("PYTHONPATH", "")]
     # an empty entry would put the working directory on the path
     python_path = os.pathsep.join(place for place in places if place)
     return {**os.environ, "PYTHONPATH": python_path, VARIABLE: settings.to_json()}
@@ -114,6 +116,4 @@ def _rows(path: Path) -> int:
     """Rows in the store at ``path``, 0 where there is none."""
     if not path.exists():
         return 0
-    store = GradientStore.open(path)
-    kinds = [(0, "full"), (0, "track")] if store.workers else []
-    return sum(len(store.stream(worker, kind)) for worker, kind in kinds)
+    return sum(len(stream) for stream in recorded_streams(GradientStore.open(path)))

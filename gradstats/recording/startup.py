@@ -1,7 +1,7 @@
 """Starts a recording in a Python process below ``gradstats capture``.
 
-Python imports this at start-up because the command's PYTHONPATH begins with this folder. It must
-cost nothing in processes that never train: it imports torch in none of them.
+A copy of this file, named sitecustomize.py, is first on the command's PYTHONPATH, so Python runs
+it at start-up. It must cost nothing in processes that never train: it imports torch in none.
 """
 
 import importlib.machinery
@@ -68,6 +68,6 @@ def _attach(optimizer: Any) -> None:
         attach(optimizer)
 
 
-_run_users_own()
-if "GRADSTATS_CAPTURE" in os.environ:
+if __name__ == "sitecustomize":
     sys.meta_path.insert(0, _AfterTorchOptimizer())
+    _run_users_own()
