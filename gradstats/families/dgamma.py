@@ -78,9 +78,8 @@ class DGamma(Family):
         tail = special.gammaincc(self.shape, z)
         far = tail < SMALLEST_TAIL
         near = np.log(np.where(far, 1.0, tail))
-        return np.where(
-            far, _log_gammaincc(self.shape, np.where(far, z, 1e3 * (1 + self.shape))), near
-        )
+        z = np.where(far, z, 1e3 * (1 + self.shape))  # near values only need not to warn
+        return np.where(far, _log_gammaincc(self.shape, z), near)
 
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse of the incomplete gamma function: b Q⁻¹(a, ratio)."""

@@ -1,0 +1,153 @@
+"""Torch and numba kernels against each other and against a definition written another way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gradstats import kernels
+from gradstats.kernels import cpu, eager
+from gradstats.kernels.grid import GRIDS, round_down
+
+DTYPES = tuple(GRIDS)
+COUNTED = ("positive_zeros", "negative_zeros", "nan", "positive_inf", "negative_inf")
+
+
+def draws(n, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.laplace(size=n) * 10.0 ** rng.integers(-3, 3, n)).to(dtype)
+
+
+def specials(dtype):
+    info = torch.finfo(dtype)
+    magnitudes = (0.0, math.inf, math.nan, info.max, info.tiny, info.smallest_normal / 2, 1, 1.5)
+    values = torch.tensor([sign * m for m in magnitudes for sign in (1, -1)], dtype=torch.float64)
+    smallest = torch.tensor([1, 1 - 2 ** (info.bits - 1)])  # patterns of ± the least subnormal
+    integers = {16: torch.int16, 32: torch.int32, 64: torch.int64}[info.bits]
+    return torch.cat([values.to(dtype), smallest.to(integers).view(dtype)])
+
+
+def bin_of(value, dtype):
+    """The bin of a finite magnitude by frexp: exponent and leading 7 mantissa bits."""
+    info = torch.finfo(dtype)
+    lowest = math.frexp(info.tiny)[1]
+    mantissa, exponent = math.frexp(value)
+    if value < info.tiny:  # zero and subnormals are spaced as at the lowest exponent
+        return int(value / info.tiny * 128)
+    return (exponent - lowest + 1) * 128 + int((mantissa * 2 - 1) * 128)
+
+
+def expected_counts(values):
+    grid = GRIDS[values.dtype]
+    counts = np.zeros((2, grid.bins), np.int64)
+    for value in values.double().tolist():
+        if math.isfinite(value):
+            negative = int(math.copysign(1, value) < 0)
+            counts[negative, bin_of(abs(value), values.dtype)] += 1
+    return counts
+
+
+@pytest.mark.parametrize("kernel", [eager, cpu], ids=["eager", "numba"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_counts_are_those_of_exponent_and_mantissa(kernel, dtype):
+    values = torch.cat([draws(3000, dtype), specials(dtype)])
+    tally = kernel.count(values)
+    grid = GRIDS[dtype]
+    finite = tally.counts.reshape(2, grid.bins)[:, : grid.first_nonfinite]
+    assert np.array_equal(finite, expected_counts(values)[:, : grid.first_nonfinite])
+    assert tally.counts.sum() == len(values)
+    assert [getattr(tally, name) for name in COUNTED] == [1, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("kernel", [eager, cpu], ids=["eager", "numba"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_run_over_finite_values_alone(kernel, dtype):
+    values = torch.cat([draws(40_000, dtype), torch.tensor([math.inf, -math.inf, math.nan])])
+    values = values.to(dtype)
+    finite = [x for x in values.double().tolist() if math.isfinite(x)]
+    tally = kernel.count(values)
+    assert tally.total == pytest.approx(math.fsum(finite), rel=1e-9, abs=1e-9)
+    assert tally.total_abs == pytest.approx(math.fsum(map(abs, finite)), rel=1e-12)
+    assert tally.total_sq == pytest.approx(math.fsum(x * x for x in finite), rel=1e-12)
+    assert tally.max_abs == max(map(abs, finite))
+
+
+SIZES = (0, 1, 2, 2**14 - 1, 2**14, 2**14 + 1, 3 * 2**14 + 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_kernels_agree_at_block_boundaries(dtype, n):
+    values = draws(n, dtype, seed=n)
+    if n > 40:  # a special value on each side of the boundary between blocks
+        values[-20:] = values[2**14 - 40 : 2**14 - 20] = specials(dtype).repeat(2)[:20]
+    ours, definition = cpu.count(values), eager.count(values)
+    assert np.array_equal(ours.counts, definition.counts)
+    assert all(getattr(ours, name) == getattr(definition, name) for name in COUNTED)
+    assert ours.max_abs == definition.max_abs
+    for threshold in (0.0, 0.7, 1e30):
+        assert torch.equal(kernels.select(values, threshold), eager.select(values, threshold))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [2**18 - 1, 2**19, 2**19 + 2**14 + 3])
+def test_threads_change_no_bit(dtype, n):
+    values = draws(n, dtype, seed=n)
+    values[[5, n // 2, n - 1]] = torch.tensor([math.nan, math.inf, 0]).to(dtype)
+    before = torch.get_num_threads()
+    results = {}
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results[threads] = kernels.count(values), kernels.select(values, 0.5)
+    finally:
+        torch.set_num_threads(before)
+    tally, chosen = results[1]
+    definition = eager.count(values)
+    assert np.array_equal(tally.counts, definition.counts)
+    assert torch.equal(chosen, eager.select(values, 0.5))
+    for other, also_chosen in (results[2], results[3]):
+        assert np.array_equal(other.counts, tally.counts)
+        assert other[1:] == tally[1:]
+        assert torch.equal(also_chosen, chosen)
+
+
+@pytest.mark.parametrize("select", [eager.select, kernels.select], ids=["eager", "chosen"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_select_compares_real_numbers_and_keeps_every_nan(select, dtype):
+    values = torch.cat([draws(500, dtype), specials(dtype)])
+    exact = values.double().abs().tolist()
+    # thresholds between two neighbours, on a value, at 0, above the range of float16
+    for threshold in (0.0, 0.3, 1.0, 1.0000001, 1.0039, 1.0041, 1e6, 1e300):
+        expected = [i for i, x in enumerate(exact) if x > threshold or math.isnan(x)]
+        assert select(values, threshold).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_round_down_is_the_largest_value_not_above(dtype):
+    rng = np.random.default_rng(3)
+    for threshold in [0.0, 1.0, 1e-46, 1e300, *np.exp(rng.uniform(-8, 8, 300)).tolist()]:
+        low = round_down(threshold, dtype)
+        pattern = torch.tensor([low], dtype=dtype).view(eager._pattern(specials(dtype)).dtype) + 1
+        assert low <= threshold < pattern.view(dtype).item()
+
+
+def test_select_returns_sorted_int64_indices():
+    chosen = kernels.select(torch.tensor([3.0, -4.0, 0.0, 5.0]), 3.5)
+    assert chosen.dtype == torch.int64
+    assert chosen.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_edges_are_the_extreme_values_of_their_bin(dtype):
+    grid = GRIDS[dtype]
+    bins = np.array([0, 1, 130, grid.first_nonfinite // 2, grid.first_nonfinite - 1])
+    low, high = grid.edges(bins)
+    assert high[-1] == torch.finfo(dtype).max
+    for edge in (low, high):
+        assert [bin_of(value, dtype) for value in edge.tolist()] == bins.tolist()
+    following, _ = grid.edges(bins[:-1] + 1)
+    assert np.all(high[:-1] < following)
+    if dtype == torch.bfloat16:
+        assert np.array_equal(low, high)
