@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import median
+from statistics import fmean, linear_regression, median
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ def _residual_ratio(residual: Tensor, grad: Tensor) -> float:
 
 
 def settled(residual_ratios: Sequence[float]) -> bool:
-    """Whether ‖e‖/‖g‖ moved by less than 5 % over the last quarter of the steps.
+    """Whether the trend of ‖e‖/‖g‖ moved less than 5 % over the last quarter of the steps.
 
     Never after fewer than 200 steps: with feedback the first steps mislead, however flat.
 
@@ -113,9 +113,8 @@ def settled(residual_ratios: Sequence[float]) -> bool:
     if len(known) < STEPS_TO_SETTLE:
         return False
     last = known[-len(known) // 4 :]
-    half = len(last) // 2
-    before, after = sum(last[:half]) / half, sum(last[-half:]) / half
-    return abs(after - before) < SETTLED_CHANGE * before if before else after == 0
+    trend = linear_regression(range(len(last)), last).slope  # single steps are too noisy
+    return abs(trend) * len(last) < SETTLED_CHANGE * fmean(last) or not any(last)
 
 
 def time_compressor(compressor: Compressor, grad: Tensor, *, seed: int = 0) -> Row:

@@ -69,6 +69,10 @@ class ErrorFeedback(Compressor):
         """That of the compressor inside."""
         return self.compressor.ratio_asked
 
+    def target_count(self, numel: int) -> int:
+        """That of the compressor inside, whose parts may have targets of their own."""
+        return self.compressor.target_count(numel)
+
     def init(self, grad: Tensor) -> Residual:
         """No residual."""
         residual = grad.detach().new_zeros(grad.shape)
