@@ -167,9 +167,6 @@ def _page(
     )
     ranked = tables.ranking(methods)
     laws = tables.best_law(fits)
-    by_ratio = thresholds.pivot_table(
-        "khat_over_k", ["variant", "stages"], "target_ratio", "median"
-    ).reset_index()
     return Page(
         title=f"gradstats report: {results.settings['run']}",
         facts=_facts(run, results),
@@ -186,7 +183,7 @@ def _page(
         caveats=_caveats(run, results, methods),
         figures=drawn,
         tables=[
-            ("Laws", "Medians over rows; columns with a number: k̂/k at that ratio.", laws),
+            ("Laws", "Medians over rows.", laws),
             (
                 "Laws by part",
                 "The best law of each part by median Kolmogorov-Smirnov distance.",
@@ -195,7 +192,7 @@ def _page(
             (
                 "SIDCo thresholds on whole gradients",
                 "Median k̂/k by number of stages (fixed), without error feedback.",
-                by_ratio,
+                tables.by_ratio(thresholds, ["variant", "stages"]),
             ),
             ("All methods", "Medians over rows; see methods.parquet.", _shown(methods)),
         ],

@@ -62,7 +62,7 @@ def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> A
 
 
 def estimation(replayed: Table, ax: Axes = None) -> Axes:
-    """k̂/k by compressor and ratio: median over steps, bars from the 10th to the 90th percentile.
+    """k̂/k by compressor and ratio: the median over steps, bars from the 10th to the 90th percentile.
 
     Args:
         replayed: replay rows of one setting of feedback and granularity.
@@ -85,7 +85,9 @@ def estimation(replayed: Table, ax: Axes = None) -> Axes:
         ax=ax,
     )
     ax.axhline(1, color="0.5", lw=1)
-    ax.set(yscale="log", xlabel="", ylabel="k̂/k", title="Elements sent over elements asked for")
+    ax.set(yscale="log", xlabel="", ylabel="k̂/k")
+    words = "with" if (rows["feedback"] == "ef").all() else "without"
+    ax.set(title=f"Elements sent over elements asked for, {words} feedback")
     ax.legend(title="ratio")
     ax.tick_params(axis="x", rotation=30)
     return ax

@@ -42,12 +42,12 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def print_table(title: str, table: Any) -> None:
     """Print a DataFrame, three digits a number."""
-    from gradstats.reporting.page import number
+    from gradstats.reporting.page import heading, number
 
     rich_table = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
     for column in table.columns:
         rich_table.add_column(
-            str(column), justify="left" if column == table.columns[0] else "right"
+            heading(column), justify="left" if column == table.columns[0] else "right"
         )
     for row in table.itertuples(index=False):
         rich_table.add_row(*(number(value) for value in row))
@@ -56,7 +56,7 @@ def print_table(title: str, table: Any) -> None:
 
 def print_fits(fits: Any, thresholds: Any) -> None:
     """Print the laws and SIDCo thresholds of every group."""
-    from gradstats.reporting.tables import best_law
+    from gradstats.reporting.tables import best_law, by_ratio
 
     for group, rows in fits.groupby("group", sort=False):
         good = rows[rows["status"] == "ok"]
@@ -67,7 +67,7 @@ def print_fits(fits: Any, thresholds: Any) -> None:
         else:
             out_console.print(f"{group}: {rows['status'].iloc[0]}", highlight=False)
     keys = ["group", "variant", "stages"]
-    pivot = thresholds.pivot_table("khat_over_k", keys, "target_ratio", "median").reset_index()
+    pivot = by_ratio(thresholds, keys)
     print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
 
 

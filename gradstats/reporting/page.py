@@ -69,7 +69,17 @@ def render(page: Page) -> str:
 
 def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
     rows = [[number(value) for value in row] for row in table.itertuples(index=False)]
-    return [str(column) for column in table.columns], rows
+    return [heading(column) for column in table.columns], rows
+
+
+def heading(column: Any) -> str:
+    """The name of a column; a ratio stands for k̂/k at it.
+
+    Example:
+        >>> heading("family"), heading(0.01)
+        ('family', 'k̂/k at 0.01')
+    """
+    return f"k̂/k at {column:g}" if isinstance(column, float) else str(column)
 
 
 def number(value: Any) -> str:

@@ -119,8 +119,14 @@ def best_law(fits: Table) -> Table:
     good = fits[fits["status"] == "ok"]
     once = good.drop_duplicates(["step", "group", "family"])
     scores = once.groupby("family")[["ks", "log_likelihood", "shape", "scale"]].median()
-    tails = good.pivot_table("khat_over_k", "family", "target_ratio", "median")
+    tails = by_ratio(good, ["family"]).set_index("family")
     return scores.join(tails).sort_values("ks").reset_index()
+
+
+def by_ratio(rows: Table, keys: list[str]) -> Table:
+    """Median k̂/k with a column a ratio, the largest first, and a line for each of `keys`."""
+    pivot = rows.pivot_table("khat_over_k", keys, "target_ratio", "median")
+    return pivot[sorted(pivot.columns, reverse=True)].reset_index()
 
 
 def best_by_group(fits: Table) -> Table:
