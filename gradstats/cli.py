@@ -92,7 +92,9 @@ def demo(
 def capture(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run.")],
     out: Annotated[Path, typer.Option(help="The run to write.")] = Path("run.zarr"),
-    full_every: Annotated[int, typer.Option(help="Keep the whole gradient every n steps.")] = 500,
+    full_every: Annotated[
+        int, typer.Option(help="Keep the whole gradient every n steps; 0: never.")
+    ] = 500,
     track: Annotated[int, typer.Option(help="Elements kept at every step; 0: none.")] = 65_536,
     parameters: Parameters = "*",
     max_bytes: Annotated[str, typer.Option(help="Most that is written.")] = "20GB",
@@ -109,8 +111,8 @@ def capture(
     code = run_command(
         command,
         out=out,
-        full_every=full_every,
-        track=track,
+        full_every=full_every or None,
+        track=track or None,
         parameters=parameters,
         max_bytes=max_bytes,
         if_exists=if_exists,  # type: ignore[arg-type]

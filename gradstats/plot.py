@@ -62,7 +62,7 @@ def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> A
 
 
 def estimation(replayed: Table, ax: Axes = None) -> Axes:
-    """k̂/k by compressor and ratio: the median over steps, bars from the 10th to the 90th percentile.
+    """k̂/k by compressor and ratio: median over steps, bars from the 10th to the 90th percentile.
 
     Args:
         replayed: replay rows of one setting of feedback and granularity.
