@@ -1,8 +1,7 @@
 """Every member obeys the law suite, and the law suite rejects members that are broken."""
 
-import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,23 +10,18 @@ from gradstats.compressors import (
     COMPRESSORS,
     Compressor,
     Contract,
-    ErrorFeedback,
     Rng,
     Step,
     compressor,
     compressors,
-    from_bytes,
 )
 from gradstats.compressors.base import kept_share
 from gradstats.compressors.payloads import Dense, Masked, Sparse, sparse
-from gradstats.exchange import simulate
 from gradstats.testing import check_compressor
 
 RATIOS = [0.1, 0.01, 0.001, 1.0]
 MEMBERS = [str(each) for name in COMPRESSORS for each in compressors(name, RATIOS)]
 WITH_FEEDBACK = [str(each) for name in COMPRESSORS for each in compressors(f"ef({name})", [0.01])]
-BIASED = Contract("all_gather", delta=kept_share)
-N = 1000
 
 
 @pytest.mark.parametrize("spec", dict.fromkeys(MEMBERS + WITH_FEEDBACK))
@@ -46,6 +40,9 @@ def test_settings_other_than_the_ratio_obey_the_laws(spec):
 
 
 # Each of these repeats a mistake found in released code, or one step away from it.
+
+
+BIASED = Contract("all_gather", delta=kept_share)
 
 
 @dataclass(frozen=True)
@@ -275,140 +272,3 @@ def test_the_law_suite_rejects(member):
         check_compressor(member())
     assert BROKEN[member] in str(caught.value)
     assert "broken" in str(caught.value)
-
-
-def test_random_k_is_a_contraction_in_expectation_exactly():
-    """E‖x - C(x)‖² = (1 - k/d)‖x‖²; the mean of 400 draws within 4 standard errors."""
-    x = torch.linspace(-1, 2, N, dtype=torch.float64)
-    member, errors = compressor("randomk(0.1)"), []
-    for step in range(400):
-        payload, _ = member.encode(x, None, Rng(step=step))
-        errors.append(float((x - payload.decode()).square().sum() / x.square().sum()))
-    errors = torch.tensor(errors, dtype=torch.float64)
-    assert abs(float(errors.mean()) - 0.9) < 4 * float(errors.std()) / math.sqrt(len(errors))
-
-
-@pytest.mark.parametrize("name", COMPRESSORS)
-def test_feedback_conserves_integers_exactly(name):
-    """Integer gradients in float64 leave no rounding to excuse a difference."""
-    member = ErrorFeedback(compressors(name, [0.01])[0])
-    whole = torch.randint(-50, 51, (5, N), generator=torch.Generator().manual_seed(3)).double()
-    state, sent = member.init(whole[0]), torch.zeros(N, dtype=torch.float64)
-    for step, grad in enumerate(whole):
-        payload, state = member.encode(grad, state, Rng(step=step))
-        payload.add_to(sent)
-    assert torch.equal(sent + state.residual, whole.sum(0))
-
-
-@pytest.mark.parametrize("name", COMPRESSORS)
-def test_feedback_conserves_the_sum_over_workers_too(name):
-    member = ErrorFeedback(compressors(name, [0.01])[0])
-    whole = torch.randint(-50, 51, (2, 4, N), generator=torch.Generator().manual_seed(4)).double()
-    states = [member.init(whole[worker, 0]) for worker in range(2)]
-    sent = torch.zeros(2, N, dtype=torch.float64)
-    for step in range(4):
-        steps = simulate(
-            [
-                member.exchange(whole[worker, step], states[worker], Rng(step=step, worker=worker))
-                for worker in range(2)
-            ]
-        )
-        states = [each.state for each in steps]
-        for worker, each in enumerate(steps):
-            each.sent.add_to(sent[worker])
-    for worker in range(2):
-        assert torch.equal(sent[worker] + states[worker].residual, whole[worker].sum(0))
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [spec for spec in MEMBERS if spec.startswith(("topk", "thr", "dgc", "red", "gau", "sid"))],
-)
-def test_what_is_kept_is_a_top_set_whatever_the_unit_and_sign(spec):
-    """min kept >= max dropped; factors of a power of two and a sign change select the same."""
-    member = compressor(spec)
-    x = torch.randn(N, generator=torch.Generator().manual_seed(1))
-    chosen = []
-    for factor in (1.0, 0.25, -1.0):
-        payload, _ = member.encode(x * factor, member.init(x * factor), Rng())
-        chosen.append(payload.indices.sort().values)
-        dropped = x.abs().index_fill(0, payload.indices, -1)
-        if payload.count:
-            assert x[payload.indices].abs().min() >= dropped.max()
-    assert torch.equal(chosen[0], chosen[1])
-    assert torch.equal(chosen[0], chosen[2])
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_top_k_and_random_k_keep_exactly_k(ratio):
-    for name in ("topk", "randomk"):
-        member = compressor(f"{name}({ratio})")
-        payload, _ = member.encode(torch.ones(N), None, Rng())
-        assert payload.count == max(1, round(ratio * N)) == member.target_count(N)
-
-
-def test_the_hard_threshold_is_fixed_by_the_first_gradient():
-    member = compressor("threshold(0.1)")
-    x = torch.randn(N, generator=torch.Generator().manual_seed(2))
-    state = member.init(x)
-    counts = []
-    for factor in (1.0, 0.0, 3.0):
-        payload, state = member.encode(factor * x, state)
-        counts.append(payload.count)
-    assert counts[0] == 100
-    assert counts[1] == 0
-    assert counts[2] == int((3 * x.abs() > float(state)).sum()) > 300
-
-
-def test_infinite_elements_at_calibration_do_not_raise_the_threshold():
-    member = compressor("threshold(0.01)")
-    x = torch.randn(N, generator=torch.Generator().manual_seed(2))
-    broken = x.index_fill(0, torch.arange(50), torch.inf)
-    assert member.init(broken) <= float(x.abs().max())
-    assert member.encode(broken, member.init(broken))[0].count >= 50
-
-
-def test_random_methods_ask_for_their_rng():
-    for spec in ("randomk(0.1)", "dgc(0.1)"):
-        with pytest.raises(ValueError, match="rng must be given to"):
-            compressor(spec).encode(torch.ones(4), None)
-
-
-def test_states_that_are_cloned_survive_the_call():
-    member = compressor("ef(topk(0.01))")
-    x = torch.linspace(-1, 1, N)
-    _, state = member.encode(x, member.init(x))
-    kept = state.clone()
-    before = kept.residual.clone()
-    member.encode(x, state)
-    assert torch.equal(kept.residual, before)
-
-
-def test_the_residual_does_not_keep_a_graph_alive():
-    member = compressor("ef(topk(0.01))")
-    x = torch.linspace(-1, 1, N, requires_grad=True)
-    _, state = member.encode(x, member.init(x))
-    assert not state.residual.requires_grad
-
-
-def test_payload_bytes_are_what_the_wire_carries():
-    """36 bytes of header; 4 + 4 a kept float32, 4 without indices, 2 an element as bfloat16."""
-    x = torch.randn(N, generator=torch.Generator().manual_seed(1))
-    bytes_of = {
-        spec: compressor(spec).encode(x, None, Rng())[0].nbytes
-        for spec in ("none", "bf16", "topk(0.1)", "randomk(0.1)")
-    }
-    assert bytes_of == {"none": 4036, "bf16": 2036, "topk(0.1)": 836, "randomk(0.1)": 436}
-    half, _ = compressor("topk(0.1)").encode(x.bfloat16(), None)
-    assert half.nbytes == 636
-    assert from_bytes(half.to_bytes()).values.dtype == torch.bfloat16
-
-
-def test_workers_share_the_random_mask_and_steps_do_not():
-    member, x = compressor("randomk(0.1)"), torch.arange(N).double()
-    first, other_worker, other_step = (
-        member.encode(x, None, rng)[0].values
-        for rng in (Rng(worker=0), Rng(worker=1), replace(Rng(), step=1))
-    )
-    assert torch.equal(first, other_worker)
-    assert not torch.equal(first, other_step)

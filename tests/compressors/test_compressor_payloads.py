@@ -90,6 +90,7 @@ def test_every_flipped_bit_is_refused(name):
         (forge(indices=[-1], values=[1.0]), "got -1"),
         (forge(dtype=BFLOAT16, indices=[1], values=[1.0]), "bytes for 1 elements"),
     ],
+    ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_bytes_that_contradict_themselves_are_refused(data, message):
     with pytest.raises(PayloadError, match=message):
