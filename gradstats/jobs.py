@@ -102,7 +102,7 @@ def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> J
 
 def _rows_for(run: Run, memory: bool) -> tuple[str, str]:
     if not memory:
-        return ("full" if run.rows("full") else "track"), ""
+        return run.kind, ""
     for kind in ("track", "full"):
         steps = run.stream(kind).steps[run.rows(kind)]
         if len(steps) > 1 and (np.diff(steps) == 1).mean() > 0.99:

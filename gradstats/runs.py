@@ -23,6 +23,7 @@ from gradstats.summary import Summary, summarize
 
 Progress = Callable[[int, int], None]  # done, of how many
 GROUPINGS = ("model", "module-type", "parameter")
+KINDS = ("full", "track")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,17 @@ class Run:
             known = [parameter.name for parameter in self.store.parameters]
             shown = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
             raise ValueError(f"parameters must match one of {shown}, got {self.parameters!r}")
+        if self.worker not in self.store.workers:
+            there = ", ".join(map(str, self.store.workers)) or "none that has written yet"
+            raise ValueError(f"worker must be one of {there}, got {self.worker!r}")
+        steps = [int(step) for kind in KINDS for step in self.stream(kind).steps]
+        if steps and not any(self.rows(kind) for kind in KINDS):
+            asked = ":".join("" if each is None else str(each) for each in self.steps)
+            rule = f"steps must select a row, they run from {min(steps)} to {max(steps)}"
+            raise ValueError(f"{rule}, got {asked}")
 
     def __repr__(self) -> str:
-        rows = " + ".join(f"{len(self.stream(kind))} {kind} rows" for kind in ("full", "track"))
+        rows = " + ".join(f"{len(self.stream(kind))} {kind} rows" for kind in KINDS)
         return f"Run({str(self.store.path)!r}, {rows}, {len(self.names)} parameters)"
 
     @property
@@ -61,7 +70,22 @@ class Run:
 
     def stream(self, kind: str = "full") -> Stream:
         """The rows of one kind, "full" or "track", selected or not."""
-        return self.store.stream(self.worker, kind)
+        try:
+            return self.store.stream(self.worker, kind)
+        except LookupError:  # nothing is tracked: a track without rows
+            return Stream(self.store.path, self.worker, kind, self.store.parameters, {})
+
+    @property
+    def kind(self) -> str:
+        """The rows to look at one by one: "full", or "track" where no full row is selected.
+
+        Raises:
+            ValueError: there is no row.
+        """
+        for kind in KINDS:
+            if self.rows(kind):
+                return kind
+        raise ValueError(f"run must have a row, got none in {self}")
 
     def rows(self, kind: str = "full") -> list[int]:
         """Indices of the selected rows."""
@@ -163,11 +187,11 @@ def groups(
         progress: called with (rows done, rows).
 
     Raises:
-        ValueError: unknown grouping.
+        ValueError: unknown grouping, or a run without rows.
     """
     if by not in GROUPINGS:
         raise ValueError(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
-    kind = "full" if run.rows("full") else "track"
+    kind = run.kind
     rows = run.rows(kind)
     task = partial(_summarize_row, run.store.path, run.worker, kind, run.names, by)
     found: list[Group] = []
