@@ -47,7 +47,7 @@ def density(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Ax
 def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     """P(|G| > m) of the magnitudes and of fitted laws, log-log: thresholds live in the tail."""
     ax = _axes(ax)
-    shares = np.geomspace(1, max(2 / summary.nonzero, 1e-6), CURVE_POINTS)
+    shares = np.geomspace(1, min(max(2 / summary.nonzero, 1e-6), 1), CURVE_POINTS)
     magnitudes = np.array([summary.quantile(share) for share in shares])
     ax.plot(magnitudes, shares, color="k", lw=3, alpha=0.4, label="captured")
     positive = magnitudes[magnitudes > 0]
@@ -153,9 +153,15 @@ def evolution(fits: Table, ax: Axes = None) -> Axes:
 
 
 def residuals(replayed: Table, ax: Axes = None) -> Axes:
-    """‖e‖/‖g‖ of the error-feedback memory over steps, a line a method."""
+    """‖e‖/‖g‖ of the error-feedback memory over steps, a line a method.
+
+    Of a long run some 300 steps are shown, evenly spaced.
+    """
     ax = _axes(ax)
     rows = replayed[replayed["residual_ratio"] > 0]
+    steps = rows["step"].drop_duplicates()
+    every = max(1, -(-len(steps) // CURVE_POINTS))
+    rows = rows[rows["step"].isin(steps[::every])]
     _seaborn().lineplot(rows, x="step", y="residual_ratio", hue="method", lw=1, ax=ax)
     ax.set(yscale="log", xlabel="step", ylabel="‖e‖/‖g‖", title="What error feedback holds back")
     ax.legend(ncols=2, fontsize="small")
