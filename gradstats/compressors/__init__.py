@@ -15,13 +15,14 @@ from gradstats.compressors.base import (
     Step,
 )
 from gradstats.compressors.bf16 import BF16
+from gradstats.compressors.decoding import from_bytes
 from gradstats.compressors.dgc import DGC
 from gradstats.compressors.feedback import ErrorFeedback
 from gradstats.compressors.gaussiank import GaussianK
 from gradstats.compressors.grammar import build
 from gradstats.compressors.granularity import MIN_NUMEL, Part, PerParameter
 from gradstats.compressors.none import NoCompression
-from gradstats.compressors.payloads import Payload, PayloadError, from_bytes
+from gradstats.compressors.payloads import Payload, PayloadError
 from gradstats.compressors.randomk import RandomK
 from gradstats.compressors.redsync import RedSync
 from gradstats.compressors.rng import Rng

@@ -82,7 +82,7 @@ class ErrorFeedback(Compressor):
         """Encode residual + gradient; the residual is updated in place."""
         compensated = state.residual.add_(grad.detach())
         payload, inner = self.compressor.encode(compensated, state.inner, rng)
-        payload.add_to(compensated.view(-1), -1)
+        payload.remove_from(compensated.view(-1))
         return payload, Residual(compensated, inner)
 
     def exchange(
@@ -91,5 +91,5 @@ class ErrorFeedback(Compressor):
         """As `encode`, over all workers: the residual loses what the exchange counts as sent."""
         compensated = state.residual.add_(grad.detach())
         step = yield from self.compressor.exchange(compensated, state.inner, rng)
-        step.sent.add_to(compensated.view(-1), -1)
+        step.sent.remove_from(compensated.view(-1))
         return Step(step.update, step.sent, Residual(compensated, step.state))

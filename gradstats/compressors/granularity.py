@@ -7,51 +7,10 @@ from torch import Tensor
 
 from gradstats.compressors.base import Compressor, Contract, State
 from gradstats.compressors.none import NoCompression
-from gradstats.compressors.payloads import Payload
+from gradstats.compressors.payloads import Bundle
 from gradstats.compressors.rng import Rng
 
 MIN_NUMEL = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Bundle:
-    """The payloads of consecutive parts of one vector, sent together.
-
-    Attributes:
-        parts: in order.
-    """
-
-    parts: tuple[Payload, ...]
-
-    @property
-    def numel(self) -> int:
-        """Elements of all parts."""
-        return sum(part.numel for part in self.parts)
-
-    @property
-    def count(self) -> int:
-        """Elements sent in all parts."""
-        return sum(part.count for part in self.parts)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts)
-
-    def to_bytes(self) -> bytes:
-        """The parts one after another; each describes itself."""
-        return b"".join(part.to_bytes() for part in self.parts)
-
-    def add_to(self, out: Tensor, weight: float = 1.0) -> None:
-        """See `Payload.add_to`."""
-        start = 0
-        for part in self.parts:
-            part.add_to(out[start : start + part.numel], weight)
-            start += part.numel
-
-    def decode(self) -> Tensor:
-        """See `Payload.decode`."""
-        return torch.cat([part.decode() for part in self.parts])
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ class Payload(Protocol):
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """Add `weight` times the decoded gradient to `out`, `[numel]`; time goes with count."""
 
+    def remove_from(self, residual: Tensor) -> None:
+        """Subtract the decoded gradient from `residual`, `[numel]`; NaN and inf leave 0."""
+
     def decode(self) -> Tensor:
         """The gradient as the receiver sees it, `[numel]`, in the dtype of the values."""
 
@@ -80,6 +83,10 @@ class Message(ABC):
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """Add `weight` times the decoded gradient to `out`, `[numel]`; time goes with count."""
 
+    @abstractmethod
+    def remove_from(self, residual: Tensor) -> None:
+        """Subtract the decoded gradient from `residual`, `[numel]`; NaN and inf leave 0."""
+
     def decode(self) -> Tensor:
         """The gradient as the receiver sees it, `[numel]`, in the dtype of the values."""
         out = self.values.new_zeros(self.numel)
@@ -95,9 +102,7 @@ class Message(ABC):
         raw = self.values.detach().contiguous().view(RAW[self.values.dtype.itemsize])
         body = raw.cpu().numpy().tobytes() + self._places()
         code = DTYPES.index(self.values.dtype)
-        head = (MAGIC, VERSION, self.kind, code, 0, self.numel, self.count, *self._key())
-        checksum = zlib.crc32(body, zlib.crc32(HEADER.pack(*head, 0)))
-        return HEADER.pack(*head, checksum) + body
+        return packed((self.kind, code, 0, self.numel, self.count, *self._key()), body)
 
     def _places(self) -> bytes:
         return b""
@@ -117,6 +122,10 @@ class Dense(Message):
         """See `Payload.add_to`."""
         out.add_(self.values, alpha=weight)
 
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        residual.copy_(_left(residual, self.values))
+
 
 @dataclass(frozen=True, eq=False)
 class Sparse(Message):
@@ -133,14 +142,19 @@ class Sparse(Message):
     @property
     def nbytes(self) -> int:
         """See `Payload.nbytes`."""
-        return super().nbytes + self.count * _index_type(self.numel).itemsize
+        return super().nbytes + self.count * index_type(self.numel).itemsize
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""
         out.index_add_(0, self.indices, self.values.to(out.dtype), alpha=weight)
 
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        indices = self.indices
+        residual[indices] = _left(residual[indices], self.values)
+
     def _places(self) -> bytes:
-        return self.indices.cpu().numpy().astype(_index_type(self.numel)).tobytes()
+        return self.indices.cpu().numpy().astype(index_type(self.numel)).tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,61 +178,76 @@ class Masked(Message):
         """See `Payload.add_to`."""
         out.index_add_(0, self.indices, self.values.to(out.dtype), alpha=weight)
 
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        indices = self.indices
+        residual[indices] = _left(residual[indices], self.values)
+
     def _key(self) -> tuple[int, int]:
         return self.stream.key
 
 
-def from_bytes(data: bytes, *, max_numel: int = 1 << 31) -> Message:
-    """Read a payload from its bytes alone.
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """The payloads of consecutive parts of one vector, sent together.
 
-    Args:
-        data: what `to_bytes` gave.
-        max_numel: refuse payloads that claim a longer gradient, before anything is allocated.
-
-    Raises:
-        PayloadError: truncated, corrupted, of a newer version, or inconsistent.
+    Attributes:
+        parts: in order.
     """
-    if len(data) < HEADER.size:
-        raise PayloadError(f"cannot decode payload: {len(data)} bytes, header has {HEADER.size}")
-    magic, version, kind, code, _, numel, count, k0, k1, checksum = HEADER.unpack_from(data)
-    if magic != MAGIC or version != VERSION:
-        raise PayloadError(
-            f"payload must start with {MAGIC!r} version {VERSION}, got {data[:5]!r}"
-        )
-    body = data[HEADER.size :]
-    if zlib.crc32(body, zlib.crc32(data[: HEADER.size - 4] + bytes(4))) != checksum:
-        raise PayloadError(f"cannot decode payload: checksum is not {checksum:#010x}")
-    if kind > 2 or code >= len(DTYPES) or count > numel or numel > max_numel:
-        raise PayloadError(
-            f"cannot decode payload: kind {kind}, dtype {code}, {count} of {numel} elements "
-            f"(at most {max_numel})"
-        )
-    dtype = DTYPES[code]
-    index_bytes = count * _index_type(numel).itemsize if kind == Sparse.kind else 0
-    split = count * dtype.itemsize
-    if len(body) != split + index_bytes or (kind == Dense.kind and count != numel):
-        raise PayloadError(f"cannot decode payload: {len(body)} bytes for {count} elements")
-    raw = np.frombuffer(body[:split], f"i{dtype.itemsize}").copy()
-    values = torch.from_numpy(raw).view(dtype)
-    if kind == Dense.kind:
-        return Dense(values, numel)
-    if kind == Masked.kind:
-        return Masked(values, numel, Stream((k0, k1)))
-    return Sparse(values, numel, _read_indices(body[split:], numel))
+
+    parts: tuple[Payload, ...]
+    kind = 3
+
+    @property
+    def numel(self) -> int:
+        """Elements of all parts."""
+        return sum(part.numel for part in self.parts)
+
+    @property
+    def count(self) -> int:
+        """Elements sent in all parts."""
+        return sum(part.count for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """A header and the bytes of all parts."""
+        return HEADER.size + sum(part.nbytes for part in self.parts)
+
+    def to_bytes(self) -> bytes:
+        """A header that counts the parts, then the parts, each of which describes itself."""
+        body = b"".join(part.to_bytes() for part in self.parts)
+        return packed((self.kind, 0, 0, self.numel, len(self.parts), 0, 0), body)
+
+    def add_to(self, out: Tensor, weight: float = 1.0) -> None:
+        """See `Payload.add_to`."""
+        views = torch.split(out, [part.numel for part in self.parts])
+        for part, view in zip(self.parts, views, strict=True):
+            part.add_to(view, weight)
+
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        views = torch.split(residual, [part.numel for part in self.parts])
+        for part, view in zip(self.parts, views, strict=True):
+            part.remove_from(view)
+
+    def decode(self) -> Tensor:
+        """See `Payload.decode`."""
+        return torch.cat([part.decode() for part in self.parts])
 
 
-def _read_indices(places: bytes, numel: int) -> Tensor:
-    indices = np.frombuffer(places, _index_type(numel)).astype(np.int64)
-    if indices.size and not (0 <= indices.min() and indices.max() < numel):
-        raise PayloadError(
-            f"index must lie in [0, {numel}), got {indices.min()} … {indices.max()}"
-        )
-    if np.unique(indices).size != indices.size:
-        raise PayloadError(f"indices must differ, got {indices.size} with repetitions")
-    return torch.from_numpy(indices)
+def _left(waiting: Tensor, sent: Tensor) -> Tensor:
+    # a NaN was delivered like any other value: left in a residual, it would never go away
+    return torch.where(sent.isfinite(), waiting - sent, 0).to(waiting.dtype)
 
 
-def _index_type(numel: int) -> np.dtype[np.signedinteger]:
+def packed(head: tuple[int, ...], body: bytes) -> bytes:
+    """A header with its checksum, and the body behind it."""
+    checksum = zlib.crc32(body, zlib.crc32(HEADER.pack(MAGIC, VERSION, *head, 0)))
+    return HEADER.pack(MAGIC, VERSION, *head, checksum) + body
+
+
+def index_type(numel: int) -> np.dtype[np.signedinteger]:
+    """The integers that count places: 4 bytes up to 2^31 elements, else 8."""
     return np.dtype(np.int32 if numel <= 1 << 31 else np.int64)
 
 

@@ -1,8 +1,17 @@
 """One compressor a parameter: the parts of a flat gradient are independent."""
 
+import pytest
 import torch
 
-from gradstats.compressors import ErrorFeedback, Part, PerParameter, Rng, compressor
+from gradstats.compressors import (
+    ErrorFeedback,
+    Part,
+    PayloadError,
+    PerParameter,
+    Rng,
+    compressor,
+    from_bytes,
+)
 from gradstats.exchange import simulate
 
 PARTS = (Part("a", 3000), Part("b", 40, dense=True), Part("c", 2000))
@@ -27,6 +36,7 @@ def test_targets_and_sizes_add_up():
     assert member.target_count(5040) == payload.count == 30 + 40 + 20
     assert payload.numel == 5040
     assert payload.nbytes == len(payload.to_bytes())
+    assert torch.equal(from_bytes(payload.to_bytes()).decode(), payload.decode())
     assert str(member) == "topk(0.01)"
 
 
@@ -56,3 +66,36 @@ def test_feedback_around_parts_conserves_over_workers():
     for worker in range(2):
         assert torch.equal(sent[worker] + states[worker].residual, whole[worker].sum(0).double())
     assert torch.equal(updates, sent.mean(0))
+
+
+def test_a_damaged_bundle_is_refused():
+    member = PerParameter(compressor("topk(0.01)"), PARTS)
+    data = member.encode(GRAD, member.init(GRAD))[0].to_bytes()
+    for place in (0, 5, 20, 35, 40, 60, len(data) - 1):
+        with pytest.raises(PayloadError):
+            from_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(PayloadError):
+            from_bytes(data[:place])
+    with pytest.raises(PayloadError, match="elements of at most 5000"):
+        from_bytes(data, max_numel=5000)
+
+
+@pytest.mark.parametrize("spec", ["none", "bf16", "topk(0.5)", "randomk(0.5)", "sidco-e(0.5)"])
+def test_what_was_sent_as_nan_leaves_nothing_behind(spec):
+    """A NaN in a residual would poison every later gradient at its place."""
+    member = ErrorFeedback(compressor(spec))
+    grad = torch.arange(1.0, 9.0)
+    broken = torch.where(torch.arange(8) == 3, torch.nan, grad)
+    state = member.init(grad)
+    for step in range(40):
+        payload, state = member.encode(broken if step == 0 else grad, state, Rng(step=step))
+        sent_nan = payload.decode()[3].isnan()
+        assert step > 0 or spec.startswith("randomk") or sent_nan
+        if sent_nan:
+            assert state.residual[3] == 0
+            break
+    else:
+        pytest.fail("the NaN was never sent")
+    payload, state = member.encode(grad, state, Rng(step=41))
+    assert payload.decode().isfinite().all()
+    assert state.residual.isfinite().all()
