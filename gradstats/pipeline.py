@@ -240,17 +240,20 @@ def _caveats(run: Run, results: Results, methods: Table) -> list[str]:
             f"The gradients were taken at the point “{', '.join(sorted(points))}”; a DDP "
             "communication hook sees local gradients, before the reduction."
         )
-    feedback = methods[methods["feedback"] == "ef"]
+    feedback = methods[(methods["feedback"] == "ef") & (methods["status"] == "ok")]
     if len(feedback):
         unsettled = int((feedback["settled"] != True).sum())  # noqa: E712
         sentences.append(
             f"{unsettled} of {len(feedback)} feedback lines have not settled "
             f"(‖e‖/‖g‖ still moves, or fewer than 200 steps); they are not ranked."
         )
+    if (feedback["rows"] == "track").any():
         sentences.append(
             "Feedback is replayed on the tracked elements, a random sample of the model "
             f"({run.stream('track').sampling_fraction:.1%})."
         )
+    failed = methods[methods["status"] != "ok"]["status"].value_counts()
+    sentences += [f"{count} lines of methods, {reason}." for reason, count in failed.items()]
     broken = int(methods["skipped_rows"].max()) if len(methods) else 0
     if broken:
         sentences.append(f"Up to {broken} rows were skipped for NaN or inf elements.")

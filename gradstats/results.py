@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ Table = Any
 class Results:
     """A folder of results: tables that are there already, and what was left out.
 
+    Each table carries the settings it was made under, so that a table of other settings, or of
+    another command, is never taken for ours.
+
     Attributes:
         folder: `RUN.results`.
         settings: what the tables depend on; a table made under other settings is made anew.
@@ -35,22 +39,26 @@ class Results:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "figures").mkdir(exist_ok=True)
-        path = self.folder / "settings.json"
-        wanted = json.loads(json.dumps(self.settings))
-        if not path.exists() or json.loads(path.read_text()) != wanted:
-            for stale in self.folder.glob("*.parquet"):
-                stale.unlink()
-            path.write_text(json.dumps(self.settings, indent=1))
+        (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
 
     def table(self, name: str) -> Table:
         """The table of that name, None unless it was made under the same settings."""
         path = self.folder / f"{name}.parquet"
-        return extras.load("pandas").read_parquet(path) if path.exists() else None
+        if not path.exists():
+            return None
+        table = extras.load("pandas").read_parquet(path)
+        return table if table.attrs.get("settings") == self._written else None
 
     def keep(self, name: str, table: Table) -> Table:
         """Write a table for the next time and for others."""
+        table.attrs = {"settings": self._written}
         table.to_parquet(self.folder / f"{name}.parquet", index=False)
         return table
+
+    @property
+    def _written(self) -> Any:
+        """The settings as they come back from a file."""
+        return json.loads(json.dumps(self.settings))
 
 
 def results_folder(run: Run) -> Path:
@@ -73,6 +81,7 @@ def run_settings(
             (int(run.stream(kind).steps[rows[-1]]) for kind, rows in kinds.items() if rows),
             default=None,
         ),
+        "checksum": _checksum(run),
         "parameters": run.parameters,
         "steps": list(run.steps),
         "worker": run.worker,
@@ -81,6 +90,12 @@ def run_settings(
         "compressors": list(compressors),
         "seed": seed,
     }
+
+
+def _checksum(run: Run) -> int:
+    """CRC-32 of the last row: another run may have been written in the place of this one."""
+    last = run.stream(run.kind).read(run.rows(run.kind)[-1])
+    return zlib.crc32(last.view(torch.uint8).numpy().data)
 
 
 def device_name(device: str) -> str:

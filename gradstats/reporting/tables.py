@@ -15,6 +15,8 @@ Table = Any
 METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "rows"]
 TAIL = 4  # methods with memory are judged on the last quarter of their steps
 MOST_RANKED = 8
+TIMED = ["compressor", "method", "target_ratio", "collective", "n"]
+TIMED += ["encode_seconds", "decode_seconds"]
 
 
 def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
@@ -63,7 +65,7 @@ def _line(rows: Table) -> dict[str, Any]:
         "bits": last["bits"].median(),
         "residual_ratio": last["residual_ratio"].median(),
         "settled": settled(list(good["residual_ratio"])) if feedback else None,
-        "skipped_rows": len(rows) - len(good),
+        "skipped_rows": int((rows["step"] >= 0).sum()) - len(good),
         "status": status,
     }
 
@@ -109,7 +111,7 @@ def headline_ratio(methods: Table) -> float:
 
 def timing_table(rows: list[dict[str, Any]]) -> Table:
     """Timings with `encode_over_topk`, the time over Top-k's at the same ratio."""
-    table = extras.load("pandas").DataFrame(rows)
+    table = extras.load("pandas").DataFrame(rows, columns=TIMED)
     topk = table[table["method"] == "topk"].set_index("target_ratio")["encode_seconds"]
     return table.assign(encode_over_topk=table["encode_seconds"] / table["target_ratio"].map(topk))
 
