@@ -14,11 +14,12 @@ import typer
 from gradstats.printing import (
     bar,
     err_console,
-    out_console,
     print_demo,
     print_fits,
     print_info,
     print_methods,
+    remark,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def demo(
         with bar() as advance:
             path = make_report(run, budget=chosen.budget, seed=seed, progress=advance)
         print_demo(path.parent, loss)
-    out_console.print(f"report: {path}", highlight=False)
+    say(f"report: {path}")
 
 
 @app.command(
@@ -108,16 +109,17 @@ def capture(
         raise typer.BadParameter(
             f"if_exists must be error, resume or overwrite, got {if_exists!r}"
         )
-    code = run_command(
-        command,
-        out=out,
-        full_every=full_every or None,
-        track=track or None,
-        parameters=parameters,
-        max_bytes=max_bytes,
-        if_exists=if_exists,  # type: ignore[arg-type]
-        seed=seed,
-    )
+    with _usage():
+        code = run_command(
+            command,
+            out=out,
+            full_every=full_every or None,
+            track=track or None,
+            parameters=parameters,
+            max_bytes=max_bytes,
+            if_exists=if_exists,  # type: ignore[arg-type]
+            seed=seed,
+        )
     raise typer.Exit(code)
 
 
@@ -134,7 +136,7 @@ def import_(
         raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
     with import_gradients(files, out, if_exists=if_exists) as store:
         rows = len(store.stream())
-    out_console.print(f"{out}: {rows} rows")
+    say(f"{out}: {rows} rows")
 
 
 @app.command()
@@ -159,12 +161,15 @@ def fit(
     out: Out = None,
 ) -> None:
     """Fit distributions and derive SIDCo thresholds."""
-    from gradstats import runs
+    from gradstats import extras, runs
     from gradstats.families import FAMILIES, family
     from gradstats.results import results_folder
 
-    chosen = [family(name) for name in _words(families)] or list(FAMILIES)
+    extras.load("pandas")  # what is missing is said before the work
+    with _usage():
+        chosen = [family(name) for name in _words(families)] or list(FAMILIES)
     wanted = _ratios(ratios)
+    _check_by(by)
     _check_method(method, chosen)
     with _open(
         run, runs.open, parameters=parameters, steps=_steps(steps), device=device
@@ -180,8 +185,8 @@ def fit(
     print_fits(fits, thresholds)
     failed = int((fits["status"] != "ok").sum())
     if failed:
-        err_console.print(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
-    err_console.print(f"tables: {folder}", highlight=False)
+        remark(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
+    remark(f"tables: {folder}")
 
 
 @app.command()
@@ -200,26 +205,26 @@ def replay(
     out: Out = None,
 ) -> None:
     """Replay captured gradients through compressors and compare them."""
-    import pandas
-
-    from gradstats import jobs, runs
+    from gradstats import extras, jobs, runs
     from gradstats.compressors import COMPRESSORS
     from gradstats.network import Network
     from gradstats.reporting import tables
     from gradstats.results import results_folder
 
+    pandas = extras.load("pandas")  # what is missing is said before the work
     specs = _specs(compressors) or list(COMPRESSORS)
     wanted = _ratios(ratios)
     with _open(
         run, runs.open, parameters=parameters, steps=_steps(steps), device=device
     ) as opened:
-        planned = jobs.plan(
-            opened,
-            specs,
-            ratios=wanted,
-            feedback=_words(feedback),
-            granularity=_words(by),
-        )
+        with _usage():
+            planned = jobs.plan(
+                opened,
+                specs,
+                ratios=wanted,
+                feedback=_words(feedback),
+                granularity=_words(by),
+            )
         with bar() as advance:
             rows = jobs.replay_jobs(
                 opened, planned, seed=seed, progress=lambda i, n: advance("replay", i, n)
@@ -244,7 +249,7 @@ def replay(
     }
     (folder / "replay.json").write_text(_json(settings))
     print_methods(methods)
-    err_console.print(f"tables: {folder}", highlight=False)
+    remark(f"tables: {folder}")
 
 
 @app.command()
@@ -263,6 +268,7 @@ def report(
     from gradstats import runs
     from gradstats.pipeline import report as make_report
 
+    _check_by(by)
     with (
         _open(run, runs.open, parameters=parameters, steps=_steps(steps), device=device) as opened,
         bar() as advance,
@@ -276,16 +282,48 @@ def report(
             seed=seed,
             progress=advance,
         )
-    out_console.print(str(path), highlight=False)
+    say(str(path))
 
 
 @contextmanager
 def _open(path: Path, opener: Callable[..., Run], **selection: Any) -> Iterator[Run]:
-    run = opener(path, **selection)
+    _check_device(selection.get("device", "cpu"))
+    with _usage():
+        run = opener(path, **selection)
     try:
         yield run
     finally:
         run.store.close()
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What is wrong in here is the value of an option, unless it is the store."""
+    from gradstats.store import StoreFormatError
+
+    try:
+        yield
+    except StoreFormatError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _check_by(by: str) -> None:
+    from gradstats.runs import GROUPINGS
+
+    if by not in GROUPINGS:
+        raise typer.BadParameter(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fact = str(error).partition("\n")[0]
+        raise typer.BadParameter(f"device must be there, got {device!r}: {fact}") from error
 
 
 def _words(text: str) -> list[str]:
@@ -294,7 +332,14 @@ def _words(text: str) -> list[str]:
 
 def _specs(text: str) -> list[str]:
     """Split at the commas outside brackets."""
-    return [spec.strip() for spec in re.split(r",(?![^()]*\))", text) if spec.strip()]
+    specs, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            specs.append("")
+        else:
+            specs[-1] += letter
+    return [spec.strip() for spec in specs if spec.strip()]
 
 
 def _ratios(text: str) -> list[float]:

@@ -77,8 +77,9 @@ def plan(
         ("feedback", feedback, FEEDBACKS),
         ("granularity", granularity, GRANULARITIES),
     ):
-        if unknown := set(values) - set(known):
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {', '.join(unknown)}")
+        unknown = ", ".join(sorted(set(values) - set(known)))
+        if unknown or not values:
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {unknown or 'none'}")
     made = [
         compressor
         for spec in specs

@@ -56,7 +56,10 @@ def report(
 
     Raises:
         ValueError: the run has no row, or a setting is out of range.
+        ImportError: a package of gradstats[analysis] is missing.
     """
+    for module in ("pandas", "pyarrow", "seaborn", "jinja2"):
+        extras.load(module)  # what is missing is said before the work
     tell = progress or (lambda stage, done, total: None)
     deadline = time.monotonic() + budget
     network = network or Network()

@@ -5,18 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 if TYPE_CHECKING:
     from gradstats.runs import Run
 
-out_console = Console(soft_wrap=True)
+out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
 err_console = Console(stderr=True)
 SLOW = 2.0  # seconds after which a progress bar appears
+
+
+def say(text: str) -> None:
+    """Print a result as it is: brackets in names and paths are not markup."""
+    out_console.print(text, highlight=False, markup=False)
+
+
+def remark(text: str) -> None:
+    """Print what is not a result."""
+    err_console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -37,20 +49,21 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
     try:
         yield advance
     finally:
-        progress.stop()
+        if progress.live.is_started:  # else it prints an empty line
+            progress.stop()
 
 
 def print_table(title: str, table: Any) -> None:
     """Print a DataFrame, three digits a number."""
     from gradstats.reporting.page import heading, number
 
-    rich_table = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
+    rich_table = RichTable(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column in table.columns:
         rich_table.add_column(
-            heading(column), justify="left" if column == table.columns[0] else "right"
+            Text(heading(column)), justify="left" if column == table.columns[0] else "right"
         )
     for row in table.itertuples(index=False):
-        rich_table.add_row(*(number(value) for value in row))
+        rich_table.add_row(*(Text(number(value)) for value in row))
     out_console.print(rich_table)
 
 
@@ -65,7 +78,7 @@ def print_fits(fits: Any, thresholds: Any) -> None:
                 f"{group}: laws, medians over {rows['step'].nunique()} rows", best_law(rows)
             )
         else:
-            out_console.print(f"{group}: {rows['status'].iloc[0]}", highlight=False)
+            say(f"{group}: {rows['status'].iloc[0]}")
     keys = ["group", "variant", "stages"]
     pivot = by_ratio(thresholds, keys)
     print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
@@ -88,34 +101,30 @@ def print_methods(methods: Any) -> None:
 def print_info(run: Run) -> None:
     """Print what a run holds."""
     store = run.store
-    out_console.print(f"{run!r}, {store.nbytes / 1e6:,.1f} MB", highlight=False)
+    say(f"{run!r}, {store.nbytes / 1e6:,.1f} MB")
     for name, value in store.provenance.items():
-        out_console.print(f"  {name}: {value}", highlight=False, markup=False)
+        say(f"  {name}: {value}")
     for worker in store.workers:
         for kind in ("full", "track"):
-            stream = store.stream(worker, kind)
+            stream = replace(run, worker=worker).stream(kind)
             if len(stream):
                 steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
                 points = ", ".join(sorted(set(stream.coordinates["point"])))
-                out_console.print(
-                    f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}"
-                )
+                say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}")
     for parameter in store.parameters:
         shape = "×".join(map(str, parameter.shape)) or "scalar"
-        line = f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}"
-        out_console.print(line, highlight=False, markup=False)
+        say(f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}")
 
 
 def print_demo(folder: Path, loss: float) -> None:
     """Print what the demo found, in about ten lines."""
-    import pandas
-
+    from gradstats import extras
     from gradstats.reporting.summary_lines import lines
 
-    out_console.print(f"trained to {loss:.2f} nats a byte", highlight=False)
+    say(f"trained to {loss:.2f} nats a byte")
     methods, fits, thresholds = (
-        pandas.read_parquet(folder / f"{name}.parquet")
+        extras.load("pandas").read_parquet(folder / f"{name}.parquet")
         for name in ("methods", "fits", "thresholds")
     )
     for line in lines(methods, fits, thresholds):
-        out_console.print(line, highlight=False, markup=False)
+        say(line)

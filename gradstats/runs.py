@@ -187,32 +187,33 @@ def groups(
         progress: called with (rows done, rows).
 
     Raises:
-        ValueError: unknown grouping, or a run without rows.
+        ValueError: unknown grouping, or nothing to summarise.
     """
     if by not in GROUPINGS:
         raise ValueError(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
     kind = run.kind
     rows = run.rows(kind)
-    task = partial(_summarize_row, run.store.path, run.worker, kind, run.names, by)
+    task = partial(_summarize_row, run, kind, by)
     found: list[Group] = []
     for done, row_groups in enumerate((executor.map if executor else map)(task, rows), 1):
         found += row_groups
         if progress:
             progress(done, len(rows))
+    if not found:
+        names = ", ".join(run.names)
+        raise ValueError(f"cannot summarise {names}: no gradient in {len(rows)} {kind} rows")
     return found
 
 
-def _summarize_row(
-    path: Path, worker: int, kind: str, names: tuple[str, ...], by: str, row: int
-) -> list[Group]:
-    stream = GradientStore.open(path).stream(worker, kind)
+def _summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
+    stream, names = run.stream(kind), run.names
     present = stream.present[row]
     kinds = {parameter.dtype for parameter in stream.parameters if parameter.name in names}
     found: dict[str, Summary] = {}
     for index, parameter in enumerate(stream.parameters):
         if parameter.name not in names or not present[index] or not parameter.numel:
             continue
-        grad = stream.read(row, parameter.name)
+        grad = stream.read(row, parameter.name).to(run.device)
         if by != "parameter" and len(kinds) > 1:
             grad = grad.float()  # summaries of one grid add
         summary = summarize(grad, fraction=stream.sampling_fraction)
