@@ -1,0 +1,154 @@
+"""A small run, made once, and the means to make others."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import gradstats
+from gradstats import cli
+from gradstats.store import GradientStore, Row, parameter_table
+from gradstats.store.rows import pack
+
+Named = Mapping[str, Tensor]
+SHAPES = {
+    "embed.weight": (60, 48),
+    "fc.weight": (64, 50),
+    "fc.bias": (64,),
+    "head.weight": (30, 64),
+}
+MODULE_TYPES = dict.fromkeys(SHAPES, "Linear") | {"embed.weight": "Embedding"}
+SCALES = dict(zip(SHAPES, (3e-3, 1e-3, 2e-3, 1e-2), strict=True))
+FULL_STEPS = (0, 100, 200)
+TRACKED_STEPS = 220
+TRACKED = 2_000
+
+
+def small_gradients(step: int) -> dict[str, Tensor]:
+    """The gradients of one step: Laplace, a scale a parameter; 7 % of the embedding is zero."""
+    rng = np.random.default_rng([7, step])
+    grads = {
+        name: torch.from_numpy(rng.laplace(scale=SCALES[name], size=shape).astype(np.float32))
+        for name, shape in SHAPES.items()
+    }
+    grads["embed.weight"][torch.from_numpy(rng.random((60, 48)) < 0.07)] = 0
+    return grads
+
+
+def write_run(
+    path: Path,
+    grads: Mapping[int, Named],
+    *,
+    full: Collection[int] | None = None,
+    tracked: int = 0,
+    module_types: Mapping[str, str] | None = None,
+    point: str = "local",
+) -> Path:
+    """Write a run: whole rows of the steps in `full` (default: all), tracked rows of all steps.
+
+    Args:
+        path: of the store.
+        grads: by step, by name; a parameter may have no gradient at some steps.
+        full: steps of the whole rows.
+        tracked: elements tracked of each dtype; none at 0.
+        module_types: as in `parameter_table`.
+        point: where the gradients were observed.
+    """
+    every = {name: grad for named in grads.values() for name, grad in named.items()}
+    layout = [(name, tuple(grad.shape), grad.dtype) for name, grad in every.items()]
+    table = parameter_table(layout, module_types=module_types)
+    packed = {step: pack(named, table) for step, named in grads.items()}
+    provenance = {"model": "Tiny", "device": "cpu", "seed": 7}
+    with GradientStore.create(path, table, provenance=provenance) as store:
+        whole = [
+            Row(step, flat, present, {"point": point})
+            for step, (flat, present) in packed.items()
+            if full is None or step in full
+        ]
+        store.append_rows(whole)
+        if tracked:
+            ids = _draw(next(iter(packed.values()))[0], tracked)
+            store.set_track(ids)
+            rows = [
+                Row(step, _picked(flat, ids), present, {"point": point})
+                for step, (flat, present) in packed.items()
+            ]
+            store.append_rows(rows, kind="track")
+    return path
+
+
+def _draw(flat: Mapping[str, Tensor], tracked: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(11)
+    return {
+        dtype: np.sort(rng.choice(len(whole), min(tracked, len(whole)), replace=False))
+        for dtype, whole in flat.items()
+    }
+
+
+def _picked(flat: Mapping[str, Tensor], ids: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {dtype: flat[dtype][torch.from_numpy(places)] for dtype, places in ids.items()}
+
+
+@pytest.fixture(scope="session")
+def run_writer() -> Callable[..., Path]:
+    return write_run
+
+
+@pytest.fixture(scope="session")
+def gradients_of() -> Callable[[int], dict[str, Tensor]]:
+    return small_gradients
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """3 whole rows at steps 0, 100 and 200; 2,000 of 8,064 elements tracked over 220 steps."""
+    return write_run(
+        tmp_path_factory.mktemp("runs") / "small.zarr",
+        {step: small_gradients(step) for step in range(TRACKED_STEPS)},
+        full=FULL_STEPS,
+        tracked=TRACKED,
+        module_types=MODULE_TYPES,
+    )
+
+
+def fingerprint(folder: Path) -> dict[Path, str]:
+    return {
+        path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def reported(small_run, tmp_path_factory) -> tuple[str, Path, bool]:
+    """A report on the small run: its page, its folder, and whether the store is as it was."""
+    folder = tmp_path_factory.mktemp("report")
+    before = fingerprint(small_run)
+    path = gradstats.report(
+        gradstats.open(small_run),
+        out=folder,
+        ratios=(0.1,),
+        compressors=("none", "bf16", "topk", "threshold", "sidco-e"),
+    )
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8"), folder, before == fingerprint(small_run)
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Run the command line in this process: (exit code, stdout, stderr in one line)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gradstats", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
+
+    return run

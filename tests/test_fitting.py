@@ -1,0 +1,125 @@
+"""Rows of fits and thresholds: nothing is dropped, and every number has an oracle elsewhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gradstats.families import FAMILIES, DGamma, Laplace
+from gradstats.fitting import fit_rows, threshold_rows
+from gradstats.goodness import ks_distance, log_likelihood, tail_error
+from gradstats.summary import kept_count, summarize
+from gradstats.thresholds import VARIANTS, sidco_threshold
+
+RATIOS = (0.1, 0.01)
+COLUMNS = {"family", "method", "shape", "scale", "ks", "log_likelihood", "target_ratio"}
+COLUMNS |= {"threshold", "khat_over_k", "n", "zeros", "nonfinite", "status"}
+MEASURED = ("shape", "scale", "ks", "log_likelihood", "threshold", "khat_over_k")
+
+
+@pytest.fixture(scope="module")
+def grad():
+    rng = np.random.default_rng(5)
+    values = (rng.gamma(0.6, 1e-3, 20_000) * rng.choice([-1, 1], 20_000)).astype(np.float32)
+    values[:2_000] = 0
+    values[2_000:2_003] = (np.nan, np.inf, -np.inf)
+    return torch.from_numpy(values)
+
+
+@pytest.mark.parametrize("method", ["mle", "moments"])
+def test_a_row_a_family_and_ratio_with_every_column(grad, method):
+    summary = summarize(grad)
+    rows = list(fit_rows(summary, ratios=RATIOS, method=method))
+    assert [(row["family"], row["target_ratio"]) for row in rows] == [
+        (family.name, ratio) for family in FAMILIES for ratio in RATIOS
+    ]
+    for row in rows:
+        assert set(row) == COLUMNS
+        assert (row["n"], row["zeros"], row["nonfinite"]) == (20_000, 2_000, 3)
+        assert (row["method"], row["status"]) == (method, "ok")
+
+
+def test_rows_hold_what_the_law_and_its_scores_are(grad):
+    summary = summarize(grad)
+    (row,) = fit_rows(summary, families=[DGamma], ratios=[0.01])
+    law = DGamma.fit(grad)
+    assert (row["shape"], row["scale"]) == (law.shape, law.scale)
+    assert row["ks"] == ks_distance(law, summary)
+    assert row["log_likelihood"] == log_likelihood(law, summary)
+    assert (row["threshold"], row["khat_over_k"]) == tail_error(law, summary, 0.01)
+    (laplace,) = fit_rows(summary, families=[Laplace], ratios=[0.01])
+    assert math.isnan(laplace["shape"])
+
+
+@pytest.mark.parametrize(
+    ("values", "failing"),
+    [
+        ([], {"laplace", "dgamma", "dgenpareto", "normal"}),
+        ([0.0] * 50, {"laplace", "dgamma", "dgenpareto", "normal"}),
+        ([math.nan, math.inf], {"laplace", "dgamma", "dgenpareto", "normal"}),
+        ([0.5] * 50, {"dgamma", "dgenpareto"}),
+        ([-0.5], {"dgamma", "dgenpareto"}),
+    ],
+    ids=["empty", "zeros", "not finite", "constant", "one element"],
+)
+def test_a_fit_that_fails_is_a_row_with_its_reason(values, failing):
+    rows = list(fit_rows(summarize(torch.tensor(values)), ratios=RATIOS))
+    assert len(rows) == len(FAMILIES) * len(RATIOS)
+    failed = [row for row in rows if row["status"] != "ok"]
+    assert {row["family"] for row in failed} == failing
+    for row in failed:
+        assert set(row) == COLUMNS
+        assert f"cannot fit {row['family']}" in row["status"]
+        assert all(math.isnan(row[name]) for name in MEASURED)
+        assert row["n"] == len(values)
+
+
+def test_an_unknown_method_is_an_error_and_not_a_row(grad):
+    with pytest.raises(ValueError, match=r"method .*got 'guess'"):
+        list(fit_rows(summarize(grad), method="guess"))
+
+
+def test_a_threshold_row_a_variant_stages_and_ratio(grad):
+    summary = summarize(grad)
+    rows = list(threshold_rows(summary, ratios=RATIOS, stages=(1, 3)))
+    assert [(row["variant"], row["stages"], row["target_ratio"]) for row in rows] == [
+        (variant, stages, ratio) for variant in VARIANTS for stages in (1, 3) for ratio in RATIOS
+    ]
+    magnitudes = grad[grad.isfinite()].abs().double()
+    for row in rows:
+        found = sidco_threshold(
+            grad, row["target_ratio"], variant=row["variant"], stages=row["stages"]
+        )
+        assert (row["threshold"], row["stages_used"]) == (found.value, found.stages)
+        assert row["guards"] == "; ".join(found.guards)
+        k = kept_count(20_000, row["target_ratio"])
+        counted = int((magnitudes > found.value).sum())
+        cut = int(((magnitudes - found.value).abs() <= found.value / 128).sum())
+        assert row["khat_over_k"] == pytest.approx(counted / k, abs=(cut + 1e-6) / k)
+
+
+def test_more_stages_come_closer_where_one_is_far_off():
+    rng = np.random.default_rng(6)
+    summary = summarize(rng.standard_t(3, 200_000).astype(np.float32))
+    misses = {
+        row["stages"]: abs(math.log(row["khat_over_k"]))
+        for row in threshold_rows(summary, ratios=[0.001], stages=(1, 3))
+        if row["variant"] == "e"
+    }
+    assert misses[3] < misses[1] / 2
+
+
+@pytest.mark.parametrize("values", [[], [0.0] * 9, [math.nan] * 9], ids=["empty", "zeros", "nan"])
+def test_nothing_to_fit_gives_thresholds_that_keep_nothing_and_say_why(values):
+    rows = list(threshold_rows(summarize(torch.tensor(values)), ratios=[0.1]))
+    assert len(rows) == 9
+    assert all(row["guards"] for row in rows)
+    assert {row["khat_over_k"] for row in rows if values} <= {0.0}
+    assert all(math.isnan(row["khat_over_k"]) for row in rows if not values)
+
+
+def test_ratios_outside_their_range_are_named(grad):
+    for rows in (fit_rows, threshold_rows):
+        with pytest.raises(ValueError, match=r"got 1\.5"):
+            list(rows(summarize(grad), ratios=[0.1, 1.5]))

@@ -1,0 +1,175 @@
+"""From replay rows to a ranking and a sentence of advice, on tables made by hand."""
+
+import math
+
+import numpy as np
+import pandas
+import pytest
+
+import gradstats
+from gradstats.network import Network
+from gradstats.reporting.advice import advice, law_sentence
+from gradstats.reporting.tables import best_law, break_even, methods_table, ranking, timing_table
+
+
+def method(compressor, **changes):
+    """A line of a table of methods: bf16-like unless told otherwise."""
+    line = {
+        "compressor": compressor,
+        "method": compressor.partition("(")[0],
+        "target_ratio": 0.01 if "(" in compressor else math.nan,
+        "feedback": "ef" if "(" in compressor else "none",
+        "granularity": "model",
+        "rows": "track",
+        "steps": 400,
+        "bits": 16.0,
+        "error": 0.002 if "(" not in compressor else 0.9,
+        "encode_seconds": 1e-4,
+        "decode_seconds": 1e-4,
+        "collective": "all_gather" if "(" in compressor else "all_reduce",
+        "numel": 10**7,
+        "residual_ratio": 3.0 if "(" in compressor else math.nan,
+        "settled": True if "(" in compressor else None,
+        "status": "ok",
+    } | changes
+    return line
+
+
+def ranked_of(*lines, network):
+    table = pandas.DataFrame(lines)
+    table["exchange_seconds"] = [_exchange(line, network) for line in lines]
+    return ranking(table)
+
+
+def _exchange(line, network):
+    """Encode, send to all, decode what comes: once where it was summed on the way."""
+    nbytes = line["bits"] * line["numel"] / 8
+    seconds = line["encode_seconds"]
+    if line["collective"] == "all_reduce":
+        return seconds + line["decode_seconds"] + network.all_reduce(nbytes)
+    return seconds + network.workers * line["decode_seconds"] + network.all_gather(nbytes)
+
+
+SLOW_LINKS, FAST_LINKS = Network(8, 1e7, 0.0), Network(8, 1e12, 0.0)
+SPARSE = {"bits": 0.5, "encode_seconds": 1e-3}
+
+
+@pytest.mark.parametrize("network", [SLOW_LINKS, FAST_LINKS], ids=["slow", "fast"])
+def test_advice_follows_the_time_and_may_be_not_to_compress(network):
+    ranked = ranked_of(method("bf16"), method("topk(0.01)", **SPARSE), network=network)
+    sentence = advice(ranked, network)
+    seconds = ranked.set_index("method")["exchange_seconds"]
+    if seconds["topk"] < seconds["bf16"]:
+        assert network is SLOW_LINKS
+        assert sentence.startswith("Use ef(topk(0.01))")
+        assert "pays below" in sentence
+    else:
+        assert network is FAST_LINKS
+        assert sentence.startswith("Do not compress beyond bf16")
+        assert "would pay below" in sentence
+
+
+def test_a_method_that_saves_nothing_pays_nowhere():
+    network = SLOW_LINKS
+    wasteful = method("dgc(0.01)", bits=40.0)
+    sentence = advice(ranked_of(method("bf16"), wasteful, network=network), network)
+    assert sentence.startswith("Do not compress")
+    assert "on any network" in sentence
+
+
+def test_times_are_equal_at_the_bandwidth_of_break_even():
+    dense, sparse = method("bf16"), method("topk(0.01)", **SPARSE)
+    limit = break_even(sparse, dense, Network(latency=0.0))
+    assert 0 < limit < math.inf
+    for factor, order in ((0.99, ["topk", "bf16"]), (1.01, ["bf16", "topk"])):
+        network = Network(bandwidth=factor * limit, latency=0.0)
+        assert list(ranked_of(dense, sparse, network=network)["method"]) == order
+
+
+def test_unsettled_methods_are_shown_without_a_rank():
+    fast = method("topk(0.01)", bits=1e-3, settled=False)
+    steady = method("dgc(0.01)", **SPARSE)
+    ranked = ranked_of(method("bf16"), fast, steady, network=SLOW_LINKS)
+    ranks = ranked.set_index("method")["rank"]
+    assert math.isnan(ranks["topk"])
+    assert sorted(ranks.dropna()) == [1, 2]
+    assert "topk" not in advice(ranked, SLOW_LINKS)
+    alone = ranked_of(method("bf16"), fast, network=SLOW_LINKS)
+    assert advice(alone, SLOW_LINKS).startswith("No advice yet")
+
+
+def test_at_most_eight_are_ranked_and_bf16_is_among_them_however_slow():
+    names = [f"m{i}(0.01)" for i in range(12)]
+    lines = [method(name, bits=0.1 + i) for i, name in enumerate(names)]
+    lines += [method("bf16", encode_seconds=1e3), method("m0(0.1)", target_ratio=0.1, bits=0.0)]
+    lines += [method("m1(0.01)", granularity="parameter", bits=0.0)]
+    ranked = ranked_of(*lines, network=SLOW_LINKS)
+    assert list(ranked["compressor"]) == [*names[:7], "bf16"]
+    assert list(ranked["rank"]) == list(range(1, 9))
+    assert ranked["exchange_seconds"].is_monotonic_increasing
+
+
+def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
+    steps = 400
+    errors = np.linspace(0.9, 0.1, steps)
+    row = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "status": "ok"}
+    row |= {"granularity": "model", "cosine": 0.5, "bits": 6.4, "n": 100, "k": 10, "error": 0.7}
+    rows = [
+        {**row, "feedback": "ef", "rows": "track", "step": step, "error_compensated": errors[step]}
+        | {"residual_ratio": 2.0, "khat_over_k": 1 + step}
+        for step in range(steps)
+    ]
+    rows.append({**rows[0], "status": "skipped: NaN", "step": steps, "khat_over_k": math.nan})
+    rows += [
+        {**row, "feedback": "none", "rows": "full", "step": step, "error_compensated": error}
+        | {"residual_ratio": math.nan, "khat_over_k": 1.0}
+        for step, error in enumerate((0.2, 0.4, 0.9))
+    ]
+    times = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "n": 1000}
+    times |= {"collective": "all_gather", "encode_seconds": 0.5, "decode_seconds": 0.25}
+    network = Network(workers=4, bandwidth=1e3, latency=0.0)
+    table = methods_table(pandas.DataFrame(rows), timing_table([times]), network)
+    fed_back, open_loop = (table[table["feedback"] == each].iloc[0] for each in ("ef", "none"))
+    assert fed_back["error_compensated"] == pytest.approx(np.median(errors[-100:]))
+    assert fed_back["khat_over_k"] == pytest.approx(np.median(np.arange(301, 401)))
+    assert fed_back["miss"] == pytest.approx(
+        np.median(np.log((10 * np.arange(301, 401) + 0.5) / 10.5))
+    )
+    assert fed_back["settled"]
+    assert (fed_back["steps"], fed_back["skipped_rows"]) == (steps, 1)
+    assert open_loop["error_compensated"] == 0.4
+    exchange = 0.5 + 4 * 0.25 + 3 * 6.4 * 1000 / 8 / 1e3
+    assert open_loop["exchange_seconds"] == pytest.approx(exchange)
+
+
+def test_the_sentence_on_laws_names_the_nearest_and_the_runner_up(small_run):
+    run = gradstats.open(small_run)
+    fits = gradstats.fit(run, ratios=[0.1])
+    laws = best_law(fits)
+    medians = fits.groupby("family")["ks"].median().sort_values()
+    assert list(laws["family"]) == list(medians.index)
+    thresholds = pandas.DataFrame(
+        {"variant": "e", "stages": stages, "target_ratio": 0.1, "khat_over_k": khat}
+        for stages, khat in ((1, 3.0), (1, 5.0), (3, 1.0))
+    )
+    sentence = law_sentence(laws, thresholds, 0.1)
+    assert sentence.startswith(f"{medians.index[0]} fits best")
+    assert f"next {medians.index[1]} at {medians.iloc[1]:.3f}" in sentence
+    assert "SIDCo-E 4.00 → 1.00" in sentence
+
+
+def test_methods_that_send_too_little_come_last_and_are_not_advised():
+    good = method("topk(0.01)", residual_ratio=3.0, **SPARSE)
+    close = method("dgc(0.01)", residual_ratio=4.4, bits=0.6)
+    stale = method("threshold(0.01)", residual_ratio=4.6, bits=1e-3)
+    lines = (method("bf16"), stale, good, close)
+    ranked = ranked_of(*lines, network=SLOW_LINKS)
+    assert list(ranked["method"]) == ["topk", "dgc", "bf16", "threshold"]
+    assert list(ranked["behind"]) == [False, False, False, True]
+    assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")
+    open_loop = [
+        line | {"feedback": "none", "error": line["residual_ratio"] / 10} for line in lines[1:]
+    ]
+    unfed = ranked_of(method("bf16"), *open_loop, network=SLOW_LINKS)
+    assert list(unfed["method"]) == ["topk", "dgc", "bf16", "threshold"]
+    assert advice(unfed, SLOW_LINKS).startswith("No advice yet")
