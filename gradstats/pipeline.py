@@ -178,10 +178,10 @@ def _page(
         ranking=ranked,
         ranking_note=(
             f"At ratio {tables.headline_ratio(methods):g}, one threshold for the whole model. "
-            "error: relative, of what was waiting to be sent; delivered = 1 - error². "
-            f"exchange: encode + decode + collective, projected on {network}; "
-            "cost = exchange / delivered, the time for a whole gradient, by which methods are "
-            "ranked. Grey: error feedback has not settled, so not ranked."
+            "error: relative, of what was waiting to be sent; ‖e‖/‖g‖: what error feedback holds "
+            f"back. exchange: encode + decode + collective, projected on {network}; methods are "
+            "ranked by it, those that hold back more than 1.5 times the least (italic) last. "
+            "Grey: error feedback has not settled, so not ranked."
         ),
         caveats=_caveats(run, results, methods),
         figures=drawn,

@@ -41,9 +41,7 @@ def collect(folder: Path) -> dict[str, object]:
         "settings": json.loads((folder / "settings.json").read_text()),
         "laws": records(best_law(tables["fits"])),
         "thresholds": records(thresholds),
-        "ranking": records(
-            ranked[["rank", *COLUMNS, "delivered", "exchange_seconds", "cost_seconds"]]
-        ),
+        "ranking": records(ranked[["rank", *COLUMNS, "behind", "exchange_seconds"]]),
         "methods": records(tables["methods"][COLUMNS]),
     }
 

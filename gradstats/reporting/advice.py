@@ -17,7 +17,7 @@ def advice(ranked: Table, network: Network) -> str:
     dense = next((line for line in lines if line["method"] == "bf16"), None)
     if dense is None:
         return "No advice: bf16, the baseline, was not replayed."
-    fed_back = [line for line in lines if line["feedback"] == "ef"]
+    fed_back = [line for line in lines if line["feedback"] == "ef" and not line["behind"]]
     if not fed_back:
         most = int(ranked["steps"].max())
         return (
@@ -26,16 +26,16 @@ def advice(ranked: Table, network: Network) -> str:
         )
     best = fed_back[0]
     limit = 8 * break_even(best, dense, network) / 1e9
-    costs = f"{_ms(best['cost_seconds'])} against {_ms(dense['cost_seconds'])} for bf16"
+    times = f"{_ms(best['exchange_seconds'])} against {_ms(dense['exchange_seconds'])} for bf16"
+    where = f"an exchange takes {times}, {network}"
     held = f"it holds back {best['residual_ratio']:.2g} gradients' worth on the way"
-    tail = f"for each gradient delivered, {network}"
-    if best["cost_seconds"] < dense["cost_seconds"]:
+    if best["exchange_seconds"] < dense["exchange_seconds"]:
         pays = "at any bandwidth" if math.isinf(limit) else f"below {limit:.2g} Gbit/s"
-        return f"Use ef({best['compressor']}): {costs} {tail}; it pays {pays}, and {held}."
+        return f"Use ef({best['compressor']}): {where}; it pays {pays}, and {held}."
     pays = f"would pay below {limit:.2g} Gbit/s" if limit > 0 else "would not pay on any network"
     return (
-        f"Do not compress beyond bf16: the best sparsifier, ef({best['compressor']}), costs "
-        f"{costs} {tail}; it {pays}."
+        f"Do not compress beyond bf16: with the fastest good sparsifier, "
+        f"ef({best['compressor']}), {where}; it {pays}, and {held}."
     )
 
 

@@ -20,8 +20,8 @@ def lines(methods: Table, fits: Table, thresholds: Table) -> Iterator[str]:
     for line in ranked[ranked["rank"].notna()].head(4).to_dict("records"):
         name = f"ef({line['compressor']})" if line["feedback"] == "ef" else line["compressor"]
         yield (
-            f"{line['rank']:.0f}. {name}: {line['bits']:.3g} bits an element, delivers "
-            f"{line['delivered']:.1%}, {1e3 * line['cost_seconds']:.3g} ms a gradient"
+            f"{line['rank']:.0f}. {name}: {line['bits']:.3g} bits an element, "
+            f"{1e3 * line['exchange_seconds']:.3g} ms an exchange"
         )
     unsettled = int((methods["feedback"].eq("ef") & methods["settled"].ne(True)).sum())
     if unsettled:
