@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gradstats.options import (
+    By,
+    Device,
+    Out,
+    Parameters,
+    Ratios,
+    RunPath,
+    Seed,
+    Steps,
+    check_by,
+    check_device,
+    check_method,
+    parse_ratios,
+    parse_seconds,
+    parse_steps,
+    split_specs,
+    usage,
+    words,
+)
 from gradstats.printing import (
     bar,
     err_console,
@@ -33,15 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A captured run, e.g. run.zarr.")]
-By = Annotated[str, typer.Option(help="Group by model, module-type or parameter.")]
-Parameters = Annotated[str, typer.Option(metavar="GLOB", help="Which parameters to look at.")]
-Steps = Annotated[str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps.")]
-Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
-Out = Annotated[Path | None, typer.Option(help="Where to write; default RUN.results.")]
 
 
 def main() -> None:
@@ -109,7 +118,7 @@ def capture(
         raise typer.BadParameter(
             f"if_exists must be error, resume or overwrite, got {if_exists!r}"
         )
-    with _usage():
+    with usage():
         code = run_command(
             command,
             out=out,
@@ -166,13 +175,13 @@ def fit(
     from gradstats.results import results_folder
 
     extras.load("pandas")  # what is missing is said before the work
-    with _usage():
-        chosen = [family(name) for name in _words(families)] or list(FAMILIES)
-    wanted = _ratios(ratios)
-    _check_by(by)
-    _check_method(method, chosen)
+    with usage():
+        chosen = [family(name) for name in words(families)] or list(FAMILIES)
+    wanted = parse_ratios(ratios)
+    check_by(by)
+    check_method(method, chosen)
     with _open(
-        run, runs.open, parameters=parameters, steps=_steps(steps), device=device
+        run, runs.open, parameters=parameters, steps=parse_steps(steps), device=device
     ) as opened:
         with bar() as advance:
             found = runs.groups(opened, by=by, progress=lambda i, n: advance("summarise", i, n))
@@ -212,18 +221,18 @@ def replay(
     from gradstats.results import results_folder
 
     pandas = extras.load("pandas")  # what is missing is said before the work
-    specs = _specs(compressors) or list(COMPRESSORS)
-    wanted = _ratios(ratios)
+    specs = split_specs(compressors) or list(COMPRESSORS)
+    wanted = parse_ratios(ratios)
     with _open(
-        run, runs.open, parameters=parameters, steps=_steps(steps), device=device
+        run, runs.open, parameters=parameters, steps=parse_steps(steps), device=device
     ) as opened:
-        with _usage():
+        with usage():
             planned = jobs.plan(
                 opened,
                 specs,
                 ratios=wanted,
-                feedback=_words(feedback),
-                granularity=_words(by),
+                feedback=words(feedback),
+                granularity=words(by),
             )
         with bar() as advance:
             rows = jobs.replay_jobs(
@@ -268,17 +277,19 @@ def report(
     from gradstats import runs
     from gradstats.pipeline import report as make_report
 
-    _check_by(by)
+    check_by(by)
     with (
-        _open(run, runs.open, parameters=parameters, steps=_steps(steps), device=device) as opened,
+        _open(
+            run, runs.open, parameters=parameters, steps=parse_steps(steps), device=device
+        ) as opened,
         bar() as advance,
     ):
         path = make_report(
             opened,
-            budget=_seconds(budget),
+            budget=parse_seconds(budget),
             by=by,
             out=out,
-            ratios=_ratios(ratios),
+            ratios=parse_ratios(ratios),
             seed=seed,
             progress=advance,
         )
@@ -287,98 +298,13 @@ def report(
 
 @contextmanager
 def _open(path: Path, opener: Callable[..., Run], **selection: Any) -> Iterator[Run]:
-    _check_device(selection.get("device", "cpu"))
-    with _usage():
+    check_device(selection.get("device", "cpu"))
+    with usage():
         run = opener(path, **selection)
     try:
         yield run
     finally:
         run.store.close()
-
-
-@contextmanager
-def _usage() -> Iterator[None]:
-    """What is wrong in here is the value of an option, unless it is the store."""
-    from gradstats.store import StoreFormatError
-
-    try:
-        yield
-    except StoreFormatError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _check_by(by: str) -> None:
-    from gradstats.runs import GROUPINGS
-
-    if by not in GROUPINGS:
-        raise typer.BadParameter(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        fact = str(error).partition("\n")[0]
-        raise typer.BadParameter(f"device must be there, got {device!r}: {fact}") from error
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _specs(text: str) -> list[str]:
-    """Split at the commas outside brackets."""
-    specs, depth = [""], 0
-    for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            specs.append("")
-        else:
-            specs[-1] += letter
-    return [spec.strip() for spec in specs if spec.strip()]
-
-
-def _ratios(text: str) -> list[float]:
-    from gradstats.summary import check_ratio
-
-    ratios = []
-    for word in _words(text):
-        try:
-            ratio = float(word)
-            check_ratio("ratio", ratio)
-        except ValueError as error:
-            raise typer.BadParameter(f"ratios must be numbers in (0, 1], got {word!r}") from error
-        ratios.append(ratio)
-    if not ratios:
-        raise typer.BadParameter(f"ratios must name at least one ratio, got {text!r}")
-    return ratios
-
-
-def _steps(text: str) -> tuple[int | None, int | None, int]:
-    found = re.fullmatch(r"(\d*)(?::(\d*)(?::(\d*))?)?", text)
-    if not found or (found[1] == "" and ":" not in text) or found[3] == "0":
-        raise typer.BadParameter(f"steps must look like 100:500:10, got {text!r}")
-    if ":" not in text:
-        return int(text), int(text) + 1, 1
-    start, stop, stride = (int(word) if word else None for word in found.groups())
-    return start, stop, stride or 1
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)?", text.strip())
-    if not found:
-        raise typer.BadParameter(f"budget must look like 90s, 5min or 1h, got {text!r}")
-    return float(found[1]) * {"min": 60, "m": 60, "h": 3600}.get(found[2] or "s", 1)
-
-
-def _check_method(method: str, families: Sequence[Any]) -> None:
-    for family in families:
-        if method not in family.methods:
-            raise typer.BadParameter(f"method must be one of {family.methods}, got {method!r}")
 
 
 def _json(settings: dict[str, Any]) -> str:

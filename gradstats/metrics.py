@@ -17,7 +17,9 @@ def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
         >>> relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
         0.8
     """
-    return _ratio(norm(grad.double() - reconstruction.double()), norm(grad))
+    g = grad.double().reshape(-1)
+    difference = g - reconstruction.double().reshape(-1)
+    return _ratio(_dot(difference, difference), _dot(g, g))
 
 
 def cosine(grad: Tensor, reconstruction: Tensor) -> float:
@@ -27,17 +29,44 @@ def cosine(grad: Tensor, reconstruction: Tensor) -> float:
         >>> cosine(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])) > 0.999999
         True
     """
-    product = float(torch.dot(grad.double().reshape(-1), reconstruction.double().reshape(-1)))
-    length = norm(grad) * norm(reconstruction)
-    return product / length if length else math.nan
+    g, s = grad.double().reshape(-1), reconstruction.double().reshape(-1)
+    length = math.sqrt(_dot(g, g) * _dot(s, s))
+    return _dot(g, s) / length if length else math.nan
 
 
-def norm(grad: Tensor) -> float:
-    """‖g‖₂."""
-    return float(torch.linalg.vector_norm(grad, dtype=torch.float64))
+def closeness(grad: Tensor, sent: Tensor, residual: Tensor | None) -> dict[str, float]:
+    """What a replay measures, from six inner products.
+
+    Args:
+        grad: g, `[n]`.
+        sent: ĝ, what was sent of g + old residual, `[n]`.
+        residual: e, what was left of it; None without error feedback.
+
+    Returns:
+        error = ‖g - ĝ‖/‖g‖, cosine of g and ĝ, error_compensated = ‖e‖/‖ĝ + e‖ (which is error
+        without feedback) and residual_ratio = ‖e‖/‖g‖ (NaN without).
+    """
+    g, s = grad.double(), sent.double()
+    gg, gs, ss = _dot(g, g), _dot(g, s), _dot(s, s)
+    error = _ratio(max(gg - 2 * gs + ss, 0.0), gg)
+    angle = gs / math.sqrt(gg * ss) if gg * ss else math.nan
+    if residual is None:
+        held = {"error_compensated": error, "residual_ratio": math.nan}
+    else:
+        e = residual.double().reshape(-1)
+        ee = _dot(e, e)
+        waiting = ss + 2 * _dot(s, e) + ee
+        held = {"error_compensated": _ratio(ee, waiting), "residual_ratio": math.nan}
+        if gg:
+            held["residual_ratio"] = math.sqrt(ee / gg)
+    return {"error": error, "cosine": angle, **held}
 
 
-def _ratio(error: float, length: float) -> float:
-    if length:
-        return error / length
-    return 0.0 if error == 0 else math.inf
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a, b))
+
+
+def _ratio(square: float, length_square: float) -> float:
+    if length_square:
+        return math.sqrt(square / length_square)
+    return 0.0 if square == 0 else math.inf

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors import Compressor, ErrorFeedback, Rng
-from gradstats.metrics import cosine, norm, relative_error
+from gradstats.metrics import closeness
 
 Row = dict[str, Any]
 SETTLED_CHANGE = 0.05
@@ -79,25 +79,16 @@ def measure(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple
     payload, state = compressor.encode(grad, state, rng)
     sent = torch.zeros_like(grad)
     payload.add_to(sent)
-    compensated = sent + state.residual if feedback else grad
     k, asked = compressor.target_count(grad.numel()), compressor.ratio_asked is not None
     row = {
         "n": grad.numel(),
         "k": k,
         "khat_over_k": payload.count / k if k and asked else math.nan,
-        "error": relative_error(grad, sent),
-        "error_compensated": relative_error(compensated, sent),
-        "cosine": cosine(grad, sent),
         "nbytes": payload.nbytes,
         "bits": 8 * payload.nbytes / max(grad.numel(), 1),
-        "residual_ratio": _residual_ratio(state.residual, grad) if feedback else math.nan,
+        **closeness(grad, sent, state.residual if feedback else None),
     }
     return row, state
-
-
-def _residual_ratio(residual: Tensor, grad: Tensor) -> float:
-    length = norm(grad)
-    return norm(residual) / length if length else math.nan
 
 
 def settled(residual_ratios: Sequence[float]) -> bool:

@@ -76,6 +76,7 @@ def run_settings(
         "gradstats": gradstats.__version__,
         "torch": torch.__version__,
         "run": Path(run.store.path).name,
+        "captured": run.store.provenance.get("created"),
         "rows": {kind: len(rows) for kind, rows in kinds.items()},
         "last_step": max(
             (int(run.stream(kind).steps[rows[-1]]) for kind, rows in kinds.items() if rows),

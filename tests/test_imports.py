@@ -50,6 +50,7 @@ MAY_IMPORT = {
         "summary",
     ),
     "demo": ("recording",),
+    "options": ("runs", "store", "summary"),
     "printing": ("reporting", "runs"),
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,24 +15,26 @@ ROUNDS = 10
 FEISTEL_ROUNDS = 8
 
 
-def philox(key: tuple[int, int], counter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10 of the counters (counter, 0, 0, 0): four 32-bit words each, as int64 tensors.
+Word = TypeVar("Word", int, Tensor)
+
+
+def philox(key: tuple[int, int], counter: Word) -> tuple[Word, Word, Word, Word]:
+    """Philox-4x32-10 of the counter (counter, 0, 0, 0): four 32-bit words.
 
     Triton's `tl.randint` is the first word under the same key and offset.
 
     Args:
         key: two 32-bit words.
-        counter: int64, values below 2^32, any shape.
+        counter: below 2^32; an int, or an int64 tensor of any shape.
 
     References:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
     Example:
-        >>> words = philox((0, 0), torch.tensor([0]))
-        >>> " ".join(f"{int(word):08x}" for word in words)
+        >>> " ".join(f"{word:08x}" for word in philox((0, 0), 0))
         '6627e8d5 e169c58d bc57ac4c 9b00dbd8'
     """
-    zero = torch.zeros_like(counter)
+    zero = counter * 0
     c0, c1, c2, c3 = counter & LOW, zero, zero, zero
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -87,8 +90,8 @@ class Stream:
 
     @cached_property
     def _round_keys(self) -> list[int]:
-        words = philox(self.key, torch.arange(LOW - 1, LOW + 1))
-        return [int(word) for word in torch.stack(words).reshape(-1)][:FEISTEL_ROUNDS]
+        pairs = zip(philox(self.key, LOW - 1), philox(self.key, LOW), strict=True)
+        return [word for pair in pairs for word in pair][:FEISTEL_ROUNDS]
 
 
 def _mix(word: Tensor) -> Tensor:

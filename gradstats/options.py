@@ -1,0 +1,112 @@
+"""Options that commands share, and how their values are read; a wrong one exits with 2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A captured run, e.g. run.zarr.")]
+By = Annotated[str, typer.Option(help="Group by model, module-type or parameter.")]
+Parameters = Annotated[str, typer.Option(metavar="GLOB", help="Which parameters to look at.")]
+Steps = Annotated[str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps.")]
+Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
+Out = Annotated[Path | None, typer.Option(help="Where to write; default RUN.results.")]
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """What is wrong in here is the value of an option, unless it is the store."""
+    from gradstats.store import StoreFormatError
+
+    try:
+        yield
+    except StoreFormatError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def check_by(by: str) -> None:
+    """Refuse an unknown grouping."""
+    from gradstats.runs import GROUPINGS
+
+    if by not in GROUPINGS:
+        raise typer.BadParameter(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fact = str(error).partition("\n")[0]
+        raise typer.BadParameter(f"device must be there, got {device!r}: {fact}") from error
+
+
+def words(text: str) -> list[str]:
+    """The words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def split_specs(text: str) -> list[str]:
+    """Split at the commas outside brackets."""
+    specs, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            specs.append("")
+        else:
+            specs[-1] += letter
+    return [spec.strip() for spec in specs if spec.strip()]
+
+
+def parse_ratios(text: str) -> list[float]:
+    """Target ratios between commas."""
+    from gradstats.summary import check_ratio
+
+    ratios = []
+    for word in words(text):
+        try:
+            ratio = float(word)
+            check_ratio("ratio", ratio)
+        except ValueError as error:
+            raise typer.BadParameter(f"ratios must be numbers in (0, 1], got {word!r}") from error
+        ratios.append(ratio)
+    if not ratios:
+        raise typer.BadParameter(f"ratios must name at least one ratio, got {text!r}")
+    return ratios
+
+
+def parse_steps(text: str) -> tuple[int | None, int | None, int]:
+    """`START:STOP:STRIDE`, any of them left out, or one step."""
+    found = re.fullmatch(r"(\d*)(?::(\d*)(?::(\d*))?)?", text)
+    if not found or (found[1] == "" and ":" not in text) or found[3] == "0":
+        raise typer.BadParameter(f"steps must look like 100:500:10, got {text!r}")
+    if ":" not in text:
+        return int(text), int(text) + 1, 1
+    start, stop, stride = (int(word) if word else None for word in found.groups())
+    return start, stop, stride or 1
+
+
+def parse_seconds(text: str) -> float:
+    """A time with its unit: 90s, 5min, 1h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)?", text.strip())
+    if not found:
+        raise typer.BadParameter(f"budget must look like 90s, 5min or 1h, got {text!r}")
+    return float(found[1]) * {"min": 60, "m": 60, "h": 3600}.get(found[2] or "s", 1)
+
+
+def check_method(method: str, families: Sequence[Any]) -> None:
+    """Refuse an estimator that a family does not have."""
+    for family in families:
+        if method not in family.methods:
+            raise typer.BadParameter(f"method must be one of {family.methods}, got {method!r}")
