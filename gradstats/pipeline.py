@@ -11,7 +11,7 @@ from typing import Any
 from gradstats import extras
 from gradstats.compressors import COMPRESSORS
 from gradstats.fitting import RATIOS
-from gradstats.jobs import Job, plan, replay_jobs, timing_rows
+from gradstats.jobs import FEEDBACKS, GRANULARITIES, Job, plan, replay_jobs, timing_rows
 from gradstats.network import Network
 from gradstats.reporting import tables
 from gradstats.reporting.advice import advice, law_sentence
@@ -113,12 +113,17 @@ def _draw(results: Results, last: Summary | None) -> list[tuple[str, str, bytes]
 def _batches(run: Run, settings: dict[str, Any]) -> Iterator[tuple[str, list[Job]]]:
     """What to replay, the most telling first; each batch is one pass over the rows."""
     ratios = sorted(settings["ratios"], key=lambda ratio: (ratio != 0.01, ratio))
-    for granularity, ratio, feedback in product(("model", "parameter"), ratios, ("none", "ef")):
-        specs = [spec for spec in settings["compressors"] if spec != "none" or feedback == "none"]
-        jobs = plan(run, specs, ratios=[ratio], feedback=[feedback], granularity=[granularity])
-        words = "with" if feedback == "ef" else "without"
-        name = f"ratio {ratio:g} {words} feedback, one threshold a {granularity}"
-        yield name, jobs
+    for granularity, ratio in product(GRANULARITIES, ratios):
+        jobs = plan(
+            run,
+            settings["compressors"],
+            ratios=[ratio],
+            feedback=FEEDBACKS,
+            granularity=[granularity],
+        )
+        idle = [job for job in jobs if job.feedback == "ef" and job.labels["method"] == "none"]
+        name = f"ratio {ratio:g}, one threshold a {granularity}"
+        yield name, [job for job in jobs if job not in idle]
 
 
 def _replay(run: Run, results: Results, deadline: float, tell: Progress) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradstats
-from gradstats import cli
+from gradstats import options
 
 TRAINING = """
 import torch
@@ -198,7 +198,7 @@ def test_help_comes_in_half_a_second():
     ("text", "seconds"), [("90s", 90), ("5min", 300), ("5 m", 300), ("1h", 3600), ("0.5", 0.5)]
 )
 def test_budgets_are_read_in_the_usual_units(text, seconds):
-    assert cli._seconds(text) == seconds
+    assert options.parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -211,4 +211,4 @@ def test_budgets_are_read_in_the_usual_units(text, seconds):
     ],
 )
 def test_specs_are_split_at_the_commas_between_them(text, specs):
-    assert cli._specs(text) == specs
+    assert options.split_specs(text) == specs
