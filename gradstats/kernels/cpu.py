@@ -19,7 +19,7 @@ from torch import Tensor
 from gradstats.kernels.grid import GRIDS, INTEGERS, Tally, round_down, tally_16_bit
 
 BLOCK = 1 << 14  # elements: a float32 block and its bins stay in the second-level cache
-PIECE = 1 << 18  # elements below which a second thread does not pay
+PIECE = 1 << 20  # elements below which a second thread does not pay
 
 jit: Callable[..., Any] = numba.njit(nogil=True, cache=True, boundscheck=False)
 # Sums may be reordered into vector lanes (the lanes are the same whatever the thread), NaN and inf
@@ -41,18 +41,25 @@ def _count_block(patterns: NDArray[Any], shift: int, mask: int, counts: NDArray[
 
 
 @jit_sums
-def _sum_block(values: NDArray[Any]) -> tuple[float, float, float, float]:
+def _sum_block(values: NDArray[Any]) -> tuple[float, float, float]:
     total = 0.0
     total_abs = 0.0
     total_sq = 0.0
-    largest = values[0] * 0
     for i in range(values.size):
         x = np.float64(values[i])
         total += x
         total_abs += abs(x)
         total_sq += x * x
-        largest = max(largest, abs(values[i]))
-    return total, total_abs, total_sq, np.float64(largest)
+    return total, total_abs, total_sq
+
+
+@jit
+def _largest_pattern(patterns: NDArray[Any], magnitude: int) -> int:
+    # as integers: a maximum of floats, in which a NaN has its say, is not put into vector lanes
+    largest = patterns[0] & magnitude
+    for i in range(patterns.size):
+        largest = max(largest, patterns[i] & magnitude)
+    return largest  # type: ignore[no-any-return]
 
 
 @jit
@@ -82,18 +89,24 @@ def _tally_range(
     patterns: NDArray[Any],
     values: NDArray[Any],
     shift: int,
-    mask: int,
+    masks: tuple[int, int],
     counts: NDArray[Any],
     sums: NDArray[Any],
+    largest: NDArray[Any],
 ) -> None:
     for block in range(sums.shape[0]):
         part = values[block * BLOCK : (block + 1) * BLOCK]
-        block_sums = _sum_block(part)
-        if not np.isfinite(block_sums[1]):
-            block_sums = _sum_finite(part)
-        for column in range(4):
-            sums[block, column] = block_sums[column]
-        _count_block(patterns[block * BLOCK : (block + 1) * BLOCK], shift, mask, counts)
+        bits = patterns[block * BLOCK : (block + 1) * BLOCK]
+        total, total_abs, total_sq = _sum_block(part)
+        if np.isfinite(total_abs):
+            largest[block] = _largest_pattern(bits, masks[1])
+        else:
+            total, total_abs, total_sq, top = _sum_finite(part)
+            sums[block, 3] = top
+        sums[block, 0] = total
+        sums[block, 1] = total_abs
+        sums[block, 2] = total_sq
+        _count_block(bits, shift, masks[0], counts)
 
 
 @jit
@@ -159,8 +172,11 @@ def count(values: Tensor) -> Tally:
     def work(start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         counts = np.zeros((2, keys), np.int32)
         sums = np.zeros((-(-(stop - start) // BLOCK), 4))
+        largest = np.zeros(len(sums), patterns.dtype)
         part = slice(start, stop)
-        _tally_range(patterns[part], array[part], grid.shift, keys - 1, counts, sums)
+        masks = (keys - 1, patterns.dtype.type((1 << (grid.bits - 1)) - 1))
+        _tally_range(patterns[part], array[part], grid.shift, masks, counts, sums, largest)
+        sums[:, 3] = np.maximum(sums[:, 3], largest.view(array.dtype))
         return np.add(*counts, dtype=np.int64), sums
 
     parts = _in_threads(work, values.numel())
