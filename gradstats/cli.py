@@ -143,7 +143,11 @@ def import_(
 
     if if_exists not in ("error", "overwrite"):
         raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
-    with import_gradients(files, out, if_exists=if_exists) as store:
+    with bar() as advance:
+        store = import_gradients(
+            files, out, if_exists=if_exists, progress=lambda i, n: advance("import", i, n)
+        )
+    with store:
         rows = len(store.stream())
     say(f"{out}: {rows} rows")
 

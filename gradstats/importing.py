@@ -14,7 +14,11 @@ Named = dict[str, Array]
 
 
 def import_gradients(
-    files: Sequence[Path], out: str | Path, *, if_exists: str = "error"
+    files: Sequence[Path],
+    out: str | Path,
+    *,
+    if_exists: str = "error",
+    progress: Callable[[int, int], None] | None = None,
 ) -> GradientStore:
     """Write one row a file.
 
@@ -26,6 +30,7 @@ def import_gradients(
             without running code) or .safetensors; all of one layout.
         out: the store to write.
         if_exists: as `GradientStore.create` has it.
+        progress: called with (files done, files).
 
     Returns:
         The store, open for appending.
@@ -44,8 +49,10 @@ def import_gradients(
     first = _load(numbered[0][1])  # before `out` is touched
     store = GradientStore.create(out, provenance=provenance, if_exists=if_exists)
     try:
-        for step, path in numbered:
+        for done, (step, path) in enumerate(numbered, 1):
             _append(store, step, path, first)
+            if progress:
+                progress(done, len(numbered))
     except BaseException:
         store.close()
         raise
