@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ from gradstats.options import (
     Ratios,
     RunPath,
     Seed,
+    Specs,
     Steps,
     check_by,
     check_device,
     check_method,
+    check_network,
     parse_ratios,
     parse_seconds,
     parse_steps,
@@ -55,9 +58,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; exit with 0, 1 (it failed) or 2 (it was called wrongly)."""
+    sys.path.insert(0, os.getcwd())  # compressors of one's own: my_module:Mine
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -96,9 +100,7 @@ def demo(
     say(f"report: {path}")
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
+@app.command(context_settings={"allow_interspersed_args": False})
 def capture(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run.")],
     out: Annotated[Path, typer.Option(help="The run to write.")] = Path("run.zarr"),
@@ -189,10 +191,25 @@ def fit(
     ) as opened:
         with bar() as advance:
             found = runs.groups(opened, by=by, progress=lambda i, n: advance("summarise", i, n))
-        fits = runs.fit_table(found, families=chosen, ratios=wanted, method=method)
+            fits = runs.fit_table(
+                found,
+                progress=lambda i, n: advance("fit", i, n),
+                families=chosen,
+                ratios=wanted,
+                method=method,
+            )
         thresholds = runs.threshold_table(found, ratios=wanted)
-        folder = out or results_folder(opened)
+        folder = out or results_folder(opened) / "fit"
     folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "families": [law.name for law in chosen],
+        "method": method,
+        "by": by,
+        "parameters": parameters,
+        "steps": steps,
+        "ratios": wanted,
+    }
+    (folder / "settings.json").write_text(_json(settings))
     fits.to_parquet(folder / "fits.parquet", index=False)
     thresholds.to_parquet(folder / "thresholds.parquet", index=False)
     print_fits(fits, thresholds)
@@ -205,9 +222,7 @@ def fit(
 @app.command()
 def replay(
     run: RunPath,
-    compressors: Annotated[
-        str, typer.Option(help="Specs with commas, e.g. topk,sidco-e(0.01).")
-    ] = "",
+    compressors: Specs = "",
     feedback: Annotated[str, typer.Option(help="none, ef or both with a comma.")] = "none,ef",
     by: Annotated[str, typer.Option(help="One threshold a model, parameter or both.")] = "model",
     parameters: Parameters = "*",
@@ -244,7 +259,7 @@ def replay(
             )
             advance("time", 0, 1)
             timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
-        folder = out or results_folder(opened)
+        folder = out or results_folder(opened) / "replay"
     folder.mkdir(parents=True, exist_ok=True)
     replayed = pandas.DataFrame(rows)
     replayed.to_parquet(folder / "replay.parquet", index=False)
@@ -260,7 +275,7 @@ def replay(
         "seed": seed,
         "device": device,
     }
-    (folder / "replay.json").write_text(_json(settings))
+    (folder / "settings.json").write_text(_json(settings))
     print_methods(methods)
     remark(f"tables: {folder}")
 
@@ -269,6 +284,9 @@ def replay(
 def report(
     run: RunPath,
     budget: Annotated[str, typer.Option(help="Time for what is missing: 90s, 5min, 1h.")] = "5min",
+    compressors: Specs = "",
+    workers: Annotated[int, typer.Option(help="Workers of the network to project on.")] = 8,
+    gbits: Annotated[float, typer.Option(help="Gbit/s of its links.")] = 10.0,
     by: By = "module-type",
     parameters: Parameters = "*",
     steps: Steps = "::",
@@ -279,9 +297,12 @@ def report(
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
     from gradstats import runs
+    from gradstats.compressors import COMPRESSORS
+    from gradstats.network import Network
     from gradstats.pipeline import report as make_report
 
     check_by(by)
+    check_network(workers, gbits)
     with (
         _open(
             run, runs.open, parameters=parameters, steps=parse_steps(steps), device=device
@@ -291,6 +312,8 @@ def report(
         path = make_report(
             opened,
             budget=parse_seconds(budget),
+            compressors=split_specs(compressors) or tuple(COMPRESSORS),
+            network=Network(workers=workers, bandwidth=gbits * 1e9 / 8),
             by=by,
             out=out,
             ratios=parse_ratios(ratios),

@@ -36,7 +36,7 @@ class Plan:
 
 
 DEMO = Plan(steps=1000, full_rows=15, batch=12, budget=60.0)
-QUICK = Plan(steps=60, full_rows=6, batch=8, budget=5.0)
+QUICK = Plan(steps=60, full_rows=6, batch=8, budget=8.0)
 
 
 class Block(nn.Module):

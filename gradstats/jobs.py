@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from gradstats import extras
 from gradstats.compressors import Compressor, ErrorFeedback, PerParameter, compressors
@@ -80,11 +83,7 @@ def plan(
         unknown = ", ".join(sorted(set(values) - set(known)))
         if unknown or not values:
             raise ValueError(f"{name} must be among {', '.join(known)}, got {unknown or 'none'}")
-    made = [
-        compressor
-        for spec in specs
-        for compressor in (compressors(spec, ratios) if isinstance(spec, str) else [spec])
-    ]
+    made = _made(specs, ratios)
     jobs = [
         _job(run, compressor, each_feedback, each_granularity)
         for each_granularity in granularity
@@ -113,20 +112,29 @@ def _rows_for(run: Run, memory: bool) -> tuple[str, str]:
         steps = run.stream(kind).steps[run.rows(kind)]
         if len(steps) > 1 and (np.diff(steps) == 1).mean() > 0.99:
             return kind, ""
-    return "track", "skipped: a method with memory needs consecutive steps; capture with track="
+    gaps = "have gaps" if len(run.rows("track")) else "are not there: capture with track="
+    return "track", f"skipped: a method with memory needs consecutive steps; tracked rows {gaps}"
 
 
 def replay_jobs(
-    run: Run, jobs: Sequence[Job], *, seed: int = 0, progress: Progress | None = None
+    run: Run,
+    jobs: Sequence[Job],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    deadline: float = math.inf,
 ) -> list[dict[str, Any]]:
-    """Rows of the jobs, in one pass over each kind of rows; see `replaying.replay_rows`."""
+    """Rows of the jobs, in one pass over each kind of rows; see `replaying.replay_rows`.
+
+    Past the deadline (of `time.monotonic`) the pass ends early: see `rows_expected`.
+    """
     rows = [
         {**job.labels, "step": -1, **NOT_MEASURED, "n": 0, "status": job.skipped}
         for job in jobs
         if job.skipped
     ]
     todo = [job for job in jobs if not job.skipped]
-    total = sum(len(run.rows(job.kind)) for job in todo)
+    total = rows_expected(run, jobs)
     for kind in ("full", "track"):
         here = [job for job in todo if job.kind == kind]
         if not here:
@@ -138,7 +146,14 @@ def replay_jobs(
             rows.append({**labels, **row, "sampling_fraction": fraction})
             if progress:
                 progress(len(rows), total)
+            if time.monotonic() > deadline:
+                break
     return rows
+
+
+def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
+    """How many rows a whole replay of the jobs has."""
+    return sum(1 if job.skipped else len(run.rows(job.kind)) for job in jobs)
 
 
 def replay(
@@ -169,24 +184,48 @@ def replay(
 
 
 def timing_rows(
-    run: Run, specs: Iterable[str], *, ratios: Sequence[float] = RATIOS, seed: int = 0
+    run: Run,
+    specs: Iterable[str | Compressor],
+    *,
+    ratios: Sequence[float] = RATIOS,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Encode and decode seconds on the last finite full row, whole model at once, a row a method.
+    """Encode and decode seconds on the last finite full row, whole model at once.
 
-    Feedback is left out: it adds one pass over the gradient to every method alike.
+    A row a method, without and with error feedback; a method that fails is a row with a status.
     """
-    kind, _ = _rows_for(run, memory=False)
-    finite = [grad for _, grad in run.gradients(kind) if grad.isfinite().all()][-1:]
-    made = [_inner(compressor) for spec in specs for compressor in compressors(spec, ratios)]
+    grad = _last_finite(run)
+    if grad is None:
+        return []
+    made = {each.spec: each for each in map(_inner, _made(specs, ratios))}
     return [
         {
             "compressor": compressor.spec,
             "method": compressor.name,
             "target_ratio": compressor.ratio_asked,
+            "feedback": feedback,
             "collective": compressor.contract.collective,
             "n": grad.numel(),
-            **time_compressor(compressor, grad, seed=seed),
+            **time_compressor(
+                ErrorFeedback(compressor) if feedback == "ef" else compressor, grad, seed=seed
+            ),
         }
-        for grad in finite
-        for compressor in {each.spec: each for each in made}.values()
+        for compressor in made.values()
+        for feedback in FEEDBACKS
+    ]
+
+
+def _last_finite(run: Run) -> Tensor | None:
+    for row in reversed(run.rows(run.kind)):
+        _, grad = run.gradient(row, run.kind)
+        if grad.isfinite().all():
+            return grad
+    return None
+
+
+def _made(specs: Iterable[str | Compressor], ratios: Sequence[float]) -> list[Compressor]:
+    return [
+        compressor
+        for spec in specs
+        for compressor in (compressors(spec, ratios) if isinstance(spec, str) else [spec])
     ]

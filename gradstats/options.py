@@ -15,6 +15,7 @@ By = Annotated[str, typer.Option(help="Group by model, module-type or parameter.
 Parameters = Annotated[str, typer.Option(metavar="GLOB", help="Which parameters to look at.")]
 Steps = Annotated[str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps.")]
 Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
+Specs = Annotated[str, typer.Option(help="Compressors with commas, e.g. topk,sidco-e(0.01).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
 Out = Annotated[Path | None, typer.Option(help="Where to write; default RUN.results.")]
@@ -103,6 +104,14 @@ def parse_seconds(text: str) -> float:
     if not found:
         raise typer.BadParameter(f"budget must look like 90s, 5min or 1h, got {text!r}")
     return float(found[1]) * {"min": 60, "m": 60, "h": 3600}.get(found[2] or "s", 1)
+
+
+def check_network(workers: int, gbits: float) -> None:
+    """Refuse a network that nothing can be projected on."""
+    if workers < 2:
+        raise typer.BadParameter(f"workers must be at least 2, got {workers!r}")
+    if not gbits > 0:
+        raise typer.BadParameter(f"gbits must be positive, got {gbits!r}")
 
 
 def check_method(method: str, families: Sequence[Any]) -> None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from gradstats import extras
-from gradstats.compressors import COMPRESSORS
+from gradstats.compressors import COMPRESSORS, Compressor
 from gradstats.fitting import RATIOS
-from gradstats.jobs import FEEDBACKS, GRANULARITIES, Job, plan, replay_jobs, timing_rows
+from gradstats.jobs import (
+    FEEDBACKS,
+    GRANULARITIES,
+    Job,
+    plan,
+    replay_jobs,
+    rows_expected,
+    timing_rows,
+)
 from gradstats.network import Network
 from gradstats.reporting import tables
 from gradstats.reporting.advice import advice, law_sentence
@@ -23,6 +32,7 @@ from gradstats.summary import Summary
 
 Table = Any
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
+FIRST_BATCH_SECONDS = 10.0
 
 
 def report(
@@ -32,7 +42,7 @@ def report(
     by: str = "module-type",
     out: str | Path | None = None,
     ratios: Sequence[float] = RATIOS,
-    compressors: Sequence[str] = tuple(COMPRESSORS),
+    compressors: Sequence[str | Compressor] = tuple(COMPRESSORS),
     network: Network | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -46,7 +56,7 @@ def report(
         by: grouping of the second table of laws: "model", "module-type" or "parameter".
         out: folder to write; default `RUN.results` beside the run.
         ratios: target ratios, each in (0, 1].
-        compressors: specs in the grammar.
+        compressors: specs in the grammar, or instances.
         network: that exchanges are projected on; default 8 workers at 10 Gbit/s.
         seed: of the random methods.
         progress: called with (stage, done, of how many).
@@ -69,8 +79,8 @@ def report(
         Path(out) if out else results_folder(run), run_settings(run, ratios, compressors, seed)
     )
     last = _fit(run, results, by, tell)
-    _time(run, results, tell)
-    _replay(run, results, deadline, tell)
+    _time(run, results, compressors, tell)
+    _replay(run, results, compressors, deadline, tell)
     methods = tables.methods_table(results.table("replay"), results.table("timings"), network)
     results.keep("methods", methods)
     tell("draw", 0, 1)
@@ -91,14 +101,14 @@ def _fit(run: Run, results: Results, by: str, tell: Progress) -> Summary | None:
     return found[-1].summary if found else None
 
 
-def _time(run: Run, results: Results, tell: Progress) -> None:
+def _time(
+    run: Run, results: Results, compressors: Sequence[str | Compressor], tell: Progress
+) -> None:
     if results.table("timings") is not None:
         return
     settings = results.settings
     tell("time", 0, 1)
-    rows = timing_rows(
-        run, settings["compressors"], ratios=settings["ratios"], seed=settings["seed"]
-    )
+    rows = timing_rows(run, compressors, ratios=settings["ratios"], seed=settings["seed"])
     results.keep("timings", tables.timing_table(rows))
 
 
@@ -110,50 +120,54 @@ def _draw(results: Results, last: Summary | None) -> list[tuple[str, str, bytes]
     ]
 
 
-def _batches(run: Run, settings: dict[str, Any]) -> Iterator[tuple[str, list[Job]]]:
+def _batches(
+    run: Run, compressors: Sequence[str | Compressor], ratios: Sequence[float]
+) -> Iterator[tuple[str, list[Job]]]:
     """What to replay, the most telling first; each batch is one pass over the rows."""
-    ratios = sorted(settings["ratios"], key=lambda ratio: (ratio != 0.01, ratio))
-    for granularity, ratio in product(GRANULARITIES, ratios):
+    telling = sorted(ratios, key=lambda ratio: (ratio != 0.01, ratio))
+    for granularity, ratio in product(GRANULARITIES, telling):
         jobs = plan(
-            run,
-            settings["compressors"],
-            ratios=[ratio],
-            feedback=FEEDBACKS,
-            granularity=[granularity],
+            run, compressors, ratios=[ratio], feedback=FEEDBACKS, granularity=[granularity]
         )
         idle = [job for job in jobs if job.feedback == "ef" and job.labels["method"] == "none"]
         name = f"ratio {ratio:g}, one threshold a {granularity}"
         yield name, [job for job in jobs if job not in idle]
 
 
-def _replay(run: Run, results: Results, deadline: float, tell: Progress) -> None:
+def _replay(
+    run: Run,
+    results: Results,
+    compressors: Sequence[str | Compressor],
+    deadline: float,
+    tell: Progress,
+) -> None:
+    """Replay what is missing until the deadline; the first batch has ten seconds in any case."""
     pandas = extras.load("pandas")
     known = results.table("replay")
-    parts = [] if known is None else [known]
-    done = set() if known is None else {_key(row) for row in known[KEY].to_dict("records")}
-    longest = {"model": 0.0}
-    for name, batch in _batches(run, results.settings):
+    parts = [] if known is None else [known[known["whole"]]]
+    done = {_key(row) for part in parts for row in part[KEY].to_dict("records")}
+    for name, batch in _batches(run, compressors, results.settings["ratios"]):
         jobs = [job for job in batch if _key(job.labels) not in done]
         if not jobs:
             continue
-        granularity = jobs[0].granularity
-        # a part costs about half of a whole vector that is tracked: most of it is overhead
-        guess = longest["model"] * (1 + len(run.names) / 2 if granularity == "parameter" else 1)
-        expected = longest.get(granularity, guess)
-        if parts and time.monotonic() + expected > deadline:
+        now = time.monotonic()
+        if parts and now > deadline:
             results.skipped.append(f"Not replayed, the budget was spent: {name}.")
             continue
-        start = time.monotonic()
         rows = replay_jobs(
             run,
             jobs,
             seed=results.settings["seed"],
             progress=lambda count, total, name=name: tell(f"replay {name}", count, total),  # type: ignore[misc]
+            deadline=deadline if parts else max(deadline, now + FIRST_BATCH_SECONDS),
         )
-        longest[granularity] = max(longest.get(granularity, 0.0), time.monotonic() - start)
-        parts.append(pandas.DataFrame(rows))
+        wanted = rows_expected(run, jobs)
+        if len(rows) < wanted:
+            fact = f"{len(rows):,} of {wanted:,} rows"
+            results.skipped.append(f"Replayed in part, {fact}, the budget was spent: {name}.")
+        parts.append(pandas.DataFrame(rows).assign(whole=len(rows) == wanted))
         done |= {_key(job.labels) for job in jobs}
-    results.keep("replay", pandas.concat(parts, ignore_index=True))
+        results.keep("replay", pandas.concat(parts, ignore_index=True))
 
 
 KEY = ["compressor", "feedback", "granularity", "rows"]
@@ -185,7 +199,7 @@ def _page(
             f"At ratio {tables.headline_ratio(methods):g}, one threshold for the whole model. "
             "error: relative, of what was waiting to be sent; ‖e‖/‖g‖: what error feedback holds "
             f"back. exchange: encode + decode + collective, projected on {network}; methods are "
-            "ranked by it, those that hold back more than 1.5 times the least (italic) last. "
+            "ranked by it, those that hold back over 1.5 times as much as Top-k (italic) last. "
             "Grey: error feedback has not settled, so not ranked."
         ),
         caveats=_caveats(run, results, methods),
@@ -202,10 +216,15 @@ def _page(
                 "Median k̂/k by number of stages (fixed), without error feedback.",
                 tables.by_ratio(thresholds, ["variant", "stages"]),
             ),
-            ("All methods", "Medians over rows; see methods.parquet.", _shown(methods)),
+            (
+                "All methods",
+                "Medians over rows; see methods.parquet. One threshold a parameter on tracked "
+                "elements: most parts then keep one element, and headers weigh.",
+                _shown(methods),
+            ),
         ],
         skipped=results.skipped,
-        settings=results.settings,
+        settings={**results.settings, "network": asdict(network)},
     )
 
 
@@ -217,35 +236,42 @@ def _shown(methods: Table) -> Table:
 
 def _facts(run: Run, results: Results) -> list[tuple[str, str]]:
     made = run.store.provenance
-    full, track = run.stream("full"), run.stream("track")
-    some = full if len(full) else track
-    points = sorted({str(point) for point in some.coordinates["point"]})
+    rows = {kind: run.rows(kind) for kind in ("full", "track")}
+    steps = [int(run.stream(kind).steps[row]) for kind, found in rows.items() for row in found]
     elements = sum(part.numel for part in run.parts("full"))
-    steps = [int(step) for stream in (full, track) for step in stream.steps]
-    tracked = f"{len(track)} of {sum(part.numel for part in run.parts('track')):,} elements"
+    tracked = (
+        f"{len(rows['track'])} of {sum(part.numel for part in run.parts('track')):,} elements"
+    )
     return [
         ("model", str(made.get("model", "unknown"))),
         ("parameters", f"{elements:,} elements in {len(run.names)} tensors"),
-        ("observation point", ", ".join(points)),
+        ("observation point", ", ".join(_points(run))),
         ("steps", f"{min(steps)}–{max(steps)}"),
-        ("full rows", str(len(full))),
-        ("tracked rows", tracked if len(track) else "none"),
+        ("full rows", str(len(rows["full"]))),
+        ("tracked rows", tracked if rows["track"] else "none"),
         ("captured on", str(made.get("device", "unknown"))),
         ("timed on", results.settings["device"]),
     ]
 
 
+def _points(run: Run) -> list[str]:
+    points = run.stream(run.kind).coordinates["point"][run.rows(run.kind)]
+    return sorted({str(point) for point in points})
+
+
 def _caveats(run: Run, results: Results, methods: Table) -> list[str]:
-    stream = run.stream("full") if len(run.stream("full")) else run.stream("track")
-    points = set(stream.coordinates["point"])
+    points = _points(run)
     sentences = [
         "Open loop: these gradients come from training without compression, which would have "
         "changed them.",
-        f"Timings are of {results.settings['device']}; on another device the ranking may differ.",
+        "Neither loss nor convergence was measured: methods are compared by the time of an "
+        "exchange and by what they hold back.",
+        f"Timings are of {results.settings['device']}; on another device the ranking may differ. "
+        "No overlap with the backward pass is assumed; dense buckets overlap it best.",
     ]
-    if points != {"local"}:
+    if points != ["local"]:
         sentences.append(
-            f"The gradients were taken at the point “{', '.join(sorted(points))}”; a DDP "
+            f"The gradients were taken at the point “{', '.join(points)}”; a DDP "
             "communication hook sees local gradients, before the reduction."
         )
     feedback = methods[(methods["feedback"] == "ef") & (methods["status"] == "ok")]

@@ -34,23 +34,37 @@ def replay_rows(
 
     Yields:
         A row a step and compressor: what `measure` gives, with index (of the compressor), step and
-        status.
+        status: "ok", or why there is no measurement. A compressor that fails is not called again.
     """
     states: list[Any] = [None] * len(compressors)
+    failed: dict[int, str] = {}
     started = False
     for step, grad in grads:
         broken = int((~grad.isfinite()).sum())
         if not started and not broken:
-            states = [compressor.init(grad) for compressor in compressors]
             started = True
+            for index, compressor in enumerate(compressors):
+                try:
+                    states[index] = compressor.init(grad)
+                except Exception as error:
+                    failed[index] = failure(error, "in init")
         for index, compressor in enumerate(compressors):
             where = {"index": index, "step": step}
+            status = failed.get(index, "ok")
             if broken:
                 status = f"skipped: {broken} of {grad.numel()} elements are NaN or inf"
-                yield {**where, **NOT_MEASURED, "n": grad.numel(), "status": status}
-                continue
-            row, states[index] = measure(compressor, grad, states[index], Rng(seed, step))
-            yield {**where, **row, "status": "ok"}
+            row: Row = {**NOT_MEASURED, "n": grad.numel()}
+            if status == "ok":
+                try:
+                    row, states[index] = measure(compressor, grad, states[index], Rng(seed, step))
+                except Exception as error:  # anyone's compressor may run here
+                    status = failed[index] = failure(error, f"at step {step}")
+            yield {**where, **row, "status": status}
+
+
+def failure(error: Exception, where: str) -> str:
+    """The status of a compressor that raised."""
+    return f"failed {where}: {type(error).__name__}: {error}"
 
 
 MEASURED = (
@@ -91,17 +105,18 @@ def measure(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple
     return row, state
 
 
-def settled(residual_ratios: Sequence[float]) -> bool:
+def settled(residual_ratios: Sequence[float], target_ratio: float = 1.0) -> bool:
     """Whether the trend of ‖e‖/‖g‖ moved less than 5 % over the last quarter of the steps.
 
-    Never after fewer than 200 steps: with feedback the first steps mislead, however flat.
+    Never after fewer than 200 steps or than 1/ratio, the time in which every element has its turn:
+    with feedback the first steps mislead, however flat.
 
     Example:
         >>> settled([1.0] * 400), settled([1.0] * 20), settled(list(range(400)))
         (True, False, False)
     """
     known = [ratio for ratio in residual_ratios if not math.isnan(ratio)]
-    if len(known) < STEPS_TO_SETTLE:
+    if len(known) < max(STEPS_TO_SETTLE, 1 / target_ratio):
         return False
     last = known[-len(known) // 4 :]
     trend = linear_regression(range(len(last)), last).slope  # single steps are too noisy
@@ -115,13 +130,20 @@ def time_compressor(compressor: Compressor, grad: Tensor, *, seed: int = 0) -> R
     events.
 
     Returns:
-        encode_seconds and decode_seconds.
+        encode_seconds and decode_seconds; NaN where the compressor fails (a replay says why).
     """
-    rng = Rng(seed)
+    try:
+        return _timed(compressor, grad, Rng(seed))
+    except Exception:  # anyone's compressor may run here
+        return {"encode_seconds": math.nan, "decode_seconds": math.nan}
+
+
+def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
     state = compressor.init(grad)
     out = torch.zeros_like(grad)
     clock = _cuda_seconds if grad.is_cuda else _wall_seconds
-    encodings, decodings = [], []
+    encodings: list[float] = []
+    decodings: list[float] = []
     deadline = time.perf_counter() + TIMING_SECONDS
     for i in range(WARM_UP + REPETITIONS):
         seconds, (payload, state) = clock(lambda s=state: compressor.encode(grad, s, rng))  # type: ignore[misc]

@@ -68,7 +68,7 @@ def results_folder(run: Run) -> Path:
 
 
 def run_settings(
-    run: Run, ratios: Sequence[float], compressors: Sequence[str], seed: int
+    run: Run, ratios: Sequence[float], compressors: Sequence[object], seed: int
 ) -> dict[str, Any]:
     """What the tables of a run depend on."""
     kinds = {kind: run.rows(kind) for kind in ("full", "track")}
@@ -88,7 +88,7 @@ def run_settings(
         "worker": run.worker,
         "device": device_name(run.device),
         "ratios": list(ratios),
-        "compressors": list(compressors),
+        "compressors": [str(each) for each in compressors],
         "seed": seed,
     }
 

@@ -6,12 +6,13 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats import extras
@@ -96,7 +97,16 @@ class Run:
             inside &= steps >= start
         if stop is not None:
             inside &= steps < stop
+        inside &= last_told(steps, self.stream(kind).coordinates["segment"])
         return [int(row) for row in np.flatnonzero(inside)[::stride]]
+
+    @cached_property
+    def _streams(self) -> dict[str, Stream]:
+        return {kind: self.stream(kind) for kind in KINDS}
+
+    @cached_property
+    def _kept(self) -> dict[str, Tensor | None]:
+        return {kind: self._elements(stream) for kind, stream in self._streams.items()}
 
     def read(self, step: int, parameter: str | None = None, *, kind: str = "full") -> Tensor:
         """The gradient of one step: flat, or of one parameter in its shape.
@@ -105,20 +115,24 @@ class Run:
             ValueError: no row of that step, or no such parameter.
         """
         stream = self.stream(kind)
-        rows = np.flatnonzero(stream.steps == step)
-        if not len(rows):
+        rows = [row for row in self.rows(kind) if stream.steps[row] == step]
+        if not rows:
             near = sorted(stream.steps, key=lambda other: abs(int(other) - step))[:3]
             shown = ", ".join(str(other) for other in sorted(near)) or "none"
             raise ValueError(f"step must have a {kind} row, the nearest are {shown}, got {step}")
-        return stream.read(int(rows[-1]), parameter).to(self.device)
+        return stream.read(rows[-1], parameter).to(self.device)
 
     def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
         """(step, flat gradient of the selected parameters) of the selected rows, in order."""
-        stream = self.stream(kind)
-        keep = self._elements(stream)
         for row in self.rows(kind):
-            grad = stream.read(row).to(self.device)
-            yield int(stream.steps[row]), grad if keep is None else grad[keep]
+            yield self.gradient(row, kind)
+
+    def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
+        """(step, flat gradient of the selected parameters) of one row."""
+        stream = self._streams[kind]
+        keep = self._kept[kind]
+        grad = stream.read(row).to(self.device)
+        return int(stream.steps[row]), grad if keep is None else grad[keep]
 
     def parts(self, kind: str = "full") -> tuple[Part, ...]:
         """The selected parameters as parts of what `gradients` yields.
@@ -139,6 +153,25 @@ class Run:
         numels = [parameter.numel for parameter in stream.parameters]
         mask = np.repeat(selected, numels)
         return torch.from_numpy(np.flatnonzero(mask)).to(self.device)
+
+
+def last_told(steps: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows belong to the training as it went in the end, `[rows]`.
+
+    A restart from a checkpoint repeats steps: rows of an earlier segment from the first step of a
+    later one on were undone.
+
+    Example:
+        >>> last_told(np.array([0, 1, 2, 1, 2]), np.array([0, 0, 0, 1, 1])).tolist()
+        [True, False, False, True, True]
+    """
+    kept = np.zeros(len(steps), bool)
+    limit = np.iinfo(np.int64).max
+    for segment in np.unique(segments)[::-1]:
+        here = segments == segment
+        kept |= here & (steps < limit)
+        limit = min(limit, steps[here].min())
+    return kept
 
 
 def open(path: str | Path, **selection: Any) -> Run:
@@ -250,9 +283,9 @@ def fit(
     return fit_table(found, families=chosen, ratios=ratios, method=method)
 
 
-def fit_table(found: Sequence[Group], **settings: Any) -> Any:
+def fit_table(found: Sequence[Group], *, progress: Progress | None = None, **settings: Any) -> Any:
     """The table of `fit` from groups that are there; settings are those of `fit_rows`."""
-    return _table(found, partial(fit_rows, **settings))
+    return _table(found, partial(fit_rows, **settings), progress)
 
 
 def threshold_table(
@@ -262,10 +295,14 @@ def threshold_table(
     return _table(found, partial(threshold_rows, ratios=ratios, stages=stages))
 
 
-def _table(found: Sequence[Group], rows: Callable[[Summary], Iterable[dict[str, Any]]]) -> Any:
-    pandas = extras.load("pandas")
-    return pandas.DataFrame(
-        {"step": group.step, "group": group.name, **row}
-        for group in found
-        for row in rows(group.summary)
-    )
+def _table(
+    found: Sequence[Group],
+    rows: Callable[[Summary], Iterable[dict[str, Any]]],
+    progress: Progress | None = None,
+) -> Any:
+    lines: list[dict[str, Any]] = []
+    for done, group in enumerate(found, 1):
+        lines += [{"step": group.step, "group": group.name, **row} for row in rows(group.summary)]
+        if progress:
+            progress(done, len(found))
+    return extras.load("pandas").DataFrame(lines)

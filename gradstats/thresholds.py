@@ -123,8 +123,8 @@ def check_settings(variant: str, stages: int, first_ratio: float) -> None:
     """Raise ValueError unless the settings of a SIDCo threshold are in their ranges."""
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    if stages < 1:
-        raise ValueError(f"stages must be at least 1, got {stages!r}")
+    if not isinstance(stages, int) or stages < 1:
+        raise ValueError(f"stages must be a whole number from 1, got {stages!r}")
     if not 0 < first_ratio < 1:
         raise ValueError(f"first_ratio must lie in (0, 1), got {first_ratio!r}")
 

@@ -10,7 +10,7 @@ from gradstats import kernels
 from gradstats.compressors.base import Compressor, Contract, State, kept_share, needs_rng
 from gradstats.compressors.payloads import Sparse, sparse
 from gradstats.compressors.rng import Rng
-from gradstats.summary import kept_count
+from gradstats.summary import check_ratio, kept_count
 
 MOST, LEAST = 1.3, 0.8  # of k
 LOWERINGS = 10
@@ -36,6 +36,10 @@ class DGC(Compressor):
     sample: float = 0.01
     name = "dgc"
     contract = Contract("all_gather", delta=kept_share, wants_feedback=True, random=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio("sample", self.sample)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Sample, select, correct."""

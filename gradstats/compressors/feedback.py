@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Residual:
 
     def clone(self) -> Residual:
         """A copy that later calls leave alone."""
-        return Residual(self.residual.clone(), self.inner)
+        return Residual(self.residual.clone(), copy.deepcopy(self.inner))
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,9 @@ def _factory(
     module, _, attribute = name.partition(":")
     try:
         factory: Callable[..., Compressor] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import compressor {name!r}: {error}") from error
+    except Exception as error:  # whatever anyone's module may raise
+        fact = f"{type(error).__name__}: {error}"
+        raise ValueError(f"cannot import compressor {name!r}: {fact}") from error
     if not callable(factory):
         raise ValueError(f"compressor {name!r} must be a class, got {factory!r}")
     return factory

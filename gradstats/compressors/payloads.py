@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
@@ -163,15 +163,19 @@ class Masked(Message):
 
     Attributes:
         stream: the shared stream whose `subset(count, numel)` the places are.
+        drawn: those places, where they were drawn already; they do not travel.
     """
 
     stream: Stream
+    drawn: Tensor | None = field(default=None, repr=False)
     kind = 2
     summable = True
 
     @property
     def indices(self) -> Tensor:
         """Int64 `[count]`."""
+        if self.drawn is not None:
+            return self.drawn
         return self.stream.subset(self.count, self.numel, self.values.device)
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:

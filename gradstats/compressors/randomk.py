@@ -34,4 +34,4 @@ class RandomK(Compressor):
         flat = grad.detach().reshape(-1)
         stream = needs_rng(self, rng).shared
         indices = stream.subset(kept_count(flat.numel(), self.ratio), flat.numel(), flat.device)
-        return Masked(flat[indices], flat.numel(), stream), state
+        return Masked(flat[indices], flat.numel(), stream, drawn=indices), state

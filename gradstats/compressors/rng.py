@@ -72,21 +72,23 @@ class Stream:
     def subset(self, k: int, numel: int, device: torch.device | str = "cpu") -> Tensor:
         """Sorted int64 `[k]`: a random k-subset of range(numel), in time O(k).
 
-        The images of 0 … k-1 under a keyed permutation: a Feistel network on the next power of 4,
+        The images of 0 … k-1 under a keyed permutation: a Feistel network on the next power of 2,
         walked until it lands below numel.
         """
-        half = max(1, (max(numel - 1, 1).bit_length() + 1) // 2)
-        index = self._permute(torch.arange(k, device=device), half)
-        while (outside := index >= numel).any():
-            index[outside] = self._permute(index[outside], half)
+        bits = max(2, (numel - 1).bit_length())
+        index = self._permute(torch.arange(k, device=device), bits)
+        while (outside := (index >= numel).nonzero().squeeze(1)).numel():
+            index[outside] = self._permute(index[outside], bits)
         return index.sort().values
 
-    def _permute(self, index: Tensor, half: int) -> Tensor:
-        mask = (1 << half) - 1
-        left, right = index >> half, index & mask
+    def _permute(self, index: Tensor, bits: int) -> Tensor:
+        # the halves differ by a bit where bits is odd, and change places in every round
+        low, high = bits // 2, bits - bits // 2
+        left, right = index >> low, index & ((1 << low) - 1)
         for key in self._round_keys:
-            left, right = right, left ^ (_mix((right + key) & LOW) & mask)
-        return (left << half) | right
+            left, right = right, left ^ (_mix((right + key) & LOW) & ((1 << high) - 1))
+            low, high = high, low
+        return (left << low) | right
 
     @cached_property
     def _round_keys(self) -> list[int]:

@@ -39,9 +39,9 @@ class SIDCo(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stages < 0:
-            raise ValueError(f"stages must be at least 1, or 0 to adapt, got {self.stages!r}")
-        check_settings(self.variant, max(self.stages, 1), self.first_ratio)
+        if not isinstance(self.stages, int) or self.stages < 0:
+            raise ValueError(f"stages must be a whole number, 0 to adapt, got {self.stages!r}")
+        check_settings(self.variant, self.stages or 1, self.first_ratio)
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
 

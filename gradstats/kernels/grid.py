@@ -101,7 +101,7 @@ def round_down(threshold: float, dtype: torch.dtype) -> float:
     drop a whole point mass of a bfloat16 gradient, and turn a threshold above the dtype's range
     into one that an infinite element does not exceed.
     """
-    rounded = torch.tensor([threshold], dtype=torch.float64).to(dtype)
+    rounded = torch.tensor([threshold], dtype=torch.float64, device="cpu").to(dtype)
     if rounded.item() > threshold:
         rounded = (_pattern(rounded) - 1).view(dtype)
     return float(rounded.item())

@@ -62,7 +62,7 @@ def run_command(
         quiet=quiet,
     )
     settings.check()
-    before = 0 if if_exists == "overwrite" else _rows(path)
+    before, made = _rows(path), _made_at(path)
     try:
         with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
             shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
@@ -70,6 +70,8 @@ def run_command(
     except OSError as error:
         write_line(f"cannot run {argv[0]!r}: {error.strerror}")
         return _NOT_FOUND
+    if if_exists == "overwrite" and _made_at(path) != made:
+        before = 0  # another store lies there now
     if _rows(path) > before:
         return code
     write_line(
@@ -77,6 +79,11 @@ def run_command(
         "above says what was in the way"
     )
     return code or 1
+
+
+def _made_at(path: Path) -> int:
+    root = path / "zarr.json"
+    return root.stat().st_mtime_ns if root.exists() else 0
 
 
 def _environment(settings: Settings, startup: str) -> dict[str, str]:

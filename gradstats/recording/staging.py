@@ -25,7 +25,7 @@ LOSS, LEARNING_RATE = 0, 1  # places in Slot.scalars
 
 def _empty(widths: Mapping[str, int], **where: Any) -> dict[str, Tensor]:
     return {
-        dtype: torch.empty(width, dtype=getattr(torch, dtype), **where)
+        dtype: torch.empty(width, dtype=getattr(torch, dtype), **{"device": "cpu", **where})
         for dtype, width in widths.items()
     }
 
@@ -46,7 +46,7 @@ class Slot:
         self.step = -1
         self.present = np.zeros(0, dtype=bool)
         self.flat = _empty(widths, pin_memory=pinned)
-        self.scalars = torch.empty(2, dtype=torch.float64, pin_memory=pinned)
+        self.scalars = torch.empty(2, dtype=torch.float64, device="cpu", pin_memory=pinned)
         self.ready = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
@@ -174,7 +174,7 @@ class Source:
 
     def note(self, slot: Slot, place: int, value: object) -> None:
         """Put a number or a one-element tensor into ``slot.scalars`` without waiting for it."""
-        source = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))  # type: ignore[arg-type]
+        source = value.detach() if isinstance(value, Tensor) else _number(value)
         self._lane.send(source.reshape(()), slot.scalars[place], slot)
 
     def _place_samples(
@@ -233,6 +233,11 @@ class Source:
             self.sparse = parameter.name
             return grad.detach().to_dense()
         return grad.detach()
+
+
+def _number(value: object) -> Tensor:
+    # said in full: a script may have changed torch's default dtype and device
+    return torch.tensor(float(value), dtype=torch.float64, device="cpu")  # type: ignore[arg-type]
 
 
 def _widths(

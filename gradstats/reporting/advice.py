@@ -54,7 +54,8 @@ def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
     return (
         f"{best['family']} fits best (Kolmogorov-Smirnov distance {best['ks']:.3f}"
         f"{_runner_up(laws)}). "
-        f"SIDCo's k̂/k at {ratio:g} with one → {max(rows['stages'])} stages: {quality}."
+        f"SIDCo's k̂/k at {ratio:g}, on gradients without feedback, with one → "
+        f"{max(rows['stages'])} stages: {quality}."
     )
 
 

@@ -63,7 +63,7 @@ def figures(
         yield (
             "overhead",
             "Time to encode the whole gradient over that of torch.topk at the same ratio.",
-            partial(plot.overhead, timings),
+            partial(plot.overhead, timings[timings["feedback"] == "none"]),
         )
     if len(fits) and (fits["status"] == "ok").any():
         yield (

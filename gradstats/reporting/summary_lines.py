@@ -30,7 +30,7 @@ def lines(methods: Table, fits: Table, thresholds: Table) -> Iterator[str]:
 
 
 def sidco_lines(methods: Table) -> Iterator[str]:
-    """Median |ln((k̂+½)/(k+½))| of the SIDCo variants by ratio, without and with feedback."""
+    """Median |ln((k̂+½)/(k+½))| of the SIDCo variants over ratios, without and with feedback."""
     sidco = methods[
         methods["method"].str.startswith("sidco") & (methods["granularity"] == "model")
     ]

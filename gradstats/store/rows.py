@@ -65,7 +65,10 @@ def pack(
     if not named:
         raise ValueError("gradients must name at least one parameter, got an empty mapping")
     places = {p.name: i for i, p in enumerate(parameters)}
-    flat = {d: torch.zeros(n, dtype=getattr(torch, d)) for d, n in widths(parameters).items()}
+    flat = {
+        d: torch.zeros(n, dtype=getattr(torch, d), device="cpu")
+        for d, n in widths(parameters).items()
+    }
     present = np.zeros(len(parameters), dtype=bool)
     for name, value in named.items():
         if name not in places:
