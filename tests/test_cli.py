@@ -13,6 +13,7 @@ import torch
 
 import gradstats
 from gradstats import options
+from gradstats.network import Network
 
 TRAINING = """
 import torch
@@ -87,7 +88,7 @@ def test_replay_prints_whole_names_and_writes_what_reproduces_it(call, small_run
     methods = pandas.read_parquet(out / "methods.parquet")
     assert not methods.duplicated(["compressor", "feedback", "granularity"]).any()
     assert methods["encode_seconds"].gt(0).all()
-    settings = json.loads((out / "replay.json").read_text())
+    settings = json.loads((out / "settings.json").read_text())
     assert settings["specs"] == ["topk", "ef(sidco-gp(0.05, stages=2))", "bf16"]
     assert settings["seed"] == 3
 
@@ -101,12 +102,15 @@ def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):
 
     monkeypatch.setattr("gradstats.pipeline.report", make)
     words = ("report", small_run, "--budget", "1.5min", "--ratios", "0.1", "--seed", "2")
+    words += ("--compressors", "topk,bf16", "--workers", "4", "--gbits", "1")
     code, shown, err = call(*words, "--parameters", "fc.*", "--steps", "5:", "--out", out)
     assert (code, shown, err) == (0, f"{out / 'report.html'}\n", "")
     progress = asked.pop("progress")
     assert callable(progress)
     assert asked == {
         "budget": 90.0,
+        "compressors": ["topk", "bf16"],
+        "network": Network(workers=4, bandwidth=1e9 / 8),
         "by": "module-type",
         "out": out,
         "ratios": [0.1],
@@ -212,3 +216,30 @@ def test_budgets_are_read_in_the_usual_units(text, seconds):
 )
 def test_specs_are_split_at_the_commas_between_them(text, specs):
     assert options.split_specs(text) == specs
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("capture", "--full-evry", "5", "--", "true"),
+        ("report", "RUN", "--workers", "1"),
+        ("report", "RUN", "--gbits", "0"),
+    ],
+)
+def test_a_wrong_option_is_the_callers_mistake(call, small_run, tmp_path, words):
+    code, shown, _ = call(*(small_run if word == "RUN" else word for word in words))
+    assert (code, shown) == (2, "")
+
+
+def test_the_options_of_a_captured_command_are_its_own(call, tmp_path):
+    out = tmp_path / "run.zarr"
+    code, _, err = call(
+        "capture", "--out", out, "python", "-c", "raise SystemExit(7)", "--seed", "x"
+    )
+    assert code == 7, err
+
+
+def test_what_an_overwriting_capture_did_not_record_is_not_passed_off(call, run_writer, tmp_path):
+    old = run_writer(tmp_path / "run.zarr", {0: {"w": torch.ones(40, 30)}})
+    code, _, err = call("capture", "--if-exists", "overwrite", "--out", old, "true")
+    assert (code, "nothing was recorded" in err) == (1, True)

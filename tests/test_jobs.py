@@ -10,7 +10,7 @@ import torch
 import gradstats
 from gradstats.compressors import Compressor, Contract, Rng, compressor
 from gradstats.compressors.payloads import sparse
-from gradstats.jobs import plan, replay_jobs, timing_rows
+from gradstats.jobs import plan, replay_jobs, rows_expected, timing_rows
 from gradstats.replaying import replay_rows
 from gradstats.runs import open as open_run
 
@@ -162,7 +162,7 @@ def test_without_tracked_rows_methods_with_memory_are_rows_that_say_why(untracke
     skipped = table[table["status"] != "ok"]
     assert len(skipped) == 3
     assert (
-        skipped["status"].str.contains("skipped: .*consecutive steps; capture with track=").all()
+        skipped["status"].str.contains("skipped: .*consecutive steps; .*capture with track=").all()
     )
     assert skipped["error"].isna().all()
 
@@ -222,8 +222,12 @@ def test_timings_are_of_the_last_finite_full_row(run_writer, tmp_path, gradients
     rows = {0: gradients_of(0), 1: gradients_of(1), 2: broken}
     run = open_run(run_writer(tmp_path / "t.zarr", rows))
     timings = timing_rows(run, ["topk", "bf16"], ratios=[0.1, 0.01])
-    assert [row["compressor"] for row in timings] == ["topk(0.1)", "topk(0.01)", "bf16"]
-    assert [row["collective"] for row in timings] == ["all_gather", "all_gather", "all_reduce"]
+    names = [(row["compressor"], row["feedback"]) for row in timings]
+    assert names == [
+        (name, each) for name in ("topk(0.1)", "topk(0.01)", "bf16") for each in ("none", "ef")
+    ]
+    assert {row["collective"] for row in timings[:4]} == {"all_gather"}
+    assert {row["collective"] for row in timings[4:]} == {"all_reduce"}
     for row in timings:
         assert row["n"] == N
         assert row["encode_seconds"] > 0 < row["decode_seconds"]
@@ -232,4 +236,35 @@ def test_timings_are_of_the_last_finite_full_row(run_writer, tmp_path, gradients
 def test_timings_name_a_method_as_its_rows_do_and_once(short):
     specs = ["ef(topk)", "topk(0.1)", "topk"]
     timings = timing_rows(short, specs, ratios=[0.1])
-    assert [row["compressor"] for row in timings] == ["topk(0.1)"]
+    assert [row["compressor"] for row in timings] == ["topk(0.1)"] * 2  # without feedback, with
+
+
+@dataclass(frozen=True)
+class Fails(EveryOther):
+    """Gives up at the third gradient it sees."""
+
+    name: ClassVar[str] = "fails"
+
+    def init(self, grad):
+        return 0
+
+    def encode(self, grad, state, rng=None):
+        if state == 2:
+            raise RuntimeError("no more")
+        return super().encode(grad, state)[0], state + 1
+
+
+def test_a_compressor_that_fails_is_a_row_with_its_reason(run):
+    rows = replay_rows(((step, torch.ones(8)) for step in range(5)), [Fails(), EveryOther()])
+    table = list(rows)
+    status = [row["status"] for row in table if row["index"] == 0]
+    assert status == ["ok", "ok", *["failed at step 2: RuntimeError: no more"] * 3]
+    assert {row["status"] for row in table if row["index"] == 1} == {"ok"}
+    timings = timing_rows(run, [Fails()])
+    assert all(math.isnan(row["encode_seconds"]) for row in timings)
+
+
+def test_a_replay_ends_at_its_deadline(short):
+    jobs = plan(short, ["topk(0.1)"], feedback=["ef"])
+    assert len(replay_jobs(short, jobs)) == rows_expected(short, jobs) == 12
+    assert len(replay_jobs(short, jobs, deadline=0.0)) == 1

@@ -128,7 +128,11 @@ def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
     times = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "n": 1000}
     times |= {"collective": "all_gather", "encode_seconds": 0.5, "decode_seconds": 0.25}
     network = Network(workers=4, bandwidth=1e3, latency=0.0)
-    table = methods_table(pandas.DataFrame(rows), timing_table([times]), network)
+    table = methods_table(
+        pandas.DataFrame(rows),
+        timing_table([times | {"feedback": each} for each in ("none", "ef")]),
+        network,
+    )
     fed_back, open_loop = (table[table["feedback"] == each].iloc[0] for each in ("ef", "none"))
     assert fed_back["error_compensated"] == pytest.approx(np.median(errors[-100:]))
     assert fed_back["khat_over_k"] == pytest.approx(np.median(np.arange(301, 401)))
@@ -173,3 +177,21 @@ def test_methods_that_send_too_little_come_last_and_are_not_advised():
     unfed = ranked_of(method("bf16"), *open_loop, network=SLOW_LINKS)
     assert list(unfed["method"]) == ["topk", "dgc", "bf16", "threshold"]
     assert advice(unfed, SLOW_LINKS).startswith("No advice yet")
+
+
+def test_break_even_and_times_agree_with_latency():
+    dense = method("bf16", numel=10**6)
+    sparse = method("topk(0.01)", numel=10**6, bits=0.6, encode_seconds=3e-3)
+    limit = break_even(sparse, dense, Network())
+    for factor, faster in ((0.99, "topk"), (1.01, "bf16")):
+        network = Network(bandwidth=factor * limit)
+        ranked = ranked_of(dense, sparse, network=network)
+        assert ranked["method"].iloc[0] == faster
+
+
+def test_a_method_that_sends_too_much_does_not_set_the_bar():
+    greedy = method("gaussiank(0.01)", residual_ratio=1.5, bits=2.0)
+    exact = method("topk(0.01)", residual_ratio=3.0, **SPARSE)
+    ranked = ranked_of(method("bf16"), greedy, exact, network=SLOW_LINKS)
+    assert not ranked["behind"].any()
+    assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")

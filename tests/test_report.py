@@ -110,7 +110,9 @@ def test_the_first_screen_says_what_where_and_what_to_do(reported):
         assert fact in first
     assert re.search(r"Use ef\(|Do not compress|No advice", first)
     assert re.search(r"(laplace|dgamma|dgenpareto) fits best", first)
-    assert re.search(r"k̂/k at 0.1 .*SIDCo-E \d.*SIDCo-GP \d.*SIDCo-P \d", first)
+    assert re.search(
+        r"k̂/k at 0.1, on gradients without feedback.*SIDCo-E \d.*SIDCo-GP \d.*SIDCo-P \d", first
+    )
     for caveat in ("Open loop", "have not settled", "Timings are of", "another device"):
         assert caveat in first
     assert 'id="ranking"' in page[: page.index("<h2>")]

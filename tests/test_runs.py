@@ -255,3 +255,16 @@ def test_a_run_that_was_killed_before_its_first_row_opens_and_says_it_has_none(t
         with pytest.raises(ValueError, match=r"run must have a row.*got none"):
             look(run)
     assert not (tmp_path / "killed.results").exists()
+
+
+def test_rows_that_a_restart_undid_are_left_out(tmp_path):
+    """Steps 0-4, then a restart from step 2 with gradients ten times as large."""
+    with GradientStore.create(tmp_path / "r.zarr") as store:
+        for segment, steps in ((0, range(5)), (1, range(2, 6))):
+            for step in steps:
+                grad = {"w": torch.full((4,), 10.0**segment)}
+                store.append(step, grad, segment=segment)
+    run = gradstats.open(tmp_path / "r.zarr")
+    told = [(step, float(grad[0])) for step, grad in run.gradients()]
+    assert told == [(0, 1.0), (1, 1.0), (2, 10.0), (3, 10.0), (4, 10.0), (5, 10.0)]
+    assert float(run.read(3)[0]) == 10.0

@@ -197,7 +197,7 @@ def test_a_target_beyond_the_nonzero_elements_keeps_them_all(nonzero):
     [
         *(({"target_ratio": r}, r"target_ratio must lie in \(0, 1\]") for r in (0, 2, math.nan)),
         ({"variant": "q"}, "variant must be one of e, gp, p, got 'q'"),
-        *(({"stages": m}, f"stages must be at least 1, got {m}") for m in (0, -1)),
+        *(({"stages": m}, f"stages must be a whole number from 1, got {m}") for m in (0, -1, 2.5)),
         *(({"first_ratio": r}, r"first_ratio must lie in \(0, 1\)") for r in (0, 1, -1, math.nan)),
     ],
 )  # fmt: skip
