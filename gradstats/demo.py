@@ -35,7 +35,7 @@ class Plan:
     budget: float
 
 
-DEMO = Plan(steps=1000, full_rows=15, batch=12, budget=60.0)
+DEMO = Plan(steps=1000, full_rows=15, batch=12, budget=55.0)
 QUICK = Plan(steps=60, full_rows=6, batch=8, budget=8.0)
 
 

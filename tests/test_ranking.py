@@ -195,3 +195,13 @@ def test_a_method_that_sends_too_much_does_not_set_the_bar():
     ranked = ranked_of(method("bf16"), greedy, exact, network=SLOW_LINKS)
     assert not ranked["behind"].any()
     assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")
+
+
+def test_a_small_saving_is_not_advised():
+    dense, sparse = method("bf16"), method("topk(0.01)", **SPARSE)
+    limit = break_even(sparse, dense, Network(latency=0.0))
+    for factor, advised in ((0.95, False), (0.1, True)):
+        network = Network(bandwidth=factor * limit, latency=0.0)
+        sentence = advice(ranked_of(dense, sparse, network=network), network)
+        assert sentence.startswith("Use") == advised
+        assert advised or "too little" in sentence

@@ -9,6 +9,7 @@ from gradstats.network import Network
 from gradstats.reporting.tables import break_even
 
 Table = Any
+WORTHWHILE = 0.8  # of the time of a bf16 exchange: less is within the noise of timings
 
 
 def advice(ranked: Table, network: Network) -> str:
@@ -29,10 +30,13 @@ def advice(ranked: Table, network: Network) -> str:
     times = f"{_ms(best['exchange_seconds'])} against {_ms(dense['exchange_seconds'])} for bf16"
     where = f"an exchange takes {times}, {network}"
     held = f"it holds back {best['residual_ratio']:.2g} gradients' worth on the way"
-    if best["exchange_seconds"] < dense["exchange_seconds"]:
+    share = best["exchange_seconds"] / dense["exchange_seconds"]
+    if share < WORTHWHILE:
         pays = "at any bandwidth" if math.isinf(limit) else f"below {limit:.2g} Gbit/s"
         return f"Use ef({best['compressor']}): {where}; it pays {pays}, and {held}."
     pays = f"would pay below {limit:.2g} Gbit/s" if limit > 0 else "would not pay on any network"
+    if share < 1:
+        pays = f"saves {1 - share:.0%}, too little for what it adds"
     return (
         f"Do not compress beyond bf16: with the fastest good sparsifier, "
         f"ef({best['compressor']}), {where}; it {pays}, and {held}."
