@@ -137,7 +137,7 @@ def replay_jobs(
     total = rows_expected(run, jobs)
     for kind in ("full", "track"):
         here = [job for job in todo if job.kind == kind]
-        if not here:
+        if not here or (rows and time.monotonic() > deadline):
             continue
         fraction = run.stream(kind).sampling_fraction
         grads = run.gradients(kind)

@@ -279,7 +279,7 @@ def _caveats(run: Run, results: Results, methods: Table) -> list[str]:
         unsettled = int((feedback["settled"] != True).sum())  # noqa: E712
         sentences.append(
             f"{unsettled} of {len(feedback)} feedback lines have not settled "
-            f"(‖e‖/‖g‖ still moves, or fewer than 200 steps); they are not ranked."
+            f"(‖e‖/‖g‖ still moves, or fewer than 200 or 1/ratio steps); they are not ranked."
         )
     if (feedback["rows"] == "track").any():
         sentences.append(

@@ -114,6 +114,8 @@ def settled(residual_ratios: Sequence[float], target_ratio: float = 1.0) -> bool
     Example:
         >>> settled([1.0] * 400), settled([1.0] * 20), settled(list(range(400)))
         (True, False, False)
+        >>> settled([1.0] * 400, target_ratio=0.001)
+        False
     """
     known = [ratio for ratio in residual_ratios if not math.isnan(ratio)]
     if len(known) < max(STEPS_TO_SETTLE, 1 / target_ratio):
