@@ -142,6 +142,14 @@ class Stream:
         flat = self._read_flat(index, p.dtype, quantity, p.offset, p.offset + p.numel)
         return flat.reshape(p.shape) if self.kind == "full" else flat
 
+    def read_flat(self, row: int, dtype: str) -> torch.Tensor:
+        """All elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
+
+        Raises:
+            StoreFormatError: a chunk of the row is missing or damaged.
+        """
+        return self._read_flat(row, dtype, "grad", 0, widths(self.parameters)[dtype])
+
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Iterate over (step, whole row)."""
         for row, step in enumerate(self.steps):
