@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 RATIOS = np.concatenate(
     [1 - np.logspace(-6, -1, 6), np.linspace(0.8, 0.2, 7), np.logspace(-1, -8)]
 )
+DEEPEST = -1e7  # ln kept below which differences of logarithms have too few digits left
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
@@ -86,6 +87,22 @@ def _scipy(law: Family) -> Facts:
         yield f"{name} = scipy().{name} at 0 and 1", np.array_equal(ours([0, 1]), theirs([0, 1]))
 
 
+def _contract(law: Family) -> Facts:
+    yield "its parameters are scale, or shape and scale", set(law.parameters) <= {"shape", "scale"}
+    yield "bounds are of its parameters", set(law.bounds) <= set(law.parameters)
+    inside = all(low <= law.parameters[name] <= high for name, (low, high) in law.bounds.items())
+    yield "its parameters lie in the bounds of its search", inside
+    for name, ends in law.bounds.items():
+        for end in filter(np.isfinite, ends):
+            there = replace(law, **{name: end})  # type: ignore[type-var]
+            yield "a parameter at the end of its search is at_bound", name in there.at_bound
+    far = float(law.threshold(1e-8)) * np.array([1e12, 1e13])
+    slope = -np.diff(law.log_kept(far))[0] / np.log(10) if law.log_kept(far)[0] > -1e4 else np.inf
+    index = law.tail_index
+    agrees = slope > 20 if np.isinf(index) else abs(slope - index) < 1e-3 * index
+    yield "tail_index is the power of its far tail", index > 0 and agrees
+
+
 def _symmetry(law: Family) -> Facts:
     x = law.threshold(RATIOS)
     yield "pdf(-x) = pdf(x)", np.array_equal(law.pdf(-x), law.pdf(x))
@@ -98,8 +115,8 @@ def _density(law: Family) -> Facts:
 
     With kept(0) = 1 this makes the density integrate to 1.
     """
-    near = law.threshold(RATIOS)
-    magnitudes = np.concatenate([near, near[-1] * np.geomspace(2, 256, 8)])
+    body = law.threshold(RATIOS)
+    magnitudes = np.concatenate([body, body[-1] * np.geomspace(2, 256, 8)])
     log_kept = law.log_kept(magnitudes)
     yield "log_kept is not NaN", not np.isnan(log_kept).any()
     beyond = np.isneginf(log_kept)
@@ -107,14 +124,15 @@ def _density(law: Family) -> Facts:
         "the density is 0 where nothing is kept",
         np.all(np.isneginf(law.logpdf(magnitudes[beyond]))),
     )
-    inside = np.log(magnitudes[~beyond])
+    near = log_kept > DEEPEST
+    inside = np.log(magnitudes[near])
     middle, half = (inside[1:] + inside[:-1]) / 2, np.diff(inside) / 2
     x = np.exp(middle[:, None] + half[:, None] * NODES)
     hazard = 2 * np.exp(law.logpdf(x) - law.log_kept(x)) * x
     fall = (hazard * WEIGHTS).sum(axis=1) * half
     yield (
         "the density is minus half the slope of kept",
-        _close(fall, -np.diff(log_kept[~beyond]), 1e-6),
+        _close(fall, -np.diff(log_kept[near]), 1e-6),
     )
 
 
@@ -152,6 +170,7 @@ CHECKS: tuple[Callable[[Family], Facts], ...] = (
     _value,
     _tail,
     _scipy,
+    _contract,
     _symmetry,
     _density,
     _estimators,

@@ -5,12 +5,38 @@ from __future__ import annotations
 from gradstats.families.base import Family, FitError
 from gradstats.families.dgamma import DGamma
 from gradstats.families.dgenpareto import DGenPareto
+from gradstats.families.dweibull import DWeibull
+from gradstats.families.gennorm import GenNorm
 from gradstats.families.laplace import Laplace
+from gradstats.families.lognorm import LogNorm
 from gradstats.families.normal import Normal
+from gradstats.families.t import T
 
-__all__ = ["FAMILIES", "DGamma", "DGenPareto", "Family", "FitError", "Laplace", "Normal", "family"]
+__all__ = [
+    "FAMILIES",
+    "DGamma",
+    "DGenPareto",
+    "DWeibull",
+    "Family",
+    "FitError",
+    "GenNorm",
+    "Laplace",
+    "LogNorm",
+    "Normal",
+    "T",
+    "family",
+]
 
-FAMILIES: tuple[type[Family], ...] = (Laplace, DGamma, DGenPareto, Normal)
+FAMILIES: tuple[type[Family], ...] = (
+    Laplace,
+    DGamma,
+    DGenPareto,
+    Normal,
+    GenNorm,
+    DWeibull,
+    T,
+    LogNorm,
+)
 
 
 def family(name: str) -> type[Family]:

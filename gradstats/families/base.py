@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any, ClassVar, Self
@@ -13,6 +14,10 @@ from torch import Tensor
 from gradstats.summary import Moments, Summary, summarize
 
 Floats = NDArray[np.float64]
+
+
+FEWEST_DISTINCT = 10  # magnitudes (bins of the grid) from which a shape can be told
+AT_BOUND = 1e-4  # relative to the bound, or absolute near 0
 
 
 class FitError(ValueError):
@@ -30,10 +35,12 @@ class Family(ABC):
         name: as in the grammar, tables and legends.
         methods: the estimators there are: "moments", the closed form that SIDCo uses, and "mle",
             maximum likelihood.
+        bounds: (lowest, highest) value that `mle` tries of each parameter it searches for.
     """
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("moments", "mle")
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {}
 
     @classmethod
     def fit(cls, data: Tensor | NDArray[np.floating] | Summary, *, method: str = "mle") -> Self:
@@ -55,6 +62,9 @@ class Family(ABC):
                 f"cannot fit {cls.name}: no finite non-zero magnitude among {summary.n} elements "
                 f"({summary.zeros} zeros, {summary.nonfinite} NaN or inf)"
             )
+        distinct = len(summary.bins)
+        fact = f"{distinct} distinct magnitudes, at least {FEWEST_DISTINCT} are needed"
+        require(not cls.bounds or distinct >= FEWEST_DISTINCT, cls, fact)
         if method == "moments":
             return cls.from_moments(summary.moments())
         return cls.from_likelihood(summary)
@@ -93,6 +103,22 @@ class Family(ABC):
     def parameters(self) -> dict[str, float]:
         """Parameter names and values."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @property
+    def at_bound(self) -> tuple[str, ...]:
+        """Parameters at an end of the range that `mle` searches: the best may lie beyond."""
+        return tuple(
+            name
+            for name, ends in self.bounds.items()
+            for end in ends
+            if math.isfinite(end)
+            and abs(self.parameters[name] - end) <= AT_BOUND * max(abs(end), 1e-2)
+        )
+
+    @property
+    def tail_index(self) -> float:
+        """E|G|^r is finite exactly for r below it; inf for a tail lighter than any power."""
+        return math.inf
 
     def kept(self, magnitude: ArrayLike) -> Floats:
         """P(|G| > magnitude)."""

@@ -44,6 +44,7 @@ class DGamma(Family):
     shape: float
     scale: float
     name = "dgamma"
+    bounds = {"shape": (0.0, math.inf)}
 
     @classmethod
     def from_moments(cls, moments: Moments) -> Self:
@@ -74,12 +75,7 @@ class DGamma(Family):
 
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Q(a, m/b), by its continued fraction in the far tail."""
-        z = np.asarray(magnitude, np.float64) / self.scale
-        tail = special.gammaincc(self.shape, z)
-        far = tail < SMALLEST_TAIL
-        near = np.log(np.where(far, 1.0, tail))
-        z = np.where(far, z, 1e3 * (1 + self.shape))  # near values only need not to warn
-        return np.where(far, _log_gammaincc(self.shape, z), near)
+        return log_gammaincc(self.shape, np.asarray(magnitude, np.float64) / self.scale)
 
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse of the incomplete gamma function: b Q⁻¹(a, ratio)."""
@@ -100,12 +96,17 @@ def _log_gap(family: type[Family], moments: Moments) -> float:
     return s
 
 
-def _log_gammaincc(a: float, z: Floats) -> Floats:
-    """Ln Q(a, z) for z far above a, by Legendre's continued fraction.
+def log_gammaincc(a: float, z: Floats) -> Floats:
+    """Ln Q(a, z), also where Q underflows: there by Legendre's continued fraction.
 
     Q(a, z) = z^a e^-z / Γ(a) · 1/(z+1-a - 1(1-a)/(z+3-a - 2(2-a)/(z+5-a - …))).
     """
+    tail = special.gammaincc(a, z)
+    far = tail < SMALLEST_TAIL
+    near = np.log(np.where(far, 1.0, tail))
+    z = np.where(far, z, 1e3 * (1 + a))  # near values only need not to warn
     fraction = np.zeros_like(z)
     for i in range(60, 0, -1):
         fraction = i * (i - a) / (z + 2 * i + 1 - a - fraction)
-    return np.asarray(a * np.log(z) - z - math.lgamma(a) - np.log(z + 1 - a - fraction))
+    log = a * np.log(z) - z - math.lgamma(a) - np.log(z + 1 - a - fraction)
+    return np.where(far, log, near)

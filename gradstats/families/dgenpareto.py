@@ -7,9 +7,11 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special
+from scipy import special
 
 from gradstats.families.base import Family, Floats, require
+from gradstats.families.likelihood import highest
+from gradstats.families.symmetric import symmetric_law
 from gradstats.summary import Moments, Summary
 
 LOWEST_SHAPE = -0.5  # below it maximum likelihood is not regular
@@ -30,7 +32,8 @@ class DGenPareto(Family):
 
     The law of excesses over a high threshold (Pickands-Balkema-de Haan), hence every stage of
     SIDCo-P and the later stages of SIDCo-GP. `mle` maximises the binned likelihood over shapes in
-    [-1/2, 5].
+    [-1/2, 5]; for a given θ = a/b the best shape is the mean of ln(1 + θ|g|) (Grimshaw), so that
+    one parameter remains to be searched for.
 
     Args:
         shape: a, positive for heavy tails (scipy's sign).
@@ -38,7 +41,8 @@ class DGenPareto(Family):
 
     References:
         Hosking and Wallis, "Parameter and quantile estimation for the generalized Pareto
-        distribution", 1987; Abdelmoniem et al., MLSys 2021.
+        distribution", 1987; Grimshaw, "Computing maximum likelihood estimates for the generalized
+        Pareto distribution", 1993; Abdelmoniem et al., MLSys 2021.
 
     Example:
         >>> law = DGenPareto(shape=0.2, scale=1.0)
@@ -49,6 +53,12 @@ class DGenPareto(Family):
     shape: float
     scale: float
     name = "dgenpareto"
+    bounds = {"shape": (LOWEST_SHAPE, HIGHEST_SHAPE)}
+
+    @property
+    def tail_index(self) -> float:
+        """1/a: the tail falls as a power -1/a of the magnitude; inf for a <= 0."""
+        return 1 / self.shape if self.shape > 0 else math.inf
 
     @classmethod
     def from_moments(cls, moments: Moments) -> Self:
@@ -61,33 +71,26 @@ class DGenPareto(Family):
 
     @classmethod
     def from_likelihood(cls, summary: Summary) -> Self:
-        """Search over (shape, ln scale) from the moments and from fixed shapes."""
-        moments = summary.moments()
-        start = cls.from_moments(moments)
-        x, weight, mean = summary.centres, summary.counts / summary.nonzero, moments.mean
-        top = summary.max_abs
+        """The highest profile likelihood over θ = a/b, at which a is the mean of ln(1 + θ|g|)."""
+        weight, unit = summary.counts / summary.nonzero, summary.quantile(0.5)
+        x = summary.centres / unit
+        top = max(float(x[-1]), summary.max_abs / unit)
 
-        def cost(point: Floats) -> float:
-            shape, scale = float(point[0]), mean * math.exp(point[1])
-            if 1 + shape * top / scale <= 0:
-                return math.inf
-            return -float(weight @ cls(shape, scale).logpdf(x))
+        def shape_and_scale(point: float) -> tuple[float, float, float]:
+            theta = math.expm1(point) / top  # above -1/top, where the support ends at the data
+            if abs(theta) * top < 1e-9:  # Laplace
+                return theta, float(weight @ x), 1.0
+            growth = float(weight @ np.log1p(theta * x))
+            shape = min(max(growth, LOWEST_SHAPE), HIGHEST_SHAPE)
+            return shape, shape / theta, growth / shape
 
-        shapes = {0.0, 0.2, min(max(start.shape, LOWEST_SHAPE / 2), 0.45)}
-        bounds = [(LOWEST_SHAPE, HIGHEST_SHAPE), (-12.0, 6.0)]
-        found = [
-            optimize.minimize(
-                cost,
-                [shape, math.log(max(1 - shape, -1.01 * shape * top / mean))],
-                method="Nelder-Mead",
-                bounds=bounds,
-                options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 2000},
-            )
-            for shape in sorted(shapes)
-        ]
-        best = min(found, key=lambda result: result.fun)
-        require(bool(best.success), cls, f"the likelihood search ended with {best.message!r}")
-        return cls(float(best.x[0]), mean * math.exp(best.x[1]))
+        def profile(point: float) -> float:
+            shape, scale, share = shape_and_scale(point)
+            return -math.log(scale) - (1 + shape) * share
+
+        starts = np.append(np.linspace(-12.0, -0.5, 12), np.linspace(0.0, math.log(1e4 * top), 36))
+        shape, scale, _ = shape_and_scale(highest(cls, profile, starts))
+        return cls(shape, unit * scale)
 
     def logpdf(self, x: ArrayLike) -> Floats:
         """-(1 + a) z l(az) - ln 2b with z = |x|/b, l(y) = ln(1+y)/y; -inf off the support."""
@@ -123,33 +126,4 @@ def _log1p_ratio(a: float, z: Floats) -> Floats:
 def _scipy_law() -> Any:
     from scipy import stats
 
-    half = stats.genpareto
-
-    class dgenpareto_gen(stats.rv_continuous):  # type: ignore[misc]
-        """Symmetric about 0 with generalized Pareto magnitudes."""
-
-        def _argcheck(self, c: Floats) -> Any:
-            return np.isfinite(c)
-
-        def _get_support(self, c: Floats) -> Any:
-            end = half.support(c)[1]
-            return -end, end
-
-        def _pdf(self, x: Floats, c: Floats) -> Any:
-            return half.pdf(np.abs(x), c) / 2
-
-        def _sf(self, x: Floats, c: Floats) -> Any:
-            tail = half.sf(np.abs(x), c) / 2
-            return np.where(x >= 0, tail, 1 - tail)
-
-        def _cdf(self, x: Floats, c: Floats) -> Any:
-            return self._sf(-x, c)
-
-        def _isf(self, q: Floats, c: Floats) -> Any:
-            magnitude = half.isf(2 * np.minimum(q, 1 - q), c)
-            return np.where(q <= 0.5, magnitude, -magnitude)
-
-        def _ppf(self, q: Floats, c: Floats) -> Any:
-            return -self._isf(q, c)
-
-    return dgenpareto_gen(name="dgenpareto")
+    return symmetric_law(stats.genpareto, "dgenpareto")
