@@ -8,8 +8,10 @@ Every estimator, distance and plot then takes time that does not depend on the n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from gradstats import kernels
 from gradstats.kernels.grid import GRIDS, Grid
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
+Counts = NDArray[np.integer]
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -70,8 +72,9 @@ class Summary:
 
     Attributes:
         dtype: name of the gradient's dtype, which fixes the grid: "float32", "bfloat16" …
-        bins: sorted magnitude bins that hold a finite non-zero element, int64 `[m]`.
-        positive, negative: elements of each sign in those bins, int64 `[m]`.
+        bins: sorted magnitude bins that hold a finite non-zero element, `[m]`.
+        positive, negative: elements of each sign in those bins, `[m]`; these three are in the
+            narrowest unsigned dtype that holds them.
         n: number of elements, zeros and non-finite ones included.
         zeros, nan, positive_inf, negative_inf: exact counts, judged in the gradient's dtype.
         total, total_abs, total_sq: float64 sums of g, |g| and g² over the finite elements.
@@ -111,7 +114,7 @@ class Summary:
     @cached_property
     def counts(self) -> Counts:
         """Elements of either sign in each bin, `[m]`."""
-        return self.positive + self.negative
+        return self.positive.astype(np.int64) + self.negative
 
     @cached_property
     def edges(self) -> tuple[Floats, Floats]:
@@ -197,7 +200,7 @@ class Summary:
             counts = np.zeros(len(bins), np.int64)
             for part in (self, other):
                 counts[np.searchsorted(bins, part.bins)] += getattr(part, sign)
-            joint[sign] = counts
+            joint[sign] = _narrow(counts)
         joint |= {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
         joint["max_abs"] = max(self.max_abs, other.max_abs)
         return replace(self, **joint)
@@ -255,18 +258,60 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
     numel = grad.numel()
     if grad.layout is not torch.strided:
         grad = grad.to_sparse_coo().coalesce().values()  # type: ignore[no-untyped-call]
-    flat = grad.reshape(-1).contiguous()
-    tally = kernels.count(flat)
-    grid = GRIDS[flat.dtype]
-    positive, negative = tally.counts.reshape(2, grid.bins)[:, : grid.first_nonfinite]
-    positive[0] -= tally.positive_zeros
-    negative[0] -= tally.negative_zeros
-    bins = np.flatnonzero(positive | negative)
+    return _summary(_in_memory_order(grad), numel, fraction)
+
+
+def summarize_segments(
+    flat: Tensor, offsets: Sequence[int] | NDArray[np.integer], *, fraction: float = 1.0
+) -> list[Summary]:
+    """Summarise consecutive segments of one flat gradient, such as its parameters.
+
+    Every element is visited once; each Summary equals `summarize` of its segment, bit for bit.
+
+    Args:
+        flat: `[n]`, floating point, any device.
+        offsets: `[segments + 1]`, from 0 to n, not falling: segment i is
+            `flat[offsets[i] : offsets[i + 1]]`.
+        fraction: as in `summarize`.
+
+    Raises:
+        ValueError: flat has more than one dimension, or offsets do not divide it.
+
+    Example:
+        >>> parts = summarize_segments(torch.tensor([1.0, 0.0, -2.0]), [0, 2, 3])
+        >>> [part.n for part in parts], [part.max_abs for part in parts]
+        ([2, 1], [1.0, 2.0])
+    """
+    grad = _as_tensor(flat)
+    if grad.dim() != 1:
+        raise ValueError(f"flat must have one dimension, got shape {tuple(grad.shape)}")
+    ends = [int(offset) for offset in offsets]
+    rising = all(start <= end for start, end in pairwise(ends))
+    if not ends or not rising or (ends[0], ends[-1]) != (0, grad.numel()):
+        shown = f"{ends[:3]} … {ends[-1:]}" if len(ends) > 4 else ends
+        raise ValueError(f"offsets must rise from 0 to {grad.numel()}, got {shown}")
+    grad = grad.contiguous()
+    return [_summary(grad[start:end], end - start, fraction) for start, end in pairwise(ends)]
+
+
+def _summary(flat: Tensor, numel: int, fraction: float) -> Summary:
+    """Of contiguous elements; those of `numel` that are not among them are zeros."""
+    tally, grid = kernels.count(flat), GRIDS[flat.dtype]
+    key_bins, negative_key = tally.keys & (grid.bins - 1), tally.keys >= grid.bins
+    counts = tally.counts.copy()
+    counts[(key_bins == 0) & ~negative_key] -= tally.positive_zeros
+    counts[(key_bins == 0) & negative_key] -= tally.negative_zeros
+    there = (key_bins < grid.first_nonfinite) & (counts > 0)
+    bins = np.sort(key_bins[there])
+    bins = bins[np.append(True, bins[1:] != bins[:-1])[: len(bins)]]
+    signed = np.zeros((2, len(bins)), np.int64)
+    places = np.searchsorted(bins, key_bins[there])
+    signed[negative_key[there].astype(np.int64), places] = counts[there]
     return Summary(
         dtype=grid.name,
-        bins=bins,
-        positive=positive[bins],
-        negative=negative[bins],
+        bins=_narrow(bins),
+        positive=_narrow(signed[0]),
+        negative=_narrow(signed[1]),
         n=numel,
         zeros=tally.positive_zeros + tally.negative_zeros + numel - flat.numel(),
         nan=tally.nan,
@@ -278,6 +323,17 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
         max_abs=tally.max_abs,
         fraction=fraction,
     )
+
+
+def _narrow(counts: Counts) -> Counts:
+    """In the narrowest unsigned dtype: thousands of Summaries are held at a time."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+
+
+def _in_memory_order(grad: Tensor) -> Tensor:
+    """The elements one after another, copied only where they have gaps or repeat."""
+    order = sorted(range(grad.dim()), key=lambda dim: grad.stride(dim), reverse=True)
+    return grad.permute(order).reshape(-1).contiguous()
 
 
 def _as_tensor(data: Tensor | NDArray[np.floating]) -> Tensor:

@@ -16,10 +16,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, INTEGERS, Tally, round_down, tally_16_bit
+from gradstats.kernels.grid import (
+    GRIDS,
+    INTEGERS,
+    Grid,
+    Tally,
+    round_down,
+    sparse,
+    tally_16_bit,
+)
 
 BLOCK = 1 << 14  # elements: a float32 block and its bins stay in the second-level cache
 PIECE = 1 << 20  # elements below which a second thread does not pay
+MOST = 1 << 30  # elements that 32-bit counts of one piece are sure to hold
+SHORT = 1 << 13  # elements up to which sorting the keys is cheaper than a table of counts
+TABLES = 4
+PADDING = (
+    80  # entries between tables: equal keys a multiple of 4 kB apart would wait for each other
+)
+WIDEST = 1 << 16  # keys of a table that may be held several times: 1 MB in all
 
 jit: Callable[..., Any] = numba.njit(nogil=True, cache=True, boundscheck=False)
 # Sums may be reordered into vector lanes (the lanes are the same whatever the thread), NaN and inf
@@ -31,13 +46,26 @@ jit_sums: Callable[..., Any] = numba.njit(
 
 @jit
 def _count_block(patterns: NDArray[Any], shift: int, mask: int, counts: NDArray[Any]) -> None:
-    # Two tables: runs of equal values would otherwise wait for their own last store.
-    even = patterns.size & ~1
-    for i in range(0, even, 2):
+    # Several tables: runs of equal values would otherwise wait for their own last store.
+    tables = counts.shape[0]
+    whole = patterns.size - patterns.size % 4
+    for i in range(0, whole, 4):
         counts[0, (patterns[i] >> shift) & mask] += 1
-        counts[1, (patterns[i + 1] >> shift) & mask] += 1
-    if even < patterns.size:
-        counts[0, (patterns[even] >> shift) & mask] += 1
+        counts[1 % tables, (patterns[i + 1] >> shift) & mask] += 1
+        counts[2 % tables, (patterns[i + 2] >> shift) & mask] += 1
+        counts[3 % tables, (patterns[i + 3] >> shift) & mask] += 1
+    for i in range(whole, patterns.size):
+        counts[0, (patterns[i] >> shift) & mask] += 1
+
+
+@jit
+def _count_nonzero(
+    patterns: NDArray[Any], shift: int, masks: tuple[int, int], counts: NDArray[Any]
+) -> None:
+    # Among many zeros, skipping them costs less than their turns in the table.
+    for i in range(patterns.size):
+        if patterns[i] & masks[1]:
+            counts[i % counts.shape[0], (patterns[i] >> shift) & masks[0]] += 1
 
 
 @jit_sums
@@ -54,12 +82,15 @@ def _sum_block(values: NDArray[Any]) -> tuple[float, float, float]:
 
 
 @jit
-def _largest_pattern(patterns: NDArray[Any], magnitude: int) -> int:
+def _extremes(patterns: NDArray[Any], magnitude: int) -> tuple[int, int]:
     # as integers: a maximum of floats, in which a NaN has its say, is not put into vector lanes
     largest = patterns[0] & magnitude
+    zeros = 0
     for i in range(patterns.size):
-        largest = max(largest, patterns[i] & magnitude)
-    return largest  # type: ignore[no-any-return]
+        bits = patterns[i] & magnitude
+        largest = max(largest, bits)
+        zeros += bits == 0
+    return largest, zeros
 
 
 @jit
@@ -85,6 +116,35 @@ def _count_range(patterns: NDArray[Any], shift: int, mask: int, counts: NDArray[
 
 
 @jit
+def _sum_range(
+    patterns: NDArray[Any],
+    values: NDArray[Any],
+    magnitude: int,
+    sums: NDArray[Any],
+    largest: NDArray[Any],
+    zeros: NDArray[Any],
+) -> None:
+    for block in range(sums.shape[0]):
+        part = values[block * BLOCK : (block + 1) * BLOCK]
+        bits = patterns[block * BLOCK : (block + 1) * BLOCK]
+        total, total_abs, total_sq = _sum_block(part)
+        top, either = _extremes(bits, magnitude)
+        if np.isfinite(total_abs):
+            largest[block] = top
+        else:
+            total, total_abs, total_sq, sums[block, 3] = _sum_finite(part)
+        sums[block, 0] = total
+        sums[block, 1] = total_abs
+        sums[block, 2] = total_sq
+        if either:
+            positive = 0
+            for i in range(bits.size):
+                positive += bits[i] == 0
+            zeros[block, 0] = positive
+            zeros[block, 1] = either - positive
+
+
+@jit
 def _tally_range(
     patterns: NDArray[Any],
     values: NDArray[Any],
@@ -93,30 +153,20 @@ def _tally_range(
     counts: NDArray[Any],
     sums: NDArray[Any],
     largest: NDArray[Any],
+    zeros: NDArray[Any],
 ) -> None:
     for block in range(sums.shape[0]):
-        part = values[block * BLOCK : (block + 1) * BLOCK]
-        bits = patterns[block * BLOCK : (block + 1) * BLOCK]
-        total, total_abs, total_sq = _sum_block(part)
-        if np.isfinite(total_abs):
-            largest[block] = _largest_pattern(bits, masks[1])
+        here = slice(block * BLOCK, (block + 1) * BLOCK)
+        bits = patterns[here]
+        one = slice(block, block + 1)
+        _sum_range(bits, values[here], masks[1], sums[one], largest[one], zeros[one])
+        positive, negative = zeros[block]
+        if 2 * (positive + negative) < bits.size:
+            _count_block(bits, shift, masks[0], counts)
         else:
-            total, total_abs, total_sq, top = _sum_finite(part)
-            sums[block, 3] = top
-        sums[block, 0] = total
-        sums[block, 1] = total_abs
-        sums[block, 2] = total_sq
-        _count_block(bits, shift, masks[0], counts)
-
-
-@jit
-def _zeros(patterns: NDArray[Any], sign: int) -> tuple[int, int]:
-    positive = 0
-    negative = 0
-    for i in range(patterns.size):
-        positive += patterns[i] == 0
-        negative += patterns[i] == sign
-    return positive, negative
+            _count_nonzero(bits, shift, masks, counts)
+            counts[0, 0] += positive
+            counts[0, (masks[0] + 1) >> 1] += negative
 
 
 @jit
@@ -150,12 +200,13 @@ def _write_above(
 
 def _in_threads(work: Callable[[int, int], Any], n: int) -> list[Any]:
     """Run `work(start, stop)` over block-aligned pieces of `n` elements, one a torch thread."""
-    pieces = max(1, min(torch.get_num_threads(), n // PIECE))
+    threads = torch.get_num_threads()
+    pieces = max(1, min(threads, n // PIECE), -(-n // MOST))
     per_piece = -(-n // (pieces * BLOCK)) * BLOCK
     starts = range(0, n, per_piece) if n else range(1)
     if len(starts) == 1:
         return [work(0, n)]
-    with ThreadPoolExecutor(len(starts)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda start: work(start, min(start + per_piece, n)), starts))
 
 
@@ -167,44 +218,81 @@ def count(values: Tensor) -> Tally:
     if grid.bits == 16:
         return tally_16_bit(_count_patterns(patterns), values.dtype)
     array = values.numpy()
+    if len(array) <= SHORT:
+        return _tally(array, *_sorted_keys(patterns, grid.shift), *_sums(patterns, array, grid))
     keys = 1 << (grid.bits - grid.shift)
+    tables = TABLES if keys <= WIDEST else 1
 
-    def work(start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        counts = np.zeros((2, keys), np.int32)
-        sums = np.zeros((-(-(stop - start) // BLOCK), 4))
-        largest = np.zeros(len(sums), patterns.dtype)
+    def work(start: int, stop: int) -> tuple[Any, ...]:
+        counts = np.zeros((tables, keys + PADDING), np.int32)
         part = slice(start, stop)
-        masks = (keys - 1, patterns.dtype.type((1 << (grid.bits - 1)) - 1))
-        _tally_range(patterns[part], array[part], grid.shift, masks, counts, sums, largest)
-        sums[:, 3] = np.maximum(sums[:, 3], largest.view(array.dtype))
-        return np.add(*counts, dtype=np.int64), sums
+        sums = _sums(patterns[part], array[part], grid, counts)
+        return (counts[:, :keys].sum(axis=0, dtype=np.int64), *sums)
 
     parts = _in_threads(work, values.numel())
     counts = reduce(np.add, [part[0] for part in parts])
-    sums = np.concatenate([part[1] for part in parts])
-    zeros = _zeros(patterns, 1 << (grid.bits - 1)) if counts[0] + counts[grid.bins] else (0, 0)
-    infinite = counts[grid.first_nonfinite : grid.bins].sum() + (
-        counts[grid.bins + grid.first_nonfinite :].sum()
-    )
+    zeros = reduce(np.add, [part[2] for part in parts])
+    return _tally(array, *sparse(counts), np.concatenate([part[1] for part in parts]), zeros)
+
+
+def _sums(
+    patterns: NDArray[Any], array: NDArray[Any], grid: Grid, counts: NDArray[Any] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sums and largest magnitude of every block, and zeros of either sign; counts on the way."""
+    blocks = -(-len(array) // BLOCK)
+    sums, zeros = np.zeros((blocks, 4)), np.zeros((blocks, 2), np.int64)
+    largest = np.zeros(blocks, patterns.dtype)
+    magnitude = patterns.dtype.type((1 << (grid.bits - 1)) - 1)
+    if counts is None:
+        _sum_range(patterns, array, magnitude, sums, largest, zeros)
+    else:
+        masks = ((1 << (grid.bits - grid.shift)) - 1, magnitude)
+        _tally_range(patterns, array, grid.shift, masks, counts, sums, largest, zeros)
+    sums[:, 3] = np.maximum(sums[:, 3], largest.view(array.dtype))
+    return sums, zeros.sum(axis=0)
+
+
+def _sorted_keys(
+    patterns: NDArray[Any], shift: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys and counts of a short vector, for which a table would be mostly empty."""
+    keys = np.sort(patterns >> patterns.dtype.type(shift))
+    ends = np.append(np.flatnonzero(keys[1:] != keys[:-1]), len(keys) - 1)[: len(keys)]
+    counts = ends + 1
+    counts[1:] -= ends[:-1] + 1
+    return keys[ends].astype(np.int64), counts
+
+
+def _tally(
+    array: NDArray[Any],
+    keys: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    zeros: NDArray[np.int64],
+) -> Tally:
+    grid = GRIDS[torch.from_numpy(array[:0]).dtype]
+    broken = bool(counts[(keys & (grid.bins - 1)) >= grid.first_nonfinite].sum())
+    total, total_abs, total_sq = (column.sum() for column in sums.T[:3])
     return Tally(
+        keys=keys,
         counts=counts,
         positive_zeros=int(zeros[0]),
         negative_zeros=int(zeros[1]),
-        nan=int(np.isnan(array).sum()) if infinite else 0,
-        positive_inf=int(np.isposinf(array).sum()) if infinite else 0,
-        negative_inf=int(np.isneginf(array).sum()) if infinite else 0,
-        total=float(sums[:, 0].sum()),
-        total_abs=float(sums[:, 1].sum()),
-        total_sq=float(sums[:, 2].sum()),
+        nan=int(np.isnan(array).sum()) if broken else 0,
+        positive_inf=int(np.isposinf(array).sum()) if broken else 0,
+        negative_inf=int(np.isneginf(array).sum()) if broken else 0,
+        total=float(total),
+        total_abs=float(total_abs),
+        total_sq=float(total_sq),
         max_abs=float(sums[:, 3].max(initial=0.0)),
     )
 
 
 def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
     def work(start: int, stop: int) -> NDArray[np.int64]:
-        counts = np.zeros((2, 1 << 16), np.int32)
+        counts = np.zeros((TABLES, (1 << 16) + PADDING), np.int32)
         _count_range(patterns[start:stop], 0, (1 << 16) - 1, counts)
-        return np.asarray(np.add(*counts, dtype=np.int64))
+        return np.asarray(counts[:, : 1 << 16].sum(axis=0, dtype=np.int64))
 
     return np.asarray(reduce(np.add, _in_threads(work, patterns.size)))
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, Tally, _pattern, round_down, tally_16_bit
+from gradstats.kernels.grid import GRIDS, Tally, _pattern, round_down, sparse, tally_16_bit
 
 BLOCK = 1 << 20  # elements whose float64 copies are alive at one time
 
@@ -26,8 +26,10 @@ def count(values: Tensor) -> Tally:
     finite_sums = [_finite_sums(block) for block in torch.split(values, BLOCK)]
     sums = torch.stack(finite_sums).cpu().numpy() if finite_sums else np.zeros((0, 4))
     negative_zeros = int((zero & torch.signbit(values)).sum())
+    keys_there, occupied = sparse(counts.cpu().numpy())
     return Tally(
-        counts=counts.cpu().numpy(),
+        keys=keys_there,
+        counts=occupied,
         positive_zeros=int(zero.sum()) - negative_zeros,
         negative_zeros=negative_zeros,
         nan=int(values.isnan().sum()),

@@ -24,11 +24,12 @@ INFINITY = {  # bit patterns
 class Tally(NamedTuple):
     """What one pass over a vector counts.
 
-    `counts[key]` holds the elements whose leading bits are `key`: the sign, then the magnitude
-    bin. It counts zeros and non-finite elements too; the sums and `max_abs` run over finite
-    elements alone.
+    `counts[i]` elements have the leading bits `keys[i]`: the sign, then the magnitude bin; keys
+    rise, and no count is zero. Zeros and non-finite elements are among them; the sums and
+    `max_abs` run over finite elements alone.
     """
 
+    keys: NDArray[np.int64]
     counts: NDArray[np.int64]
     positive_zeros: int
     negative_zeros: int
@@ -107,6 +108,12 @@ def round_down(threshold: float, dtype: torch.dtype) -> float:
     return float(rounded.item())
 
 
+def sparse(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The keys of a table of counts that are not zero, and their counts."""
+    keys = np.flatnonzero(table)
+    return keys, table[keys]
+
+
 def tally_16_bit(patterns: NDArray[np.int64], dtype: torch.dtype) -> Tally:
     """The tally of a 16-bit dtype from the counts of its 65,536 values; every sum is exact."""
     grid = GRIDS[dtype]
@@ -114,8 +121,10 @@ def tally_16_bit(patterns: NDArray[np.int64], dtype: torch.dtype) -> Tally:
     values64 = values.to(torch.float64).numpy()
     finite = np.isfinite(values64) & (patterns > 0)
     counts, present = patterns[finite].astype(np.float64), values64[finite]
+    keys, occupied = sparse(patterns.reshape(-1, 1 << grid.shift).sum(axis=1))
     return Tally(
-        counts=patterns.reshape(-1, 1 << grid.shift).sum(axis=1),
+        keys=keys,
+        counts=occupied,
         positive_zeros=int(patterns[0]),
         negative_zeros=int(patterns[1 << 15]),
         nan=int(patterns[np.isnan(values64)].sum()),
