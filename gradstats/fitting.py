@@ -6,61 +6,174 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from gradstats.bootstrap import bootstrap_p_value
 from gradstats.families import FAMILIES, Family, FitError
-from gradstats.goodness import ks_distance, log_likelihood, tail_error
+from gradstats.goodness import (
+    ad_distance,
+    ks_distance,
+    log_likelihood,
+    rescaled,
+    tail_error,
+    wasserstein,
+)
 from gradstats.summary import Summary, kept_count
 from gradstats.thresholds import VARIANTS, sidco_threshold
+from gradstats.uncertainty import standard_errors
 
 Row = dict[str, Any]
 RATIOS = (0.1, 0.01, 0.001)
 STAGES = (1, 2, 3)
+ELEMENTS = "elements"  # the axis of sampling: the elements of one step's gradient
 
 
 def fit_rows(
     summary: Summary,
     *,
+    following: Summary | None = None,
     families: Sequence[type[Family]] = FAMILIES,
     ratios: Sequence[float] = RATIOS,
     method: str = "mle",
+    bootstrap: int = 0,
 ) -> Iterator[Row]:
     """One row a family and ratio; a fit that fails is a row with its reason, never dropped.
 
     Args:
         summary: of the gradient or of a part of it.
+        following: of the same part at the next captured step, on which the fit is scored.
         families: laws to fit.
         ratios: target ratios, each in (0, 1].
         method: "mle" or "moments".
+        bootstrap: replicates of the parametric bootstrap; 0 for none.
 
     Yields:
-        Rows with family, method, shape, scale, ks, log_likelihood (nats an element), target_ratio,
-        threshold, khat_over_k, n, zeros, nonfinite and status ("ok" or the reason of the failure).
+        Rows with axis ("elements": those of one vector are the sample), family, method, the
+        parameters and their standard errors (as if elements were independent), every score of
+        `gradstats.goodness`, target_ratio, threshold, khat_over_k, counts, mean, sign_asymmetry,
+        notes, and status ("ok" or the reason of the failure).
     """
-    counted = {"n": summary.n, "zeros": summary.zeros, "nonfinite": summary.nonfinite}
+    finite = summary.n - summary.nonfinite
+    counted = {
+        "axis": ELEMENTS,
+        "n": summary.n,
+        "zeros": summary.zeros,
+        "nonfinite": summary.nonfinite,
+        "mean": summary.total / finite if finite else math.nan,
+        "sign_asymmetry": sign_asymmetry(summary),
+    }
     for family in families:
-        base = {"family": family.name, "method": method}
+        base = {**counted, "family": family.name, "method": method}
         try:
             law = family.fit(summary, method=method)
+            scored = _scored(law, summary, following, method, bootstrap)
+            status = "ok"
         except FitError as error:
-            for ratio in ratios:
-                yield {
-                    **base,
-                    **NOT_FITTED,
-                    "target_ratio": ratio,
-                    **counted,
-                    "status": str(error),
-                }
-            continue
-        fitted = {"shape": math.nan, **law.parameters}
-        scores = {"ks": ks_distance(law, summary), "log_likelihood": log_likelihood(law, summary)}
+            law, scored, status = None, {}, str(error)
         for ratio in ratios:
-            threshold, khat_over_k = tail_error(law, summary, ratio)
+            threshold, khat_over_k = tail_error(law, summary, ratio) if law else (math.nan,) * 2
             tail = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
-            yield {**base, **fitted, **scores, **tail, **counted, "status": "ok"}
+            yield {**base, **NOT_FITTED, **scored, **tail, "status": status}
+
+
+def failed_rows(
+    reason: str,
+    *,
+    families: Sequence[type[Family]] = FAMILIES,
+    ratios: Sequence[float] = RATIOS,
+    method: str = "mle",
+) -> Iterator[Row]:
+    """The rows of `fit_rows` where there is no gradient to fit, with the reason."""
+    counted = {"axis": ELEMENTS, "n": 0, "zeros": 0, "nonfinite": 0}
+    counted |= {"mean": math.nan, "sign_asymmetry": math.nan}
+    for family in families:
+        for ratio in ratios:
+            tail = {"target_ratio": ratio, "threshold": math.nan, "khat_over_k": math.nan}
+            base = {**counted, "family": family.name, "method": method}
+            yield {**base, **NOT_FITTED, **tail, "status": reason}
 
 
 NOT_FITTED = dict.fromkeys(
-    ("shape", "scale", "ks", "log_likelihood", "threshold", "khat_over_k"), math.nan
-)
+    (
+        "shape",
+        "scale",
+        "shape_se",
+        "scale_se",
+        "ks",
+        "anderson_darling",
+        "wasserstein_1",
+        "wasserstein_2",
+        "log_likelihood",
+        "aic",
+        "bic",
+        "next_log_likelihood",
+        "next_log_likelihood_rescaled",
+        "bootstrap_p",
+    ),
+    math.nan,
+) | {"notes": ""}
+
+
+def _scored(
+    law: Family, summary: Summary, following: Summary | None, method: str, bootstrap: int
+) -> Row:
+    """Parameters, their errors, and every score of one fit."""
+    mean, n = log_likelihood(law, summary), summary.nonzero
+    free = len(law.parameters)
+    scores: Row = {
+        **law.parameters,
+        "ks": ks_distance(law, summary),
+        "anderson_darling": ad_distance(law, summary),
+        "wasserstein_1": wasserstein(law, summary, 1),
+        "wasserstein_2": wasserstein(law, summary, 2),
+        "log_likelihood": mean,
+        "aic": 2 * free - 2 * n * mean,
+        "bic": free * math.log(n) - 2 * n * mean,
+    }
+    if method == "mle":
+        errors = standard_errors(law, summary)
+        scores |= {f"{name}_se": error for name, error in errors.items()}
+    if following is not None and following.nonzero:
+        scores["next_log_likelihood"] = log_likelihood(law, following)
+        scores["next_log_likelihood_rescaled"] = log_likelihood(
+            rescaled(law, following), following
+        )
+    if bootstrap:
+        rng = np.random.default_rng([summary.n, n, bootstrap])
+        scores["bootstrap_p"] = bootstrap_p_value(
+            type(law), summary, rng, replicates=bootstrap, method=method
+        )
+    return {**scores, "notes": "; ".join(notes(law, scores, summary))}
+
+
+def notes(law: Family, scores: Row, summary: Summary) -> Iterator[str]:
+    """What a reader must know of a fit: parameters at a bound, and why a distance is infinite."""
+    for name in law.at_bound:
+        yield f"{name} is at the bound of its search"
+    if scores["anderson_darling"] == math.inf:
+        end = float(law.threshold(0.0))
+        yield f"anderson_darling: the law ends at {end:.4g}, the data at {summary.max_abs:.4g}"
+    for order, moment in ((1, "mean"), (2, "variance")):
+        if scores[f"wasserstein_{order}"] == math.inf:
+            index = f"tail index {law.tail_index:.3g}"
+            yield f"wasserstein_{order}: the law has no {moment} ({index})"
+    if scores.get("next_log_likelihood") == -math.inf:
+        yield "next_log_likelihood: the next step has magnitudes beyond the end of the law"
+
+
+def sign_asymmetry(summary: Summary) -> float:
+    """(Positive - negative elements) / both, in [-1, 1]; 0 for a symmetric law, NaN without any.
+
+    Example:
+        >>> import torch
+        >>> from gradstats.summary import summarize
+        >>> sign_asymmetry(summarize(torch.tensor([1.0, 2.0, -3.0, 4.0])))
+        0.5
+    """
+    if not summary.nonzero:
+        return math.nan
+    difference = int(summary.positive.sum()) - int(summary.negative.sum())
+    return difference / summary.nonzero
 
 
 def threshold_rows(

@@ -119,7 +119,7 @@ class Summary:
     @cached_property
     def edges(self) -> tuple[Floats, Floats]:
         """Smallest and largest magnitude of each bin, both inclusive, `[m]` each."""
-        return self.grid.edges(self.bins)
+        return self.grid.edges(self.bins.astype(np.int64))
 
     @cached_property
     def centres(self) -> Floats:

@@ -13,9 +13,12 @@ from gradstats.summary import kept_count, summarize
 from gradstats.thresholds import VARIANTS, sidco_threshold
 
 RATIOS = (0.1, 0.01)
-COLUMNS = {"family", "method", "shape", "scale", "ks", "log_likelihood", "target_ratio"}
-COLUMNS |= {"threshold", "khat_over_k", "n", "zeros", "nonfinite", "status"}
-MEASURED = ("shape", "scale", "ks", "log_likelihood", "threshold", "khat_over_k")
+MEASURED = ("shape", "scale", "shape_se", "scale_se", "ks", "anderson_darling", "aic", "bic")
+MEASURED += ("wasserstein_1", "wasserstein_2", "log_likelihood", "threshold", "khat_over_k")
+MEASURED += ("next_log_likelihood", "next_log_likelihood_rescaled", "bootstrap_p")
+COLUMNS = {*MEASURED, "family", "method", "target_ratio", "axis", "mean", "sign_asymmetry"}
+COLUMNS |= {"n", "zeros", "nonfinite", "notes", "status"}
+SHAPED = {family.name for family in FAMILIES if family.bounds}
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +58,14 @@ def test_rows_hold_what_the_law_and_its_scores_are(grad):
 @pytest.mark.parametrize(
     ("values", "failing"),
     [
-        ([], {"laplace", "dgamma", "dgenpareto", "normal"}),
-        ([0.0] * 50, {"laplace", "dgamma", "dgenpareto", "normal"}),
-        ([math.nan, math.inf], {"laplace", "dgamma", "dgenpareto", "normal"}),
-        ([0.5] * 50, {"dgamma", "dgenpareto"}),
-        ([-0.5], {"dgamma", "dgenpareto"}),
+        ([], {family.name for family in FAMILIES}),
+        ([0.0] * 50, {family.name for family in FAMILIES}),
+        ([math.nan, math.inf], {family.name for family in FAMILIES}),
+        ([0.5] * 50, SHAPED),
+        ([-0.5], SHAPED),
+        ([1.0, 2.0, 4.0, -8.0] * 9, SHAPED),
     ],
-    ids=["empty", "zeros", "not finite", "constant", "one element"],
+    ids=["empty", "zeros", "not finite", "constant", "one element", "few values"],
 )
 def test_a_fit_that_fails_is_a_row_with_its_reason(values, failing):
     rows = list(fit_rows(summarize(torch.tensor(values)), ratios=RATIOS))

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from gradstats.families.base import Family, Floats, require
-from gradstats.families.dgamma import SMALLEST_TAIL, log_gammaincc
+from gradstats.families.dgamma import log_gammaincc
 from gradstats.families.likelihood import highest
 from gradstats.summary import Moments, Summary
 

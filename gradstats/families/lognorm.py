@@ -21,9 +21,9 @@ class LogNorm(Family):
     .. math:: f(g) = \frac{1}{2\sqrt{2\pi}\,s\,|g|} e^{-\ln^2(|g|/b) / 2s^2}, \qquad
               P(|G| > m) = \Phi(-\ln(m/b)/s)
 
-    By `moments`, :math:`s^2 = \ln(E g^2/(E|g|)^2)` and :math:`b = E|g|\,e^{-s^2/2}`; by `mle`, b is
-    the geometric mean of the magnitudes and s² the variance of their logarithms. Products of many
-    factors tend to it; its density vanishes at 0, where that of gradients does not.
+    By `moments`, :math:`s^2 = \ln(E g^2/(E|g|)^2)` and :math:`b = E|g|\,e^{-s^2/2}`; by `mle`, b
+    is the geometric mean of the magnitudes and s² the variance of their logarithms. Products of
+    many factors tend to it; its density vanishes at 0, where that of gradients does not.
 
     Args:
         shape: scipy's s > 0, the standard deviation of ln|G|.

@@ -114,7 +114,9 @@ class T(Family):
         near = np.log(np.where(far, 1.0, tail))
         log_x = math.log(self.shape) - np.log(np.where(far, self.shape + square, self.shape))
         series = special.hyp2f1(a, 0.5, a + 1, np.where(far, x, 0.0))
-        return np.where(far, a * log_x - math.log(a) - special.betaln(a, 0.5) + np.log(series), near)
+        return np.where(
+            far, a * log_x - math.log(a) - special.betaln(a, 0.5) + np.log(series), near
+        )
 
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse of the incomplete beta function, from the end that keeps its digits."""
@@ -133,10 +135,8 @@ class T(Family):
 
 
 def _log_constant(shape: float) -> float:
-    """Ln of the density at 0 for scale 1."""
-    return (
-        math.lgamma((shape + 1) / 2) - math.lgamma(shape / 2) - math.log(math.pi * shape) / 2
-    )
+    """Ln of the density at 0 for scale 1, -ln B(ν/2, 1/2) - ln(ν)/2."""
+    return -float(special.betaln(shape / 2, 0.5)) - math.log(shape) / 2
 
 
 def _mean(shape: float) -> float:

@@ -1,0 +1,105 @@
+"""A goodness-of-fit test that is valid although the parameters come from the same data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradstats import extras
+from gradstats.families import Family, FitError
+from gradstats.goodness import ks_distance
+from gradstats.summary import Summary, summarize
+
+SUBSAMPLE = 2_000
+
+
+def bootstrap_p_value(
+    family: type[Family],
+    summary: Summary,
+    rng: np.random.Generator,
+    *,
+    replicates: int = 99,
+    size: int = SUBSAMPLE,
+    method: str = "mle",
+) -> float:
+    """Parametric bootstrap of the Kolmogorov-Smirnov distance, refitted each time.
+
+    A random subsample of the magnitudes is fitted; samples as large are drawn from the fitted law,
+    fitted in turn, and their distances compared with that of the subsample. Meant for few
+    elements: with millions every law is rejected, which is why the subsample's size is part of
+    the result. Elements are taken as independent.
+
+    Args:
+        family: the law under test.
+        summary: of the gradient.
+        rng: the generator of the subsample and of the replicates.
+        replicates: simulated samples; the smallest p-value is 1/(replicates + 1).
+        size: elements of the subsample, at most all.
+        method: estimator.
+
+    Returns:
+        (1 + replicates at least as far as the data) / (1 + replicates).
+
+    Raises:
+        FitError: the family cannot be fitted to the subsample.
+
+    References:
+        Stute, Manteiga and Quindimil, "Bootstrap based goodness-of-fit-tests", 1993.
+    """
+    sample = _observed(_subsample(summary, min(size, summary.nonzero), rng), summary.dtype)
+    law = family.fit(sample, method=method)
+    distance = ks_distance(law, sample)
+    farther = 0
+    for _ in range(replicates):
+        simulated = _observed(np.abs(law.rvs(sample.nonzero, rng)), summary.dtype)
+        try:
+            again = ks_distance(family.fit(simulated, method=method), simulated)
+        except FitError:  # as unlike the data as can be
+            continue
+        farther += again >= distance
+    return (1 + farther) / (1 + replicates)
+
+
+def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fit rows of one step with bootstrap_p_corrected, by Holm's method over its groups.
+
+    References:
+        Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    multitest = extras.load("statsmodels.stats.multitest")
+    p_values: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if not math.isnan(row["bootstrap_p"]):
+            p_values.setdefault(row["family"], {})[row["group"]] = row["bootstrap_p"]
+    holm = {
+        family: dict(
+            zip(found, multitest.multipletests([*found.values()], method="holm")[1], strict=True)
+        )
+        for family, found in p_values.items()
+    }
+    return [
+        {
+            **row,
+            "bootstrap_p_corrected": float(
+                holm.get(row["family"], {}).get(row["group"], math.nan)
+            ),
+        }
+        for row in rows
+    ]
+
+
+def _subsample(summary: Summary, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Magnitudes of `size` random elements, uniform inside their bin."""
+    ranks = rng.choice(summary.nonzero, size, replace=False)
+    bins = np.searchsorted(summary.counts.cumsum(), ranks, side="right")
+    low, high = (edge[bins] for edge in summary.edges)
+    return np.asarray(low + (high - low) * rng.random(size))
+
+
+def _observed(magnitudes: NDArray[np.float64], dtype: str) -> Summary:
+    """The summary of magnitudes that were rounded to the gradient's dtype."""
+    return summarize(torch.from_numpy(magnitudes).to(getattr(torch, dtype)))
