@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradstats.compressors import compressor
+    from gradstats.fits import fit
     from gradstats.jobs import replay
     from gradstats.pipeline import report
     from gradstats.recording import at_steps, capture, every, log_spaced, window
-    from gradstats.runs import fit, open
+    from gradstats.runs import open
     from gradstats.store import GradientStore, StoreFormatError
-    from gradstats.summary import Summary, summarize
+    from gradstats.summary import Summary, summarize, summarize_segments
     from gradstats.thresholds import sidco_threshold
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "report",
     "sidco_threshold",
     "summarize",
+    "summarize_segments",
     "window",
 ]
 
@@ -48,12 +50,13 @@ _HOMES = {
     "every": "recording",
     "log_spaced": "recording",
     "window": "recording",
-    "fit": "runs",
+    "fit": "fits",
     "open": "runs",
     "GradientStore": "store",
     "StoreFormatError": "store",
     "Summary": "summary",
     "summarize": "summary",
+    "summarize_segments": "summary",
     "sidco_threshold": "thresholds",
 }
 _MODULES = ("compressors", "families", "metrics", "network", "plot", "recording", "thresholds")

@@ -21,9 +21,8 @@ from gradstats.options import (
     Seed,
     Specs,
     Steps,
-    check_by,
+    check_counts,
     check_device,
-    check_method,
     check_network,
     parse_ratios,
     parse_seconds,
@@ -172,50 +171,43 @@ def fit(
     parameters: Parameters = "*",
     steps: Steps = "::",
     ratios: Ratios = "0.1,0.01,0.001",
+    compensated: Annotated[
+        str, typer.Option(metavar="SPEC", help="Fit what this compressor gets with feedback.")
+    ] = "",
+    bootstrap: Annotated[
+        int, typer.Option(help="Replicates of a parametric bootstrap of 2,000 elements; slow.")
+    ] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes that summarise and fit.")] = 1,
     device: Device = "cpu",
     out: Out = None,
 ) -> None:
-    """Fit distributions and derive SIDCo thresholds."""
+    """Fit distributions and derive SIDCo thresholds; an interrupted fit goes on where it was."""
     from gradstats import extras, runs
-    from gradstats.families import FAMILIES, family
+    from gradstats.families import FAMILIES
+    from gradstats.fit_folder import fit_into
+    from gradstats.fits import fit_settings
+    from gradstats.grouping import workers
     from gradstats.results import results_folder
 
-    extras.load("pandas")  # what is missing is said before the work
-    with usage():
-        chosen = [family(name) for name in words(families)] or list(FAMILIES)
+    for module in ("pandas", "pyarrow", "statsmodels"):
+        extras.load(module)  # what is missing is said before the work
+    check_counts(jobs, bootstrap)
     wanted = parse_ratios(ratios)
-    check_by(by)
-    check_method(method, chosen)
-    with _open(
-        run, runs.open, parameters=parameters, steps=parse_steps(steps), device=device
-    ) as opened:
-        with bar() as advance:
-            found = runs.groups(opened, by=by, progress=lambda i, n: advance("summarise", i, n))
-            fits = runs.fit_table(
-                found,
-                progress=lambda i, n: advance("fit", i, n),
-                families=chosen,
-                ratios=wanted,
-                method=method,
-            )
-        thresholds = runs.threshold_table(found, ratios=wanted)
+    with usage():
+        settings = fit_settings(
+            families=words(families) or FAMILIES,
+            ratios=wanted,
+            by=by,
+            method=method,
+            bootstrap=bootstrap,
+            compensated=compensated or None,
+        )
+    selection = {"parameters": parameters, "steps": parse_steps(steps), "device": device}
+    with _open(run, runs.open, **selection) as opened:
         folder = out or results_folder(opened) / "fit"
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "families": [law.name for law in chosen],
-        "method": method,
-        "by": by,
-        "parameters": parameters,
-        "steps": steps,
-        "ratios": wanted,
-    }
-    (folder / "settings.json").write_text(_json(settings))
-    fits.to_parquet(folder / "fits.parquet", index=False)
-    thresholds.to_parquet(folder / "thresholds.parquet", index=False)
-    print_fits(fits, thresholds)
-    failed = int((fits["status"] != "ok").sum())
-    if failed:
-        remark(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
+        with bar() as advance, workers(jobs) as executor, usage():
+            fit_into(opened, settings, folder, executor=executor, progress=advance)
+    print_fits(folder)
     remark(f"tables: {folder}")
 
 
@@ -298,10 +290,10 @@ def report(
     """Compute what is missing and write one HTML file, figures and tables."""
     from gradstats import runs
     from gradstats.compressors import COMPRESSORS
+    from gradstats.grouping import check_by
     from gradstats.network import Network
     from gradstats.pipeline import report as make_report
 
-    check_by(by)
     check_network(workers, gbits)
     with (
         _open(
@@ -309,6 +301,8 @@ def report(
         ) as opened,
         bar() as advance,
     ):
+        with usage():
+            check_by(opened, by)
         path = make_report(
             opened,
             budget=parse_seconds(budget),

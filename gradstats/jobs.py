@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from gradstats import extras
@@ -108,12 +107,10 @@ def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> J
 def _rows_for(run: Run, memory: bool) -> tuple[str, str]:
     if not memory:
         return run.kind, ""
-    for kind in ("track", "full"):
-        steps = run.stream(kind).steps[run.rows(kind)]
-        if len(steps) > 1 and (np.diff(steps) == 1).mean() > 0.99:
-            return kind, ""
-    gaps = "have gaps" if len(run.rows("track")) else "are not there: capture with track="
-    return "track", f"skipped: a method with memory needs consecutive steps; tracked rows {gaps}"
+    try:
+        return run.consecutive, ""
+    except ValueError as error:
+        return "track", f"skipped: {error}"
 
 
 def replay_jobs(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A captured run, e.g. run.zarr.")]
-By = Annotated[str, typer.Option(help="Group by model, module-type or parameter.")]
+By = Annotated[
+    str,
+    typer.Option(
+        help="model, module-type, parameter, or a regular expression whose match groups."
+    ),
+]
 Parameters = Annotated[str, typer.Option(metavar="GLOB", help="Which parameters to look at.")]
 Steps = Annotated[str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps.")]
 Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
@@ -34,12 +39,12 @@ def usage() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def check_by(by: str) -> None:
-    """Refuse an unknown grouping."""
-    from gradstats.runs import GROUPINGS
-
-    if by not in GROUPINGS:
-        raise typer.BadParameter(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
+def check_counts(jobs: int, bootstrap: int) -> None:
+    """Refuse a number of processes or of replicates that nothing can be done with."""
+    if jobs < 1:
+        raise typer.BadParameter(f"jobs must be at least 1, got {jobs!r}")
+    if bootstrap < 0:
+        raise typer.BadParameter(f"bootstrap must be at least 0, got {bootstrap!r}")
 
 
 def check_device(device: str) -> None:
@@ -112,10 +117,3 @@ def check_network(workers: int, gbits: float) -> None:
         raise typer.BadParameter(f"workers must be at least 2, got {workers!r}")
     if not gbits > 0:
         raise typer.BadParameter(f"gbits must be positive, got {gbits!r}")
-
-
-def check_method(method: str, families: Sequence[Any]) -> None:
-    """Refuse an estimator that a family does not have."""
-    for family in families:
-        if method not in family.methods:
-            raise typer.BadParameter(f"method must be one of {family.methods}, got {method!r}")

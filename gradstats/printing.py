@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
 err_console = Console(stderr=True)
+LAW_COLUMNS = ["family", "wins", "transfer", "tail", "ks", "anderson_darling", "wasserstein_1"]
+LAW_COLUMNS += ["shape", "shape_se", "shape_spread", "scale"]
 SLOW = 2.0  # seconds after which a progress bar appears
 
 
@@ -67,21 +69,34 @@ def print_table(title: str, table: Any) -> None:
     out_console.print(rich_table)
 
 
-def print_fits(fits: Any, thresholds: Any) -> None:
-    """Print the laws and SIDCo thresholds of every group."""
-    from gradstats.reporting.tables import best_law, by_ratio
+def print_fits(folder: Path) -> None:
+    """Print the laws of every group, SIDCo's thresholds, and what failed."""
+    from gradstats.fit_folder import read_table
+    from gradstats.reporting.laws import best_law, by_ratio, reuse_table
 
+    fits, thresholds, reuse = (
+        read_table(folder, name) for name in ("fits", "thresholds", "reuse")
+    )
     for group, rows in fits.groupby("group", sort=False):
         good = rows[rows["status"] == "ok"]
         if len(good):
-            print_table(
-                f"{group}: laws, medians over {rows['step'].nunique()} rows", best_law(rows)
-            )
+            title = f"{group}: laws over elements, medians over {good['step'].nunique()} rows"
+            print_table(title, best_law(rows)[LAW_COLUMNS + ratios_of(rows)])
         else:
             say(f"{group}: {rows['status'].iloc[0]}")
-    keys = ["group", "variant", "stages"]
-    pivot = by_ratio(thresholds, keys)
-    print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
+    if len(thresholds):
+        pivot = by_ratio(thresholds, ["group", "variant", "stages"])
+        print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
+    if len(reuse):
+        print_table("Steps for which an exact threshold keeps k̂/k in 1 ± 20 %", reuse_table(reuse))
+    failed = int((fits["status"] != "ok").sum())
+    if failed:
+        remark(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
+
+
+def ratios_of(rows: Any) -> list[float]:
+    """The target ratios of a table, the largest first."""
+    return sorted(rows["target_ratio"].unique(), reverse=True)
 
 
 def print_methods(methods: Any) -> None:

@@ -62,6 +62,27 @@ def replay_rows(
             yield {**where, **row, "status": status}
 
 
+def compensated(
+    grads: Iterable[tuple[int, Tensor]], compressor: ErrorFeedback, *, seed: int = 0
+) -> Iterator[tuple[int, Tensor]]:
+    """What a compressor with error feedback gets to see: (step, gradient + residual).
+
+    Steps with a NaN or inf are left out, as a replay skips them.
+
+    Args:
+        grads: (step, flat gradient) in the order of training.
+        compressor: with its feedback.
+        seed: of a random method.
+    """
+    state = None
+    for step, grad in grads:
+        if not grad.isfinite().all():
+            continue
+        state = compressor.init(grad) if state is None else state
+        yield step, state.residual + grad
+        _, state = compressor.encode(grad, state, Rng(seed, step))
+
+
 def failure(error: Exception, where: str) -> str:
     """The status of a compressor that raised."""
     return f"failed {where}: {type(error).__name__}: {error}"

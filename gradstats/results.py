@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import gradstats
 from gradstats import extras
 from gradstats.runs import Run
+from gradstats.store import StoreFormatError
 
 Table = Any
 
@@ -67,10 +67,8 @@ def results_folder(run: Run) -> Path:
     return path.with_name(path.name.removesuffix(".zarr") + ".results")
 
 
-def run_settings(
-    run: Run, ratios: Sequence[float], compressors: Sequence[object], seed: int
-) -> dict[str, Any]:
-    """What the tables of a run depend on."""
+def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
+    """What the tables of a run depend on: the run itself, the selection, and `settings`."""
     kinds = {kind: run.rows(kind) for kind in ("full", "track")}
     return {
         "gradstats": gradstats.__version__,
@@ -87,15 +85,16 @@ def run_settings(
         "steps": list(run.steps),
         "worker": run.worker,
         "device": device_name(run.device),
-        "ratios": list(ratios),
-        "compressors": [str(each) for each in compressors],
-        "seed": seed,
+        **settings,
     }
 
 
 def _checksum(run: Run) -> int:
     """CRC-32 of the last row: another run may have been written in the place of this one."""
-    last = run.stream(run.kind).read(run.rows(run.kind)[-1])
+    try:
+        last = run.stream(run.kind).read(run.rows(run.kind)[-1])
+    except StoreFormatError:  # a damaged row is a row with a status, not the end
+        return 0
     return zlib.crc32(last.view(torch.uint8).numpy().data)
 
 

@@ -1,12 +1,11 @@
-"""Open a run and cut work into tasks: the only place where tasks open a store."""
+"""Open a run: a store, and the parameters, steps and worker of it to look at."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats import extras
 from gradstats.compressors import MIN_NUMEL, Part
-from gradstats.families import FAMILIES, Family, family
-from gradstats.fitting import RATIOS, STAGES, fit_rows, threshold_rows
 from gradstats.store import GradientStore, Stream
-from gradstats.summary import Summary, summarize
 
 Progress = Callable[[int, int], None]  # done, of how many
-GROUPINGS = ("model", "module-type", "parameter")
 KINDS = ("full", "track")
+CONSECUTIVE = 0.99  # of the steps must follow the one before
 
 
 @dataclass(frozen=True)
@@ -87,6 +82,20 @@ class Run:
             if self.rows(kind):
                 return kind
         raise ValueError(f"run must have a row, got none in {self}")
+
+    @property
+    def consecutive(self) -> str:
+        """The rows that a memory can run on: those whose steps follow each other.
+
+        Raises:
+            ValueError: neither tracked nor full rows do.
+        """
+        for kind in ("track", "full"):
+            steps = self.stream(kind).steps[self.rows(kind)]
+            if len(steps) > 1 and (np.diff(steps) == 1).mean() > CONSECUTIVE:
+                return kind
+        gaps = "have gaps" if self.rows("track") else "are not there: capture with track="
+        raise ValueError(f"a method with memory needs consecutive steps; tracked rows {gaps}")
 
     def rows(self, kind: str = "full") -> list[int]:
         """Indices of the selected rows."""
@@ -186,123 +195,3 @@ def open(path: str | Path, **selection: Any) -> Run:
         ValueError: the selection matches nothing.
     """
     return Run(GradientStore.open(path), **selection)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The summary of one group of parameters at one step.
-
-    Attributes:
-        step: optimizer step.
-        name: "model", a module type or a parameter.
-        summary: of its elements.
-    """
-
-    step: int
-    name: str
-    summary: Summary
-
-
-def groups(
-    run: Run,
-    *,
-    by: str = "model",
-    executor: Executor | None = None,
-    progress: Progress | None = None,
-) -> list[Group]:
-    """Summaries of the selected full rows (of tracked rows where there is none), in order.
-
-    Args:
-        run: selects parameters and steps.
-        by: "model", "module-type" or "parameter".
-        executor: where the tasks run, one a row; each opens the store itself and returns
-            Summaries. Default: here.
-        progress: called with (rows done, rows).
-
-    Raises:
-        ValueError: unknown grouping, or nothing to summarise.
-    """
-    if by not in GROUPINGS:
-        raise ValueError(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
-    kind = run.kind
-    rows = run.rows(kind)
-    task = partial(_summarize_row, run, kind, by)
-    found: list[Group] = []
-    for done, row_groups in enumerate((executor.map if executor else map)(task, rows), 1):
-        found += row_groups
-        if progress:
-            progress(done, len(rows))
-    if not found:
-        names = ", ".join(run.names)
-        raise ValueError(f"cannot summarise {names}: no gradient in {len(rows)} {kind} rows")
-    return found
-
-
-def _summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
-    stream, names = run.stream(kind), run.names
-    present = stream.present[row]
-    kinds = {parameter.dtype for parameter in stream.parameters if parameter.name in names}
-    found: dict[str, Summary] = {}
-    for index, parameter in enumerate(stream.parameters):
-        if parameter.name not in names or not present[index] or not parameter.numel:
-            continue
-        grad = stream.read(row, parameter.name).to(run.device)
-        if by != "parameter" and len(kinds) > 1:
-            grad = grad.float()  # summaries of one grid add
-        summary = summarize(grad, fraction=stream.sampling_fraction)
-        group = {"model": "model", "module-type": parameter.module_type}.get(by, parameter.name)
-        found[group] = found[group] + summary if group in found else summary
-    step = int(stream.steps[row])
-    return [Group(step, name, summary) for name, summary in found.items()]
-
-
-def fit(
-    run: Run,
-    *,
-    by: str = "model",
-    families: Iterable[str | type[Family]] = FAMILIES,
-    ratios: Sequence[float] = RATIOS,
-    method: str = "mle",
-    executor: Executor | None = None,
-) -> Any:
-    """Fit families to every selected row: one line a step, group, family and ratio.
-
-    Args:
-        run: an open run.
-        by: "model", "module-type" or "parameter".
-        families: names or classes.
-        ratios: target ratios, each in (0, 1].
-        method: "mle" or "moments".
-        executor: any `concurrent.futures.Executor`.
-
-    Returns:
-        A pandas DataFrame with the columns of `gradstats.fitting.fit_rows`, step and group.
-    """
-    chosen = [family(each) if isinstance(each, str) else each for each in families]
-    found = groups(run, by=by, executor=executor)
-    return fit_table(found, families=chosen, ratios=ratios, method=method)
-
-
-def fit_table(found: Sequence[Group], *, progress: Progress | None = None, **settings: Any) -> Any:
-    """The table of `fit` from groups that are there; settings are those of `fit_rows`."""
-    return _table(found, partial(fit_rows, **settings), progress)
-
-
-def threshold_table(
-    found: Sequence[Group], *, ratios: Sequence[float] = RATIOS, stages: Sequence[int] = STAGES
-) -> Any:
-    """SIDCo's thresholds: one line a step, group, variant, number of stages and ratio."""
-    return _table(found, partial(threshold_rows, ratios=ratios, stages=stages))
-
-
-def _table(
-    found: Sequence[Group],
-    rows: Callable[[Summary], Iterable[dict[str, Any]]],
-    progress: Progress | None = None,
-) -> Any:
-    lines: list[dict[str, Any]] = []
-    for done, group in enumerate(found, 1):
-        lines += [{"step": group.step, "group": group.name, **row} for row in rows(group.summary)]
-        if progress:
-            progress(done, len(found))
-    return extras.load("pandas").DataFrame(lines)

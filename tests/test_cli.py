@@ -52,7 +52,12 @@ def test_fit_prints_and_writes_what_the_function_gives(call, small_run, out):
     run = gradstats.open(small_run, steps=(0, 150, 1))
     settings = {"families": ["laplace", "dgamma"], "ratios": [0.1, 0.01], "method": "moments"}
     expected = gradstats.fit(run, by="module-type", **settings)
-    pandas.testing.assert_frame_equal(pandas.read_parquet(out / "fits.parquet"), expected)
+    written = pandas.read_parquet(out / "fits.parquet")
+    pandas.testing.assert_frame_equal(written, expected[written.columns])
+    assert set(expected.columns.difference(written.columns)) == {"shape_spread", "scale_spread"}
+    told = json.loads((out / "fit.json").read_text())
+    assert set(told["laws"]) == {"Embedding", "Linear"}
+    assert not (out / "parts").exists()
     assert set(pandas.read_parquet(out / "thresholds.parquet")["target_ratio"]) == {0.1, 0.01}
     for word in ("Embedding: laws", "Linear: laws", "dgamma", "k̂/k at 0.01", "SIDCo"):
         assert word in shown
@@ -62,7 +67,7 @@ def test_fits_that_fail_are_counted_on_stderr(call, run_writer, tmp_path):
     path = run_writer(tmp_path / "z.zarr", {0: {"w": torch.zeros(2_000)}})
     code, shown, err = call("fit", path, "--ratios", "0.1")
     assert code == 0
-    assert "warning: 4 of 4 rows could not be fitted" in err
+    assert "warning: 8 of 8 rows could not be fitted" in err
     assert "no finite non-zero magnitude among 2000 elements" in shown
     assert f"tables: {tmp_path / 'z.results'}" in err
 

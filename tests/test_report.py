@@ -109,7 +109,10 @@ def test_the_first_screen_says_what_where_and_what_to_do(reported):
     for fact in ("Tiny", "8,064 elements", "local", "0–219", "220 of 2,000 elements", "cpu"):
         assert fact in first
     assert re.search(r"Use ef\(|Do not compress|No advice", first)
-    assert re.search(r"(laplace|dgamma|dgenpareto) fits best", first)
+    assert re.search(
+        r"(laplace|dgamma|dgenpareto|gennorm|dweibull|t|lognorm) describes the gradients best",
+        first,
+    )
     assert re.search(
         r"k̂/k at 0.1, on gradients without feedback.*SIDCo-E \d.*SIDCo-GP \d.*SIDCo-P \d", first
     )

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas
 
-from gradstats.reporting.tables import best_law, ranking
+from gradstats.reporting.laws import best_law
+from gradstats.reporting.tables import ranking
 
 COLUMNS = [
     "compressor",

@@ -44,7 +44,7 @@ def advice(ranked: Table, network: Network) -> str:
 
 
 def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
-    """The law that fits best and how well SIDCo's thresholds hit the smallest ratio."""
+    """The law that ranks first and how well SIDCo's thresholds hit the smallest ratio."""
     if not len(laws):
         return "No law could be fitted."
     best = laws.iloc[0]
@@ -56,18 +56,24 @@ def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
         for stages in [max(rows["stages"])]
     )
     return (
-        f"{best['family']} fits best (Kolmogorov-Smirnov distance {best['ks']:.3f}"
-        f"{_runner_up(laws)}). "
+        f"{best['family']} describes the gradients best: {_scores(best)}{_runner_up(laws)}. "
         f"SIDCo's k̂/k at {ratio:g}, on gradients without feedback, with one → "
         f"{max(rows['stages'])} stages: {quality}."
     )
+
+
+def _scores(law: Any) -> str:
+    """What the two scores that rank a law mean, in words."""
+    off = f"its thresholds keep {math.expm1(law['tail']):.0%} too many or too few"
+    return f"{off}, and it loses {law['transfer']:.2g} nats an element to the best on the next row"
 
 
 def _runner_up(laws: Table) -> str:
     if len(laws) < 2:
         return ""
     second = laws.iloc[1]
-    return f", next {second['family']} at {second['ks']:.3f}"
+    scores = f"{math.expm1(second['tail']):.0%} and {second['transfer']:.2g} nats"
+    return f" (next, {second['family']}: {scores})"
 
 
 def _ms(seconds: float) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from gradstats.network import Network
 from gradstats.reporting.advice import advice, law_sentence
-from gradstats.reporting.tables import best_law, ranking
+from gradstats.reporting.laws import best_law
+from gradstats.reporting.tables import ranking
 
 Table = Any
 

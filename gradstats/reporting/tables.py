@@ -127,35 +127,6 @@ def timing_table(rows: list[dict[str, Any]]) -> Table:
     return table.assign(encode_over_topk=table["encode_seconds"] / topk)
 
 
-def best_law(fits: Table) -> Table:
-    """Families by median Kolmogorov-Smirnov distance, best first, with k̂/k at each ratio."""
-    good = fits[fits["status"] == "ok"]
-    once = good.drop_duplicates(["step", "group", "family"])
-    scores = once.groupby("family")[["ks", "log_likelihood", "shape", "scale"]].median()
-    tails = by_ratio(good, ["family"]).set_index("family")
-    return scores.join(tails).sort_values("ks").reset_index()
-
-
-def by_ratio(rows: Table, keys: list[str]) -> Table:
-    """Median k̂/k with a column a ratio, the largest first, and a line for each of `keys`."""
-    pivot = rows.pivot_table("khat_over_k", keys, "target_ratio", "median")
-    return pivot[sorted(pivot.columns, reverse=True)].reset_index()
-
-
-def best_by_group(fits: Table) -> Table:
-    """The best law of every group, with its median parameters and k̂/k at each ratio."""
-    pandas = extras.load("pandas")
-    best = [
-        best_law(rows).head(1).assign(group=group)
-        for group, rows in fits.groupby("group", sort=False)
-        if (rows["status"] == "ok").any()
-    ]
-    if not best:
-        return pandas.DataFrame({"group": [], "family": []})
-    table = pandas.concat(best, ignore_index=True)
-    return table[["group", *table.columns.drop("group")]]
-
-
 def break_even(line: dict[str, Any], dense: dict[str, Any], network: Network) -> float:
     """Bytes a second below which an exchange is faster than the dense one, 0 if it never is."""
     seconds, volume = _parts(line, network)

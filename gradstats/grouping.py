@@ -1,0 +1,237 @@
+"""Summaries of a run, by groups of parameters: tasks that open the store themselves."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import accumulate
+from multiprocessing import get_context
+from operator import add
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors import Compressor, ErrorFeedback
+from gradstats.replaying import compensated
+from gradstats.runs import Run
+from gradstats.store import Parameter, StoreFormatError
+from gradstats.summary import Summary, summarize, summarize_segments
+
+GROUPINGS = ("model", "module-type", "parameter")
+NOTHING = summarize(torch.zeros(0))
+AHEAD = 16  # tasks whose results may wait to be read
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The summary of one group of parameters at one step.
+
+    Attributes:
+        step: optimizer step.
+        name: "model", a module type, a parameter, or what the regular expression captured.
+        summary: of its elements; of none where there is no gradient.
+        status: "ok", or why there is no gradient.
+    """
+
+    step: int
+    name: str
+    summary: Summary
+    status: str = "ok"
+
+
+def group_of(by: str) -> Callable[[Parameter], str | None]:
+    """The group that a parameter belongs to; None for none.
+
+    Args:
+        by: "model", "module-type", "parameter", or a regular expression that is searched for in
+            parameter names: its first group, or the whole match, names the group.
+
+    Raises:
+        ValueError: not a regular expression.
+    """
+    known: dict[str, Callable[[Parameter], str | None]] = {
+        "model": lambda parameter: "model",
+        "module-type": lambda parameter: parameter.module_type or "unknown",
+        "parameter": lambda parameter: parameter.name,
+    }
+    if by in known:
+        return known[by]
+    try:
+        pattern = re.compile(by)
+    except re.error as error:
+        rule = f"one of {', '.join(GROUPINGS)} or a regular expression"
+        raise ValueError(f"by must be {rule}, got {by!r}: {error}") from error
+
+    def captured(parameter: Parameter) -> str | None:
+        found = pattern.search(parameter.name)
+        return found and (found[1] if pattern.groups else found[0])
+
+    return captured
+
+
+def check_by(run: Run, by: str) -> None:
+    """Raise ValueError unless some selected parameter belongs to a group."""
+    key = group_of(by)
+    if not any(key(each) for each in run.store.parameters if each.name in run.names):
+        rule = f"one of {', '.join(GROUPINGS)} or a regular expression found in a parameter's name"
+        raise ValueError(f"by must be {rule}, got {by!r}")
+
+
+def groups(
+    run: Run,
+    *,
+    by: str = "model",
+    kind: str | None = None,
+    first: int = 0,
+    executor: Executor | None = None,
+) -> Iterator[list[Group]]:
+    """Summaries of the selected rows, one list a row, in order; few rows are in memory at a time.
+
+    Args:
+        run: selects parameters and steps.
+        by: see `group_of`.
+        kind: "full" or "track"; default: full rows, tracked ones where there is none.
+        first: how many of the rows to leave out.
+        executor: where the tasks run, one a row; default: here.
+
+    Raises:
+        ValueError: unknown grouping, or nothing to summarise.
+    """
+    check_by(run, by)
+    kind = kind or run.kind
+    task = partial(summarize_row, run, kind, by)
+    return in_order(task, run.rows(kind)[first:], executor)
+
+
+def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
+    """The summaries of one row, in one pass over it.
+
+    A group without a gradient, and every group of a row that cannot be read, says so.
+    """
+    stream, key = run.stream(kind), group_of(by)
+    step = int(stream.steps[row])
+    wanted = [part for part in stream.parameters if part.numel and part.name in run.names]
+    names = [name for name in dict.fromkeys(map(key, wanted)) if name]
+    try:
+        found, missing = _row_groups(run, kind, by, row), f"no gradient at step {step}"
+    except StoreFormatError as error:
+        found, missing = {}, str(error)
+    return [
+        Group(step, name, found[name]) if name in found else Group(step, name, NOTHING, missing)
+        for name in names
+    ]
+
+
+def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
+    stream = run.stream(kind)
+    selected = [
+        part
+        for part, there in zip(stream.parameters, stream.present[row], strict=True)
+        if there and part.name in run.names
+    ]
+    dtypes = dict.fromkeys(part.dtype for part in selected)
+    # the summaries of one grid add
+    joint = None if by == "parameter" else _widest(dtypes)
+    summaries: list[tuple[Parameter, Summary]] = []
+    for dtype in dtypes:
+        flat = stream.read_flat(row, dtype).to(run.device, joint)
+        parts = [part for part in selected if part.dtype == dtype]
+        summaries += _summaries(flat, parts, stream.sampling_fraction)
+    return _joined(by, summaries)
+
+
+def _widest(dtypes: Iterable[str]) -> torch.dtype | None:
+    """The narrowest dtype that holds the values of all."""
+    every = [getattr(torch, dtype) for dtype in dtypes]
+    return reduce(torch.promote_types, every) if every else None
+
+
+def compensated_groups(
+    run: Run, compressor: Compressor, *, by: str = "model", seed: int = 0
+) -> Iterator[list[Group]]:
+    """Summaries of gradient + residual, what a compressor with error feedback gets to see.
+
+    The residual needs consecutive steps, so these are tracked rows where they are there; see
+    `gradstats.jobs.plan`.
+
+    Args:
+        run: selects parameters and steps.
+        compressor: with or without its feedback.
+        by: see `group_of`.
+        seed: of a random method.
+    """
+    check_by(run, by)
+    kind = run.consecutive
+    parts = [part for part in run.stream(kind).parameters if part.name in run.names]
+    offsets = [0, *accumulate(part.numel for part in parts)]
+    fraction = run.stream(kind).sampling_fraction
+    fed = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
+    for step, grad in compensated(run.gradients(kind), fed, seed=seed):
+        found = summarize_segments(grad, offsets, fraction=fraction)
+        pairs = [pair for pair in zip(parts, found, strict=True) if pair[0].numel]
+        yield [Group(step, name, summary) for name, summary in _joined(by, pairs).items()]
+
+
+def _summaries(
+    flat: Tensor, parts: list[Parameter], fraction: float
+) -> Iterator[tuple[Parameter, Summary]]:
+    """Of the parts of a flat gradient; the stretches between them are left out."""
+    bounds = sorted({0, flat.numel(), *(p.offset for p in parts)} | {_end(p) for p in parts})
+    found = dict(zip(bounds, summarize_segments(flat, bounds, fraction=fraction), strict=False))
+    return ((part, found[part.offset]) for part in parts if part.numel)
+
+
+def _end(part: Parameter) -> int:
+    return part.offset + part.numel
+
+
+def _joined(by: str, summaries: Iterable[tuple[Parameter, Summary]]) -> dict[str, Summary]:
+    """The sum of the summaries of each group."""
+    key = group_of(by)
+    found: dict[str, list[Summary]] = {}
+    for parameter, summary in summaries:
+        name = key(parameter)
+        if name:
+            found.setdefault(name, []).append(summary)
+    return {name: reduce(add, parts) for name, parts in found.items()}
+
+
+def in_order(
+    task: Callable[[Item], Result], items: Iterable[Item], executor: Executor | None = None
+) -> Iterator[Result]:
+    """Results in the order of the items, from tasks that run a little ahead of the reader.
+
+    Unlike `Executor.map` it submits only a few tasks before their results are taken, so that
+    neither items nor results pile up.
+    """
+    if executor is None:
+        yield from map(task, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(executor.submit(task, item))
+        if len(waiting) >= AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Executor | None]:
+    """An executor of `jobs` processes with a thread each; None for one, which is this process."""
+    if jobs == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        yield pool
