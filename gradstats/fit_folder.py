@@ -35,8 +35,8 @@ def fit_into(
     Args:
         run: selects parameters and steps.
         settings: what to fit.
-        folder: gets fits, thresholds and reuse `.parquet`, settings.json, and fit.json with
-            the medians. One of other settings is begun anew.
+        folder: gets fits, thresholds, structure and reuse `.parquet`, settings.json, and
+            fit.json with the medians. One of other settings is begun anew.
         executor: any `concurrent.futures.Executor`.
         progress: called with (stage, rows done, rows).
     """

@@ -20,6 +20,7 @@ from gradstats.fitting import (
     Row,
     failed_rows,
     fit_rows,
+    structure_row,
     threshold_rows,
 )
 from gradstats.grouping import Group, compensated_groups, groups, in_order
@@ -27,7 +28,7 @@ from gradstats.runs import Run
 from gradstats.summary import Summary, check_ratio
 
 Progress = Callable[[int, int], None]  # done, of how many
-TABLES = ("fits", "thresholds", "reuse")
+TABLES = ("fits", "thresholds", "structure", "reuse")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class StepFits:
 
     Attributes:
         index: of the row among those selected.
-        rows: by table: fits, thresholds, and reuse (thresholds that have ended).
+        rows: by table: fits, thresholds, structure, and reuse (thresholds that
+            have ended).
         followed: what `fit_steps` needs to go on after this row.
     """
 
@@ -174,6 +176,7 @@ def _group_rows(
     return {
         "fits": fit_rows(group.summary, **common, **more),
         "thresholds": threshold_rows(group.summary, ratios=settings.ratios, stages=STAGES),
+        "structure": [structure_row(group.summary, settings.ratios)],
     }
 
 
@@ -184,7 +187,7 @@ def fit_tables(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Every table of a fit as a pandas DataFrame: fits, thresholds and reuse.
+    """Every table of a fit as a pandas DataFrame: fits, thresholds, structure and reuse.
 
     Args:
         run: selects parameters and steps.

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from gradstats.bootstrap import bootstrap_p_value
+from gradstats.compressibility import best_k_error, decay_row
 from gradstats.families import FAMILIES, Family, FitError
 from gradstats.goodness import (
     ad_distance,
@@ -18,13 +20,15 @@ from gradstats.goodness import (
     tail_error,
     wasserstein,
 )
-from gradstats.summary import Summary, kept_count
+from gradstats.stable import stable_index
+from gradstats.summary import Summary, kept_count, summarize
 from gradstats.thresholds import VARIANTS, sidco_threshold
 from gradstats.uncertainty import standard_errors
 
 Row = dict[str, Any]
 RATIOS = (0.1, 0.01, 0.001)
 STAGES = (1, 2, 3)
+NOTHING = summarize(torch.zeros(0))
 ELEMENTS = "elements"  # the axis of sampling: the elements of one step's gradient
 
 
@@ -53,15 +57,7 @@ def fit_rows(
         `gradstats.goodness`, target_ratio, threshold, khat_over_k, counts, mean, sign_asymmetry,
         notes, and status ("ok" or the reason of the failure).
     """
-    finite = summary.n - summary.nonfinite
-    counted = {
-        "axis": ELEMENTS,
-        "n": summary.n,
-        "zeros": summary.zeros,
-        "nonfinite": summary.nonfinite,
-        "mean": summary.total / finite if finite else math.nan,
-        "sign_asymmetry": sign_asymmetry(summary),
-    }
+    counted = _counted(summary)
     for family in families:
         base = {**counted, "family": family.name, "method": method}
         try:
@@ -76,6 +72,19 @@ def fit_rows(
             yield {**base, **NOT_FITTED, **scored, **tail, "status": status}
 
 
+def _counted(summary: Summary) -> Row:
+    """What every row tells of its sample, whose axis it names."""
+    finite = summary.n - summary.nonfinite
+    return {
+        "axis": ELEMENTS,
+        "n": summary.n,
+        "zeros": summary.zeros,
+        "nonfinite": summary.nonfinite,
+        "mean": summary.total / finite if finite else math.nan,
+        "sign_asymmetry": sign_asymmetry(summary),
+    }
+
+
 def failed_rows(
     reason: str,
     *,
@@ -84,8 +93,7 @@ def failed_rows(
     method: str = "mle",
 ) -> Iterator[Row]:
     """The rows of `fit_rows` where there is no gradient to fit, with the reason."""
-    counted = {"axis": ELEMENTS, "n": 0, "zeros": 0, "nonfinite": 0}
-    counted |= {"mean": math.nan, "sign_asymmetry": math.nan}
+    counted = _counted(NOTHING)
     for family in families:
         for ratio in ratios:
             tail = {"target_ratio": ratio, "threshold": math.nan, "khat_over_k": math.nan}
@@ -174,6 +182,27 @@ def sign_asymmetry(summary: Summary) -> float:
         return math.nan
     difference = int(summary.positive.sum()) - int(summary.negative.sum())
     return difference / summary.nonzero
+
+
+def structure_row(summary: Summary, ratios: Sequence[float] = RATIOS) -> Row:
+    """One row of what needs no law: moments, symmetry, tail index, decay and best-k errors.
+
+    Args:
+        summary: of the gradient or of a part of it.
+        ratios: at which the error of keeping the k largest is told, a column each.
+
+    Returns:
+        axis, n, zeros, nonfinite, mean, mean_abs, max_abs, sign_asymmetry, stable_index, the
+        columns of `gradstats.compressibility.decay_row`, and best_k_error_RATIO.
+    """
+    return {
+        **_counted(summary),
+        "mean_abs": summary.moments().mean,
+        "max_abs": summary.max_abs,
+        "stable_index": stable_index(summary),
+        **decay_row(summary),
+        **{f"best_k_error_{ratio:g}": best_k_error(summary, ratio) for ratio in ratios},
+    }
 
 
 def threshold_rows(

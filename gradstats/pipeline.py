@@ -111,6 +111,7 @@ def _fit(run: Run, results: Results, by: str, tell: Progress) -> Summary | None:
     results.keep("fits_by_part", with_spread(parts["fits"]))
     for name in ("thresholds", "reuse"):
         results.keep(name, model[name])
+    results.keep("structure", parts["structure"])
     ((last,),) = groups(run, first=len(run.rows(run.kind)) - 1)
     return last.summary if last.status == "ok" else None
 
@@ -236,6 +237,14 @@ def _page(
                 "SIDCo thresholds on whole gradients",
                 "Median k̂/k by number of stages (fixed), without error feedback.",
                 law_tables.by_ratio(thresholds, ["variant", "stages"]),
+            ),
+            (
+                "Compressibility",
+                "Medians over rows. Sorted magnitudes fall as rank^-p; SIDCo assumes a power law "
+                "with p > 1/2. power_law: share of rows where the line is straight. stable_index: "
+                "α of McCulloch, 2 for a normal middle, 1 for Cauchy's. best_k_error: ‖g - top k‖ "
+                "over ‖g‖, of the part.",
+                law_tables.structure_table(results.table("structure")),
             ),
             (
                 "Reuse of thresholds",

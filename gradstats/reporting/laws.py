@@ -108,3 +108,16 @@ def reuse_table(reuse: Table) -> Table:
         still_holds=("still_holds", "mean"),
     )
     return table.reset_index()
+
+
+def structure_table(structure: Table) -> Table:
+    """Medians over steps of each group's tail index, decay and best-k errors."""
+    if not len(structure):
+        return structure
+    errors = [name for name in structure if name.startswith("best_k_error")]
+    columns = ["sign_asymmetry", "stable_index", "decay_exponent", *errors]
+    by_group = structure.groupby("group", sort=False)
+    table = by_group[columns].median()
+    straight = structure.assign(power_law=structure["power_law"].astype("float"))
+    table.insert(3, "power_law", straight.groupby("group", sort=False)["power_law"].mean())
+    return table.reset_index()
