@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradstats.families import Family, Laplace
+from gradstats.families import DWeibull, Family, Laplace
 from gradstats.summary import summarize
 from gradstats.testing import check_family
 
@@ -69,6 +69,28 @@ class OwnRandomness(Laplace):
         return super().rvs(size, np.random.default_rng())
 
 
+@dataclass(frozen=True)
+class PowerLawInWords(Laplace):
+    @property
+    def tail_index(self):
+        return 3.0
+
+
+@dataclass(frozen=True)
+class BoundsOfAnother(Laplace):
+    bounds = {"shape": (0.1, 5.0)}
+
+
+@dataclass(frozen=True)
+class SilentAtItsBound(DWeibull):
+    at_bound = ()
+
+
+@dataclass(frozen=True)
+class OutOfItsBounds(DWeibull):
+    bounds = {"shape": (3.0, 5.0)}
+
+
 @dataclass
 class Mutable(Family):
     scale: float
@@ -77,6 +99,18 @@ class Mutable(Family):
     logpdf, log_kept, threshold, scipy = (
         getattr(Laplace, method) for method in ("logpdf", "log_kept", "threshold", "scipy")
     )
+
+
+@pytest.mark.parametrize(
+    ("cheat", "promise"),
+    [
+        (SilentAtItsBound, "at the end of its search is at_bound"),
+        (OutOfItsBounds, "lie in the bounds of its search"),
+    ],
+)
+def test_the_suite_rejects_a_shape(cheat, promise):
+    with pytest.raises(AssertionError, match=promise):
+        check_family(cheat(1.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +126,8 @@ class Mutable(Family):
         (Credulous, "raises FitError without a magnitude"),
         (OwnRandomness, "depends on the generator alone"),
         (Mutable, "parameters are frozen"),
+        (PowerLawInWords, "tail_index is the power"),
+        (BoundsOfAnother, "bounds are of its parameters"),
     ],
 )
 def test_the_suite_rejects(cheat, promise):
