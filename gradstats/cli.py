@@ -21,6 +21,7 @@ from gradstats.options import (
     Seed,
     Specs,
     Steps,
+    check_axis,
     check_counts,
     check_device,
     check_network,
@@ -38,6 +39,7 @@ from gradstats.printing import (
     print_fits,
     print_info,
     print_methods,
+    print_series,
     remark,
     say,
 )
@@ -171,6 +173,9 @@ def fit(
     parameters: Parameters = "*",
     steps: Steps = "::",
     ratios: Ratios = "0.1,0.01,0.001",
+    axis: Annotated[
+        str, typer.Option(help="elements: one step's vector; steps: one element over steps.")
+    ] = "elements",
     compensated: Annotated[
         str, typer.Option(metavar="SPEC", help="Fit what this compressor gets with feedback.")
     ] = "",
@@ -184,13 +189,14 @@ def fit(
     """Fit distributions and derive SIDCo thresholds; an interrupted fit goes on where it was."""
     from gradstats import extras, runs
     from gradstats.families import FAMILIES
-    from gradstats.fit_folder import fit_into
+    from gradstats.fit_folder import fit_into, series_into
     from gradstats.fits import fit_settings
     from gradstats.grouping import workers
     from gradstats.results import results_folder
 
     for module in ("pandas", "pyarrow", "statsmodels"):
         extras.load(module)  # what is missing is said before the work
+    check_axis(axis)
     check_counts(jobs, bootstrap)
     wanted = parse_ratios(ratios)
     with usage():
@@ -204,10 +210,14 @@ def fit(
         )
     selection = {"parameters": parameters, "steps": parse_steps(steps), "device": device}
     with _open(run, runs.open, **selection) as opened:
-        folder = out or results_folder(opened) / "fit"
+        over_elements = axis == "elements"
+        folder = out or results_folder(opened) / ("fit" if over_elements else "over-steps")
         with bar() as advance, workers(jobs) as executor, usage():
-            fit_into(opened, settings, folder, executor=executor, progress=advance)
-    print_fits(folder)
+            if over_elements:
+                fit_into(opened, settings, folder, executor=executor, progress=advance)
+            else:
+                series_into(opened, folder, executor=executor, progress=advance)
+    (print_fits if over_elements else print_series)(folder)
     remark(f"tables: {folder}")
 
 

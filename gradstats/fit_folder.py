@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradstats import extras
 from gradstats.evolution import Reuse
 from gradstats.fits import TABLES, FitSettings, StepFits, fit_steps, rows_to_fit
+from gradstats.over_steps import over_steps, rank_table
 from gradstats.reporting.laws import best_law, reuse_table
 from gradstats.results import run_settings
 from gradstats.runs import Run
@@ -35,8 +37,8 @@ def fit_into(
     Args:
         run: selects parameters and steps.
         settings: what to fit.
-        folder: gets fits, thresholds, structure and reuse `.parquet`, settings.json, and
-            fit.json with the medians. One of other settings is begun anew.
+        folder: gets fits, thresholds, structure, reuse and ranks `.parquet`, settings.json,
+            and fit.json with the medians. One of other settings is begun anew.
         executor: any `concurrent.futures.Executor`.
         progress: called with (stage, rows done, rows).
     """
@@ -57,8 +59,21 @@ def fit_into(
     _write_tables(parts, "open", {"reuse": [Reuse(**each).row for each in still]})
     for name in TABLES:
         _join(parts, folder, name)
+    ranks = rank_table(run, executor=executor)
+    ranks.to_parquet(folder / "ranks.parquet", index=False)
     _write_json(folder / "fit.json", {"settings": written, **_medians(folder)})
     shutil.rmtree(parts)
+
+
+def series_into(
+    run: Run, folder: Path, *, executor: Executor | None = None, progress: Progress | None = None
+) -> None:
+    """The steps axis into `series.parquet`: every tracked element over the steps."""
+    told = partial(progress, "over steps") if progress else None
+    table = over_steps(run, executor=executor, progress=told)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "series.parquet", index=False)
+    _write_json(folder / "settings.json", run_settings(run))
 
 
 def _state(folder: Path, parts: Path, written: dict[str, Any]) -> tuple[int, list[Reuse]]:

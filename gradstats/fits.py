@@ -15,6 +15,7 @@ from gradstats.compressors import Compressor, compressor
 from gradstats.evolution import Reuse, new_thresholds, reuse
 from gradstats.families import FAMILIES, Family, family
 from gradstats.fitting import (
+    ELEMENTS,
     RATIOS,
     STAGES,
     Row,
@@ -24,10 +25,12 @@ from gradstats.fitting import (
     threshold_rows,
 )
 from gradstats.grouping import Group, compensated_groups, groups, in_order
+from gradstats.over_steps import over_steps
 from gradstats.runs import Run
 from gradstats.summary import Summary, check_ratio
 
 Progress = Callable[[int, int], None]  # done, of how many
+AXES = (ELEMENTS, "steps")
 TABLES = ("fits", "thresholds", "structure", "reuse")
 
 
@@ -217,6 +220,7 @@ def rows_to_fit(run: Run, settings: FitSettings) -> int:
 def fit(
     run: Run,
     *,
+    axis: str = ELEMENTS,
     executor: Executor | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -225,6 +229,8 @@ def fit(
 
     Args:
         run: an open run.
+        axis: of sampling. "elements": those of one step's vector. "steps": each tracked element
+            over the steps; the table is then that of `gradstats.over_steps.over_steps`.
         executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
         progress: called with (done, of how many).
         **settings: fields of `FitSettings`: by, families (names or classes), ratios, method,
@@ -236,8 +242,15 @@ def fit(
         stands the spread between steps, shape_spread and scale_spread.
 
     Raises:
-        ValueError: unknown grouping, family or method, or a ratio outside (0, 1].
+        ValueError: unknown axis, grouping, family or method, or a ratio outside (0, 1].
     """
+    if axis not in AXES:
+        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+    if axis != ELEMENTS:
+        if settings:
+            given = ", ".join(settings)
+            raise ValueError(f"axis {axis!r} must come without {given}: no law is fitted over it")
+        return over_steps(run, executor=executor, progress=progress)
     tables = fit_tables(run, fit_settings(**settings), executor=executor, progress=progress)
     return with_spread(tables["fits"])
 

@@ -39,6 +39,14 @@ def usage() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
+def check_axis(axis: str) -> None:
+    """Refuse an unknown axis of sampling."""
+    from gradstats.fits import AXES
+
+    if axis not in AXES:
+        raise typer.BadParameter(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+
+
 def check_counts(jobs: int, bootstrap: int) -> None:
     """Refuse a number of processes or of replicates that nothing can be done with."""
     if jobs < 1:

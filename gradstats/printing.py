@@ -99,6 +99,19 @@ def ratios_of(rows: Any) -> list[float]:
     return sorted(rows["target_ratio"].unique(), reverse=True)
 
 
+def print_series(folder: Path) -> None:
+    """Print the medians of every parameter's elements over the steps."""
+    from gradstats.fit_folder import read_table
+
+    series = read_table(folder, "series")
+    columns = ["mean", "variance", "snr", "tail_index", "autocorrelation", "zeros"]
+    by_parameter = series.groupby("parameter", sort=False)
+    table = by_parameter[columns].median()
+    table.insert(0, "elements", by_parameter.size())
+    title = f"Elements over {int(series['n'].max())} steps: medians over tracked elements"
+    print_table(title, table.reset_index())
+
+
 def print_methods(methods: Any) -> None:
     """Print one line a method."""
     columns = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]

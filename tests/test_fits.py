@@ -182,3 +182,31 @@ def test_other_settings_begin_anew(small_run, tmp_path):
     fit_into(run, other, tmp_path)
     assert set(read_table(tmp_path, "fits")["family"]) == {"normal"}
     assert len(read_table(tmp_path, "fits")) == 40
+
+
+def test_the_axis_is_named_and_steps_are_not_fitted(run):
+    assert set(gradstats.fit(run, families=["laplace"], ratios=[0.1])["axis"]) == {"elements"}
+    table = gradstats.fit(run, axis="steps")
+    assert set(table["axis"]) == {"steps"}
+    assert len(table) == 2_000
+    with pytest.raises(ValueError, match="axis must be one of elements, steps, got 'time'"):
+        gradstats.fit(run, axis="time")
+    with pytest.raises(ValueError, match="axis 'steps' must come without families"):
+        gradstats.fit(run, axis="steps", families=["laplace"])
+
+
+def test_the_command_writes_both_axes(call, small_run, tmp_path):
+    code, shown, err = call("fit", small_run, "--axis", "steps", "--out", tmp_path / "s")
+    assert (code, err) == (0, f"tables: {tmp_path / 's'}")
+    assert "Elements over 220 steps" in shown
+    assert len(read_table(tmp_path / "s", "series")) == 2_000
+    words = ("fit", small_run, "--families", "laplace", "--ratios", "0.1", "--jobs", "2")
+    code, shown, _ = call(*words, "--out", tmp_path / "e")
+    assert code == 0
+    assert set(read_table(tmp_path / "e", "ranks")["status"]) == {"ok"}
+    assert len(read_table(tmp_path / "e", "structure")) == 3
+    for option, value in (("axis", "time"), ("jobs", "0"), ("bootstrap", "-1")):
+        code, _, err = call("fit", small_run, f"--{option}", value)
+        assert code == 2
+        assert f"{option} must be" in err
+        assert value in err

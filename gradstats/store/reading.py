@@ -142,13 +142,16 @@ class Stream:
         flat = self._read_flat(index, p.dtype, quantity, p.offset, p.offset + p.numel)
         return flat.reshape(p.shape) if self.kind == "full" else flat
 
-    def read_flat(self, row: int, dtype: str) -> torch.Tensor:
-        """All elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
+    def read_flat(
+        self, row: int, dtype: str, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
+        """Elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
 
         Raises:
             StoreFormatError: a chunk of the row is missing or damaged.
         """
-        return self._read_flat(row, dtype, "grad", 0, widths(self.parameters)[dtype])
+        width = widths(self.parameters)[dtype]
+        return self._read_flat(row, dtype, "grad", start, width if stop is None else stop)
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Iterate over (step, whole row)."""

@@ -1,0 +1,80 @@
+"""Effective ranks against singular values, and their table over training."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import gradstats
+from gradstats.over_steps import rank_table
+from gradstats.ranks import effective_rank
+
+
+def expected(matrix):
+    sigma = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
+    share, energy = sigma / sigma.sum(), sigma**2 / (sigma**2).sum()
+    share = share[share > 0]
+    needed = [int(np.argmax(np.cumsum(energy) >= part - 1e-12)) + 1 for part in (0.9, 0.99)]
+    return [1 / energy[0], math.exp(-(share * np.log(share)).sum()), *needed, len(sigma)]
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20), (7, 7), (2, 500)])
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+def test_ranks_are_those_of_the_singular_values(shape, unit):
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape, generator=rng) @ torch.diag(torch.linspace(1, 0.01, shape[1]) ** 2)
+    found = effective_rank(matrix * unit)
+    values = [found.stable_rank, found.entropy_rank, found.r90, found.r99, found.full]
+    assert values == pytest.approx(expected(matrix * unit), rel=1e-4)
+
+
+def test_known_ranks():
+    rng = torch.Generator().manual_seed(1)
+    one = torch.randn(9, 1, generator=rng) @ torch.randn(1, 12, generator=rng)
+    found = effective_rank(one)
+    assert (found.stable_rank, found.r90, found.r99) == pytest.approx((1, 1, 1), rel=1e-6)
+    assert found.entropy_rank == pytest.approx(1, abs=1e-4)  # noise of float32 in the others
+    convolution = torch.randn(8, 3, 3, 3, generator=rng)
+    assert effective_rank(convolution) == effective_rank(convolution.reshape(8, 27))
+    assert effective_rank(convolution.bfloat16()).full == 8
+
+
+@pytest.mark.parametrize(
+    ("grad", "message"),
+    [
+        (torch.ones(5), r"must be a matrix .*got \(5,\)"),
+        (torch.ones(1, 5), r"must be a matrix .*got \(1, 5\)"),
+        (torch.ones(5, 1), r"must be a matrix .*got \(5, 1\)"),
+        (torch.zeros(3, 4), r"rank of a \(3, 4\) gradient: every element is zero"),
+        (torch.full((3, 4), torch.nan), "an element is NaN or inf"),
+        (torch.full((3, 4), torch.inf), "an element is NaN or inf"),
+    ],
+)
+def test_what_has_no_rank_is_named(grad, message):
+    with pytest.raises(ValueError, match=message):
+        effective_rank(grad)
+
+
+def test_a_line_a_matrix_and_row(small_run, gradients_of):
+    run = gradstats.open(small_run)
+    table = rank_table(run)
+    assert table["parameter"].tolist() == ["embed.weight", "fc.weight", "head.weight"] * 3
+    assert set(table["status"]) == {"ok"}
+    line = table[(table["step"] == 100) & (table["parameter"] == "fc.weight")].iloc[0]
+    exact = expected(gradients_of(100)["fc.weight"])
+    assert line[["stable_rank", "entropy_rank", "r90", "r99", "full"]].tolist() == pytest.approx(
+        exact, rel=1e-4
+    )
+    assert rank_table(run, most_rows=2)["step"].unique().tolist() == [0, 200]
+
+
+def test_a_matrix_without_a_gradient_has_a_status(run_writer, tmp_path):
+    grads = {0: {"w": torch.zeros(3, 4), "v": torch.ones(3, 3)}, 1: {"w": torch.eye(3, 4)}}
+    table = rank_table(gradstats.open(run_writer(tmp_path / "s.zarr", grads)))
+    status = {(row["step"], row["parameter"]): row["status"] for row in table.to_dict("records")}
+    assert "every element is zero" in status[0, "w"]
+    assert "it had none at row 1" in status[1, "v"]
+    assert status[0, "v"] == status[1, "w"] == "ok"
+    vectors = gradstats.open(run_writer(tmp_path / "v.zarr", {0: {"b": torch.ones(3)}}))
+    assert len(rank_table(vectors)) == 0
