@@ -29,7 +29,7 @@ RATIO = st.floats(0, 1, exclude_min=True)
 PLAIN = st.one_of(
     st.sampled_from([NoCompression(), BF16()]),
     *(st.builds(each, RATIO) for each in (TopK, RandomK, HardThreshold, RedSync, GaussianK)),
-    st.builds(DGC, RATIO, st.floats(0, 1)),
+    st.builds(DGC, RATIO, RATIO),
     st.builds(
         SIDCo,
         RATIO,
