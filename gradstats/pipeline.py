@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from gradstats import extras
-from gradstats.compressors import COMPRESSORS, Compressor
-from gradstats.fits import FitSettings, fit_tables, with_spread
+from gradstats.compressors import COMPRESSORS, Compressor, compressor
+from gradstats.fits import TABLES, FitSettings, fit_steps, fit_tables, with_spread
 from gradstats.fitting import RATIOS
 from gradstats.grouping import groups
 from gradstats.jobs import (
@@ -24,11 +25,12 @@ from gradstats.jobs import (
     timing_rows,
 )
 from gradstats.network import Network
+from gradstats.over_steps import over_steps, rank_table
 from gradstats.reporting import laws as law_tables
 from gradstats.reporting import tables
 from gradstats.reporting.advice import advice, law_sentence
-from gradstats.reporting.figures import draw, figures
-from gradstats.reporting.page import Page, render
+from gradstats.reporting.page import Page, Section, render
+from gradstats.reporting.sections import draw, sections
 from gradstats.results import Results, results_folder, run_settings
 from gradstats.runs import Run
 from gradstats.summary import Summary
@@ -36,6 +38,12 @@ from gradstats.summary import Summary
 Table = Any
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
 FIRST_BATCH_SECONDS = 10.0
+FIT_SHARE = 0.2  # of the budget, for the laws of compensated gradients
+MOST_FITTED_ROWS = 16  # compensated ones
+MOST_RANKED_ROWS = 8
+COMPENSATED = "topk(0.01)"
+KEPT = [*TABLES, "fits_by_part", "fits_compensated", "ranks", "series"]
+KEPT += ["replay", "methods", "timings"]
 
 
 def report(
@@ -82,12 +90,14 @@ def report(
         Path(out) if out else results_folder(run), _settings(run, ratios, compressors, seed)
     )
     last = _fit(run, results, by, tell)
+    _fit_more(run, results, budget, tell)
     _time(run, results, compressors, tell)
     _replay(run, results, compressors, deadline, tell)
     methods = tables.methods_table(results.table("replay"), results.table("timings"), network)
     results.keep("methods", methods)
     tell("draw", 0, 1)
-    page = _page(run, results, network, _draw(results, last))
+    kept = {name: results.table(name) for name in KEPT}
+    page = _page(run, results, network, _drawn(results, last, kept))
     path = results.folder / "report.html"
     path.write_text(render(page), encoding="utf-8")
     return path
@@ -116,6 +126,35 @@ def _fit(run: Run, results: Results, by: str, tell: Progress) -> Summary | None:
     return last.summary if last.status == "ok" else None
 
 
+def _fit_more(run: Run, results: Results, budget: float, tell: Progress) -> None:
+    """Keep the tables of ranks, of elements over the steps, and of compensated gradients."""
+    told = partial(tell, "ranks")
+    results.keep("ranks", rank_table(run, most_rows=MOST_RANKED_ROWS, progress=told))
+    tracked = len(run.rows("track"))
+    if tracked > 1:
+        results.keep("series", over_steps(run, progress=partial(tell, "over steps")))
+    try:
+        total = len(run.rows(run.consecutive))
+    except ValueError as error:
+        results.skipped.append(f"No laws of compensated gradients: {error}.")
+        return
+    settings = FitSettings(
+        ratios=tuple(results.settings["ratios"]),
+        compensated=compressor(COMPENSATED),
+        stride=-(-total // MOST_FITTED_ROWS),
+    )
+    deadline, rows = time.monotonic() + FIT_SHARE * budget, []
+    for step in fit_steps(run, settings):
+        rows += step.rows["fits"]
+        tell("fit compensated", step.index + 1, total)
+        if time.monotonic() > deadline and step.index + 1 < total:
+            fact = f"{step.index + 1:,} of {total:,} rows"
+            results.skipped.append(f"Compensated in part, {fact}, its share was spent.")
+            break
+    if rows:
+        results.keep("fits_compensated", extras.load("pandas").DataFrame(rows))
+
+
 def _time(
     run: Run, results: Results, compressors: Sequence[str | Compressor], tell: Progress
 ) -> None:
@@ -127,11 +166,15 @@ def _time(
     results.keep("timings", tables.timing_table(rows))
 
 
-def _draw(results: Results, last: Summary | None) -> list[tuple[str, str, bytes]]:
-    kept = [results.table(name) for name in ("fits", "replay", "methods", "timings")]
+def _drawn(results: Results, last: Summary | None, tables: dict[str, Table]) -> list[Section]:
+    """The sections with their figures drawn into the folder."""
+    folder = results.folder / "figures"
     return [
-        (name, caption, draw(name, drawing, results.folder / "figures"))
-        for name, caption, drawing in figures(last, *kept)
+        replace(
+            section,
+            figures=[(name, text, draw(name, how, folder)) for name, text, how in section.figures],
+        )
+        for section in sections(last, tables)
     ]
 
 
@@ -196,12 +239,10 @@ def _page(
     run: Run,
     results: Results,
     network: Network,
-    drawn: list[tuple[str, str, bytes]],
+    drawn: list[Section],
 ) -> Page:
     ratios = results.settings["ratios"]
-    fits, part_fits, thresholds, methods = (
-        results.table(name) for name in ("fits", "fits_by_part", "thresholds", "methods")
-    )
+    fits, thresholds, methods = (results.table(name) for name in ("fits", "thresholds", "methods"))
     ranked = tables.ranking(methods)
     laws = law_tables.best_law(fits)
     return Page(
@@ -218,56 +259,10 @@ def _page(
             "Grey: error feedback has not settled, so not ranked."
         ),
         caveats=_caveats(run, results, methods),
-        figures=drawn,
-        tables=[
-            (
-                "Laws over the elements of one step",
-                "Medians over rows. transfer: nats an element lost to the best law on the next "
-                "row, shape kept and scale refitted; tail: median |ln((k̂+½)/(k+½))| over ratios; "
-                "ranked by both. shape_se: standard error as if elements were independent; "
-                "shape_spread: what rows differ by.",
-                laws,
-            ),
-            (
-                "Laws by part",
-                "The best law of each part, ranked in the same way.",
-                law_tables.best_by_group(part_fits),
-            ),
-            (
-                "SIDCo thresholds on whole gradients",
-                "Median k̂/k by number of stages (fixed), without error feedback.",
-                law_tables.by_ratio(thresholds, ["variant", "stages"]),
-            ),
-            (
-                "Compressibility",
-                "Medians over rows. Sorted magnitudes fall as rank^-p; SIDCo assumes a power law "
-                "with p > 1/2. power_law: share of rows where the line is straight. stable_index: "
-                "α of McCulloch, 2 for a normal middle, 1 for Cauchy's. best_k_error: ‖g - top k‖ "
-                "over ‖g‖, of the part.",
-                law_tables.structure_table(results.table("structure")),
-            ),
-            (
-                "Reuse of thresholds",
-                "Steps for which the exact threshold of a row keeps k̂/k within 1 ± 20 % on later "
-                "rows; a lower bound where it still holds at the end.",
-                law_tables.reuse_table(results.table("reuse")),
-            ),
-            (
-                "All methods",
-                "Medians over rows; see methods.parquet. One threshold a parameter on tracked "
-                "elements: most parts then keep one element, and headers weigh.",
-                _shown(methods),
-            ),
-        ],
+        sections=drawn,
         skipped=results.skipped,
         settings={**results.settings, "network": asdict(network)},
     )
-
-
-def _shown(methods: Table) -> Table:
-    columns = ["compressor", "feedback", "granularity", "rows", "steps", "khat_over_k", "miss"]
-    columns += ["error", "error_compensated", "cosine", "bits", "residual_ratio", "settled"]
-    return methods[[*columns, "status"]]
 
 
 def _facts(run: Run, results: Results) -> list[tuple[str, str]]:

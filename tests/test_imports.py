@@ -66,7 +66,7 @@ MAY_IMPORT = {
     ),
     "fit_folder": ("evolution", "fits", "over_steps", "reporting", "results", "runs"),
     "jobs": ("compressors", "fitting", "replaying", "runs"),
-    "plot": ("families", "summary"),
+    "plot": ("compressibility", "evolution", "families", "goodness", "summary"),
     "reporting": ("families", "metrics", "network", "plot", "replaying", "summary"),
     "results": ("runs", "store"),
     "pipeline": (
@@ -76,6 +76,7 @@ MAY_IMPORT = {
         "grouping",
         "jobs",
         "network",
+        "over_steps",
         "reporting",
         "results",
         "runs",

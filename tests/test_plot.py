@@ -1,6 +1,7 @@
 """Figures show the numbers they are given, with few points however long the run."""
 
 import itertools
+import math
 
 import numpy as np
 import pandas
@@ -8,6 +9,8 @@ import pytest
 from matplotlib import pyplot
 
 from gradstats import plot
+from gradstats.compressibility import decay
+from gradstats.evolution import trend
 from gradstats.families import DGamma, Laplace, Normal
 from gradstats.summary import summarize
 
@@ -72,8 +75,37 @@ FITS = pandas.DataFrame(
         "shape": np.nan if family == "laplace" else 0.5 + step / 1000,
         "scale": 1e-3 * (1 + step / 100),
         "target_ratio": ratio,
+        "khat_over_k": 2 * ratio if family == "laplace" else 1 + step / 100,
     }
-    for step, family, ratio in itertools.product((0, 100, 200), ("laplace", "dgamma"), (0.1, 0.01))
+    for step, family, ratio in itertools.product(
+        range(0, 700, 100), ("laplace", "dgamma"), (0.1, 0.01)
+    )
+)
+BEST = pandas.DataFrame(
+    {"step": [0, 0, 1, 1], "group": ["b", "a"] * 2, "family": ["t", "t", "t", "normal"]}
+)
+REUSE = pandas.DataFrame(
+    {
+        "step": step,
+        "target_ratio": ratio,
+        "threshold": ratio * (1 + step),
+        "reusable_steps": step + 1,
+        "ended": -1 if step == 5 else 9,
+    }
+    for step, ratio in itertools.product(range(6), (0.1, 0.01))
+)
+RANKS = pandas.DataFrame(
+    {
+        "step": step,
+        "module_type": "Linear",
+        "stable_rank": rank,
+        "full": 10,
+        "status": "ok" if rank else "all zero",
+    }
+    for step, rank in itertools.product(range(3), (1.0, 2.0, 4.0, math.nan))
+)
+SERIES = pandas.DataFrame(
+    {"module_type": ["Linear"] * 5_000 + ["Conv2d"] * 5, "snr": [*range(5_000), *[1.0] * 5]}
 )
 
 
@@ -83,6 +115,16 @@ def drawings(summary, laws):
     return {
         "density": lambda **ax: plot.density(summary, laws, **ax),
         "survival": lambda **ax: plot.survival(summary, laws, **ax),
+        "qq": lambda **ax: plot.qq(summary, laws, **ax),
+        "sorted_magnitudes": lambda **ax: plot.sorted_magnitudes(summary, **ax),
+        "best_k": lambda **ax: plot.best_k(summary, **ax),
+        "tail_error": lambda **ax: plot.tail_error(FITS, **ax),
+        "winners": lambda **ax: plot.winners(BEST, **ax),
+        "heat": lambda **ax: plot.heat(BEST.assign(shape=[1.0, 2.0, 3.0, 4.0]), "shape", **ax),
+        "thresholds": lambda **ax: plot.thresholds(REUSE, **ax),
+        "reusable": lambda **ax: plot.reusable(REUSE, **ax),
+        "ranks": lambda **ax: plot.ranks(RANKS, **ax),
+        "over_steps": lambda **ax: plot.over_steps(SERIES, "snr", **ax),
         "estimation": lambda **ax: plot.estimation(rows, **ax),
         "error_against_bytes": lambda **ax: plot.error_against_bytes(METHOD_LINES, **ax),
         "overhead": lambda **ax: plot.overhead(METHOD_LINES, **ax),
@@ -105,7 +147,9 @@ def vertices(ax):
     return points
 
 
-NAMES = "density survival estimation error_against_bytes overhead evolution residuals".split()
+NAMES = "density survival qq sorted_magnitudes best_k tail_error".split()
+NAMES += "evolution winners heat thresholds reusable ranks over_steps".split()
+NAMES += "estimation error_against_bytes overhead residuals".split()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,12 +166,9 @@ def test_a_figure_goes_where_it_is_told_or_makes_its_own(drawings, name):
 
 
 def test_every_figure_is_tested():
-    public = {
-        name
-        for name, value in vars(plot).items()
-        if callable(value) and value.__module__ == plot.__name__ and not name.startswith("_")
-    }
-    assert public == set(NAMES)
+    assert sorted(plot.__all__) == sorted(NAMES)
+    for name in plot.__all__:
+        assert getattr(plot, name).__doc__
 
 
 def test_densities_are_those_of_the_laws_and_of_the_magnitudes(summary, laws, sample):
@@ -173,15 +214,86 @@ def test_overhead_bars_and_error_curves_have_the_heights_of_the_table(drawings):
     assert {0.9, 0.99} <= set(np.round(drawn, 6))
 
 
+def test_quantiles_are_those_of_the_laws_and_of_the_data(summary, laws, sample):
+    ax = plot.qq(summary, laws)
+    nonzero = np.sort(np.abs(sample[sample != 0]))
+    for name, law in laws.items():
+        expected, found = curve(ax, name)
+        shares = 2 * law.scipy().sf(expected)
+        np.testing.assert_allclose(shares, np.geomspace(0.99, 2 / len(nonzero), 200), rtol=1e-6)
+        places = np.clip(((1 - shares) * len(nonzero)).astype(int), 0, len(nonzero) - 1)
+        np.testing.assert_allclose(found[:-5], nonzero[places][:-5], rtol=0.05)
+
+
+def test_sorted_magnitudes_and_the_best_k_error_are_those_of_the_sample(summary, sample):
+    nonzero = np.sort(np.abs(sample[sample != 0]))[::-1].astype(np.float64)
+    ranks, heights = curve(plot.sorted_magnitudes(summary), "captured")
+    known = ranks > 20  # one bin a magnitude above
+    expected = nonzero[ranks.astype(int) - 1] / nonzero[0]
+    large = known & (expected > 1e-4)
+    np.testing.assert_allclose(heights[large], expected[large], rtol=0.02)
+    slope = decay(summary).exponent
+    (line,) = (line for line in plot.sorted_magnitudes(summary).lines if line.get_ls() == "--")
+    x, y = np.log(line.get_data())
+    assert -(y[1] - y[0]) / (x[1] - x[0]) == pytest.approx(slope)
+    ratios, errors = plot.best_k(summary).lines[0].get_data()
+    squares = np.append(np.cumsum(nonzero[::-1] ** 2)[::-1], 0.0)
+    kept = np.minimum(np.maximum(1, np.round(ratios * len(sample))), len(nonzero)).astype(int)
+    np.testing.assert_allclose(errors, np.sqrt(squares[kept] / squares[0]), rtol=0.01, atol=1e-6)
+
+
+def test_tail_error_shows_the_median_of_every_family(drawings):
+    drawn = np.concatenate([line.get_ydata() for line in drawings["tail_error"]().lines])
+    for value in (0.2, 0.02, 4.0):
+        assert np.isclose(drawn, value).any()
+
+
 def test_evolution_is_of_shapes_and_of_the_mean_magnitude(drawings):
     ax = drawings["evolution"]()
     steps, relative = curve(ax, "mean |g| / first")
-    assert (list(steps), list(relative)) == ([0, 100, 200], pytest.approx([1, 2, 3]))
-    assert any(
-        np.allclose(line.get_ydata(), [0.5, 0.6, 0.7])
-        for line in ax.lines
-        if len(line.get_ydata()) == 3
+    assert (list(steps), list(relative)) == (
+        list(range(0, 700, 100)),
+        pytest.approx([*range(1, 8)]),
     )
+    _, shapes = curve(ax, "dgamma")
+    np.testing.assert_allclose(shapes, trend(steps, 0.5 + steps / 1000))
+    assert any(np.allclose(line.get_ydata(), 0.5 + steps / 1000) for line in ax.lines[:1])
+
+
+def test_maps_have_a_line_a_group_in_the_order_of_the_table(drawings):
+    codes = drawings["winners"]().collections[0].get_array().reshape(2, 2)
+    assert codes.tolist() == [[0, 0], [0, 1]]  # b: t, t; a: t, normal
+    values = drawings["heat"]().collections[0].get_array().reshape(2, 2)
+    assert values.tolist() == [[1, 3], [2, 4]]
+    rows = BEST.assign(khat_over_k=[1.0, 2.0, 4.0, 0.0])
+    doublings = plot.heat(rows, "khat_over_k").collections[0].get_array().reshape(2, 2)
+    assert doublings.tolist() == [[0, 2], [1, -6]]
+
+
+def test_a_map_of_a_long_run_has_few_columns():
+    steps = range(1_000)
+    rows = pandas.DataFrame({"step": steps, "group": "model", "shape": steps})
+    values = plot.heat(rows, "shape").collections[0].get_array().ravel()
+    assert len(values) == 60
+    assert (values[0], values[-1]) == (0, 999)
+
+
+def test_thresholds_and_how_long_they_last(drawings):
+    dots = drawings["thresholds"]().lines[0].get_ydata()
+    assert list(dots) == pytest.approx([0.01 * (1 + step) for step in range(6)])
+    ended, held = drawings["reusable"]().lines[:2]
+    assert list(ended.get_ydata()) == [1, 2, 3, 4, 5]
+    assert list(held.get_ydata()) == [6]
+
+
+def test_ranks_are_medians_of_what_could_be_ranked(drawings):
+    (line,) = (line for line in drawings["ranks"]().lines if len(line.get_ydata()) == 3)
+    assert list(line.get_ydata()) == pytest.approx([0.2] * 3)
+
+
+def test_elements_over_steps_are_drawn_from_quantiles(drawings):
+    values, shares = curve(drawings["over_steps"](), "Linear (5,000)")
+    np.testing.assert_allclose(values, shares * 4_999)
 
 
 def test_a_long_run_has_no_more_points_than_a_short_one():
@@ -203,5 +315,7 @@ def test_a_long_run_has_no_more_points_than_a_short_one():
 )
 def test_odd_gradients_can_be_drawn(values):
     summary = summarize(np.array(values, np.float32))
-    for draw in (plot.density, plot.survival):
+    for draw in (plot.density, plot.survival, plot.qq):
         draw(summary, {"laplace": Laplace.fit(summary)}).figure.canvas.draw()
+    for draw in (plot.sorted_magnitudes, plot.best_k):
+        draw(summary).figure.canvas.draw()

@@ -86,6 +86,8 @@ def test_the_folder_holds_page_figures_and_tables(reported):
     assert settings["ratios"] == [0.1]
     figures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert {"density", "survival", "estimation-ef", "error-bytes", "overhead"} <= figures
+    assert {"qq", "tail-error", "evolution", "winners", "thresholds", "reusable"} <= figures
+    assert {"sorted", "best-k", "ranks", "compensated-evolution", "snr"} <= figures
     assert figures == {path.stem for path in (folder / "figures").glob("*.pdf")}
 
 

@@ -41,6 +41,8 @@ def scores(fits: Table) -> Table:
 
 def winners(fits: Table) -> Table:
     """The winning family of every step and group, with its scores."""
+    if not (fits["status"] == "ok").any():
+        return extras.load("pandas").DataFrame({"step": [], "group": [], "family": []})
     ordered = scores(fits).sort_values([*STEP, "rank", "transfer"], kind="stable")
     return ordered.drop_duplicates(STEP).reset_index(drop=True)
 

@@ -14,6 +14,21 @@ Table = Any
 
 
 @dataclass(frozen=True)
+class Section:
+    """Figures and tables under one heading.
+
+    Attributes:
+        title: heading.
+        figures: (name, caption, PNG, or what draws it).
+        tables: (note, DataFrame) below them.
+    """
+
+    title: str
+    figures: list[tuple[str, str, Any]]
+    tables: list[tuple[str, Table]]
+
+
+@dataclass(frozen=True)
 class Page:
     """What the page shows, from top to bottom.
 
@@ -25,8 +40,7 @@ class Page:
         ranking: lines of `tables.ranking`.
         ranking_note: how to read the ranking.
         caveats: sentences.
-        figures: (name, caption, PNG).
-        tables: (title, note, DataFrame) below the figures.
+        sections: below the ranking, their figures drawn.
         skipped: what was left out, and why.
         settings: what reproduces the numbers.
     """
@@ -38,8 +52,7 @@ class Page:
     ranking: Table
     ranking_note: str
     caveats: list[str]
-    figures: list[tuple[str, str, bytes]]
-    tables: list[tuple[str, str, Table]]
+    sections: list[Section]
     skipped: list[str]
     settings: dict[str, Any]
 
@@ -55,16 +68,20 @@ def render(page: Page) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": number, "milliseconds": milliseconds}
-    figures = [(name, text, base64.b64encode(png).decode()) for name, text, png in page.figures]
     return str(
         environment.get_template("report.html.j2").render(
             page=page,
-            figures=figures,
             ranking=page.ranking.to_dict("records"),
-            tables=[(title, note, _cells(table)) for title, note, table in page.tables],
+            sections=[_encoded(section) for section in page.sections],
             settings=json.dumps(page.settings, indent=1, default=str),
         )
     )
+
+
+def _encoded(section: Section) -> tuple[str, list[Any], list[Any]]:
+    """Title, figures and tables as the template takes them."""
+    figures = [(name, text, base64.b64encode(png).decode()) for name, text, png in section.figures]
+    return section.title, figures, [(note, _cells(table)) for note, table in section.tables]
 
 
 def _cells(table: Table) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,166 @@
+"""Figures over training: laws, thresholds, ranks, and elements over the steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradstats.evolution import trend
+from gradstats.plot.base import Axes, Table, legend, new_axes, seaborn
+
+MOST_STEPS = 60  # columns of a heat map
+CDF_POINTS = 200
+
+
+def evolution(fits: Table, ax: Axes = None) -> Axes:
+    """Shape parameters over training with LOWESS trends; dashed: mean magnitude over its first.
+
+    Args:
+        fits: rows of `gradstats.fit` of one group.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    once = fits.drop_duplicates(["step", "family"])
+    for name, rows in once[once["shape"].notna()].groupby("family", sort=False):
+        _with_trend(ax, rows, "shape", name)
+    scales = once[(once["family"] == "laplace") & once["scale"].notna()]
+    if len(scales):
+        relative = scales["scale"] / scales["scale"].iloc[0]
+        ax.plot(scales["step"], relative, "k--", label="mean |g| / first")
+    ax.set(xlabel="step", ylabel="shape parameter", title="Fitted parameters over training")
+    legend(ax)
+    return ax
+
+
+def thresholds(reuse: Table, ax: Axes = None) -> Axes:
+    """The exact thresholds of one group over training by ratio, with LOWESS trends.
+
+    Args:
+        reuse: rows of the table "reuse" of `gradstats.fits.fit_tables`, of one group.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    for ratio, rows in reuse.sort_values("step").groupby("target_ratio"):
+        _with_trend(ax, rows, "threshold", f"{ratio:g}")
+    ax.set(yscale="log", xlabel="step", ylabel="threshold", title="Exact thresholds over training")
+    legend(ax, title="ratio")
+    return ax
+
+
+def reusable(reuse: Table, ax: Axes = None) -> Axes:
+    """For how many steps the threshold of a step keeps k̂/k within 1 ± 20 %, by ratio.
+
+    Args:
+        reuse: rows of the table "reuse" of one group; thresholds that still hold at the end are
+            hollow: lower bounds.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    for i, (ratio, rows) in enumerate(reuse.groupby("target_ratio")):
+        held = rows["ended"] < 0
+        look = {"color": f"C{i}", "ls": "", "ms": 5, "alpha": 0.7}
+        ended, bounds = rows[~held], rows[held]
+        ax.plot(ended["step"], ended["reusable_steps"], "o", label=f"{ratio:g}", **look)
+        ax.plot(bounds["step"], bounds["reusable_steps"], "^", mfc="none", **look)
+    ax.set_yscale("symlog", linthresh=1)
+    ax.set(xlabel="step of the threshold", ylabel="steps", ylim=(-0.2, None))
+    ax.set(title="How long a threshold lasts")
+    legend(ax, title="ratio")
+    return ax
+
+
+def winners(best: Table, ax: Axes = None) -> Axes:
+    """Group × step: the winning family as a colour.
+
+    Args:
+        best: step, group and family, a line each, as `gradstats.reporting.laws.winners` has them.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    families = list(best["family"].value_counts().index)
+    grid = _grid(best.assign(code=best["family"].map(families.index)), "code")
+    palette = seaborn().color_palette("tab10", len(families))
+    seaborn().heatmap(grid, cmap=palette, vmin=-0.5, vmax=len(families) - 0.5, ax=ax)
+    ax.collections[0].colorbar.set_ticks(range(len(families)), labels=families)
+    ax.set(xlabel="step", ylabel="group", title="Law that ranks first")
+    return ax
+
+
+def heat(rows: Table, value: str, ax: Axes = None) -> Axes:
+    """Group × step: one column of a table as a colour, such as a shape over layers and training.
+
+    k̂/k is shown as a number of doublings about 1.
+
+    Args:
+        rows: step, group and the column; one line a step and group.
+        value: name of the column.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    if value == "khat_over_k":
+        name, shown = "log2(k̂/k)", np.log2(rows[value].clip(lower=2**-6))
+        look = {"cmap": "vlag", "vmin": -shown.abs().max(), "vmax": shown.abs().max()}
+    else:
+        name, shown, look = value, rows[value], {"cmap": "viridis", "robust": True}
+    grid = _grid(rows.assign(shown=shown), "shown")
+    seaborn().heatmap(grid, ax=ax, cbar_kws={"label": name}, **look)
+    ax.set(xlabel="step", ylabel="group", title=f"{name} by group and step")
+    return ax
+
+
+def ranks(table: Table, ax: Axes = None) -> Axes:
+    """Stable rank over full rank, over training: the median of each module type's matrices.
+
+    Args:
+        table: of `gradstats.over_steps.rank_table`.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    rows = table[table["status"] == "ok"]
+    rows = rows.assign(share=rows["stable_rank"] / rows["full"])
+    seaborn().lineplot(
+        rows,
+        x="step",
+        y="share",
+        hue="module_type",
+        estimator="median",
+        errorbar=("pi", 80),
+        marker="o",
+        ax=ax,
+    )
+    ax.set(ylim=(0, None), xlabel="step", ylabel="stable rank / full rank")
+    ax.set(title="Effective rank over training")
+    legend(ax)
+    return ax
+
+
+def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
+    """Share of elements below a value, by module type: signal-to-noise, tail index and others.
+
+    Args:
+        series: a line an element, of `gradstats.over_steps.over_steps`.
+        value: name of the column.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    shares = np.linspace(0, 1, CDF_POINTS)
+    for name, found in series[series[value].notna()].groupby("module_type", sort=False)[value]:
+        ax.plot(np.quantile(found, shares), shares, label=f"{name} ({len(found):,})")
+    ax.set(xscale="log" if value == "snr" else "linear", xlabel=value, ylabel="share of elements")
+    ax.set(title="Elements over the steps")
+    legend(ax)
+    return ax
+
+
+def _with_trend(ax: Axes, rows: Table, value: str, name: str) -> None:
+    """A column over steps as dots, and its LOWESS trend as a line."""
+    (dots,) = ax.plot(rows["step"], rows[value], "o", ms=3, alpha=0.45)
+    smooth = trend(rows["step"], rows[value])
+    line = smooth if np.isfinite(smooth).any() else rows[value]
+    ax.plot(rows["step"], line, color=dots.get_color(), lw=1.5, label=name)
+
+
+def _grid(rows: Table, value: str) -> Table:
+    """Groups in their order × at most sixty steps, evenly spaced."""
+    grid = rows.pivot(index="group", columns="step", values=value)
+    places = np.linspace(0, len(grid.columns) - 1, min(MOST_STEPS, len(grid.columns))).astype(int)
+    return grid.reindex(list(dict.fromkeys(rows["group"]))).iloc[:, places]

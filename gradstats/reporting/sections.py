@@ -1,0 +1,316 @@
+"""The report below its advice: sections of figures and tables, from the tables of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gradstats import extras, plot
+from gradstats.families import FAMILIES, FitError
+from gradstats.reporting import laws
+from gradstats.reporting.page import Section
+from gradstats.reporting.tables import headline_ratio
+from gradstats.summary import Summary
+
+Table = Any
+Tables = Mapping[str, Table]
+Drawing = tuple[str, str, Callable[..., Any]]  # name, caption, draw(ax=)
+SIZE = (6.4, 4.0)  # inches
+DPI = 110
+METHOD_COLUMNS = ["compressor", "feedback", "granularity", "rows", "steps", "khat_over_k", "miss"]
+METHOD_COLUMNS += ["error", "error_compensated", "cosine", "bits", "residual_ratio", "settled"]
+METHOD_COLUMNS += ["status"]
+
+
+def sections(last: Summary | None, tables: Tables) -> list[Section]:
+    """Every section that the data allow; its figures are not drawn yet.
+
+    Args:
+        last: Summary of the last full row of the whole model.
+        tables: by name, as the report keeps them.
+    """
+    every = (
+        Section("Compressors", list(_compressor_figures(tables)), []),
+        Section(
+            "Laws over the elements of one step",
+            list(_law_figures(last, tables)),
+            list(_law_tables(tables)),
+        ),
+        Section("Over training", list(_training_figures(tables)), list(_reuse(tables))),
+        Section(
+            "Compressibility",
+            list(_compressibility_figures(last, tables)),
+            list(_compressibility_tables(tables)),
+        ),
+        Section("With error feedback", *_compensated(tables)),
+        Section("Elements over the steps", *_over_steps(tables)),
+        Section("All methods", [], [_methods(tables)]),
+    )
+    return [section for section in every if section.figures or section.tables]
+
+
+def _law_figures(last: Summary | None, tables: Tables) -> Iterator[Drawing]:
+    if last is not None and last.nonzero:
+        fitted = dict(_fitted(last))
+        yield (
+            "density",
+            "Magnitudes of the last captured gradient against the fitted laws.",
+            partial(plot.density, last, fitted),
+        )
+        yield (
+            "survival",
+            "The same in the tail, where thresholds live: a law that leaves the grey line here "
+            "misses its target there.",
+            partial(plot.survival, last, fitted),
+        )
+        yield (
+            "qq",
+            "Quantiles of the last captured gradient against those of the laws; a law that leaves "
+            "the dotted line at the top right misses in the tail.",
+            partial(plot.qq, last, fitted),
+        )
+    good = _good(tables["fits"])
+    if len(good):
+        yield (
+            "tail-error",
+            "What each law's threshold keeps over what it should, by target ratio.",
+            partial(plot.tail_error, good),
+        )
+
+
+def _law_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
+    yield (
+        "Medians over rows. transfer: nats an element lost to the best law on the next row, shape "
+        "kept and scale refitted; tail: median |ln((k̂+½)/(k+½))| over ratios; ranked by both. "
+        "shape_se: standard error as if elements were independent; shape_spread: what rows differ "
+        "by.",
+        laws.best_law(tables["fits"]),
+    )
+    yield (
+        "The best law of each part, ranked in the same way.",
+        laws.best_by_group(tables["fits_by_part"]),
+    )
+    yield (
+        "SIDCo thresholds on whole gradients: median k̂/k by number of stages (fixed), without "
+        "error feedback.",
+        laws.by_ratio(tables["thresholds"], ["variant", "stages"]),
+    )
+
+
+def _training_figures(tables: Tables) -> Iterator[Drawing]:
+    good, parts = _good(tables["fits"]), _good(tables["fits_by_part"])
+    if len(good):
+        yield (
+            "evolution",
+            "Shape parameters over training with LOWESS trends, and the mean magnitude over its "
+            "first.",
+            partial(plot.evolution, good),
+        )
+    if len(parts):
+        yield (
+            "winners",
+            "The law that ranks first, by part and over training.",
+            partial(plot.winners, laws.winners(parts)),
+        )
+        best = laws.best_law(parts[parts["shape"].notna()])["family"].head(1)
+        rows = parts[parts["family"].isin(best)].drop_duplicates(["step", "group"])
+        if rows["shape"].notna().any():
+            yield (
+                "heat-shape",
+                f"Shape of {best.iloc[0]}, the best law that has one, by part and over training.",
+                partial(plot.heat, rows, "shape"),
+            )
+        smallest = parts["target_ratio"].min()
+        rows = parts[(parts["family"] == "laplace") & (parts["target_ratio"] == smallest)]
+        if len(rows):
+            yield (
+                "heat-laplace",
+                f"What Laplace's threshold, that of SIDCo-E's first stage, keeps at ratio "
+                f"{smallest:g} over its target, in doublings: red keeps too many.",
+                partial(plot.heat, rows, "khat_over_k"),
+            )
+    if len(tables["reuse"]):
+        yield (
+            "thresholds",
+            "Exact thresholds of whole gradients with LOWESS trends.",
+            partial(plot.thresholds, tables["reuse"]),
+        )
+        yield (
+            "reusable",
+            "For how many steps they may be reused before k̂/k leaves 1 ± 20 %; hollow: they still "
+            "hold at the end.",
+            partial(plot.reusable, tables["reuse"]),
+        )
+
+
+def _reuse(tables: Tables) -> Iterator[tuple[str, Table]]:
+    yield (
+        "Steps for which the exact threshold of a row keeps k̂/k within 1 ± 20 % on later rows; a "
+        "lower bound where it still holds at the end.",
+        laws.reuse_table(tables["reuse"]),
+    )
+
+
+def _compressibility_figures(last: Summary | None, tables: Tables) -> Iterator[Drawing]:
+    if last is not None and last.nonzero:
+        yield (
+            "sorted",
+            "Sorted magnitudes of the last captured gradient. A power law is a straight line.",
+            partial(plot.sorted_magnitudes, last),
+        )
+        yield (
+            "best-k",
+            "The error of keeping the k largest: no sparsifier does better.",
+            partial(plot.best_k, last),
+        )
+    ranks = tables["ranks"]
+    if (ranks["status"] == "ok").any():
+        yield (
+            "ranks",
+            "Directions that a matrix-shaped gradient has, of those it could have: what low-rank "
+            "methods live on. Band from the 10th to the 90th percentile of parameters.",
+            partial(plot.ranks, ranks),
+        )
+
+
+def _compressibility_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
+    yield (
+        "Medians over rows. Sorted magnitudes fall as rank^-p; SIDCo assumes a power law with "
+        "p > 1/2. power_law: share of rows where the line is straight. stable_index: α of "
+        "McCulloch, 2 for a normal middle, 1 for Cauchy's. best_k_error: ‖g - top k‖ over ‖g‖, "
+        "of the part.",
+        laws.structure_table(tables["structure"]),
+    )
+    ranks = tables["ranks"]
+    if (ranks["status"] == "ok").any():
+        columns = ["stable_rank", "entropy_rank", "r90", "r99", "full"]
+        yield (
+            "Effective ranks of matrix-shaped parameters, medians over rows. r90: directions that "
+            "hold 90 % of the squares.",
+            ranks.groupby("parameter", sort=False)[columns].median().reset_index(),
+        )
+
+
+def _compensated(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]:
+    """Figures and table of gradient + residual, what a compressor sees under error feedback."""
+    fits = tables.get("fits_compensated")
+    if fits is None or not len(good := _good(fits)):
+        return [], []
+    figures: list[Drawing] = [
+        (
+            "compensated-tail-error",
+            "What each law's threshold keeps of gradient + residual over what it should.",
+            partial(plot.tail_error, good),
+        ),
+        (
+            "compensated-evolution",
+            "Shapes of gradient + residual while the residual grows.",
+            partial(plot.evolution, good),
+        ),
+    ]
+    note = (
+        "Laws of gradient + residual, what a compressor sees under error feedback, here of Top-k "
+        "at 0.01. Sums of many steps look more normal: fewer large elements stand out."
+    )
+    later = good[good["step"] >= good["step"].median()]
+    return figures, [(f"{note} Second half of the rows.", laws.best_law(later))]
+
+
+def _over_steps(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]:
+    """Figures and table of each tracked element's series."""
+    series = tables.get("series")
+    if series is None or not len(series):
+        return [], []
+    figures: list[Drawing] = [
+        (
+            "snr",
+            "Signal-to-noise ratio |mean| / deviation of each tracked element over the steps.",
+            partial(plot.over_steps, series, "snr"),
+        )
+    ]
+    if series["tail_index"].notna().any():
+        figures.append(
+            (
+                "tail-index",
+                "McCulloch's stable index of each tracked element over the steps: 2 is normal.",
+                partial(plot.over_steps, series, "tail_index"),
+            )
+        )
+    columns = ["zeros", "snr", "tail_index", "autocorrelation"]
+    medians = series.groupby("module_type", sort=False)[columns].median()
+    note = "Axis of sampling: steps. Medians over the tracked elements of each module type."
+    return figures, [(note, medians.reset_index())]
+
+
+def _compressor_figures(tables: Tables) -> Iterator[Drawing]:
+    replayed, methods, timings = (tables[name] for name in ("replay", "methods", "timings"))
+    whole = replayed[(replayed["granularity"] == "model") & (replayed["status"] == "ok")]
+    for feedback, words in (("none", "without"), ("ef", "with")):
+        rows = whole[whole["feedback"] == feedback]
+        if rows["target_ratio"].notna().any():
+            yield (
+                f"estimation-{feedback}",
+                f"k̂/k {words} error feedback: median over steps, bars from the 10th to the 90th "
+                "percentile. 1 is right.",
+                partial(plot.estimation, rows),
+            )
+    lines = methods[(methods["granularity"] == "model") & (methods["feedback"] == "none")]
+    if (lines["error_compensated"] > 0).any():
+        yield (
+            "error-bytes",
+            "Error of one step against bits an element, without feedback. All magnitude "
+            "sparsifiers lie on one curve: they differ in how many elements they send.",
+            partial(plot.error_against_bytes, lines),
+        )
+    if timings["encode_over_topk"].notna().any():
+        yield (
+            "overhead",
+            "Time to encode the whole gradient over that of torch.topk at the same ratio.",
+            partial(plot.overhead, timings[timings["feedback"] == "none"]),
+        )
+    memory = whole[
+        (whole["feedback"] == "ef") & (whole["target_ratio"] == headline_ratio(methods))
+    ]
+    if (memory["residual_ratio"] > 0).any():
+        yield (
+            "residuals",
+            f"The residual of error feedback at ratio {headline_ratio(methods):g}. A method is "
+            "judged only after its line has become flat.",
+            partial(plot.residuals, memory),
+        )
+
+
+def _methods(tables: Tables) -> tuple[str, Table]:
+    return (
+        "Medians over rows; see methods.parquet. One threshold a parameter on tracked elements: "
+        "most parts then keep one element, and headers weigh.",
+        tables["methods"][METHOD_COLUMNS],
+    )
+
+
+def _good(fits: Table) -> Table:
+    return fits[fits["status"] == "ok"]
+
+
+def _fitted(summary: Summary) -> Iterator[tuple[str, Any]]:
+    for family in FAMILIES:
+        try:
+            yield family.name, family.fit(summary)
+        except FitError:
+            continue
+
+
+def draw(name: str, drawing: Callable[..., Any], folder: Path) -> bytes:
+    """Draw one figure, write it as PNG and PDF, and return the PNG.
+
+    The canvases are called themselves: `savefig` draws everything twice for each file.
+    """
+    agg, pdf = (extras.load(f"matplotlib.backends.backend_{each}") for each in ("agg", "pdf"))
+    figure = extras.load("matplotlib.figure").Figure(SIZE, DPI, layout="constrained")
+    drawing(ax=figure.subplots())
+    agg.FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
+    figure.set_layout_engine("none")  # it is laid out
+    pdf.FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf")
+    return (folder / f"{name}.png").read_bytes()
