@@ -1,6 +1,7 @@
 """A small run, made once, and the means to make others."""
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -15,6 +16,9 @@ import gradstats
 from gradstats import cli
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.store.rows import pack
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
 Named = Mapping[str, Tensor]
 SHAPES = {

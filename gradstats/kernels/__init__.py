@@ -1,8 +1,8 @@
 """The few loops that run at memory speed.
 
-The same functions stand in `eager` (torch, any device: the readable definition) and in `cpu`
-(numba); `count` and `select` pick by device. Both return identical counts and identical selected
-sets.
+The same functions stand in `eager` (torch, any device: the readable definition), in `cpu` (numba)
+and in `cuda` (triton); `count` and `select` pick by device. All return identical counts and
+identical selected sets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gradstats.kernels.grid import Tally
 __all__ = ["Tally", "count", "select"]
 
 HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def count(values: Tensor) -> Tally:
@@ -29,6 +30,10 @@ def count(values: Tensor) -> Tally:
         from gradstats.kernels import cpu
 
         return cpu.count(values)
+    if HAVE_TRITON and values.is_cuda:
+        from gradstats.kernels import cuda
+
+        return cuda.count(values)
     return eager.count(values)
 
 
@@ -49,4 +54,8 @@ def select(values: Tensor, threshold: float) -> Tensor:
         from gradstats.kernels import cpu
 
         return cpu.select(values, threshold)
+    if HAVE_TRITON and values.is_cuda:
+        from gradstats.kernels import cuda
+
+        return cuda.select(values, threshold)
     return eager.select(values, threshold)

@@ -1,0 +1,95 @@
+"""The triton kernels: interpreted against torch, compiled for a GPU, and on one if there."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from gradstats import kernels
+from gradstats.kernels import eager
+from tests.test_kernels import COUNTED, DTYPES, draws, specials
+
+pytest.importorskip("triton", reason="triton is not installed")
+cuda = pytest.importorskip("gradstats.kernels.cuda")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = (0, 1, cuda.BLOCK - 1, cuda.BLOCK, cuda.BLOCK + 1, 9 * cuda.BLOCK + 5)
+
+
+def check(values):
+    ours, definition = cuda.count(values.to(DEVICE)), eager.count(values)
+    assert np.array_equal(ours.keys, definition.keys)
+    assert np.array_equal(ours.counts, definition.counts)
+    assert all(getattr(ours, name) == getattr(definition, name) for name in COUNTED)
+    assert ours.max_abs == definition.max_abs
+    rounding = 1e-12 * definition.total_abs
+    assert ours.total == pytest.approx(definition.total, rel=1e-12, abs=rounding)
+    assert ours.total_abs == pytest.approx(definition.total_abs, rel=1e-12)
+    assert ours.total_sq == pytest.approx(definition.total_sq, rel=1e-12)
+    for threshold in (0.0, 0.7, 1e30):
+        chosen = cuda.select(values.to(DEVICE), threshold).cpu()
+        assert torch.equal(chosen, eager.select(values, threshold))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # the square of the largest float64
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_triton_counts_and_selects_what_torch_does(dtype, n):
+    values = draws(n, dtype, seed=n)
+    if n > 40:
+        values[-20:] = specials(dtype).repeat(2)[:20]
+    check(values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_triton_counts_odd_vectors(dtype):
+    n = cuda.BLOCK + 7
+    mostly_zero = torch.where(torch.rand(n) < 0.01, torch.randn(n), -0.0)
+    every_scale = torch.logspace(-45, 38, n, dtype=torch.float64)  # far beyond the window
+    for values in (torch.zeros(n), torch.full((n,), 0.25), mostly_zero, every_scale):
+        check(values.to(dtype))
+    check(torch.full((n,), torch.nan, dtype=dtype))
+
+
+COMPILE = """
+import sys, torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gradstats.kernels import cuda
+from gradstats.kernels.grid import GRIDS
+
+dtype = getattr(torch, sys.argv[1])
+grid, wide = GRIDS[dtype], dtype in cuda.FLOATS
+shift, values = grid.shift if wide else 0, "*fp" + str(grid.bits)
+constants = {"SHIFT": shift, "KEYS": 1 << (grid.bits - shift), "FLOAT": cuda.FLOATS.get(dtype)}
+constants |= {"BLOCK": cuda.BLOCK, "WINDOW": cuda.WINDOW}
+types = {"patterns": f"*i{grid.bits}", "first": "*i32", "sums": "*fp64", "n": "i32"}
+types |= dict.fromkeys(["counts", "specials", "kept", "starts", "out"], "*i64")
+types |= dict.fromkeys(["values", "limit"], values) | dict.fromkeys(constants, "constexpr")
+for kernel in (cuda._count, cuda._above, cuda._write):
+    signature = {name: types[name] for name in kernel.arg_names}
+    known = {name: constants[name] for name in constants if name in signature}
+    hopper = GPUTarget("cuda", 90, 32)
+    compiled = triton.compile(ASTSource(kernel, signature, known), hopper, cuda.OPTIONS)
+    assert compiled.asm["cubin"] and compiled.metadata.shared <= 48 * 1024
+"""
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the kernels run")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_kernels_compile_for_a_gpu(dtype):
+    """No GPU is needed to compile: what the interpreter lets pass but the compiler would not."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", COMPILE, dtype], check=True, env=environment)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+def test_tensors_on_a_gpu_go_to_triton(monkeypatch):
+    monkeypatch.setattr(eager, "count", None)
+    monkeypatch.setattr(eager, "select", None)
+    values = torch.ones(3, device="cuda")
+    assert kernels.count(values).counts.tolist() == [3]
+    assert kernels.select(values, 0.5).tolist() == [0, 1, 2]
