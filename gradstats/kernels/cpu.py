@@ -30,11 +30,9 @@ BLOCK = 1 << 14  # elements: a float32 block and its bins stay in the second-lev
 PIECE = 1 << 20  # elements below which a second thread does not pay
 MOST = 1 << 30  # elements that 32-bit counts of one piece are sure to hold
 SHORT = 1 << 13  # elements up to which sorting the keys is cheaper than a table of counts
-TABLES = 4
-PADDING = (
-    80  # entries between tables: equal keys a multiple of 4 kB apart would wait for each other
-)
-WIDEST = 1 << 16  # keys of a table that may be held several times: 1 MB in all
+TABLES = 2  # so that runs of one value do not wait for their own last store
+PADDING = 80  # entries between tables: keys a multiple of 4 kB apart would wait for each other
+WIDEST = 1 << 16  # keys of a table that is held twice: 512 kB in all
 
 jit: Callable[..., Any] = numba.njit(nogil=True, cache=True, boundscheck=False)
 # Sums may be reordered into vector lanes (the lanes are the same whatever the thread), NaN and inf
@@ -45,27 +43,24 @@ jit_sums: Callable[..., Any] = numba.njit(
 
 
 @jit
-def _count_block(patterns: NDArray[Any], shift: int, mask: int, counts: NDArray[Any]) -> None:
-    # Several tables: runs of equal values would otherwise wait for their own last store.
-    tables = counts.shape[0]
-    whole = patterns.size - patterns.size % 4
-    for i in range(0, whole, 4):
-        counts[0, (patterns[i] >> shift) & mask] += 1
-        counts[1 % tables, (patterns[i + 1] >> shift) & mask] += 1
-        counts[2 % tables, (patterns[i + 2] >> shift) & mask] += 1
-        counts[3 % tables, (patterns[i + 3] >> shift) & mask] += 1
-    for i in range(whole, patterns.size):
-        counts[0, (patterns[i] >> shift) & mask] += 1
+def _count_heads(heads: NDArray[Any], shift: int, counts: NDArray[Any]) -> None:
+    one, two = counts[0], counts[-1]
+    whole = heads.size - heads.size % 2
+    for i in range(0, whole, 2):
+        one[heads[i] >> shift] += 1
+        two[heads[i + 1] >> shift] += 1
+    for i in range(whole, heads.size):
+        one[heads[i] >> shift] += 1
 
 
 @jit
 def _count_nonzero(
-    patterns: NDArray[Any], shift: int, masks: tuple[int, int], counts: NDArray[Any]
+    heads: NDArray[Any], shift: int, patterns: NDArray[Any], magnitude: int, counts: NDArray[Any]
 ) -> None:
     # Among many zeros, skipping them costs less than their turns in the table.
     for i in range(patterns.size):
-        if patterns[i] & masks[1]:
-            counts[i % counts.shape[0], (patterns[i] >> shift) & masks[0]] += 1
+        if patterns[i] & magnitude:
+            counts[0, heads[i] >> shift] += 1
 
 
 @jit_sums
@@ -83,14 +78,25 @@ def _sum_block(values: NDArray[Any]) -> tuple[float, float, float]:
 
 @jit
 def _extremes(patterns: NDArray[Any], magnitude: int) -> tuple[int, int]:
-    # as integers: a maximum of floats, in which a NaN has its say, is not put into vector lanes
-    largest = patterns[0] & magnitude
-    zeros = 0
+    # As integers: a maximum of floats, in which a NaN has its say, is not put into vector lanes.
+    # Every step is cast back to their width, which numba would double, halving the lanes.
+    width = patterns.dtype.type
+    largest = width(0)
+    zeros = width(0)
     for i in range(patterns.size):
-        bits = patterns[i] & magnitude
+        bits = width(patterns[i] & magnitude)
         largest = max(largest, bits)
-        zeros += bits == 0
+        zeros = width(zeros + width(bits == width(0)))
     return largest, zeros
+
+
+@jit
+def _count_value(patterns: NDArray[Any], value: int) -> int:
+    width = patterns.dtype.type
+    found = width(0)
+    for i in range(patterns.size):
+        found = width(found + width(patterns[i] == value))
+    return int(found)
 
 
 @jit
@@ -110,12 +116,6 @@ def _sum_finite(values: NDArray[Any]) -> tuple[float, float, float, float]:
 
 
 @jit
-def _count_range(patterns: NDArray[Any], shift: int, mask: int, counts: NDArray[Any]) -> None:
-    for start in range(0, patterns.size, BLOCK):
-        _count_block(patterns[start : start + BLOCK], shift, mask, counts)
-
-
-@jit
 def _sum_range(
     patterns: NDArray[Any],
     values: NDArray[Any],
@@ -127,8 +127,14 @@ def _sum_range(
     for block in range(sums.shape[0]):
         part = values[block * BLOCK : (block + 1) * BLOCK]
         bits = patterns[block * BLOCK : (block + 1) * BLOCK]
-        total, total_abs, total_sq = _sum_block(part)
         top, either = _extremes(bits, magnitude)
+        if either:
+            positive = _count_value(bits, bits.dtype.type(0))
+            zeros[block, 0] = positive
+            zeros[block, 1] = either - positive
+        if not top:
+            continue
+        total, total_abs, total_sq = _sum_block(part)
         if np.isfinite(total_abs):
             largest[block] = top
         else:
@@ -136,37 +142,33 @@ def _sum_range(
         sums[block, 0] = total
         sums[block, 1] = total_abs
         sums[block, 2] = total_sq
-        if either:
-            positive = 0
-            for i in range(bits.size):
-                positive += bits[i] == 0
-            zeros[block, 0] = positive
-            zeros[block, 1] = either - positive
 
 
 @jit
 def _tally_range(
     patterns: NDArray[Any],
     values: NDArray[Any],
+    heads: NDArray[Any],
     shift: int,
-    masks: tuple[int, int],
+    magnitude: int,
     counts: NDArray[Any],
     sums: NDArray[Any],
     largest: NDArray[Any],
     zeros: NDArray[Any],
 ) -> None:
+    negative_zero = (counts.shape[1] - PADDING) // 2
     for block in range(sums.shape[0]):
         here = slice(block * BLOCK, (block + 1) * BLOCK)
-        bits = patterns[here]
         one = slice(block, block + 1)
-        _sum_range(bits, values[here], masks[1], sums[one], largest[one], zeros[one])
+        _sum_range(patterns[here], values[here], magnitude, sums[one], largest[one], zeros[one])
         positive, negative = zeros[block]
-        if 2 * (positive + negative) < bits.size:
-            _count_block(bits, shift, masks[0], counts)
-        else:
-            _count_nonzero(bits, shift, masks, counts)
-            counts[0, 0] += positive
-            counts[0, (masks[0] + 1) >> 1] += negative
+        if 2 * (positive + negative) < patterns[here].size:
+            _count_heads(heads[here], shift, counts)
+            continue
+        counts[0, 0] += positive
+        counts[0, negative_zero] += negative
+        if positive + negative < patterns[here].size:
+            _count_nonzero(heads[here], shift, patterns[here], magnitude, counts)
 
 
 @jit
@@ -220,14 +222,11 @@ def count(values: Tensor) -> Tally:
     array = values.numpy()
     if len(array) <= SHORT:
         return _tally(array, *_sorted_keys(patterns, grid.shift), *_sums(patterns, array, grid))
-    keys = 1 << (grid.bits - grid.shift)
-    tables = TABLES if keys <= WIDEST else 1
 
     def work(start: int, stop: int) -> tuple[Any, ...]:
-        counts = np.zeros((tables, keys + PADDING), np.int32)
-        part = slice(start, stop)
+        counts, part = _tables(2 * grid.bins), slice(start, stop)
         sums = _sums(patterns[part], array[part], grid, counts)
-        return (counts[:, :keys].sum(axis=0, dtype=np.int64), *sums)
+        return (_added(counts), *sums)
 
     parts = _in_threads(work, values.numel())
     counts = reduce(np.add, [part[0] for part in parts])
@@ -243,13 +242,27 @@ def _sums(
     sums, zeros = np.zeros((blocks, 4)), np.zeros((blocks, 2), np.int64)
     largest = np.zeros(blocks, patterns.dtype)
     magnitude = patterns.dtype.type((1 << (grid.bits - 1)) - 1)
+    found = (magnitude, sums, largest, zeros)
     if counts is None:
-        _sum_range(patterns, array, magnitude, sums, largest, zeros)
+        _sum_range(patterns, array, *found)
     else:
-        masks = ((1 << (grid.bits - grid.shift)) - 1, magnitude)
-        _tally_range(patterns, array, grid.shift, masks, counts, sums, largest, zeros)
+        _tally_range(patterns, array, *_heads(patterns, grid), magnitude, counts, *found[1:])
     sums[:, 3] = np.maximum(sums[:, 3], largest.view(array.dtype))
     return sums, zeros.sum(axis=0)
+
+
+def _heads(patterns: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Any]:
+    """The leading half of every pattern, and how many of its bits are below the key."""
+    half = np.dtype(f"uint{grid.bits // 2}")
+    return patterns.view(half)[1::2], half.type(grid.shift - grid.bits // 2)
+
+
+def _tables(keys: int) -> NDArray[np.int32]:
+    return np.zeros((TABLES if keys <= WIDEST else 1, keys + PADDING), np.int32)
+
+
+def _added(counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    return np.asarray(counts[:, :-PADDING].sum(axis=0, dtype=np.int64))
 
 
 def _sorted_keys(
@@ -290,9 +303,9 @@ def _tally(
 
 def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
     def work(start: int, stop: int) -> NDArray[np.int64]:
-        counts = np.zeros((TABLES, (1 << 16) + PADDING), np.int32)
-        _count_range(patterns[start:stop], 0, (1 << 16) - 1, counts)
-        return np.asarray(counts[:, : 1 << 16].sum(axis=0, dtype=np.int64))
+        counts = _tables(1 << 16)
+        _count_heads(patterns[start:stop], np.uint16(0), counts)
+        return _added(counts)
 
     return np.asarray(reduce(np.add, _in_threads(work, patterns.size)))
 
