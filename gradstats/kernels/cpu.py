@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
+from operator import or_
 from typing import Any
 
 import numba
@@ -27,8 +28,8 @@ from gradstats.kernels.grid import (
 )
 
 BLOCK = 1 << 14  # elements: a float32 block and its bins stay in the second-level cache
-PIECE = 1 << 20  # elements below which a second thread does not pay
-MOST = 1 << 30  # elements that 32-bit counts of one piece are sure to hold
+CHUNK = 1 << 19  # elements that a thread takes at a time
+MOST = 1 << 30  # elements that 32-bit counts are sure to hold
 SHORT = 1 << 13  # elements up to which sorting the keys is cheaper than a table of counts
 TABLES = 2  # so that runs of one value do not wait for their own last store
 PADDING = 80  # entries between tables: keys a multiple of 4 kB apart would wait for each other
@@ -200,16 +201,24 @@ def _write_above(
                 position += 1
 
 
-def _in_threads(work: Callable[[int, int], Any], n: int) -> list[Any]:
-    """Run `work(start, stop)` over block-aligned pieces of `n` elements, one a torch thread."""
-    threads = torch.get_num_threads()
-    pieces = max(1, min(threads, n // PIECE), -(-n // MOST))
-    per_piece = -(-n // (pieces * BLOCK)) * BLOCK
-    starts = range(0, n, per_piece) if n else range(1)
-    if len(starts) == 1:
-        return [work(0, n)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda start: work(start, min(start + per_piece, n)), starts))
+def _in_threads(work: Callable[[Iterator[slice]], Any], n: int) -> list[Any]:
+    """Run `work(chunks)` in as many threads as torch uses; they share the chunks of n elements.
+
+    A thread that has to wait for its core, as after an operation of torch whose threads still
+    spin, takes fewer chunks and holds nobody up.
+    """
+    found = []
+    for first in range(0, n, MOST):
+        starts = range(first, min(first + MOST, n), CHUNK)
+        chunks = iter([slice(start, min(start + CHUNK, n)) for start in starts])
+        others = min(torch.get_num_threads(), len(starts) // 2) - 1
+        if others < 1:
+            found.append(work(chunks))
+            continue
+        with ThreadPoolExecutor(others) as pool:
+            waiting = [pool.submit(work, chunks) for _ in range(others)]
+            found += [work(chunks), *(each.result() for each in waiting)]
+    return found
 
 
 def count(values: Tensor) -> Tally:
@@ -223,15 +232,15 @@ def count(values: Tensor) -> Tally:
     if len(array) <= SHORT:
         return _tally(array, *_sorted_keys(patterns, grid.shift), *_sums(patterns, array, grid))
 
-    def work(start: int, stop: int) -> tuple[Any, ...]:
-        counts, part = _tables(2 * grid.bins), slice(start, stop)
-        sums = _sums(patterns[part], array[part], grid, counts)
-        return (_added(counts), *sums)
+    def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int64], dict[int, Any]]:
+        counts = _tables(2 * grid.bins)
+        sums = {c.start: _sums(patterns[c], array[c], grid, counts) for c in chunks}
+        return _added(counts), sums
 
-    parts = _in_threads(work, values.numel())
-    counts = reduce(np.add, [part[0] for part in parts])
-    zeros = reduce(np.add, [part[2] for part in parts])
-    return _tally(array, *sparse(counts), np.concatenate([part[1] for part in parts]), zeros)
+    counts, sums = zip(*_in_threads(work, len(array)), strict=True)
+    every = [of_chunk for _, of_chunk in sorted(reduce(or_, sums).items())]
+    by_block, zeros = zip(*every, strict=True)
+    return _tally(array, *sparse(sum(counts)), np.concatenate(by_block), sum(zeros))
 
 
 def _sums(
@@ -302,12 +311,13 @@ def _tally(
 
 
 def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
-    def work(start: int, stop: int) -> NDArray[np.int64]:
+    def work(chunks: Iterator[slice]) -> NDArray[np.int64]:
         counts = _tables(1 << 16)
-        _count_heads(patterns[start:stop], np.uint16(0), counts)
+        for chunk in chunks:
+            _count_heads(patterns[chunk], np.uint16(0), counts)
         return _added(counts)
 
-    return np.asarray(reduce(np.add, _in_threads(work, patterns.size)))
+    return sum(_in_threads(work, patterns.size), np.zeros(1 << 16, np.int64))
 
 
 def select(values: Tensor, threshold: float) -> Tensor:
@@ -315,13 +325,19 @@ def select(values: Tensor, threshold: float) -> Tensor:
     array = values.detach().numpy()
     limit = round_down(threshold, values.dtype)
 
-    def work(start: int, stop: int) -> NDArray[np.int64]:
-        part = array[start:stop]
-        starts = np.zeros(-(-(stop - start) // BLOCK) + 1, np.int64)
-        _count_above(part, limit, starts[1:])
-        starts = starts.cumsum()
-        out = np.empty(starts[-1], np.int64)
-        _write_above(part, limit, start, starts, out)
-        return out
+    def work(chunks: Iterator[slice]) -> dict[int, NDArray[np.int64]]:
+        return {chunk.start: _selected(array[chunk], limit, chunk.start) for chunk in chunks}
 
-    return torch.from_numpy(np.concatenate(_in_threads(work, array.size)))
+    found: dict[int, NDArray[np.int64]] = reduce(or_, _in_threads(work, array.size), {})
+    every = [np.zeros(0, np.int64), *(found[start] for start in sorted(found))]
+    return torch.from_numpy(np.concatenate(every))
+
+
+def _selected(part: NDArray[Any], limit: float, offset: int) -> NDArray[np.int64]:
+    """Indices of the elements of a chunk above the limit."""
+    starts = np.zeros(-(-len(part) // BLOCK) + 1, np.int64)
+    _count_above(part, limit, starts[1:])
+    starts = starts.cumsum()
+    out = np.empty(starts[-1], np.int64)
+    _write_above(part, limit, offset, starts, out)
+    return out
