@@ -45,9 +45,9 @@ def count_alone(grad: torch.Tensor) -> int:
         counts = cpu._tables(1 << 16)
         for chunk in chunks:
             cpu._count_heads(heads[chunk], np.uint16(0), counts)
-        return cpu._added(counts)
+        return counts
 
-    return int(sum(cpu._in_threads(work, len(heads))).sum())
+    return int(cpu._added(cpu._in_threads(work, len(heads))).sum())
 
 
 def interleaved(works: dict[str, object], rounds: int) -> dict[str, float]:

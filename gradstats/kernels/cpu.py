@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import or_
@@ -232,15 +232,16 @@ def count(values: Tensor) -> Tally:
     if len(array) <= SHORT:
         return _tally(array, *_sorted_keys(patterns, grid.shift), *_sums(patterns, array, grid))
 
-    def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int64], dict[int, Any]]:
+    def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int32], dict[int, Any]]:
         counts = _tables(2 * grid.bins)
         sums = {c.start: _sums(patterns[c], array[c], grid, counts) for c in chunks}
-        return _added(counts), sums
+        return counts, sums
 
-    counts, sums = zip(*_in_threads(work, len(array)), strict=True)
+    tables, sums = zip(*_in_threads(work, len(array)), strict=True)
     every = [of_chunk for _, of_chunk in sorted(reduce(or_, sums).items())]
     by_block, zeros = zip(*every, strict=True)
-    return _tally(array, *sparse(sum(counts)), np.concatenate(by_block), sum(zeros))
+    keys, counts = _occupied(tables[0]) if len(tables) == 1 else sparse(_added(tables))
+    return _tally(array, keys, counts, np.concatenate(by_block), sum(zeros))
 
 
 def _sums(
@@ -270,8 +271,25 @@ def _tables(keys: int) -> NDArray[np.int32]:
     return np.zeros((TABLES if keys <= WIDEST else 1, keys + PADDING), np.int32)
 
 
-def _added(counts: NDArray[np.int32]) -> NDArray[np.int64]:
-    return np.asarray(counts[:, :-PADDING].sum(axis=0, dtype=np.int64))
+def _added(tables: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    return np.asarray(sum(each[:, :-PADDING].sum(axis=0, dtype=np.int64) for each in tables))
+
+
+@jit
+def _occupied(counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    # as `sparse(_added([counts]))`, a quarter of the time: most of the table is empty
+    one, two, twice = counts[0], counts[-1], counts.shape[0] > 1
+    size = 0
+    for key in range(counts.shape[1] - PADDING):
+        size += (one[key] | two[key]) != 0
+    found = np.empty((2, size), np.int64)
+    place = 0
+    for key in range(counts.shape[1] - PADDING):
+        if one[key] | two[key]:
+            found[0, place] = key
+            found[1, place] = one[key] + twice * np.int64(two[key])
+            place += 1
+    return found
 
 
 def _sorted_keys(
@@ -311,13 +329,13 @@ def _tally(
 
 
 def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
-    def work(chunks: Iterator[slice]) -> NDArray[np.int64]:
+    def work(chunks: Iterator[slice]) -> NDArray[np.int32]:
         counts = _tables(1 << 16)
         for chunk in chunks:
             _count_heads(patterns[chunk], np.uint16(0), counts)
-        return _added(counts)
+        return counts
 
-    return sum(_in_threads(work, patterns.size), np.zeros(1 << 16, np.int64))
+    return _added([_tables(1 << 16), *_in_threads(work, patterns.size)])
 
 
 def select(values: Tensor, threshold: float) -> Tensor:
