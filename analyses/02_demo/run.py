@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pandas
 
-from gradstats.reporting.laws import best_law
+from gradstats.reporting.laws import (
+    best_by_group,
+    best_law,
+    reuse_table,
+    structure_table,
+    winners,
+)
 from gradstats.reporting.tables import ranking
 
+NAMES = ("fits", "fits_by_part", "fits_compensated", "methods", "thresholds", "structure", "reuse")
 COLUMNS = [
     "compressor",
     "feedback",
@@ -31,16 +38,18 @@ COLUMNS = [
 
 def collect(folder: Path) -> dict[str, object]:
     """The demo's tables, medians over steps, as JSON values."""
-    tables = {
-        name: pandas.read_parquet(folder / f"{name}.parquet")
-        for name in ("fits", "methods", "thresholds")
-    }
+    tables = {name: pandas.read_parquet(folder / f"{name}.parquet") for name in NAMES}
     keys = ["variant", "stages", "target_ratio"]
     thresholds = tables["thresholds"].groupby(keys)["khat_over_k"].median().reset_index()
     ranked = ranking(tables["methods"])
     return {
         "settings": json.loads((folder / "settings.json").read_text()),
         "laws": records(best_law(tables["fits"])),
+        "laws_by_part": records(best_by_group(tables["fits_by_part"])),
+        "winners": records(winners(tables["fits_by_part"])[["step", "group", "family", "shape"]]),
+        "laws_compensated": records(best_law(tables["fits_compensated"])),
+        "structure": records(structure_table(tables["structure"])),
+        "reuse": records(reuse_table(tables["reuse"])),
         "thresholds": records(thresholds),
         "ranking": records(ranked[["rank", *COLUMNS, "behind", "exchange_seconds"]]),
         "methods": records(tables["methods"][COLUMNS]),
