@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstats.store.files import take_lock
 from gradstats.store.layout import (
+    BLOBS,
     FEATURES,
     PREFIXES,
     Document,
@@ -17,7 +18,6 @@ from gradstats.store.layout import (
     parameter_table,
     table_difference,
     table_from_json,
-    widths,
 )
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
@@ -52,6 +52,7 @@ class GradientStore:
         self.mode = mode
         self.parameters = table_from_json(attributes["parameters"])
         self.provenance: dict[str, Any] = attributes["provenance"]
+        self._features = tuple(attributes["features"])
         self._writers: dict[int, WorkerWriter] = {}
 
     @classmethod
@@ -108,6 +109,8 @@ class GradientStore:
         difference = parameters and table_difference(store.parameters, parameters)
         if difference:
             raise ValueError(f"cannot resume {path}: {difference}; write to another path")
+        if set(store._features) != set(FEATURES):
+            write_root(path, store.parameters, store.provenance)
         return store
 
     @classmethod
@@ -141,10 +144,15 @@ class GradientStore:
         return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
 
     def stream(self, worker: int = 0, kind: str = "full") -> Stream:
-        """The rows of one worker committed by now: whole (`"full"`) or sampled (`"track"`).
+        """The rows of one worker committed by now.
+
+        Args:
+            worker: the data-parallel worker.
+            kind: whole gradients (`"full"`), sampled elements (`"track"`), or bytes: Summaries
+                (`"summary"`), rows of compressors that ran beside the training (`"shadow"`).
 
         Raises:
-            LookupError: no such worker, or nothing tracked.
+            LookupError: no such worker, or no such rows.
         """
         _check_kind(kind)
         if worker not in self.workers:
@@ -170,7 +178,8 @@ class GradientStore:
             worker: the data-parallel worker.
             weights: the parameters themselves; on every row or on none.
             **coordinates: any of micro_step, segment (one a process start), point ("local",
-                "reduced", "clipped"), loss, learning_rate, grad_norm.
+                "reduced", "clipped"), loss, learning_rate, grad_norm, loss_scale, unscaled,
+                skipped, clip_norm, clip_coefficient, world_size, step_seconds.
 
         Raises:
             ValueError: a name, shape, dtype, step or coordinate the store cannot hold.
@@ -200,11 +209,10 @@ class GradientStore:
         Raises:
             ValueError: ids out of range or order, or not those the store tracks already.
         """
-        row_widths = widths(self.parameters)
+        writer = self._writer(worker)
         ids = {d: np.ascontiguousarray(v, np.int64) for d, v in element_ids.items()}
         for dtype, places in ids.items():
-            _check_ids(dtype, places, row_widths)
-        writer = self._writer(worker)
+            _check_ids(dtype, places, writer.row_widths)
         if "track" not in writer.documents:
             writer.set_track(ids)
             return
@@ -214,21 +222,45 @@ class GradientStore:
             fact = f"worker {worker} tracks other elements already"
             raise ValueError(f"cannot track these elements in {self.path}: {fact}; use those")
 
-    def claim(self, worker: int = 0) -> None:
+    def add_stream(self, kind: str, worker: int = 0) -> None:
+        """Declare rows of bytes, `"summary"` or `"shadow"`, unless they are already.
+
+        Raises:
+            ValueError: rows of this kind are not bytes.
+        """
+        if kind not in BLOBS:
+            raise ValueError(f"kind must be one of {', '.join(BLOBS)}, got {kind!r}")
+        self._writer(worker).add_stream(kind)
+
+    def claim(self, worker: int = 0, table: Sequence[Parameter] | None = None) -> None:
         """Become the writer of a worker now rather than at the first row, and sweep leftovers.
+
+        Args:
+            worker: the data-parallel worker.
+            table: the worker's own table, where it holds a shard of each parameter.
 
         Raises:
             BlockingIOError: another process writes this worker.
+            ValueError: the worker's rows are laid out by another table.
         """
-        self._writer(worker)
+        self._check_writable()
+        own = tuple(table) if table is not None else self.parameters
+        writer = self._writers[worker] = WorkerWriter(
+            self.path, worker, own, own_table=own != self.parameters
+        )
+        stored = table_from_json(writer.attributes.get("parameters", ())) or self.parameters
+        difference = table_difference(stored, own)
+        if difference:
+            self._writers.pop(worker).close()
+            fact = f"cannot resume worker {worker} of {self.path}: {difference}"
+            raise ValueError(f"{fact}; write to another path")
 
     def _writer(self, worker: int) -> WorkerWriter:
         self._check_writable()
         if not self.parameters:
             raise ValueError(f"cannot write {self.path}: it has no parameter table; append first")
         if worker not in self._writers:
-            args = (widths(self.parameters), len(self.parameters))
-            self._writers[worker] = WorkerWriter(self.path, worker, *args)
+            self.claim(worker)
         return self._writers[worker]
 
     def close(self) -> None:

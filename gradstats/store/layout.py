@@ -11,7 +11,9 @@ from typing import Any
 
 FORMAT = "gradstats"
 FORMAT_VERSION = 1
-FEATURES: tuple[str, ...] = ()  # optional parts of version 1 that this code can extend
+# optional parts of version 1 that this code can extend: columns that say how a gradient came to
+# be, arrays of another length in every row, tables of a worker's own
+FEATURES: tuple[str, ...] = ("context", "ragged", "worker_tables")
 
 POINTS = ("unknown", "local", "reduced", "clipped")  # a point's code is its place here
 QUANTITIES = ("grad", "weight")
@@ -33,13 +35,31 @@ COORDINATES: Mapping[str, str] = {
     "loss": "float64",
     "learning_rate": "float64",
     "grad_norm": "float64",
+    # of the feature "context": not in older stores
+    "loss_scale": "float64",
+    "unscaled": "int8",
+    "skipped": "int8",
+    "clip_norm": "float64",
+    "clip_coefficient": "float64",
+    "world_size": "int64",
+    "step_seconds": "float64",
 }
+UNKNOWN: Mapping[str, int] = {"micro_step": 0, "unscaled": -1, "skipped": 0, "world_size": 0}
+"""What stands for "not known" in the integer coordinates; in the others it is NaN."""
 
-PREFIXES: Mapping[str, str] = {"full": "", "track": "track/"}  # a stream's place in its worker
+# a stream's place in its worker
+PREFIXES: Mapping[str, str] = {
+    "full": "",
+    "track": "track/",
+    "summary": "summary/",
+    "shadow": "shadow/",
+}
+BLOBS = ("summary", "shadow")  # streams whose rows are bytes, in the ragged array of their name
 GROUP_ATTRIBUTES: Mapping[str, str] = {"coordinates": " ".join(COORDINATES)}  # xarray looks here
 
 CHUNK_BYTES = 8_000_000
 COLUMN_CHUNK_ROWS = 1024
+RAGGED_CHUNK_BYTES = 1_000_000
 PRESENT_CHUNK_BYTES = 65_536
 
 Document = dict[str, Any]
@@ -55,7 +75,11 @@ class Parameter:
     """Where one parameter's elements lie in the flat array of its dtype.
 
     `offset` and `numel` count elements; parameters of one dtype follow each other in table order.
-    `aliases` are further names of the same tensor (tied weights).
+    `aliases` are further names of the same tensor (tied weights). A parameter of layout "sparse"
+    has sparse gradients, which take no part in the flat array; its `numel` is the dense size.
+
+    In the table of a worker that holds a shard, `shape` and `numel` are the shard's: the part of
+    `global_shape` that begins at `shard_offset`, cut as `placement` says.
     """
 
     name: str
@@ -65,6 +89,10 @@ class Parameter:
     numel: int
     module_type: str = ""
     aliases: tuple[str, ...] = ()
+    layout: str = "dense"
+    placement: str = ""
+    global_shape: tuple[int, ...] = ()
+    shard_offset: tuple[int, ...] = ()
 
 
 def dtype_name(dtype: object) -> str:
@@ -85,6 +113,7 @@ def parameter_table(
     *,
     module_types: Mapping[str, str] | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
+    sparse: Iterable[str] = (),
 ) -> tuple[Parameter, ...]:
     """Lay parameters out one after another, each in the flat array of its dtype.
 
@@ -92,6 +121,7 @@ def parameter_table(
         named: (name, shape, dtype) in the order of the table; dtypes may be torch's.
         module_types: the class name of the module that owns a parameter, by parameter name.
         aliases: further names of a tied parameter, by the name it has in `named`.
+        sparse: names of those whose gradients are sparse.
 
     Raises:
         ValueError: no parameters, a repeated name, or a dtype that is not floating point.
@@ -102,13 +132,15 @@ def parameter_table(
     """
     table: dict[str, Parameter] = {}
     ends = dict.fromkeys(DTYPES, 0)
+    without_place = frozenset(sparse)
     for name, shape, dtype in named:
         if name in table:
             raise ValueError(f"parameter names must differ, got {name!r} twice")
         key, dims = dtype_name(dtype), tuple(int(n) for n in shape)
         kind, other = (module_types or {}).get(name, ""), tuple((aliases or {}).get(name, ()))
-        table[name] = Parameter(name, dims, key, ends[key], math.prod(dims), kind, other)
-        ends[key] += table[name].numel
+        how = "sparse" if name in without_place else "dense"
+        table[name] = Parameter(name, dims, key, ends[key], math.prod(dims), kind, other, how)
+        ends[key] += table[name].numel if how == "dense" else 0
     if not table:
         raise ValueError("parameters must name at least one tensor, got none")
     return tuple(table.values())
@@ -118,7 +150,7 @@ def widths(parameters: Iterable[Parameter]) -> dict[str, int]:
     """Elements of a row by dtype, in order of first appearance."""
     total: dict[str, int] = {}
     for p in parameters:
-        total[p.dtype] = total.get(p.dtype, 0) + p.numel
+        total[p.dtype] = total.get(p.dtype, 0) + (p.numel if p.layout == "dense" else 0)
     return total
 
 
@@ -135,7 +167,9 @@ def table_difference(stored: Sequence[Parameter], given: Sequence[Parameter]) ->
 
 def _describe(p: Parameter) -> str:
     extras = [p.module_type, *(f"alias {a}" for a in p.aliases)]
-    return " ".join([p.name, p.dtype, str(list(p.shape)), *filter(None, extras)])
+    shard = f"{p.placement} from {list(p.shard_offset)}" if p.placement else ""
+    how = p.layout if p.layout != "dense" else ""
+    return " ".join([p.name, p.dtype, str(list(p.shape)), *filter(None, [*extras, how, shard])])
 
 
 def table_to_json(parameters: Iterable[Parameter]) -> list[Document]:
@@ -154,6 +188,10 @@ def table_from_json(entries: Iterable[Document]) -> tuple[Parameter, ...]:
             numel=e["numel"],
             module_type=e.get("module_type", ""),
             aliases=tuple(e.get("aliases", ())),
+            layout=e.get("layout", "dense"),
+            placement=e.get("placement", ""),
+            global_shape=tuple(e.get("global_shape", ())),
+            shard_offset=tuple(e.get("shard_offset", ())),
         )
         for e in entries
     )
@@ -189,7 +227,7 @@ def array_document(
     Gradients do not compress (1.07-1.15 times), so there is no codec beyond the bytes themselves;
     the dot keeps all chunks of an array in one folder, where a row costs no directory.
     """
-    one_byte = dtype in ("bool", "int8")
+    one_byte = dtype in ("bool", "int8", "uint8")
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -219,9 +257,37 @@ def vector_documents(quantity: str, row_widths: Mapping[str, int]) -> dict[str, 
     return documents
 
 
-def stream_documents(row_widths: Mapping[str, int], parameters: int) -> dict[str, Document]:
-    """The arrays of a stream without rows: gradients, `present`, coordinates."""
-    documents = vector_documents("grad", row_widths)
+def ragged_dtypes(kind: str, table: Sequence[Parameter]) -> dict[str, str]:
+    """The ragged arrays of a stream and their dtypes.
+
+    For each parameter with sparse gradients, by its place in the table: the coalesced indices,
+    each flattened, and the values. For a stream of bytes: those.
+    """
+    if kind in BLOBS:
+        return {kind: "uint8"}
+    sparse = [(i, p) for i, p in enumerate(table) if p.layout == "sparse" and kind == "full"]
+    indices = {f"indices_{place}": "int64" for place, _ in sparse}
+    return indices | {f"values_{place}": p.dtype for place, p in sparse}
+
+
+def ragged_documents(names: Mapping[str, str]) -> dict[str, Document]:
+    """Arrays of another length in every row: `NAME_ends` [row] and `NAME_data` [item_NAME]."""
+    documents: dict[str, Document] = {}
+    for name, dtype in names.items():
+        stored = DTYPES.get(dtype, dtype)
+        itemsize = ITEMSIZE.get(dtype, 8 if dtype == "int64" else 1)
+        chunks = (RAGGED_CHUNK_BYTES // itemsize,)
+        documents[f"{name}_ends"] = array_document("int64", (0,), (COLUMN_CHUNK_ROWS,), ("row",))
+        documents[f"{name}_data"] = array_document(stored, (0,), chunks, (f"item_{name}",))
+        documents[f"{name}_data"]["attributes"] = {"dtype": dtype}
+    return documents
+
+
+def stream_documents(
+    row_widths: Mapping[str, int], parameters: int, ragged: Mapping[str, str]
+) -> dict[str, Document]:
+    """The arrays of a stream without rows: gradients, ragged ones, `present`, coordinates."""
+    documents = {**vector_documents("grad", row_widths), **ragged_documents(ragged)}
     chunks = (min(COLUMN_CHUNK_ROWS, max(1, PRESENT_CHUNK_BYTES // parameters)), parameters)
     documents["present"] = array_document("bool", (0, parameters), chunks, ("row", "parameter"))
     for name, dtype in COORDINATES.items():
@@ -260,11 +326,17 @@ def in_stream(key: str, prefix: str) -> bool:
     return key.startswith(prefix) and "/" not in key.removeprefix(prefix)
 
 
-def lengthened(documents: Mapping[str, Document], prefix: str, rows: int) -> dict[str, Document]:
-    """The same metadata with the arrays of one stream `rows` long."""
+def lengthened(
+    documents: Mapping[str, Document], prefix: str, rows: int, items: Mapping[str, int]
+) -> dict[str, Document]:
+    """The same metadata with the arrays of one stream `rows` long, ragged ones by `items`."""
 
     def grown(key: str, document: Document) -> Document:
-        if not (in_stream(key, prefix) and has_rows(document)):
+        if not in_stream(key, prefix):
+            return document
+        if key.removeprefix(prefix) in items:
+            return {**document, "shape": [items[key.removeprefix(prefix)]]}
+        if not has_rows(document):
             return document
         return {**document, "shape": [rows, *document["shape"][1:]]}
 

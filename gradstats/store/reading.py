@@ -1,5 +1,6 @@
 """The lazy read side: one stream of committed rows. The only importer of zarr."""
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,14 +13,17 @@ import torch
 import zarr
 
 from gradstats.store.layout import (
+    BLOBS,
     COORDINATES,
     DTYPES,
     POINTS,
     PREFIXES,
     QUANTITIES,
+    UNKNOWN,
     Parameter,
     StoreFormatError,
     in_stream,
+    table_from_json,
     widths,
 )
 
@@ -34,8 +38,9 @@ class Stream:
     Attributes:
         path: the store.
         worker: the data-parallel worker.
-        kind: `"full"` for whole gradients, `"track"` for the same sampled elements at every step.
-        table: the store's parameter table, of whole gradients.
+        kind: `"full"` for whole gradients, `"track"` for the same sampled elements at every step,
+            `"summary"` and `"shadow"` for bytes (`read_bytes`).
+        table: the parameter table of this worker's whole gradients.
         arrays: the Zarr arrays of the stream by name.
     """
 
@@ -58,7 +63,12 @@ class Stream:
         if not len(self):
             empty = {name: np.zeros(0, dtype) for name, dtype in COORDINATES.items()}
             return {**empty, "point": np.zeros(0, "U8")}
-        values = {name: self._load(name) for name in COORDINATES}
+        values = {
+            name: self._load(name)
+            if name in self.arrays
+            else np.full(len(self), UNKNOWN.get(name, np.nan), dtype)
+            for name, dtype in COORDINATES.items()
+        }
         return {**values, "point": np.array(POINTS)[values["point"]]}
 
     @property
@@ -88,6 +98,8 @@ class Stream:
         """The tracked elements' places in the flat array of each dtype; None for full rows."""
         if self.kind == "full":
             return None
+        if self.kind in BLOBS:
+            return {}
         start = "element_ids_"
         return {n.removeprefix(start): self._load(n) for n in self.arrays if n.startswith(start)}
 
@@ -96,10 +108,11 @@ class Stream:
         """The table for the vectors of *this* stream.
 
         In a track, offset and numel count tracked elements (numel is 0 where none is tracked) and
-        shape stays that of the whole parameter.
+        shape stays that of the whole parameter. Parameters with sparse gradients have no elements
+        in any vector: numel is 0.
         """
         if self.element_ids is None:
-            return self.table
+            return tuple(replace(p, numel=0) if p.layout != "dense" else p for p in self.table)
         none = np.zeros(0, np.int64)
         return tuple(_tracked(p, self.element_ids.get(p.dtype, none)) for p in self.table)
 
@@ -119,19 +132,21 @@ class Stream:
 
         Returns:
             The whole row: 1-D, in table order, in the narrowest dtype that holds every element
-            exactly. One parameter: in its own dtype, with its shape (1-D in a track).
+            exactly, without parameters whose gradients are sparse. One parameter: in its own
+            dtype, with its shape (1-D in a track); a sparse one as a coalesced sparse tensor.
 
         Raises:
             IndexError: no such row.
-            LookupError: that parameter had no gradient in that row, or rows carry no weights.
+            LookupError: that parameter had no gradient in that row, or rows carry no weights, or
+                no gradients at all but bytes.
             ValueError: no such parameter or quantity.
             StoreFormatError: a chunk of the row is missing or damaged.
         """
-        index = operator.index(row)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row must be below {len(self)}, the length of the stream, got {row}")
+        if self.kind in BLOBS:
+            fact = f"rows of kind {self.kind!r} hold no gradients"
+            raise LookupError(f"cannot read a gradient of {self!r}: {fact}")
+        index = self._index(row)
         self._check_quantity(quantity)
-        index %= len(self)
         if parameter is None:
             return self._read_all(index, quantity)
         place = self._place(parameter)
@@ -139,6 +154,8 @@ class Stream:
             fact = f"it had none at row {index} (step {self.steps[index]})"
             raise LookupError(f"cannot read the gradient of {parameter!r}: {fact}; see .present")
         p = self.parameters[place]
+        if p.layout != "dense" and self.kind == "full":
+            return self._read_sparse(index, place)
         flat = self._read_flat(index, p.dtype, quantity, p.offset, p.offset + p.numel)
         return flat.reshape(p.shape) if self.kind == "full" else flat
 
@@ -150,13 +167,63 @@ class Stream:
         Raises:
             StoreFormatError: a chunk of the row is missing or damaged.
         """
-        width = widths(self.parameters)[dtype]
+        width = _lengths(self.parameters)[dtype]
         return self._read_flat(row, dtype, "grad", start, width if stop is None else stop)
+
+    def read_bytes(self, row: int) -> bytes:
+        """The bytes of one row of kind "summary" or "shadow".
+
+        Raises:
+            IndexError: no such row.
+            LookupError: rows of this kind are gradients.
+        """
+        if self.kind not in BLOBS:
+            raise LookupError(f"cannot read bytes of {self!r}: its rows are gradients; use read")
+        return bytes(self._read_ragged(self._index(row), self.kind))
+
+    def nnz(self, row: int, parameter: str) -> int:
+        """Stored elements of a sparse gradient in one row; 0 where there was none."""
+        place = self._place(parameter)
+        first, stop = self._span(self._index(row), f"values_{place}")
+        return stop - first
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Iterate over (step, whole row)."""
         for row, step in enumerate(self.steps):
             yield int(step), self.read(row)
+
+    def _index(self, row: int) -> int:
+        index = operator.index(row)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row must be below {len(self)}, the length of the stream, got {row}")
+        return index % len(self)
+
+    def _span(self, row: int, name: str) -> tuple[int, int]:
+        ends = self._load(f"{name}_ends")
+        return int(ends[row - 1]) if row else 0, int(ends[row])
+
+    def _read_ragged(self, row: int, name: str) -> Vector:
+        first, stop = self._span(row, name)
+        data = f"{name}_data"
+        return self._load(data, slice(first, stop)) if stop > first else np.zeros(0, np.uint8)
+
+    def _read_sparse(self, row: int, place: int) -> torch.Tensor:
+        """The indices are those of the leading dimensions, flattened; a value may be a vector."""
+        p = self.table[place]
+        indices = self._read_ragged(row, f"indices_{place}").astype(np.int64)
+        values = self._read_ragged(row, f"values_{place}")
+        if p.dtype == "bfloat16":
+            flat = torch.from_numpy(values.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
+        else:
+            flat = torch.from_numpy(values.astype(DTYPES[p.dtype]))
+        each = len(values) // max(1, len(indices))
+        dims = next(
+            n for n in range(1, len(p.shape) + 1) if math.prod(p.shape[n:]) <= max(1, each)
+        )
+        places = torch.from_numpy(np.stack(np.unravel_index(indices, p.shape[:dims])))
+        vectors = flat.reshape(len(indices), *p.shape[dims:])
+        sparse = torch.sparse_coo_tensor(places, vectors, p.shape, check_invariants=True)
+        return sparse.coalesce()
 
     def _place(self, name: str) -> int:
         for place, p in enumerate(self.table):
@@ -174,7 +241,7 @@ class Stream:
             raise LookupError(f"cannot read {quantity}: rows of {self!r} carry none")
 
     def _read_all(self, row: int, quantity: str) -> torch.Tensor:
-        tracked = widths(self.parameters)
+        tracked = _lengths(self.parameters)
         flat = {d: self._read_flat(row, d, quantity, 0, tracked[d]) for d in self.dtypes}
         if len(flat) == 1:
             return next(iter(flat.values()))
@@ -222,7 +289,20 @@ def _chunk_keys(array: ZarrArray, index: tuple[Any, ...]) -> Iterator[str]:
         )
 
 
+_NAMED = {"track": "tracked", "summary": "summary", "shadow": "shadow"}
+
+
+def _lengths(parameters: tuple[Parameter, ...]) -> dict[str, int]:
+    """Elements of a vector by dtype."""
+    total: dict[str, int] = {}
+    for p in parameters:
+        total[p.dtype] = total.get(p.dtype, 0) + p.numel
+    return total
+
+
 def _tracked(p: Parameter, ids: Vector) -> Parameter:
+    if p.layout != "dense":
+        return replace(p, numel=0)
     first, stop = np.searchsorted(ids, [p.offset, p.offset + p.numel])
     return replace(p, offset=int(first), numel=int(stop - first))
 
@@ -236,13 +316,16 @@ def open_stream(path: Path, worker: int, kind: str, table: tuple[Parameter, ...]
     """
     store = zarr.storage.LocalStore(path, read_only=True)
     group = zarr.open_group(store=store, path=f"worker_{worker}", mode="r", zarr_format=3)
-    if kind == "track" and "track" not in group:
+    if kind != "full" and kind not in group:
         fact = f"worker {worker} of {path} tracks no elements"
-        raise LookupError(f"cannot open the tracked rows: {fact}; read kind='full'")
+        if kind != "track":
+            fact = f"worker {worker} of {path} has none"
+        raise LookupError(f"cannot open the {_NAMED[kind]} rows: {fact}; read kind='full'")
     prefix = PREFIXES[kind]  # the worker's zarr.json holds the track's metadata too
     members = {
         key.removeprefix(prefix): array
         for key, array in group.members(max_depth=None)
         if in_stream(key, prefix) and isinstance(array, zarr.Array)
     }
-    return Stream(path, worker, kind, table, members)
+    own: Any = group.attrs.get("parameters", ())
+    return Stream(path, worker, kind, table_from_json(own) or table, members)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradstats.store.layout import COORDINATES, POINTS, Parameter, dtype_name, widths
+from gradstats.store.layout import COORDINATES, POINTS, UNKNOWN, Parameter, dtype_name, widths
 
 Array = torch.Tensor | np.ndarray[Any, Any]
 Flat = Mapping[str, torch.Tensor]
-Order = tuple[int, int, int]
-"""(segment, step, micro_step): strictly increasing down a stream."""
+Order = tuple[int, int, int, int]
+"""(segment, step, micro_step, point): strictly increasing down a stream."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Row:
         flat: by dtype name, the 1-D CPU tensor of all (or all tracked) elements of that dtype;
             elements of a parameter without a gradient are zero.
         present: bool, one a parameter of the table: did it have a gradient.
-        coordinates: any of micro_step, segment, point, loss, learning_rate, grad_norm.
+        coordinates: any of COORDINATES but the step.
         weights: as `flat`, the values of the parameters themselves.
+        ragged: 1-D arrays of this row by the name of the ragged array; what is missing is empty.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Row:
     present: np.ndarray[Any, np.dtype[np.bool_]]
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     weights: Flat | None = None
+    ragged: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
 
 def as_tensor(name: str, value: Array) -> torch.Tensor:
@@ -75,6 +77,9 @@ def pack(
             fact = f"the store's table has {len(parameters)} parameters and not that one"
             raise ValueError(f"cannot store parameter {name!r}: {fact}; start another store")
         p, tensor = parameters[places[name]], as_tensor(name, value)
+        if p.layout != "dense":
+            fact = "the store keeps it sparse"
+            raise ValueError(f"cannot store {name!r} as a tensor: {fact}; append a Row")
         if (tuple(tensor.shape), dtype_name(tensor.dtype)) != (p.shape, p.dtype):
             got = f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"
             raise ValueError(f"{name!r} must be {p.dtype} {list(p.shape)}, got {got}")
@@ -128,9 +133,12 @@ def coordinate_values(row: Row, segment: int) -> dict[str, int | float]:
         "segment": operator.index(given.get("segment", segment)),
         "point": POINTS.index(given.get("point", "unknown")),
     }
-    for name in ("loss", "learning_rate", "grad_norm"):
+    for name in set(COORDINATES) - set(values):
         value = given.get(name)
-        values[name] = float("nan") if value is None else float(value)
+        if name in UNKNOWN:
+            values[name] = UNKNOWN[name] if value is None else operator.index(value)
+        else:
+            values[name] = float("nan") if value is None else float(value)
     return values
 
 
@@ -138,7 +146,8 @@ def check_order(last: Order | None, new: Order) -> None:
     """Check that a row comes after the last one.
 
     Raises:
-        ValueError: step and micro_step did not grow within the segment, or the segment fell.
+        ValueError: step, micro_step and point did not grow within the segment, or the segment
+            fell.
     """
     if last is None or new > last:
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gradstats.store.files import replace_file
 from gradstats.store.layout import (
+    BLOBS,
     COORDINATES,
     DTYPES,
     GROUP_ATTRIBUTES,
@@ -23,19 +24,22 @@ from gradstats.store.layout import (
 NAMES = frozenset({"present", *COORDINATES}) | frozenset(
     f"{kind}_{dtype}" for kind in (*QUANTITIES, "element_ids") for dtype in DTYPES
 )
+NAMES |= frozenset(f"{kind}_{part}" for kind in BLOBS for part in ("ends", "data"))
 
 
 def copy_metadata(path: Path, documents: Mapping[str, Document], keys: Sequence[str]) -> None:
-    """Write the documents in `keys` where readers look that open an array or `track` by itself."""
-    if any(key.startswith("track") for key in keys):
-        members = {
-            key.removeprefix("track/"): document
-            for key, document in documents.items()
-            if key.startswith("track/")
-        }
-        replace_file(path / "track/zarr.json", encode(group_document(GROUP_ATTRIBUTES, members)))
+    """Write the documents in `keys` where readers look that open one array or stream."""
+    for prefix in filter(None, PREFIXES.values()):
+        if any(f"{key}/".startswith(prefix) for key in keys):
+            members = {
+                key.removeprefix(prefix): document
+                for key, document in documents.items()
+                if key.startswith(prefix)
+            }
+            group = group_document(GROUP_ATTRIBUTES, members)
+            replace_file(path / prefix / "zarr.json", encode(group))
     for key in keys:
-        if key != "track":
+        if documents[key]["node_type"] == "array":
             replace_file(path / key / "zarr.json", encode(documents[key]))
 
 
@@ -51,11 +55,11 @@ def sweep(path: Path, documents: Mapping[str, Document]) -> None:
             document = documents.get(prefix + folder.name)
             if folder.name in NAMES and document is None:
                 shutil.rmtree(folder)
-            elif document and has_rows(document):
+            elif document and (has_rows(document) or folder.name.endswith("_data")):
                 _sweep_array(folder, document)
     arrays = {key: d for key, d in documents.items() if d["node_type"] == "array"}
     stale = [key for key, d in arrays.items() if not _is_copied(path / key, d)]
-    copy_metadata(path, documents, stale + [key for key in documents if key == "track"])
+    copy_metadata(path, documents, stale + [key for key in documents if key not in arrays])
 
 
 def _sweep_array(folder: Path, document: Document) -> None:

@@ -24,30 +24,48 @@ from gradstats.store.layout import (
     PREFIXES,
     QUANTITIES,
     Document,
+    Parameter,
     StoreFormatError,
     chunk_shape,
     element_ids_document,
     encode,
     group_document,
+    in_stream,
     lengthened,
+    ragged_dtypes,
     stream_documents,
     stream_rows,
+    table_to_json,
     vector_documents,
+    widths,
 )
 from gradstats.store.rows import Order, Row, check_order, check_row, coordinate_values
 from gradstats.store.sweeping import copy_metadata, sweep
 
 Vector = np.ndarray[Any, Any]
 
+ORDERED = ("segment", "step", "micro_step", "point")
+
 
 class WorkerWriter:
-    """Appends to the streams of one worker; holds the worker's lock while it lives."""
+    """Appends to the streams of one worker; holds the worker's lock while it lives.
+
+    Args:
+        root: the store.
+        worker: the data-parallel worker.
+        table: the parameters as this worker's rows lay them out.
+        own_table: this table is not the store's, so that the worker's group has to hold it.
+    """
 
     def __init__(
-        self, root: Path, worker: int, row_widths: Mapping[str, int], parameters: int
+        self, root: Path, worker: int, table: Sequence[Parameter], *, own_table: bool = False
     ) -> None:
         self.path = root / f"worker_{worker}"
-        self.row_widths, self.parameters = row_widths, parameters
+        self.table = tuple(table)
+        self.row_widths, self.parameters = widths(table), len(table)
+        self.attributes: Document = dict(GROUP_ATTRIBUTES)
+        if own_table:
+            self.attributes["parameters"] = table_to_json(table)
         (self.path / "step").mkdir(parents=True, exist_ok=True)
         # inside an array: Zarr warns about a file it does not know beside one
         self._lock = take_lock(self.path / "step/.lock", f"worker {worker} of {root}")
@@ -61,8 +79,9 @@ class WorkerWriter:
     def _begin(self) -> None:
         """Take up the last commit, or make the first: a stream without rows."""
         if not (self.path / "zarr.json").exists():
-            documents = stream_documents(self.row_widths, self.parameters)
-            self._commit(self._made(PREFIXES["full"], documents))
+            self._commit(self._made(PREFIXES["full"], self._stream("full", self.row_widths)))
+        group = json.loads((self.path / "zarr.json").read_bytes())
+        self.attributes = group["attributes"]
         self.documents = self._committed()
         sweep(self.path, self.documents)
 
@@ -78,29 +97,69 @@ class WorkerWriter:
             for name, dtype in names.items()
         }
         counts = {dtype: len(ids) for dtype, ids in element_ids.items()}
-        new = self._made("track/", {**documents, **stream_documents(counts, self.parameters)})
+        new = self._made("track/", {**documents, **self._stream("track", counts)})
         for name, dtype in names.items():
             self._write_chunks("track/" + name, documents[name], "c.{}", element_ids[dtype])
         self._commit({**self.documents, "track": group_document(GROUP_ATTRIBUTES), **new})
 
+    def add_stream(self, kind: str) -> None:
+        """Commit a stream of bytes without rows, unless there is one."""
+        if kind not in self.documents:
+            new = self._made(PREFIXES[kind], self._stream(kind, {}))
+            self._commit({**self.documents, kind: group_document(GROUP_ATTRIBUTES), **new})
+
+    def _stream(self, kind: str, row_widths: Mapping[str, int]) -> dict[str, Document]:
+        return stream_documents(row_widths, self.parameters, ragged_dtypes(kind, self.table))
+
     def append(self, kind: str, rows: Sequence[Row]) -> None:
         """Commit rows, all of them or none."""
         prefix = PREFIXES[kind]
+        if prefix + "step" not in self.documents:
+            fact = "no elements are tracked; use set_track"
+            if kind != "track":
+                fact = f"no such stream; use add_stream({kind!r})"
+            raise ValueError(f"cannot append {kind} rows: {fact}")
         start = stream_rows(self.documents, prefix)
         documents = self.documents
         if start == 0 and rows[0].weights is not None:
             weights = vector_documents("weight", self._widths(prefix))
             documents = {**documents, **self._made(prefix, weights)}
         columns = self._check(rows, prefix, documents)
+        data, starts = {}, {}
+        for name, pieces in self._ragged(rows, prefix).items():
+            key = f"{name}_data"
+            starts[key] = int(self.documents[prefix + key]["shape"][0])
+            columns[f"{name}_ends"] = starts[key] + np.cumsum([len(piece) for piece in pieces])
+            data[key] = np.concatenate(pieces)
+        items = {key: starts[key] + len(values) for key, values in data.items()}
         try:
             for index, row in enumerate(rows, start):
                 self._write_row(prefix, index, row, documents)
+            for name, values in data.items():
+                self._write_column(prefix + name, starts[name], values)
             for name, column in columns.items():
                 self._write_column(prefix + name, start, column)
-            self._commit(lengthened(documents, prefix, start + len(rows)))
+            self._commit(lengthened(documents, prefix, start + len(rows), items))
         except BaseException:
             self.documents = self._committed()  # an interrupt may have struck after the commit
             raise
+
+    def _ragged(self, rows: Sequence[Row], prefix: str) -> dict[str, list[Vector]]:
+        """The rows' parts of each ragged array of the stream, in the array's dtype."""
+        names = {
+            key.removeprefix(prefix).removesuffix("_data"): document["data_type"]
+            for key, document in self.documents.items()
+            if in_stream(key, prefix) and key.endswith("_data")
+        }
+        for row in rows:
+            unknown = set(row.ragged) - set(names)
+            if unknown:
+                fact = f"this stream has no ragged array {sorted(unknown)[0]!r}"
+                raise ValueError(f"cannot append step {row.step}: {fact}")
+        return {
+            name: [np.asarray(row.ragged.get(name, ()), dtype).reshape(-1) for row in rows]
+            for name, dtype in names.items()
+        }
 
     def _made(self, prefix: str, documents: Mapping[str, Document]) -> dict[str, Document]:
         """The same documents by key, their folders made."""
@@ -114,8 +173,6 @@ class WorkerWriter:
 
     def _widths(self, prefix: str) -> dict[str, int]:
         """Elements of a row of this stream by dtype."""
-        if prefix + "step" not in self.documents:
-            raise ValueError("cannot append tracked rows: no elements are tracked; use set_track")
         grads = {dtype: self.documents.get(f"{prefix}grad_{dtype}") for dtype in DTYPES}
         return {dtype: d["shape"][1] for dtype, d in grads.items() if d}
 
@@ -134,10 +191,14 @@ class WorkerWriter:
                 raise ValueError(f"cannot append step {row.step}: {fact}; keep to that")
             values.append(coordinate_values(row, last[0] if last else 0))
             now = values[-1]
-            order = (int(now["segment"]), int(now["step"]), int(now["micro_step"]))
-            check_order(last, order)
-            last = order
-        columns = {n: np.array([v[n] for v in values], d) for n, d in COORDINATES.items()}
+            segment, step, micro, point = (int(now[name]) for name in ORDERED)
+            check_order(last, (segment, step, micro, point))
+            last = segment, step, micro, point
+        columns = {
+            name: np.array([value[name] for value in values], dtype)
+            for name, dtype in COORDINATES.items()
+            if prefix + name in documents  # a store of before has fewer
+        }
         return {"present": np.stack([np.asarray(row.present) for row in rows]), **columns}
 
     def _write_row(
@@ -159,14 +220,14 @@ class WorkerWriter:
             replace_file(self.path / key / name.format(chunk), piece.data, padding)
 
     def _write_column(self, key: str, start: int, values: Vector) -> None:
-        """Write rows `start`... of an array that has many rows in a chunk.
+        """Write rows (or items) `start`... of an array that has many in a chunk.
 
         Only the new rows' bytes are touched, so a kill cannot harm the committed ones beside them.
         """
         document = self.documents[key]
         rows = chunk_shape(document)[0]
         stop = start + len(values)
-        for chunk in range(start // rows, (stop - 1) // rows + 1):
+        for chunk in range(start // rows, (stop - 1) // rows + 1 if stop > start else 0):
             first, last = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
             with open(self._column_chunk(key, chunk), "r+b", buffering=0) as file:
                 file.seek((first - chunk * rows) * values[0].nbytes)
@@ -190,15 +251,16 @@ class WorkerWriter:
         if row < 0:
             return None
         values = []
-        for name in ("segment", "step", "micro_step"):
+        for name in ORDERED:
             chunk, place = divmod(row, chunk_shape(self.documents[prefix + name])[0])
-            file = self._column_chunk(prefix + name, chunk)
-            values.append(int(np.fromfile(file, np.int64, count=1, offset=8 * place)[0]))
-        segment, step, micro = values
-        return segment, step, micro
+            file, dtype = self._column_chunk(prefix + name, chunk), np.dtype(COORDINATES[name])
+            found = np.fromfile(file, dtype, count=1, offset=dtype.itemsize * place)
+            values.append(int(found[0]))
+        segment, step, micro, point = values
+        return segment, step, micro, point
 
     def _commit(self, documents: dict[str, Document]) -> None:
-        group = group_document(GROUP_ATTRIBUTES, documents)
+        group = group_document(self.attributes, documents)
         replace_file(self.path / "zarr.json", encode(group))
         old, self.documents = self.documents, documents
         changed = [key for key, d in documents.items() if d is not old.get(key)]
