@@ -6,13 +6,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 from torch import nn
 from torch.optim import Optimizer
 
 from gradstats.recording.budget import parse_bytes
-from gradstats.recording.capturing import DEFAULT_TRACK, IfExists, capture, check_rows_wanted
+from gradstats.recording.capturing import (
+    DEFAULT_TRACK,
+    IfExists,
+    capture,
+    check_choice,
+    check_rows_wanted,
+)
 from gradstats.recording.reports import write_line
 from gradstats.recording.schedules import every
 from gradstats.store import GradientStore
@@ -47,9 +52,7 @@ class Settings:
         check_rows_wanted(whole=bool(self.full_every), track=self.track)
         if self.full_every:
             every(self.full_every)
-        if self.if_exists not in get_args(IfExists):
-            rule = f"if_exists must be one of {', '.join(get_args(IfExists))}"
-            raise ValueError(f"{rule}, got {self.if_exists!r}")
+        check_choice("if_exists", self.if_exists, IfExists)
         path = Path(self.out)
         if not path.exists():
             return

@@ -77,6 +77,11 @@ class Budget:
         self._due += 1
         return self._due % (1 << self.doublings) == 0
 
+    def thin(self) -> None:
+        """Let full rows come half as often from now on, whatever is left."""
+        self.doublings += 1
+        self._due = 0
+
     def take(self, nbytes: int) -> None:
         """Count ``nbytes`` as written."""
         self._taken += nbytes

@@ -6,67 +6,84 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
 from gradstats.recording.budget import Budget, format_bytes, parse_bytes
-from gradstats.recording.handle import Capture, Idle, Plan, row_cost
+from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
+from gradstats.recording.distribution import Distribution, distribution, shared_store, tables
+from gradstats.recording.handle import Capture, Idle, Plan
 from gradstats.recording.provenance import provenance
-from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.reports import Reports
 from gradstats.recording.schedules import Schedule, as_schedule, every
-from gradstats.recording.selection import Selected, select, unwrap_model, unwrap_optimizer
-from gradstats.recording.staging import KINDS, Kind, Source, sample_elements
-from gradstats.recording.writing import BATCH_ROWS
-from gradstats.store import GradientStore, Parameter, Stream, parameter_table
+from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
+from gradstats.recording.staging import KINDS, Kind, Point, Slot, Source, row_cost, sample_elements
+from gradstats.recording.writing import BATCH_ROWS, Writer
+from gradstats.store import GradientStore, Parameter, Stream
 
 IfExists = Literal["error", "resume", "overwrite"]
+WhenFull = Literal["block", "drop", "thin"]
+LocalBy = Literal["hooks", "comm_hook"]
 Full = Callable[[int], bool] | Iterable[int] | None
+Optimizers = Optimizer | Sequence[Optimizer]
 
 DEFAULT_FULL = every(500)
 DEFAULT_TRACK = 65_536
 
 #: Rows of each kind that may wait for the writer before the training does.
-_WAITING: Mapping[Kind, int] = {"full": 2, "track": 2 * BATCH_ROWS}
+_WAITING: Mapping[Kind, int] = {"full": 2, "track": 2 * BATCH_ROWS, "summary": 2}
 
 #: What the store's tables take at most before they hold a row: chunks of many rows, metadata.
-_TABLE_BYTES = 500_000
+_TABLE_BYTES = 600_000
 
 
 def capture(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizers,
     path: str | os.PathLike[str],
     *,
     full: Full = DEFAULT_FULL,
     track: int | None = DEFAULT_TRACK,
+    at: str | Sequence[str] = "auto",
     parameters: str | Sequence[str] = "*",
     max_bytes: int | str = "20GB",
     if_exists: IfExists = "error",
+    when_full: WhenFull = "block",
+    local_by: LocalBy = "hooks",
     start_step: int = 0,
     seed: int = 0,
     quiet: bool = False,
 ) -> Capture | Idle:
-    """Record the gradients that ``optimizer`` is about to use, from now until ``close()``.
+    """Record the gradients of a training, from now until ``close()``.
 
     The gradients themselves are never touched, and nothing is raised into the training: rows that
-    cannot be stored are counted and said once. In a group of processes rank 0 records and the
-    others get a handle that does nothing. The many keywords are the settings of one recording.
+    cannot be stored are counted and said once. The many keywords are those of one recording.
 
     Args:
         model: The module whose parameter names the rows go by; wrapped ones are unwrapped.
-        optimizer: A torch optimizer, or a wrapper with one in ``.optimizer``.
+        optimizer: A torch optimizer, or a wrapper with one in ``.optimizer``; a list of them where
+            each updates some of the parameters (an optimizer in backward): a step is then over
+            when one of them is called again.
         path: The store to write, by custom ``NAME.zarr``.
         full: Which steps get a whole row: ``every(n)``, ``log_spaced(n)``, ``window(a, b)``, a
             list of steps, any callable step -> bool, or None.
         track: How many elements to keep at every step, the same random ones; 0 or None for none.
+        at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
+            every process), "reduced" (as the optimizer is about to get it, before
+            ``clip_grad_norm_``), "clipped" (after), or several. "auto" is "local" under
+            DistributedDataParallel and else "reduced". Reduced and clipped gradients are recorded
+            by rank 0, sharded ones (FSDP2) by every process; who has none gets an `Idle` handle.
         parameters: Globs over parameter names.
         max_bytes: The most that may lie at ``path``, such as ``"20GB"``.
         if_exists: What to do with a store at ``path``: "error", "resume" (adds a segment) or
             "overwrite".
+        when_full: What to do when the writer is behind: "block" (the training waits), "drop" (the
+            row is not taken, and counted), "thin" (the same, and full rows come half as often).
+        local_by: How local gradients are seen: by "hooks" on the parameters, or by a "comm_hook",
+            which must be the only one of the DistributedDataParallel model and reduces alike.
         start_step: Number of the first optimizer step.
         seed: Seed of the choice of tracked elements.
         quiet: Say nothing on stderr but faults.
@@ -75,56 +92,132 @@ def capture(
         The handle: ``log(loss=...)``, ``step``, ``stats``, ``close()``; a context manager.
 
     Raises:
-        ValueError: A setting out of range, or nothing to record.
+        ValueError: A setting out of range, nothing to record, or a point that cannot be seen.
         TypeError: Something is not a model, an optimizer or a schedule.
         FileExistsError: There is something at ``path``.
         StoreFormatError: What is at ``path`` is not a store that can be added to or replaced.
         BlockingIOError: Another process writes to ``path``.
+        RuntimeError: The processes of a training do not agree on the store.
     """
-    rank, processes = rank_and_world()
-    if rank != 0:
-        return Idle(start_step)
-    inner = unwrap_optimizer(optimizer)
+    check_choice("when_full", when_full, WhenFull)
+    check_choice("local_by", local_by, LocalBy)
+    inner = unwrap_optimizers(optimizer)
     chosen = select(model, inner, parameters)
+    spread = distribution(model, chosen)
+    points = spread.points(at)
+    by_comm_hook = local_by == "comm_hook" and "local" in points
+    if by_comm_hook:
+        check_comm_hook(spread.ddp)
+    if "local" in points and len(inner) > 1:
+        raise ValueError("at must not be 'local' with several optimizers; record 'reduced'")
+    if not points:
+        return Idle(start_step)
     reports = Reports(quiet=quiet)
     schedule = as_schedule(full)
-    sources = _make_sources(chosen, whole=full is not None, track=track, seed=seed)
-    limit = _checked_limit(max_bytes, sources.values())
-    story = provenance(unwrap_model(model), inner, seed=seed, command=sys.argv)
-    store = GradientStore.create(Path(path), _table(chosen), provenance=story, if_exists=if_exists)
+    check_rows_wanted(whole=full is not None, track=track)
+    whole, own = tables(chosen)
+    ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
+    sources = [
+        Source(
+            own,
+            [one.tensor for one in chosen],
+            kind,
+            point,
+            slots=_WAITING[kind],
+            element_ids=ids if kind == "track" else None,
+            wait=when_full == "block",
+        )
+        for point in points
+        for kind in _kinds(whole=full is not None, track=bool(ids))
+    ]
+    limit = _checked_limit(max_bytes, sources)
+    story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
+
+    def create() -> tuple[GradientStore, int]:
+        made = GradientStore.create(Path(path), whole, provenance=story, if_exists=if_exists)
+        try:
+            return made, _next_segment(made)
+        except BaseException:
+            made.close()
+            raise
+
+    store, segment = shared_store(spread, Path(path), create)
     try:
-        segment = _claim(store, sources)
-        budget = Budget(max(0, limit - store.nbytes))
+        store.claim(spread.rank, own if spread.sharded else None)
+        if ids:
+            store.set_track(ids, spread.rank)
+        recording = spread.world_size if points[0] == "local" or spread.sharded else 1
+        budget = Budget(max(0, (limit - store.nbytes) // recording))
     except BaseException:
         store.close()
         raise
     for line in _introduction(store, sources, schedule, limit):
         reports.news(line)
-    if processes > 1:
-        reports.news(f"rank 0 of {processes} records; the other ranks run without recording")
-    return Capture(inner, store, sources, Plan(schedule, start_step, segment, budget), reports)
-
-
-def _table(chosen: Sequence[Selected]) -> tuple[Parameter, ...]:
-    return parameter_table(
-        [(one.name, one.tensor.shape, one.tensor.dtype) for one in chosen],
-        module_types={one.name: one.module_type for one in chosen},
-        aliases={one.name: one.aliases for one in chosen},
+    if spread.world_size > 1:
+        reports.news(_who(spread, points))
+    plan = Plan(
+        schedule,
+        start_step,
+        budget,
+        thin=when_full == "thin",
+        world_size=spread.world_size,
+        by_comm_hook=by_comm_hook,
     )
 
+    def lost(slots: Sequence[Slot], error: Exception) -> None:
+        budget.give_back(sum(slot.cost for slot in slots))
+        text = f"cannot write step {slots[0].step}: {type(error).__name__}: {error}"
+        reports.once("writing", f"{text}; such rows are dropped, training goes on")
 
-def _make_sources(
-    chosen: Sequence[Selected], *, whole: bool, track: int | None, seed: int
-) -> dict[Kind, Source]:
-    table, tensors = _table(chosen), [one.tensor for one in chosen]
-    sources: dict[Kind, Source] = {}
-    if whole:
-        sources["full"] = Source(table, tensors, None, _WAITING["full"])
-    check_rows_wanted(whole=whole, track=track)
-    if track:
-        ids = sample_elements(table, track, np.random.default_rng(seed))
-        sources["track"] = Source(table, tensors, ids, _WAITING["track"])
-    return sources
+    writer = Writer(store, spread.rank, segment, lost)
+    handle = Capture(inner, [one.tensor for one in chosen], sources, writer, plan, reports)
+    if by_comm_hook:
+        register_comm_hook(spread.ddp, handle)
+    return handle
+
+
+def unwrap_optimizers(optimizer: Optimizers) -> list[Optimizer]:
+    """The torch optimizers of what a user passes: one, a wrapper, or several.
+
+    Raises:
+        TypeError: There is no torch optimizer inside.
+        ValueError: An empty sequence.
+    """
+    if isinstance(optimizer, Sequence):
+        if not optimizer:
+            raise ValueError("optimizer must be an optimizer or a list of some, got none")
+        return [unwrap_optimizer(one) for one in optimizer]
+    return [unwrap_optimizer(optimizer)]
+
+
+def _size(table: Sequence[Parameter]) -> int:
+    return sum(parameter.numel for parameter in table)
+
+
+def _kinds(*, whole: bool, track: bool) -> list[Kind]:
+    wanted = {"full": whole, "track": track}
+    return [kind for kind in KINDS if wanted.get(kind)]
+
+
+def _tracked(
+    table: Sequence[Parameter], track: int | None, seed: int, *, share: float, spread: Distribution
+) -> dict[str, np.ndarray]:
+    """The elements to track; every process draws its part of them from its own shards."""
+    if not track:
+        return {}
+    source = [seed, spread.rank] if spread.sharded else seed
+    count = round(track * share) if spread.sharded else track
+    return sample_elements(table, count, np.random.default_rng(source))
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Check a setting against the values of its Literal.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def check_rows_wanted(*, whole: bool, track: int | None) -> None:
@@ -146,6 +239,24 @@ def recorded_streams(store: GradientStore) -> Iterator[Stream]:
             yield store.stream(kind=kind)
 
 
+def _next_segment(store: GradientStore) -> int:
+    streams = [
+        store.stream(worker, kind)
+        for worker in store.workers
+        for kind in KINDS
+        if _has(store, worker, kind)
+    ]
+    last = [int(stream.coordinates["segment"][-1]) for stream in streams if len(stream)]
+    return max(last, default=-1) + 1
+
+
+def _has(store: GradientStore, worker: int, kind: Kind) -> bool:
+    try:
+        return len(store.stream(worker, kind)) > 0
+    except LookupError:
+        return False
+
+
 def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:
     limit = parse_bytes(max_bytes) - _TABLE_BYTES
     needed = max(row_cost(source) for source in sources)
@@ -158,29 +269,38 @@ def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:
     return limit
 
 
-def _claim(store: GradientStore, sources: Mapping[Kind, Source]) -> int:
-    """Become the store's writer, declare what is tracked, and return the segment to write."""
-    store.claim()
-    ids = sources["track"].element_ids if "track" in sources else None
-    if ids is not None:
-        store.set_track(ids)
-    streams = [stream for stream in recorded_streams(store) if len(stream)]
-    return max((int(stream.coordinates["segment"][-1]) + 1 for stream in streams), default=0)
+_SEEN = {
+    "local": "of this process, before reduction and clipping",
+    "reduced": "as optimizer.step() finds them, before clip_grad_norm_",
+    "clipped": "as optimizer.step() finds them, after clipping",
+}
 
 
 def _introduction(
-    store: GradientStore, sources: Mapping[Kind, Source], schedule: Schedule, limit: int
+    store: GradientStore, sources: Sequence[Source], schedule: Schedule, limit: int
 ) -> Iterator[str]:
     elements = sum(parameter.numel for parameter in store.parameters)
     what = f"{len(store.parameters)} parameters with {elements:,} elements"
-    yield f"recording to {store.path}: {what}, as optimizer.step() finds them (point 'reduced')"
+    points = list(dict.fromkeys(source.point for source in sources))
+    where = "; ".join(f"{_SEEN[point]} (point {point!r})" for point in points)
+    yield f"recording to {store.path}: {what}, {where}"
     rows = []
-    if "full" in sources:
-        rows.append(f"full rows of {format_bytes(sources['full'].nbytes)} at {schedule!r}")
-    if "track" in sources:
-        source = sources["track"]
+    for source in sources:
+        if source.point != points[0]:
+            continue
         size = format_bytes(source.nbytes)
-        rows.append(f"{source.elements:,} elements of every step, {size} each")
+        if source.kind == "full":
+            rows.append(f"full rows of {size} at {schedule!r}")
+        if source.kind == "track":
+            rows.append(f"{source.elements:,} elements of every step, {size} each")
     free = shutil.disk_usage(store.path).free
     room = f"at most {format_bytes(limit + _TABLE_BYTES)}, {format_bytes(free)} free"
     yield f"{'; '.join(rows)}; {room}"
+
+
+def _who(spread: Distribution, points: Sequence[Point]) -> str:
+    if spread.sharded:
+        return f"rank {spread.rank} of {spread.world_size} records its own shards ({spread.by})"
+    if "local" in points:
+        return f"rank {spread.rank} of {spread.world_size} records its own gradients"
+    return f"rank 0 of {spread.world_size} records; the other ranks run without recording"

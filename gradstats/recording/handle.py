@@ -1,26 +1,40 @@
-"""The handle of a running recording: an optimizer hook that stages rows for the writer."""
+"""The handle of a running recording: hooks that stage rows for the writer."""
 
 import atexit
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
-from torch import Tensor, no_grad
+from torch import Tensor, nn, no_grad
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
+from gradstats.recording import surroundings
 from gradstats.recording.budget import Budget
 from gradstats.recording.reports import Reports
 from gradstats.recording.schedules import Schedule
-from gradstats.recording.staging import LEARNING_RATE, LOSS, Kind, Slot, Source
+from gradstats.recording.staging import (
+    CLIP_LIMIT,
+    CLIP_NORM,
+    LEARNING_RATE,
+    LOSS,
+    LOSS_SCALE,
+    POINTS,
+    SKIPPED,
+    Slot,
+    Source,
+    row_cost,
+)
 from gradstats.recording.stats import Stats
 from gradstats.recording.writing import Writer
-from gradstats.store import GradientStore
 
-#: Bytes of one row beside its elements and its present table: coordinates and padding.
-_COORDINATE_BYTES = 128
+#: Steps over which the median time of a step is taken.
+_STEPS_TIMED = 33
 
 
 @dataclass(frozen=True)
@@ -30,14 +44,18 @@ class Plan:
     Attributes:
         schedule: Which steps get a full row.
         start_step: Number of the first optimizer step.
-        segment: Number of this process's part of the run.
         budget: The bytes it may write.
+        thin: Halve the rate of full rows whenever one finds no free slot.
+        world_size: Processes that train together.
+        by_comm_hook: A communication hook puts local gradients, instead of parameters' hooks.
     """
 
     schedule: Schedule
     start_step: int
-    segment: int
     budget: Budget
+    thin: bool = False
+    world_size: int = 1
+    by_comm_hook: bool = False
 
 
 class Capture:
@@ -45,36 +63,56 @@ class Capture:
 
     Nothing here raises into the training: what fails is counted and said once on stderr.
 
+    A step is one call of the optimizer, also one that a GradScaler skips. With several optimizers
+    (an optimizer in backward) it is over when one of them is called again.
+
     Attributes:
         step: Number the next optimizer step gets: what a restart passes as ``start_step``.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
-        store: GradientStore,
-        sources: Mapping[Kind, Source],
+        optimizers: Sequence[Optimizer],
+        tensors: Sequence[nn.Parameter],
+        sources: Sequence[Source],
+        writer: Writer,
         plan: Plan,
         reports: Reports,
     ) -> None:
         self.step = plan.start_step
-        self._optimizer = optimizer
-        self._groups = len(optimizer.param_groups)
-        self._store = store
-        self._sources = sources
+        self._optimizers = list(optimizers)
+        self._groups = [len(optimizer.param_groups) for optimizer in optimizers]
+        self._tensors = list(tensors)
+        self._places = {id(tensor): place for place, tensor in enumerate(tensors)}
+        # made piece by piece during the step, or in one go before clipping, or at the step
+        together = len(optimizers) == 1
+        self._pieces = [s for s in sources if s.point == "local" or not together]
+        self._before = [s for s in sources if s.point == "reduced" and together]
+        self._at = [s for s in sources if s.point == "clipped" and together]
+        self._writer = writer
         self._plan = plan
         self._reports = reports
-        self._next = self._first_look_from(plan.start_step)
-        self._cost = {kind: row_cost(source) for kind, source in sources.items()}
-        self._pending: list[Slot] = []
+        self._every_step = any(source.kind != "full" for source in sources)
+        self._next = plan.start_step
+        self._asked = (-1, False)  # the last step the schedule was asked about, and its answer
+        self._open: list[Source] = []  # sources whose row is being made piece by piece
+        self._pending: list[Slot] = []  # rows of the last step, to which a loss can be logged
+        self._taken = False  # the rows before clipping of this step are staged
+        self._clipped: tuple[Tensor, float] | None = None
+        self._unscaled_early = False
+        self._scaler: Any = None
+        self._stepped: set[int] = set()
+        self._backwards = 0
+        self._times: deque[float] = deque(maxlen=_STEPS_TIMED)
         self._dropped = self._thinned = 0
         self._seconds = 0.0
         self._span: tuple[float, float] | None = None
         self._process = os.getpid()
         self._closed = False
-        self._writer = Writer(store, plan.segment, self._release, self._lost)
-        self._hook = optimizer.register_step_pre_hook(self._before_step)
+        self._hooks = list(self._attach())
+        surroundings.listen(self)
         atexit.register(self.close)
+        self._look_ahead(self.step)
 
     @property
     def stats(self) -> Stats:
@@ -83,6 +121,7 @@ class Capture:
         return Stats(
             full_rows=self._writer.rows["full"],
             tracked_rows=self._writer.rows["track"],
+            summary_rows=self._writer.rows["summary"],
             nbytes=self._writer.nbytes,
             dropped=self._dropped + self._writer.dropped,
             thinned=self._thinned,
@@ -99,8 +138,10 @@ class Capture:
         """
         started = time.perf_counter()
         try:
-            for slot in self._pending:
-                self._sources[slot.kind].note(slot, LOSS, loss)
+            made = [source.slot for source in self._open] if len(self._optimizers) > 1 else []
+            for slot in [*self._pending, *made]:
+                if slot is not None:
+                    slot.note(LOSS, loss)
         except Exception as error:
             self._reports.once("loss", f"cannot log the loss: {_fact(error)}; training goes on")
         self._seconds += time.perf_counter() - started
@@ -109,16 +150,22 @@ class Capture:
         """Store what was recorded, detach from the optimizer and say what there is."""
         if self._closed or os.getpid() != self._process:
             return
+        if self._stepped and len(self._optimizers) > 1:
+            self._guarded(self._finish_round)
         self._closed = True
         try:
             atexit.unregister(self.close)
-            self._hook.remove()
+            surroundings.forget(self)
+            for hook in self._hooks:
+                hook.remove()
             self._hand_over()
+            for source in self._open:
+                source.abandon()
             self._writer.close()
-            self._store.close()
         except Exception as error:
-            self._reports.once("close", f"cannot finish {self._store.path}: {_fact(error)}")
-        self._reports.news(f"{self._store.path}: {self.stats}")
+            self._reports.once("close", f"cannot finish {self._writer.where}: {_fact(error)}")
+        self._mention_missing()
+        self._reports.news(f"{self._writer.where}: {self.stats}")
 
     def __enter__(self) -> Self:
         return self
@@ -132,18 +179,97 @@ class Capture:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Capture {str(self._store.path)!r}, step {self.step}: {self.stats}>"
+        return f"<Capture {self._writer.where!r}, step {self.step}: {self.stats}>"
+
+    # --- hooks: each says what it saw ---
+
+    def _attach(self) -> Iterator[Any]:
+        one = len(self._optimizers) == 1
+        for number, optimizer in enumerate(self._optimizers):
+            if one:
+                yield optimizer.register_step_pre_hook(self._before_step)
+            else:
+                places = [
+                    self._places[id(tensor)]
+                    for group in optimizer.param_groups
+                    for tensor in group["params"]
+                    if id(tensor) in self._places
+                ]
+                yield optimizer.register_step_pre_hook(self._before_part(number, places))
+        if any(source.point == "local" for source in self._pieces):
+            if self._plan.by_comm_hook:
+                return
+            for place, tensor in enumerate(self._tensors):
+                yield _hook_first(tensor, self._after_accumulation(place))
+        elif one and self._tensors:
+            trained = [tensor for tensor in self._tensors if tensor.requires_grad]
+            yield _hook_first((trained or self._tensors)[-1], self._count_backward)
+
+    def _count_backward(self, _: Tensor) -> None:
+        self._backwards += 1
+
+    def _after_accumulation(self, place: int) -> Callable[[Tensor], None]:
+        def after(_: Tensor) -> None:
+            if self._open:
+                self.put(place)
+
+        return after
+
+    def put(self, place: int, grad: Tensor | None = None) -> None:
+        """Copy the gradient of a parameter, as it is now, into the rows that are being made."""
+        if os.getpid() != self._process:
+            return
+        started = time.perf_counter()
+        try:
+            with no_grad():
+                for source in self._open:
+                    source.put(place, grad)
+        except Exception as error:
+            self._give_up(self.step, error)
+        self._seconds += time.perf_counter() - started
+
+    def put_local(self, parameter: Tensor, grad: Tensor) -> None:
+        """Copy a local gradient that a communication hook was given."""
+        if self._open and id(parameter) in self._places and not self._closed:
+            self.put(self._places[id(parameter)], grad)
+
+    def before_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
+        """Stage the rows that show gradients before clipping."""
+        if self._places.keys().isdisjoint(map(id, parameters)) or self._clipped is not None:
+            return
+        self._clipped = norm, limit
+        if self.step >= self._next and self._before:
+            self._guarded(lambda: self._take_before(self.step))
+
+    def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
+        """Call ``step``; when it leaves the optimizer out, record what it was not given."""
+        if optimizer not in self._optimizers:
+            return step()
+        self._scaler = scaler
+        self._unscaled_early = _stage_of(scaler, optimizer) == "UNSCALED"
+        before = self.step
+        result = step()
+        if self.step == before and len(self._optimizers) == 1:
+            self.step += 1
+            if before >= self._next:
+                self._guarded(lambda: self._record(before, skipped=True))
+            else:
+                self._clipped, self._backwards = None, 0
+        self._scaler = None
+        return result
 
     def _before_step(
         self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         step = self.step
         self.step = step + 1
+        self._times.append(time.perf_counter())
         if step < self._next:
+            self._clipped, self._backwards = None, 0
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            self._record(step)
+            self._guarded(lambda: self._record(step))
             return None
         # the gradients of this step come into being when the optimizer calls the closure
         recording = self._recording_after(closure, step)
@@ -159,85 +285,232 @@ class Capture:
             value = closure()
             if not recorded:
                 recorded = True
-                self._record(step)
+                self._guarded(lambda: self._record(step))
             return value
 
         return recording
 
-    def _record(self, step: int) -> None:
+    def _before_part(self, number: int, places: Sequence[int]) -> Callable[..., None]:
+        def before(*_: Any) -> None:
+            if number in self._stepped:
+                self._guarded(self._finish_round)
+            self._stepped.add(number)
+            if self._open:
+                for place in places:
+                    self.put(place)
+
+        return before
+
+    # --- a step ---
+
+    def _guarded(self, work: Callable[[], None]) -> None:
         if self._closed or os.getpid() != self._process:
             return
         started = time.perf_counter()
         try:
             with no_grad():
-                self._hand_over()
-                self._stage(step)
+                work()
         except Exception as error:
-            self._reports.once("hook", f"cannot record step {step}: {_fact(error)}")
-        self._next = step + 1 if self._pending else self._first_look_from(step + 1)
+            self._reports.once("hook", f"cannot record step {self.step}: {_fact(error)}")
         ended = time.perf_counter()
         self._seconds += ended - started
         self._span = (self._span[0] if self._span else started, ended)
 
-    def _first_look_from(self, step: int) -> int:
-        """The first step at or after ``step`` at which there may be something to do."""
-        return step if "track" in self._sources else self._plan.schedule.upcoming(step)
+    def _record(self, step: int, *, skipped: bool = False) -> None:
+        """Complete the rows of a step, whose gradients the optimizer is about to get."""
+        early = self._taken
+        try:
+            self._mention_surprises()
+            self._take_before(step)
+            for source in self._due(step, self._at):
+                self._stage(source, step)
+            self._end_pieces()
+            for slot in self._pending:
+                self._describe(slot, early=early, skipped=skipped)
+        finally:
+            self._taken, self._clipped, self._backwards = False, None, 0
+            self._look_ahead(step + 1)
 
-    def _hand_over(self) -> None:
-        """Let the writer have the last step's rows: nothing can be logged to them any more."""
-        if self._pending:
-            self._writer.put(self._pending)
-            self._pending = []
+    def _take_before(self, step: int) -> None:
+        """Stage the rows of the point before clipping, once a step."""
+        if self._taken:
+            return
+        self._hand_over()
+        self._taken = True
+        for source in self._due(step, self._before):
+            self._stage(source, step)
 
-    def _stage(self, step: int) -> None:
-        self._mention_surprises()
-        if "full" in self._sources and self._plan.schedule(step):
-            if self._plan.budget.keeps_full_row():
-                self._stage_row("full", step)
-            else:
-                self._thinned += 1
-                text = f"half of max_bytes is used at step {step}: full rows come half as often"
-                self._reports.once("thinning", f"{text}, and again at each next half")
-        if "track" in self._sources:
-            self._stage_row("track", step)
+    def _finish_round(self) -> None:
+        """All optimizers had their turn."""
+        step = self.step
+        self.step += 1
+        self._times.append(time.perf_counter())
+        self._stepped = set()
+        try:
+            self._mention_surprises()
+            self._hand_over()
+            self._end_pieces()
+            for slot in self._pending:
+                self._describe(slot, early=False, skipped=False)
+        finally:
+            self._look_ahead(step + 1)
 
-    def _stage_row(self, kind: Kind, step: int) -> None:
-        source = self._sources[kind]
-        if self._cost[kind] > self._plan.budget.remaining:
-            self._dropped += 1
-            text = f"max_bytes is used up at step {step}: {kind} rows are dropped from here on"
-            self._reports.once(f"budget {kind}", text)
+    def _look_ahead(self, step: int) -> None:
+        """Set the next step at which there is something to do; begin its rows of pieces."""
+        upcoming = step if self._every_step else self._plan.schedule.upcoming(step)
+        # rows of the step before wait for their loss until the next step
+        self._next = step if self._pending else upcoming
+        self._open = []
+        if upcoming == step and self._pieces:
+            for source in self._due(step, self._pieces):
+                if self._affordable(source, step) and self._begun(source, step):
+                    self._open.append(source)
+
+    def _begun(self, source: Source, step: int) -> bool:
+        if source.begin(step):
+            return True
+        self._no_slot(source, step)
+        return False
+
+    def _due(self, step: int, sources: Sequence[Source]) -> list[Source]:
+        """Those of the sources whose row is due; the schedule is asked once a step."""
+        due = [source for source in sources if source.kind != "full"]
+        whole = [source for source in sources if source.kind == "full"]
+        if whole and self._full_row_is_due(step):
+            due = [*whole, *due]
+        return due
+
+    def _full_row_is_due(self, step: int) -> bool:
+        if self._asked[0] != step:
+            self._asked = (step, self._plan.schedule(step) and self._kept(step))
+        return self._asked[1]
+
+    def _kept(self, step: int) -> bool:
+        if self._plan.budget.keeps_full_row():
+            return True
+        self._thinned += 1
+        text = f"half of max_bytes is used at step {step}: full rows come half as often"
+        self._reports.once("thinning", f"{text}, and again at each next half")
+        return False
+
+    def _affordable(self, source: Source, step: int) -> bool:
+        if row_cost(source) <= self._plan.budget.remaining:
+            return True
+        self._dropped += 1
+        text = f"max_bytes is used up at step {step}: {source.kind} rows are dropped from here on"
+        self._reports.once(f"budget {source.kind}", text)
+        return False
+
+    def _stage(self, source: Source, step: int) -> None:
+        if not self._affordable(source, step):
             return
         try:
             slot = source.stage(step)
         except Exception as error:
-            self._dropped += 1
-            text = f"cannot copy the gradients of step {step}: {_fact(error)}"
-            self._reports.once("staging", f"{text}; such rows are dropped, training goes on")
+            self._give_up(step, error)
             return
-        self._plan.budget.take(self._cost[kind])
+        if slot is None:
+            self._no_slot(source, step)
+            return
+        self._add(slot)
+
+    def _end_pieces(self) -> None:
+        for source in self._open:
+            if not any(source.fires):
+                source.abandon()  # no backward since the step before, or attached after it
+                continue
+            try:
+                counts = Counter(fired for fired in source.fires if fired)
+                if source.point == "local" and counts:
+                    # a weight used twice under reentrant checkpointing fires twice: most do not
+                    self._backwards = counts.most_common(1)[0][0]
+                self._add(source.end())
+            except Exception as error:
+                source.abandon()
+                self._give_up(self.step - 1, error)
+        self._open = []
+
+    def _add(self, slot: Slot) -> None:
+        self._plan.budget.take(slot.cost)
         self._pending.append(slot)
-        if source.sparse:
-            text = f"the gradient of {source.sparse!r} is sparse and is stored dense"
-            self._reports.once("sparse", f"{text}, zeros included")
-        source.note(slot, LEARNING_RATE, self._optimizer.param_groups[0]["lr"])
+        if slot.source.densified:
+            text = f"the gradient of {slot.source.densified!r} is sparse and is stored dense"
+            self._reports.once("sparse", f"{text}, zeros included: its module did not say sparse")
+
+    def _no_slot(self, source: Source, step: int) -> None:
+        self._dropped += 1
+        text = f"the writer is behind at step {step}: such {source.kind} rows are dropped"
+        self._reports.once(f"full {source.kind}", text)
+        if self._plan.thin and source.kind == "full":
+            self._plan.budget.thin()
+
+    def _give_up(self, step: int, error: Exception) -> None:
+        self._dropped += 1
+        text = f"cannot copy the gradients of step {step}: {_fact(error)}"
+        self._reports.once("staging", f"{text}; such rows are dropped, training goes on")
+        for source in self._open:
+            source.abandon()
+        self._open = []
+
+    def _describe(self, slot: Slot, *, early: bool, skipped: bool) -> None:
+        """Note how the gradients of a row came to be."""
+        optimizer, point = self._optimizers[0], slot.source.point
+        slot.note(LEARNING_RATE, optimizer.param_groups[0]["lr"])
+        scale, unscaled = self._scale(optimizer, point, early=early)
+        slot.note(LOSS_SCALE, scale)
+        found = getattr(optimizer, "found_inf", None)  # a fused optimizer is told and skips
+        slot.note(SKIPPED, float(skipped) if found is None else found)
+        if self._clipped is not None:
+            slot.note(CLIP_NORM, self._clipped[0])
+            slot.note(CLIP_LIMIT, self._clipped[1])
+        times = self._times
+        seconds = [later - sooner for sooner, later in zip(times, list(times)[1:], strict=False)]
+        slot.facts = {
+            "micro_step": max(0, self._backwards - 1),
+            "unscaled": int(unscaled),
+            "world_size": self._plan.world_size,
+            "step_seconds": median(seconds) if seconds else None,
+        }
+
+    def _scale(
+        self, optimizer: Optimizer, point: str, *, early: bool
+    ) -> tuple[Tensor | float, bool]:
+        """The loss scale, and whether the gradients at a point are divided by it."""
+        if self._scaler is None:
+            return 1.0, True
+        scale = self._scaler._scale
+        fused = getattr(optimizer, "found_inf", None) is not None
+        at_step = self._unscaled_early or not fused
+        unscaled = self._unscaled_early if early and point == "reduced" else at_step
+        return scale if scale is not None else 1.0, unscaled and point != "local"
+
+    def _hand_over(self) -> None:
+        """Let the writer have the last step's rows: nothing can be logged to them any more."""
+        if self._pending:
+            order = POINTS.index
+            self._writer.put(sorted(self._pending, key=lambda slot: order(slot.source.point)))
+            self._pending = []
+
+    # --- what is said ---
 
     def _mention_surprises(self) -> None:
-        if len(self._optimizer.param_groups) != self._groups:
+        now = [len(optimizer.param_groups) for optimizer in self._optimizers]
+        if now != self._groups:
             text = "the optimizer got new parameter groups, which are not recorded"
             self._reports.once("groups", f"{text}; attach after adding them")
-        if getattr(self._optimizer, "grad_scale", None) is not None:
-            text = "the optimizer is fused and unscales by itself: the gradients recorded are"
-            rest = "multiplied by GradScaler's loss scale and skipped steps are among them"
+        if getattr(self._optimizers[0], "grad_scale", None) is not None:
+            text = "the optimizer is fused and unscales by itself: rows of reduced gradients are"
+            rest = "multiplied by GradScaler's loss scale (coordinate loss_scale, unscaled = 0)"
             self._reports.once("fused", f"{text} {rest}; use fused=False to avoid it")
 
-    def _release(self, slot: Slot) -> None:
-        self._sources[slot.kind].pool.give_back(slot)
-
-    def _lost(self, slots: Sequence[Slot], error: Exception) -> None:
-        self._plan.budget.give_back(sum(self._cost[slot.kind] for slot in slots))
-        text = f"cannot write step {slots[0].step}: {_fact(error)}"
-        self._reports.once("writing", f"{text}; such rows are dropped, training goes on")
+    def _mention_missing(self) -> None:
+        never = self._writer.never_present
+        if never:
+            shown = ", ".join(never[:4]) + (", …" if len(never) > 4 else "")
+            text = f"{len(never)} parameters had no gradient in any row: {shown}"
+            if len(never) == len(self._tensors):
+                text = f"{text}; an optimizer in backward? pass all optimizers as a list"
+            self._reports.once("missing", text)
 
 
 class Idle:
@@ -270,9 +543,28 @@ class Idle:
         self.close()
 
 
-def row_cost(source: Source) -> int:
-    """Bytes that one row of ``source`` takes on disk."""
-    return source.nbytes + source.parameters + _COORDINATE_BYTES
+def _hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Register a post-accumulate hook that runs before the others.
+
+    A frozen parameter takes none, but keeps the one it has: it may be unfrozen later.
+    """
+    frozen = not tensor.requires_grad
+    if frozen:
+        tensor.requires_grad_(True)
+    try:
+        handle: RemovableHandle = tensor.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    finally:
+        if frozen:
+            tensor.requires_grad_(False)
+    # an optimizer in backward frees the gradient in a hook of its own
+    hooks: Any = tensor._post_accumulate_grad_hooks
+    hooks.move_to_end(handle.id, last=False)
+    return handle
+
+
+def _stage_of(scaler: Any, optimizer: Optimizer) -> str:
+    states: Mapping[int, Mapping[str, Any]] = scaler._per_optimizer_states
+    return states[id(optimizer)]["stage"].name if id(optimizer) in states else "READY"
 
 
 def _fact(error: Exception) -> str:

@@ -14,18 +14,22 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 @dataclass(frozen=True)
 class Selected:
-    """One parameter to record: its clean name, the tensor, its owner's class, other names."""
+    """One parameter to record: its clean name, the tensor, its owner's class, other names.
+
+    It is sparse if its owner says that it makes sparse gradients, as an Embedding may.
+    """
 
     name: str
     tensor: nn.Parameter
     module_type: str
     aliases: tuple[str, ...] = ()
+    sparse: bool = False
 
 
 def select(
-    model: nn.Module, optimizer: Optimizer, patterns: str | Sequence[str]
+    model: nn.Module, optimizers: Sequence[Optimizer], patterns: str | Sequence[str]
 ) -> tuple[Selected, ...]:
-    """Find the parameters in ``optimizer`` whose name matches a glob, in the model's order.
+    """Find the parameters in ``optimizers`` whose name matches a glob, in the model's order.
 
     Frozen parameters count when the optimizer holds them: they may be unfrozen later. A tied
     parameter appears once, under its first name, and matches by any of its names.
@@ -37,7 +41,8 @@ def select(
     named = list(_named_parameters(unwrap_model(model)))
     if not named:
         raise ValueError(f"model must have parameters, got {type(model).__name__} without any")
-    held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    held = {id(tensor) for group in groups for tensor in group["params"]}
     trained = [one for one in named if id(one.tensor) in held]
     if not any(one.tensor.requires_grad for one in trained):
         raise ValueError(
@@ -94,14 +99,15 @@ def clean_name(name: str) -> str:
 
 def _named_parameters(model: nn.Module) -> Iterator[Selected]:
     names: dict[int, list[str]] = {}
-    found: dict[int, tuple[nn.Parameter, str]] = {}
+    found: dict[int, tuple[nn.Parameter, str, bool]] = {}
     for owner_name, owner in model.named_modules(remove_duplicate=False):
         for own_name, tensor in owner.named_parameters(owner_name, recurse=False):
             names.setdefault(id(tensor), []).append(clean_name(own_name))
-            found.setdefault(id(tensor), (tensor, type(owner).__name__))
-    for key, (tensor, module_type) in found.items():
+            sparse = getattr(owner, "sparse", False) is True
+            found.setdefault(id(tensor), (tensor, type(owner).__name__, sparse))
+    for key, (tensor, module_type, sparse) in found.items():
         first, *others = dict.fromkeys(names[key])
-        yield Selected(first, tensor, module_type, tuple(others))
+        yield Selected(first, tensor, module_type, tuple(others), sparse)
 
 
 def _matches(one: Selected, globs: Sequence[str]) -> bool:
@@ -117,11 +123,6 @@ def _shortened(names: Sequence[str], most: int = 12) -> str:
 
 def _check(chosen: Sequence[Selected]) -> None:
     for one in chosen:
-        if hasattr(one.tensor, "to_local"):
-            raise ValueError(
-                f"cannot record {one.name!r}: it is sharded over processes (DTensor), which is "
-                "not supported; leave it out with parameters="
-            )
         if not one.tensor.is_floating_point():
             raise ValueError(
                 f"parameters must be real floating point, got {one.name!r} with "

@@ -1,4 +1,4 @@
-"""Flat copies of gradients on their way to host memory, made without waiting for the device.
+"""Flat copies of gradients on their way to the writer, made without waiting for the device.
 
 On the CPU a row is one fused copy into a preallocated buffer. On a CUDA device it is one fused
 copy on the device in the training's own stream (so that later writes to the gradients cannot
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from gradstats.store import Parameter
 
-Kind = Literal["full", "track"]
-KINDS: tuple[Kind, ...] = ("full", "track")
+Kind = Literal["full", "track", "summary"]
+KINDS: tuple[Kind, ...] = ("full", "track", "summary")
+Point = Literal["local", "reduced", "clipped"]
+POINTS: tuple[Point, ...] = ("local", "reduced", "clipped")  # as they follow in a step
 
-LOSS, LEARNING_RATE = 0, 1  # places in Slot.scalars
+#: Places in Slot.scalars: what may be known on the device alone.
+LOSS, LEARNING_RATE, LOSS_SCALE, SKIPPED, CLIP_NORM, CLIP_LIMIT = range(6)
 
 
 def _empty(widths: Mapping[str, int], **where: Any) -> dict[str, Tensor]:
@@ -31,22 +34,30 @@ def _empty(widths: Mapping[str, int], **where: Any) -> dict[str, Tensor]:
 
 
 class Slot:
-    """Host memory of one row: filled by the training thread, read by the writer, used again.
+    """Memory of one row: filled by the training thread, read by the writer, used again.
 
     Attributes:
-        kind: Which stream the row belongs to.
+        source: Where its row comes from.
         step: The optimizer step of the row it holds.
-        flat: One vector a dtype.
+        cost: Bytes its row takes on disk.
+        flat: One vector a dtype; in host memory, but on the device for Summaries.
         present: One truth value a parameter: it had a gradient.
-        scalars: float64 loss and learning rate, NaN where not known.
+        sparse: Indices and values of sparse gradients by the parameter's place in the table.
+        scalars: float64, NaN where not known.
+        facts: Coordinates that are known on the host.
     """
 
-    def __init__(self, kind: Kind, widths: Mapping[str, int], *, pinned: bool) -> None:
-        self.kind = kind
+    def __init__(self, source: "Source", widths: Mapping[str, int], device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        on_device = pinned and source.kind == "summary"
+        self.source = source
         self.step = -1
+        self.cost = 0
         self.present = np.zeros(0, dtype=bool)
-        self.flat = _empty(widths, pin_memory=pinned)
-        self.scalars = torch.empty(2, dtype=torch.float64, device="cpu", pin_memory=pinned)
+        self.flat = _empty(widths, **({"device": device} if on_device else {"pin_memory": pinned}))
+        self.sparse: dict[int, tuple[Tensor, Tensor]] = {}
+        self.scalars = torch.empty(6, dtype=torch.float64, device="cpu", pin_memory=pinned)
+        self.facts: dict[str, Any] = {}
         self.ready = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
@@ -54,9 +65,15 @@ class Slot:
         if self.ready is not None:
             self.ready.synchronize()
 
+    def note(self, place: int, value: object) -> None:
+        """Put a number or a one-element tensor into `scalars` without waiting for it."""
+        source = value.detach() if isinstance(value, Tensor) else _number(value)
+        source = source.to_local() if hasattr(source, "to_local") else source
+        self.source.lane.send(source.reshape(()), self.scalars[place], self)
+
 
 class Pool:
-    """The slots of one stream. Their number bounds what waits to be written.
+    """The slots of one source. Their number bounds what waits to be written.
 
     Slots are made when first needed: a schedule that never asks for a second one never pays it.
     """
@@ -66,13 +83,16 @@ class Pool:
         self._unmade = count
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
 
-    def take(self) -> Slot:
-        """Return a free slot, waiting for the writer when all are in use."""
+    def take(self, *, wait: bool) -> Slot | None:
+        """Return a free slot; when all are in use, wait for the writer or return None."""
         if self._free.empty() and self._unmade:
             slot = self._make()
             self._unmade -= 1
             return slot
-        return self._free.get()
+        try:
+            return self._free.get(block=wait)
+        except queue.Empty:
+            return None
 
     def give_back(self, slot: Slot) -> None:
         """Let ``slot`` be used again."""
@@ -89,7 +109,7 @@ class Lane:
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, source: Tensor, target: Tensor, slot: Slot) -> None:
-        """Copy ``source`` to host memory in ``slot``; on CUDA the call returns before the data."""
+        """Copy ``source`` to memory in ``slot``; on CUDA the call returns before the data."""
         if self._side is None or source.device.type != "cuda":
             target.copy_(source)
             return
@@ -108,44 +128,55 @@ class Lane:
 class Source:
     """Copies the gradients of some parameters, whole or at sampled elements, into slots.
 
+    A row is made in one go with `stage`, or piece by piece with `begin`, `put` and `end`.
+
     Args:
         table: The parameters as the store lays them out.
         tensors: The parameters themselves, in the same order.
-        element_ids: Sampled elements by dtype, sorted; None for whole rows.
+        kind: Whole rows, sampled elements, or whole rows that become Summaries.
+        point: Where in the step the gradients are taken.
         slots: How many rows may wait to be written.
+        element_ids: Sampled elements by dtype, sorted; None for whole rows.
+        wait: Wait for the writer when all slots are in use, rather than stage nothing.
 
     Attributes:
-        element_ids: As given.
-        sparse: Name of a parameter whose gradient was sparse and is stored dense, if there was.
+        densified: Name of a parameter that got a sparse gradient and has a dense place, if any.
+        fires: How often each parameter was put since `begin`.
     """
 
     def __init__(
         self,
         table: Sequence[Parameter],
         tensors: Sequence[nn.Parameter],
-        element_ids: Mapping[str, np.ndarray] | None,
+        kind: Kind,
+        point: Point,
+        *,
         slots: int,
+        element_ids: Mapping[str, np.ndarray] | None = None,
+        wait: bool = True,
     ) -> None:
-        self.element_ids = element_ids
-        self.sparse: str | None = None
-        self.kind: Kind = "full" if element_ids is None else "track"
+        self.kind, self.point, self.element_ids = kind, point, element_ids
+        self.densified: str | None = None
+        self.fires = [0] * len(table)
+        self.lane = Lane(tensors[0].device)
+        self._wait = wait
         self._members = list(zip(table, tensors, strict=True))
-        self._lane = Lane(tensors[0].device)
         self._widths = _widths(table, element_ids)
-        pinned = self._lane.device.type == "cuda"
-        self.pool = Pool(lambda: Slot(self.kind, self._widths, pinned=pinned), slots)
+        self.pool = Pool(lambda: Slot(self, self._widths, self.lane.device), slots)
         self._scratch: dict[str, Tensor] = {}
-        self._samples = [] if element_ids is None else self._place_samples(element_ids)
+        self._samples = self._place_samples(element_ids or {})
+        self._slot: Slot | None = None
+        self._flats: Mapping[str, Tensor] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes of one row's vectors."""
         itemsize = {dtype: getattr(torch, dtype).itemsize for dtype in self._widths}
         return sum(width * itemsize[dtype] for dtype, width in self._widths.items())
 
     @property
     def elements(self) -> int:
-        """Elements of one row."""
+        """Elements of one row's vectors."""
         return sum(self._widths.values())
 
     @property
@@ -153,86 +184,206 @@ class Source:
         """Parameters in the table."""
         return len(self._members)
 
-    def stage(self, step: int) -> Slot:
-        """Copy the gradients as they are now."""
-        slot = self.pool.take()
+    def shape(self, place: int) -> tuple[int, ...]:
+        """The shape of a parameter."""
+        return self._members[place][0].shape
+
+    @property
+    def slot(self) -> Slot | None:
+        """The row that is being made."""
+        return self._slot
+
+    def stage(self, step: int) -> Slot | None:
+        """Copy the gradients as they are now; None where no slot is free."""
+        if not self.begin(step):
+            return None
         try:
-            slot.step = step
-            slot.scalars.fill_(torch.nan)
-            slot.present = np.array([tensor.grad is not None for _, tensor in self._members])
-            flats = slot.flat if self._lane.device.type == "cpu" else self._on_device()
             if self.kind == "track":
-                self._gather(flats)
+                for place in self._samples:
+                    self.put(place)
+                self._note_present()
             else:
-                self._pack(flats)
-            for dtype in flats if flats is not slot.flat else ():
-                self._lane.send(flats[dtype], slot.flat[dtype], slot)
+                self._pack()
+            return self.end()
         except BaseException:
-            self.pool.give_back(slot)
+            self.abandon()
             raise
+
+    def begin(self, step: int) -> bool:
+        """Start a row; False where no slot is free."""
+        self.abandon()
+        slot = self._slot = self.pool.take(wait=self._wait)
+        if slot is None:
+            return False
+        slot.step = step
+        slot.scalars.fill_(torch.nan)
+        slot.present = np.zeros(len(self._members), dtype=bool)
+        slot.sparse, slot.facts = {}, {}
+        self.fires = [0] * len(self._members)
+        self._flats = slot.flat if self._direct else self._on_device()
+        return True
+
+    def put(self, place: int, grad: Tensor | None = None) -> None:
+        """Copy the gradient of one parameter, or one given in its stead, as it is now."""
+        slot = cast(Slot, self._slot)
+        parameter, tensor = self._members[place]
+        grad = gradient_of(tensor) if grad is None else grad
+        self.fires[place] += 1
+        slot.present[place] = grad is not None
+        if parameter.layout == "sparse":
+            if grad is not None and self.kind == "full":
+                self._keep_sparse(place, grad)
+            return
+        for ids, target in self._targets(place):
+            if grad is None:
+                target.zero_()
+            elif ids is None:
+                target.copy_(self._dense(parameter, grad).reshape(-1))
+            else:
+                # take() indexes in the order of the shape whatever the strides are, uncopied
+                torch.take(self._dense(parameter, grad), ids, out=target)
+
+    def end(self) -> Slot:
+        """Finish the row: what was never put has no gradient."""
+        slot = cast(Slot, self._slot)
+        for place in np.flatnonzero(~slot.present):
+            for _, target in self._targets(int(place)):
+                target.zero_()
+        if self._direct and slot.ready is not None:
+            slot.ready.record()
+        for dtype in () if self._direct else self._flats:
+            self.lane.send(self._flats[dtype], slot.flat[dtype], slot)
+        kept = sum(i.nbytes + v.nbytes for i, v in slot.sparse.values())
+        slot.cost = row_cost(self) + kept
+        self._slot = None
         return slot
 
-    def note(self, slot: Slot, place: int, value: object) -> None:
-        """Put a number or a one-element tensor into ``slot.scalars`` without waiting for it."""
-        source = value.detach() if isinstance(value, Tensor) else _number(value)
-        self._lane.send(source.reshape(()), slot.scalars[place], slot)
+    def abandon(self) -> None:
+        """Drop the row that is being made, if there is one."""
+        if self._slot is not None:
+            self.pool.give_back(self._slot)
+            self._slot = None
+
+    @property
+    def _direct(self) -> bool:
+        """Is the slot on the gradients' device?"""
+        return self.lane.device.type == "cpu" or self.kind == "summary"
+
+    def _targets(self, place: int) -> list[tuple[Tensor | None, Tensor]]:
+        """Which elements of a parameter go where; None stands for all of them."""
+        parameter, _ = self._members[place]
+        if parameter.layout == "sparse":
+            return []
+        if self.kind == "track":
+            if place not in self._samples:
+                return []
+            ids, span = self._samples[place]
+            return [(ids, self._flats[parameter.dtype][span])]
+        span = slice(parameter.offset, parameter.offset + parameter.numel)
+        return [(None, self._flats[parameter.dtype][span])]
 
     def _place_samples(
         self, element_ids: Mapping[str, np.ndarray]
-    ) -> list[tuple[Parameter, nn.Parameter, Tensor, slice]]:
-        samples = []
-        for parameter, tensor in self._members:
+    ) -> dict[int, tuple[Tensor, slice]]:
+        samples = {}
+        for place, (parameter, tensor) in enumerate(self._members):
             ids = element_ids.get(parameter.dtype, np.zeros(0, np.int64))
             span = (parameter.offset, parameter.offset + parameter.numel)
             start, stop = np.searchsorted(ids, span)
-            if start < stop:
+            if start < stop and parameter.layout == "dense":
                 local = torch.from_numpy(ids[start:stop] - parameter.offset).to(tensor.device)
-                samples.append((parameter, tensor, local, slice(int(start), int(stop))))
+                samples[place] = (local, slice(int(start), int(stop)))
         return samples
 
-    def _gather(self, flats: Mapping[str, Tensor]) -> None:
-        for parameter, tensor, ids, place in self._samples:
-            if tensor.grad is None:
-                flats[parameter.dtype][place].zero_()
-            else:
-                # take() indexes in the order of the shape whatever the strides are, uncopied
-                grad = self._dense(parameter, tensor.grad)
-                torch.take(grad, ids, out=flats[parameter.dtype][place])
+    def _note_present(self) -> None:
+        slot = cast(Slot, self._slot)
+        slot.present = np.array([tensor.grad is not None for _, tensor in self._members])
 
-    def _pack(self, flats: Mapping[str, Tensor]) -> None:
-        for dtype, flat in flats.items():
-            members = [member for member in self._members if member[0].dtype == dtype]
-            for present, run in itertools.groupby(members, lambda m: m[1].grad is not None):
-                self._pack_run(flat, list(run), present=present)
+    def _pack(self) -> None:
+        """All parameters at once, in runs of neighbours that have gradients."""
+        self._note_present()
+        grads = [gradient_of(tensor) for _, tensor in self._members]
+        for dtype, flat in self._flats.items():
+            places = [
+                place
+                for place, (parameter, _) in enumerate(self._members)
+                if parameter.dtype == dtype and parameter.layout == "dense"
+            ]
+            for present, run in itertools.groupby(places, lambda place: grads[place] is not None):
+                self._pack_run(flat, list(run), grads if present else None)
+        for place, (parameter, _) in enumerate(self._members):
+            grad = grads[place]
+            if parameter.layout == "sparse" and grad is not None and self.kind == "full":
+                self._keep_sparse(place, grad)
 
     def _pack_run(
-        self, flat: Tensor, run: Sequence[tuple[Parameter, nn.Parameter]], *, present: bool
+        self, flat: Tensor, run: Sequence[int], grads: Sequence[Tensor | None] | None
     ) -> None:
-        last = run[-1][0]
-        place = flat[run[0][0].offset : last.offset + last.numel]
-        if not present:
+        first, last = self._members[run[0]][0], self._members[run[-1]][0]
+        place = flat[first.offset : last.offset + last.numel]
+        if grads is None:
             place.zero_()
             return
-        grads = [self._dense(parameter, cast(Tensor, tensor.grad)) for parameter, tensor in run]
-        torch.cat([grad.reshape(-1) for grad in grads], out=place)
+        dense = [self._dense(self._members[i][0], cast(Tensor, grads[i])) for i in run]
+        torch.cat([grad.reshape(-1) for grad in dense], out=place)
+
+    def _keep_sparse(self, place: int, grad: Tensor) -> None:
+        """Copy indices and values as they are; the writer adds up those that repeat."""
+        slot = cast(Slot, self._slot)
+        self._check_dtype(self._members[place][0], grad)
+        if grad.layout != torch.sparse_coo:
+            grad = grad.to_sparse_coo()  # type: ignore[no-untyped-call]
+        grad = grad.detach()
+        parts = (grad._indices(), grad._values())
+        pinned = grad.device.type == "cuda"
+        hosts = [torch.empty_like(p, device="cpu", pin_memory=pinned) for p in parts]
+        for part, host in zip(parts, hosts, strict=True):
+            self.lane.send(part, host, slot)
+        slot.sparse[place] = (hosts[0], hosts[1])
 
     def _on_device(self) -> dict[str, Tensor]:
         """The flat buffers between the gradients and the host, once the last row has left them."""
         if not self._scratch:
-            self._scratch = _empty(self._widths, device=self._lane.device)
-        self._lane.before_overwriting()
+            self._scratch = _empty(self._widths, device=self.lane.device)
+        self.lane.before_overwriting()
         return self._scratch
 
     def _dense(self, parameter: Parameter, grad: Tensor) -> Tensor:
+        self._check_dtype(parameter, grad)
+        if grad.layout != torch.strided:
+            self.densified = parameter.name
+            return grad.detach().to_dense()
+        return grad.detach()
+
+    def _check_dtype(self, parameter: Parameter, grad: Tensor) -> None:
         if grad.dtype != getattr(torch, parameter.dtype):
             raise TypeError(
                 f"cannot record {parameter.name!r}: its gradient is {grad.dtype} and the store "
                 f"holds {parameter.dtype}; attach after the model has its final dtype"
             )
-        if grad.layout != torch.strided:
-            self.sparse = parameter.name
-            return grad.detach().to_dense()
-        return grad.detach()
+
+
+#: Bytes of one row beside its elements and its present table: coordinates and padding.
+_COORDINATE_BYTES = 160
+
+
+def row_cost(source: Source) -> int:
+    """Bytes that one row of ``source`` takes on disk, sparse gradients aside.
+
+    A Summary takes at most about 14 KB a parameter, and never more than the gradient.
+    """
+    vectors = source.nbytes
+    if source.kind == "summary":
+        vectors = min(vectors, 14_000 * source.parameters)
+    return vectors + source.parameters + _COORDINATE_BYTES
+
+
+def gradient_of(tensor: nn.Parameter) -> Tensor | None:
+    """The gradient on this process: of a sharded parameter (DTensor) the local shard."""
+    grad = tensor.grad
+    if grad is not None and hasattr(grad, "to_local"):
+        return cast(Tensor, grad.to_local())
+    return grad
 
 
 def _number(value: object) -> Tensor:
@@ -247,7 +398,8 @@ def _widths(
         return {dtype: len(ids) for dtype, ids in element_ids.items()}
     widths: dict[str, int] = {}
     for parameter in table:
-        widths[parameter.dtype] = widths.get(parameter.dtype, 0) + parameter.numel
+        dense = parameter.numel if parameter.layout == "dense" else 0
+        widths[parameter.dtype] = widths.get(parameter.dtype, 0) + dense
     return widths
 
 

@@ -12,6 +12,7 @@ class Stats:
     Attributes:
         full_rows: Whole gradients on disk.
         tracked_rows: Rows of tracked elements on disk.
+        summary_rows: Rows of Summaries on disk.
         nbytes: Bytes of gradient in them.
         dropped: Rows that were due and could not be stored.
         thinned: Full rows passed over because of ``max_bytes``.
@@ -22,6 +23,7 @@ class Stats:
 
     full_rows: int = 0
     tracked_rows: int = 0
+    summary_rows: int = 0
     nbytes: int = 0
     dropped: int = 0
     thinned: int = 0
@@ -31,6 +33,8 @@ class Stats:
 
     def __str__(self) -> str:
         rows = f"{self.full_rows:,} full rows + {self.tracked_rows:,} tracked steps"
+        if self.summary_rows:
+            rows = f"{rows} + {self.summary_rows:,} steps of Summaries"
         share = self.seconds / self.training_seconds if self.training_seconds else 0.0
         thinned = f", {self.thinned:,} passed over for max_bytes" if self.thinned else ""
         odd = f", {self.nonfinite:,} with NaN or inf" if self.nonfinite else ""

@@ -10,7 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.recording.staging import KINDS, LEARNING_RATE, LOSS, Kind, Slot
+from gradstats.recording.staging import (
+    CLIP_LIMIT,
+    CLIP_NORM,
+    KINDS,
+    LEARNING_RATE,
+    LOSS,
+    LOSS_SCALE,
+    SKIPPED,
+    Kind,
+    Slot,
+)
 from gradstats.store import GradientStore, Row
 
 #: A commit costs about the same for one row as for many, so tracked rows wait for company.
@@ -24,9 +34,9 @@ class Writer:
     What cannot be written is counted and reported; the thread goes on with the next rows.
 
     Args:
-        store: Where to; the writer alone uses it from now on.
+        store: Where to; the writer alone uses it from now on, and closes it.
+        worker: Whose rows they are.
         segment: The segment of every row.
-        release: Takes back a slot whose row is written or lost.
         on_loss: Told about rows that could not be written, and why.
 
     Attributes:
@@ -39,17 +49,18 @@ class Writer:
     def __init__(
         self,
         store: GradientStore,
+        worker: int,
         segment: int,
-        release: Callable[[Slot], None],
         on_loss: Callable[[Sequence[Slot], Exception], None],
     ) -> None:
-        self.rows: dict[Kind, int] = {"full": 0, "track": 0}
+        self.rows: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self.nbytes = 0
         self.dropped = 0
         self.nonfinite = 0
         self._store = store
+        self._worker = worker
         self._segment = segment
-        self._release = release
+        self._seen = np.zeros(len(store.parameters), dtype=bool)
         self._on_loss = on_loss
         self._queue: queue.SimpleQueue[list[Slot] | None] = queue.SimpleQueue()
         # a daemon, so that a training that never closes its recording can still end
@@ -61,16 +72,31 @@ class Writer:
         self._queue.put(step)
 
     def close(self) -> None:
-        """Write what was handed over and end the thread."""
+        """Write what was handed over, end the thread and close the store."""
         self._queue.put(None)
         self._thread.join()
+        self._store.close()
+
+    @property
+    def where(self) -> str:
+        """The store, as a message names it."""
+        return str(self._store.path)
+
+    @property
+    def never_present(self) -> list[str]:
+        """Names of parameters that had a gradient in none of the rows, if there are rows."""
+        if not any(self.rows.values()):
+            return []
+        return [
+            p.name for p, seen in zip(self._store.parameters, self._seen, strict=True) if not seen
+        ]
 
     def _run(self) -> None:
         ended = False
         while not ended:
             batch, ended = self._next_batch()
             for kind in KINDS:
-                slots = [slot for slot in batch if slot.kind == kind]
+                slots = [slot for slot in batch if slot.source.kind == kind]
                 if slots:
                     self._write(kind, slots)
 
@@ -81,7 +107,7 @@ class Writer:
         batch: list[Slot] = []
         while step is not None:
             batch.extend(step)
-            if len(batch) >= BATCH_ROWS or any(slot.kind == "full" for slot in step):
+            if len(batch) >= BATCH_ROWS or any(slot.source.kind != "track" for slot in step):
                 return batch, False
             try:
                 step = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -93,28 +119,48 @@ class Writer:
         try:
             squares = [_square_sum(slot) for slot in slots]
             rows = [self._row(slot, square) for slot, square in zip(slots, squares, strict=True)]
-            self._store.append_rows(rows, kind=kind)
+            self._store.append_rows(rows, self._worker, kind)
             self.rows[kind] += len(slots)
             self.nbytes += sum(flat.nbytes for slot in slots for flat in slot.flat.values())
             self.nonfinite += sum(not math.isfinite(square) for square in squares)
+            for slot in slots:
+                self._seen |= slot.present
         except Exception as error:
             self.dropped += len(slots)
             self._on_loss(slots, error)
         finally:
             for slot in slots:
-                self._release(slot)
+                slot.source.pool.give_back(slot)
 
     def _row(self, slot: Slot, square: float) -> Row:
         scalars = slot.scalars.tolist()
+        norm, limit = scalars[CLIP_NORM], scalars[CLIP_LIMIT]
         coordinates = {
-            "micro_step": 0,
+            **slot.facts,
             "segment": self._segment,
-            "point": "reduced",
+            "point": slot.source.point,
             "loss": scalars[LOSS],
             "learning_rate": scalars[LEARNING_RATE],
-            "grad_norm": math.sqrt(square) if slot.kind == "full" else math.nan,
+            "grad_norm": math.nan if slot.source.kind == "track" else math.sqrt(square),
+            "loss_scale": scalars[LOSS_SCALE],
+            "skipped": int(scalars[SKIPPED] > 0),
+            "clip_norm": norm,
+            "clip_coefficient": limit / (norm + 1e-6) if norm + 1e-6 > limit else norm * 0 + 1,
         }
-        return Row(slot.step, slot.flat, slot.present, coordinates)
+        return Row(slot.step, slot.flat, slot.present, coordinates, ragged=_ragged(slot))
+
+
+def _ragged(slot: Slot) -> dict[str, np.ndarray]:
+    """Sparse gradients as the store keeps them: coalesced, leading indices flattened."""
+    ragged: dict[str, np.ndarray] = {}
+    for place, (indices, values) in slot.sparse.items():
+        shape = slot.source.shape(place)
+        sparse = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+        sparse = sparse.coalesce()
+        strides = np.cumprod([1, *shape[indices.shape[0] - 1 : 0 : -1]])[::-1]
+        ragged[f"indices_{place}"] = strides @ sparse.indices().numpy()
+        ragged[f"values_{place}"] = _bits(sparse.values().reshape(-1))
+    return ragged
 
 
 def _square_sum(slot: Slot) -> float:
@@ -124,12 +170,17 @@ def _square_sum(slot: Slot) -> float:
     beside the training's.
     """
     slot.wait()
+    vectors = [*slot.flat.values(), *(values.reshape(-1) for _, values in slot.sparse.values())]
     with np.errstate(all="ignore"):
         return sum(
             float(np.square(_as_numpy(flat[start : start + 2**20]), dtype=np.float64).sum())
-            for flat in slot.flat.values()
+            for flat in vectors
             for start in range(0, len(flat), 2**20)
         )
+
+
+def _bits(values: Tensor) -> np.ndarray:
+    return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _as_numpy(block: Tensor) -> np.ndarray:

@@ -1,5 +1,6 @@
 """GradientStore: per-iteration gradients of one run, in a Zarr v3 folder (docs/format.md)."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -141,7 +142,11 @@ class GradientStore:
     @property
     def nbytes(self) -> int:
         """Bytes on disk (walks the folder)."""
-        return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
+        total = 0
+        for file in self.path.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another worker writes and renames
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
     def stream(self, worker: int = 0, kind: str = "full") -> Stream:
         """The rows of one worker committed by now.

@@ -71,11 +71,13 @@ def worker_ids(path: Path) -> tuple[int, ...]:
         StoreFormatError: a worker has arrays and no metadata.
     """
     found = []
+    # arrays are looked for before zarr.json, which a new worker writes first
     for folder in path.glob("worker_*/"):
         number = folder.name.removeprefix("worker_")
+        arrays = any(folder.glob("*/zarr.json"))
         if number.isdecimal() and (folder / "zarr.json").is_file():
             found.append(int(number))
-        elif number.isdecimal() and any(folder.glob("*/zarr.json")):
+        elif number.isdecimal() and arrays:
             fact = f"{folder.name} is truncated (arrays, but no zarr.json)"
             raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
     return tuple(sorted(found))

@@ -108,55 +108,6 @@ def test_training_is_bit_identical_with_and_without(tmp_path, make_training, opt
     assert all(map(same_bits, weights(recorded=True), weights(recorded=False)))
 
 
-def test_accumulated_and_clipped_gradients_are_recorded_as_the_optimizer_gets_them(
-    path, training, read
-):
-    with capture(training.model, training.optimizer, path, full=every(1)):
-        for _ in range(4):
-            training.optimizer.zero_grad()
-            for _ in range(3):
-                training.backward()
-            nn.utils.clip_grad_norm_(training.model.parameters(), 1e-3)
-            training.remember()
-            training.optimizer.step()
-    stream = read(path)
-    assert stream.steps.tolist() == [0, 1, 2, 3]
-    assert all(same_bits(stream.read(row), training.flat(row)) for row in range(4))
-    assert stream.coordinates["grad_norm"] == pytest.approx([1e-3] * 4, rel=1e-3)
-
-
-def test_steps_that_the_scaler_skips_are_no_steps(path, training, read):
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    with capture(training.model, training.optimizer, path, full=every(1)) as cap:
-        for index in range(5):
-            training.optimizer.zero_grad()
-            loss = training.model(torch.randn(6, 12, generator=training.rng)).square().mean()
-            scaler.scale(loss).backward()
-            if index == 2:
-                training.model[0].bias.grad[0] = torch.inf
-            scaler.unscale_(training.optimizer)
-            if index != 2:
-                training.remember()
-            scaler.step(training.optimizer)
-            scaler.update()
-    stream = read(path)
-    assert stream.steps.tolist() == [0, 1, 2, 3]
-    assert all(same_bits(stream.read(row), training.flat(row)) for row in range(4))
-    assert cap.stats.nonfinite == 0
-
-
-def test_a_fused_optimizer_under_the_scaler_is_mentioned(path, training, capsys):
-    training.optimizer = torch.optim.SGD(training.model.parameters(), lr=0.1, fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    with capture(training.model, training.optimizer, path, quiet=True):
-        for _ in range(3):
-            training.optimizer.zero_grad()
-            scaler.scale(training.model(torch.ones(1, 12)).sum()).backward()
-            scaler.step(training.optimizer)
-            scaler.update()
-    assert capsys.readouterr().err.count("multiplied by GradScaler's loss scale") == 1
-
-
 def test_a_closure_is_recorded_after_it_made_the_gradients(path, training, read):
     training.optimizer = torch.optim.LBFGS(training.model.parameters(), max_iter=3)
     evaluations = []
@@ -223,21 +174,6 @@ def test_no_gradient_is_not_zero_gradient(path, training, read):
         assert stream.present[:, 0].tolist() == [False, True, False]
         assert stream.present[:, 1:].all()
         assert all(torch.equal(stream.read(row), training.flat(row)) for row in range(3))
-
-
-def test_a_sparse_gradient_is_stored_dense_and_said_once(path, capsys, read):
-    model = nn.Embedding(20, 3, sparse=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    dense = []
-    with capture(model, optimizer, path, full=every(1), quiet=True) as cap:
-        for index in range(3):
-            optimizer.zero_grad()
-            model(torch.tensor([index, 5, 5])).sum().backward()
-            dense.append(model.weight.grad.to_dense())
-            optimizer.step()
-    assert capsys.readouterr().err.count("the gradient of 'weight' is sparse") == 1
-    assert all(torch.equal(read(path).read(row, "weight"), dense[row]) for row in range(3))
-    assert cap.stats.dropped == 0
 
 
 def test_strides_do_not_matter(path, read):

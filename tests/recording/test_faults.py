@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gradstats.recording import capture, every
+from gradstats.recording.staging import row_cost
 from gradstats.store import GradientStore
 
 
@@ -48,7 +49,9 @@ def test_a_full_disk_drops_rows_and_says_so_once(path, training, monkeypatch, ca
     text = capsys.readouterr().err
     assert text.count("No space left on device") == 1
     assert "cannot write step 1" in text
-    assert cap._plan.budget.remaining == cap._plan.budget.available - 3 * sum(cap._cost.values())
+    assert cap._plan.budget.remaining == cap._plan.budget.available - 3 * sum(
+        row_cost(source) for source in cap._before
+    )
 
 
 def test_a_fault_in_the_hook_never_reaches_the_training(path, training, monkeypatch, capsys, read):

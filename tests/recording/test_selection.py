@@ -33,7 +33,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def names(model, patterns="*", optimizer=None):
-    return [one.name for one in select(model, optimizer or sgd(model), patterns)]
+    return [one.name for one in select(model, [optimizer or sgd(model)], patterns)]
 
 
 PLAIN = ["body.weight", "body.bias"]
@@ -76,7 +76,7 @@ def test_reparametrised_parameters_have_their_torch_names():
 
 def test_tied_parameters_appear_once_with_their_aliases():
     model = Tied()
-    chosen = {one.name: one for one in select(model, sgd(model), "*")}
+    chosen = {one.name: one for one in select(model, [sgd(model)], "*")}
     assert list(chosen) == ["embedding.weight", "body.weight", "body.bias"]
     assert chosen["embedding.weight"].aliases == ("head.weight",)
     assert chosen["embedding.weight"].module_type == "Embedding"
@@ -129,17 +129,10 @@ LINEAR = nn.Linear(2, 2)
 )
 def test_nothing_to_record_is_an_error_that_says_why(model, optimizer, patterns, message):
     with pytest.raises(ValueError, match=message):
-        select(model, optimizer, patterns)
+        select(model, [optimizer], patterns)
 
 
 def test_a_frozen_model_is_an_error():
     model = frozen()
     with pytest.raises(ValueError, match="holds 2 of its 2 parameters and none of them requires"):
-        select(model, sgd(model), "*")
-
-
-def test_sharded_parameters_are_refused_by_name():
-    model = nn.Linear(2, 2)
-    model.weight.to_local = lambda: None
-    with pytest.raises(ValueError, match="cannot record 'weight': it is sharded"):
-        select(model, sgd(model), "*")
+        select(model, [sgd(model)], "*")

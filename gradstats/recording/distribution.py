@@ -1,0 +1,189 @@
+"""Where the gradients of a training can be seen, and which of its processes records them."""
+
+import gc
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gradstats.recording.ranks import rank_and_world
+from gradstats.recording.selection import Selected, unwrap_model
+from gradstats.recording.staging import POINTS, Point
+from gradstats.store import GradientStore, Parameter, parameter_table
+
+_PATIENCE = timedelta(seconds=60)
+_MEETINGS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How a training is spread.
+
+    Attributes:
+        rank: This process.
+        world_size: Number of processes.
+        ddp: The DistributedDataParallel around the model, if there is one.
+        sharded: Each process holds a part of every parameter.
+        by: Name of what makes gradients before reduction invisible, if anything does.
+        meeting: How many recordings this process has begun before.
+    """
+
+    rank: int
+    world_size: int
+    ddp: DistributedDataParallel | None = None
+    sharded: bool = False
+    by: str = ""
+    meeting: int = field(default_factory=lambda: next(_MEETINGS))
+
+    def points(self, at: str | Sequence[str]) -> tuple[Point, ...]:
+        """The points to record on this process; none where another process does.
+
+        Raises:
+            ValueError: No such point, or nothing to see there.
+        """
+        asked = [at] if isinstance(at, str) else list(at)
+        unknown = [point for point in asked if point not in (*POINTS, "auto")]
+        if unknown or not asked:
+            rule = f"at must be auto or some of {', '.join(POINTS)}"
+            raise ValueError(f"{rule}, got {unknown[0] if unknown else at!r}")
+        if "auto" in asked:
+            asked = ["local"] if self.ddp is not None else ["reduced"]
+        if "local" in asked and self.by:
+            raise ValueError(
+                f"at must not be 'local' under {self.by}: it reduces gradients before any hook "
+                "sees them; use at='reduced', which records each process's own shard"
+            )
+        everywhere = self.sharded or self.rank == 0
+        return tuple(p for p in POINTS if p in asked and (p == "local" or everywhere))
+
+
+def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:
+    """Look at how a model is trained.
+
+    Raises:
+        ValueError: By something that hides gradients altogether.
+    """
+    rank, world = rank_and_world()
+    for one in chosen:
+        if hasattr(one.tensor, "ds_id") or hasattr(one.tensor, "ds_tensor"):
+            raise ValueError(
+                f"cannot record {one.name!r}: DeepSpeed ZeRO keeps its gradient in buffers of its "
+                "own, where only its accessors reach; train without ZeRO to record"
+            )
+    for module in model.modules():
+        if type(module).__name__ == "DeepSpeedEngine":
+            raise ValueError(
+                "cannot record a DeepSpeedEngine: gradients are in buffers of its own, where only "
+                "its accessors reach; pass engine.module and a torch optimizer, without ZeRO"
+            )
+        if isinstance(module, torch.distributed.fsdp.FullyShardedDataParallel):
+            return Distribution(rank, world, sharded=True, by="FullyShardedDataParallel (FSDP1)")
+    if any(hasattr(one.tensor, "to_local") for one in chosen):
+        return Distribution(rank, world, sharded=True, by="DTensor (fully_shard, FSDP2)")
+    return Distribution(rank, world, _ddp_around(model) if world > 1 else None)
+
+
+def _ddp_around(model: nn.Module) -> DistributedDataParallel | None:
+    """The wrapper of a model: itself, a part of it, or something that holds it."""
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            return module
+    inner = unwrap_model(model)
+    # type() and not isinstance(): objects that pretend to be others may not survive being asked
+    wrappers = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
+    return next((one for one in wrappers if unwrap_model(one) is inner), None)
+
+
+def tables(chosen: Sequence[Selected]) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
+    """The table of whole parameters, and that of this process's part of them."""
+
+    def laid_out(shapes: Sequence[Sequence[int]]) -> tuple[Parameter, ...]:
+        return parameter_table(
+            [
+                (one.name, shape, one.tensor.dtype)
+                for one, shape in zip(chosen, shapes, strict=True)
+            ],
+            module_types={one.name: one.module_type for one in chosen},
+            aliases={one.name: one.aliases for one in chosen},
+            sparse=[one.name for one in chosen if one.sparse],
+        )
+
+    whole = laid_out([one.tensor.shape for one in chosen])
+    shards = [_shard(one.tensor) for one in chosen]
+    own = laid_out([shard["shape"] for shard in shards])
+    return whole, tuple(
+        replace(parameter, **{key: value for key, value in shard.items() if key != "shape"})
+        for parameter, shard in zip(own, shards, strict=True)
+    )
+
+
+def _shard(tensor: Tensor) -> dict[str, Any]:
+    """What of a parameter is here: all of it, or the local shard of a DTensor."""
+    if not hasattr(tensor, "to_local"):
+        return {"shape": tensor.shape}
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    return {
+        "shape": tuple(shape),
+        "placement": ", ".join(
+            f"Shard({p.dim})" if p.is_shard() else type(p).__name__ for p in placements
+        ),
+        "global_shape": tuple(tensor.shape),
+        "shard_offset": tuple(offset),
+    }
+
+
+def shared_store(
+    spread: Distribution, path: Path, create: Callable[[], tuple[GradientStore, int]]
+) -> tuple[GradientStore, int]:
+    """Create a store on rank 0 and open it on the others, without a collective.
+
+    Args:
+        spread: this process and the others.
+        path: of the store; all processes see the same folder there.
+        create: makes the store and says which segment of it begins.
+
+    Rank 0 says in the process group's key-value store how it went; a rank that waits in vain, or
+    does not see the store, raises rather than hang.
+
+    Raises:
+        RuntimeError: Rank 0 could not create it, or did not try.
+    """
+    if spread.world_size == 1 or not torch.distributed.is_initialized():
+        return create()
+    meeting = torch.distributed.distributed_c10d._get_default_store()
+    key = f"gradstats/{spread.meeting}"
+    if spread.rank == 0:
+        return _announced(meeting, key, create)
+    try:
+        meeting.wait([key], _PATIENCE)
+    except (RuntimeError, torch.distributed.DistError) as error:
+        advice = "every rank must call capture, in the same order"
+        raise RuntimeError(f"cannot record: rank 0 did not create {path}; {advice}") from error
+    said = meeting.get(key).decode()
+    if not said.isdecimal():
+        raise RuntimeError(f"cannot record: on rank 0, {said}")
+    if not (path / "zarr.json").exists():
+        advice = "use a folder that all share, or at='reduced'"
+        raise RuntimeError(f"cannot record: rank {spread.rank} does not see {path}; {advice}")
+    return GradientStore.open(path, "a"), int(said)
+
+
+def _announced(
+    meeting: Any, key: str, create: Callable[[], tuple[GradientStore, int]]
+) -> tuple[GradientStore, int]:
+    try:
+        store, segment = create()
+    except BaseException as error:
+        meeting.set(key, f"{type(error).__name__}: {error}")
+        raise
+    meeting.set(key, str(segment))
+    return store, segment

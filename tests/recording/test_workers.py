@@ -1,0 +1,150 @@
+"""Several gloo processes: each wrapper, each point, against a training without processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gradstats.store import GradientStore
+from tests.recording.workers import STEPS, batch, expected, net
+
+SCRIPT = Path(__file__).with_name("workers.py")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.zarr"
+
+
+def run(name, path, world=2):
+    """Run one function of workers.py on every worker; (exit code, stdout, stderr) of each."""
+    meeting = path.with_name("meeting")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), name, str(rank), str(world), str(meeting), str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=SCRIPT.parents[2],
+        )
+        for rank in range(world)
+    ]
+    try:
+        return [(*p.communicate(timeout=120), p.returncode)[::-1] for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def succeed(name, path, world=2):
+    ended = run(name, path, world)
+    assert [code for code, _, _ in ended] == [0] * world, ended
+    return [(out, err) for _, err, out in ended]
+
+
+def rows_of(path, worker, point, kind="full"):
+    stream = GradientStore.open(path).stream(worker, kind)
+    here = np.flatnonzero(stream.coordinates["point"] == point)
+    facts = {name: values[here] for name, values in stream.coordinates.items()}
+    return torch.stack([stream.read(int(row)) for row in here]), facts, stream
+
+
+@pytest.mark.parametrize("name", ["ddp_points", "ddp_bucket_view", "ddp_static_graph"])
+def test_local_and_reduced_gradients_of_the_same_steps(path, name):
+    limit = 0.05
+    succeed(name, path)
+    points = ["local", "reduced", "clipped"] if name == "ddp_points" else ["local", "reduced"]
+    for worker in range(2):
+        for point in points if worker == 0 else ["local"]:
+            rows, facts, _ = rows_of(path, worker, point)
+            exact = expected(worker, point, 2, limit)
+            if name == "ddp_static_graph" and point == "local":
+                rows, exact = rows[1:], exact[1:]  # the running sum holds reduced micro-batches
+                continue
+            assert torch.allclose(rows, exact, atol=1e-7), point
+            assert set(facts["world_size"]) == {2}
+            assert set(facts["loss"]) == {worker}
+            assert set(facts["micro_step"]) == {2}
+            assert (facts["clip_coefficient"] < 1).all()
+            tracked, _, stream = rows_of(path, worker, point, "track")
+            ids = stream.element_ids["float32"]
+            assert torch.equal(tracked, rows[:, ids])
+    one, two = (GradientStore.open(path).stream(w, "track").element_ids for w in range(2))
+    assert one["float32"].tolist() == two["float32"].tolist()
+
+
+def test_auto_is_local_on_every_worker_under_ddp(path):
+    ends = succeed("ddp", path)
+    assert [out for out, _ in ends] == ["Capture 4 0\n"] * 2
+    assert "rank 1 of 2 records its own gradients" in ends[1][1]
+    for worker in range(2):
+        rows, _, stream = rows_of(path, worker, "local")
+        assert len(stream) == STEPS
+        assert torch.allclose(rows, expected(worker, "local", 2, 0.05), atol=1e-7)
+
+
+def test_reduced_gradients_are_rank_0s(path):
+    ends = succeed("ddp_reduced", path)
+    assert [out for out, _ in ends] == ["Capture 4 0\n", "Idle 0 0\n"]
+    assert "rank 0 of 2 records; the other ranks run without recording" in ends[0][1]
+    assert "gradstats" not in ends[1][1]
+    assert GradientStore.open(path).workers == (0,)
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_a_comm_hook_reduces_to_the_bit_and_is_the_only_one(path, world):
+    ends = succeed("comm_hook", path, world)
+    assert all("allows one communication hook" in out for out, _ in ends)
+    assert all("fp16_compress_hook is registered" in out for out, _ in ends)
+    model = net()
+    for worker in range(world):
+        rows, _, _ = rows_of(path, worker, "local")
+        model.zero_grad()
+        model(batch(worker, 0, 0)).square().mean().backward()
+        exact = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+        assert torch.allclose(rows[0], exact, atol=1e-7)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shards_of_fsdp2_are_recorded_as_they_are(path, world):
+    ends = succeed("fsdp2", path, world)
+    assert all("at must not be 'local' under DTensor (fully_shard" in out for out, _ in ends)
+    for point in ("reduced", "clipped"):
+        exact = expected(0, point, world, 0.05)
+        names = {p.name: p for p in GradientStore.open(path).parameters}
+        whole = {name: torch.full((STEPS, *p.shape), torch.nan) for name, p in names.items()}
+        for worker in range(world):
+            stream = GradientStore.open(path).stream(worker)
+            rows = np.flatnonzero(stream.coordinates["point"] == point)
+            for p in stream.parameters:
+                assert p.placement == "Shard(0)"
+                assert p.global_shape == names[p.name].shape
+                first = p.shard_offset[0]
+                for step, row in enumerate(rows):
+                    piece = stream.read(int(row), p.name)
+                    assert piece.shape == p.shape
+                    whole[p.name][step, first : first + p.shape[0]] = piece
+        got = torch.cat([each.reshape(STEPS, -1) for each in whole.values()], dim=1)
+        assert torch.allclose(got, exact, atol=1e-6)
+    if world == 3:  # two rows over three workers: one has none
+        sizes = [GradientStore.open(path).stream(w).parameters[-1].numel for w in range(3)]
+        assert 0 in sizes
+
+
+def test_a_worker_dies_and_the_others_go_on(path):
+    ends = run("one_dies", path, 3)
+    assert [code for code, _, _ in ends] == [0, 0, 9], ends
+    lengths = [len(GradientStore.open(path).stream(worker)) for worker in range(3)]
+    assert lengths[:2] == [2 * STEPS, 2 * STEPS]
+    assert lengths[2] <= 2
+
+
+def test_what_rank_0_cannot_do_is_said_on_every_rank(path):
+    path.mkdir()
+    (path / "mine").touch()
+    (out0, _), (out1, _) = succeed("rank_0_fails", path)
+    assert out0.startswith("FileExistsError cannot create")
+    assert out1.startswith("RuntimeError cannot record: on rank 0, FileExistsError: cannot create")

@@ -1,0 +1,166 @@
+"""What the processes of test_workers.py run: each function is one training on one worker."""
+
+import os
+import sys
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from gradstats.recording import capture, every
+
+STEPS, MICRO = 4, 3
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def batch(rank, step, micro):
+    seed = 100 * rank + 10 * step + micro
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(model):
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def expected(rank, point, world, limit=None):
+    """The rows of a worker, by a training without processes."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = []
+    for step in range(STEPS):
+        grads = []
+        for worker in range(world):
+            optimizer.zero_grad()
+            for micro in range(MICRO):
+                model(batch(worker, step, micro)).square().mean().backward()
+            grads.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
+        mean = sum(grads) / world
+        start = 0
+        for p in model.parameters():
+            p.grad = mean[start : start + p.numel()].reshape(p.shape).clone()
+            start += p.numel()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), limit) if limit else None
+        clipped = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+        rows.append({"local": grads[rank], "reduced": mean, "clipped": clipped}[point])
+        optimizer.step()
+        del norm
+    return torch.stack(rows)
+
+
+def train(model, path, *, rank, no_sync=True, limit=0.05, fully=False, **settings):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, optimizer, path, full=every(1), track=20, **settings) as cap:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            for micro in range(MICRO):
+                quiet = no_sync and micro < MICRO - 1
+                if fully:
+                    model.set_requires_gradient_sync(not quiet)
+                with model.no_sync() if quiet and not fully else nullcontext():
+                    model(batch(rank, step, micro)).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+            cap.log(loss=rank)
+    return cap
+
+
+def ddp(rank, world, path, **settings):
+    cap = train(DistributedDataParallel(net()), path, rank=rank, **settings)
+    print(type(cap).__name__, cap.stats.full_rows, cap.stats.dropped)
+
+
+def ddp_points(rank, world, path):
+    ddp(rank, world, path, at=["local", "reduced", "clipped"])
+
+
+def ddp_reduced(rank, world, path):
+    ddp(rank, world, path, at="reduced")
+
+
+def ddp_bucket_view(rank, world, path):
+    model = DistributedDataParallel(net(), gradient_as_bucket_view=True)
+    train(model, path, rank=rank, at=["local", "reduced"])
+
+
+def ddp_static_graph(rank, world, path):
+    model = DistributedDataParallel(net(), static_graph=True)
+    train(model, path, rank=rank, at=["local", "reduced"], no_sync=False)
+
+
+def comm_hook(rank, world, path):
+    """With the recording's hook and without any: the same weights, to the bit."""
+    ends = []
+    for recorded in (True, False):
+        model = DistributedDataParallel(net(), bucket_cap_mb=0.0001)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        settings = {"full": every(1), "at": "local", "local_by": "comm_hook"}
+        handle = capture(model, optimizer, path, **settings) if recorded else None
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            model(batch(rank, step, 0)).square().mean().backward()
+            optimizer.step()
+        if handle is not None:
+            handle.close()
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+    model = DistributedDataParallel(net())
+    model.register_comm_hook(None, fp16_compress_hook)
+    try:
+        capture(model, torch.optim.SGD(model.parameters()), path + "2", **settings)
+    except ValueError as error:
+        print(error)
+
+
+def fsdp2(rank, world, path):
+    model = net()
+    fully_shard(model[0])
+    fully_shard(model)
+    try:
+        capture(model, torch.optim.SGD(model.parameters()), path, at="local")
+    except ValueError as error:
+        print(error)
+    train(model, path, rank=rank, at=["reduced", "clipped"], fully=True)
+
+
+def one_dies(rank, world, path):
+    """The last worker is killed after two steps; the others go on without a process group."""
+    model = DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    cap = capture(model, optimizer, path, full=every(1), at="local")
+    for step in range(2 * STEPS):
+        optimizer.zero_grad()
+        sync = model.no_sync() if step >= 2 else nullcontext()
+        with sync:
+            model(batch(rank, step, 0)).square().mean().backward()
+        if step == 2 and rank == world - 1:
+            os._exit(9)
+        optimizer.step()
+    cap.close()
+    os._exit(0)
+
+
+def rank_0_fails(rank, world, path):
+    model = DistributedDataParallel(net())
+    try:
+        capture(model, torch.optim.SGD(model.parameters()), path)
+    except (FileExistsError, RuntimeError) as error:
+        print(type(error).__name__, error)
+
+
+if __name__ == "__main__":
+    name, rank, world, meeting, path = sys.argv[1:]
+    rank, world = int(rank), int(world)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    globals()[name](rank, world, path)
+    sys.stdout.flush()
+    dist.barrier()
+    dist.destroy_process_group()
