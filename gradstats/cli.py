@@ -16,11 +16,13 @@ from gradstats.options import (
     Device,
     Out,
     Parameters,
+    Point,
     Ratios,
     RunPath,
     Seed,
     Specs,
     Steps,
+    Worker,
     check_axis,
     check_counts,
     check_device,
@@ -172,6 +174,8 @@ def fit(
     by: By = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
+    point: Point = "",
+    worker: Worker = 0,
     ratios: Ratios = "0.1,0.01,0.001",
     axis: Annotated[
         str, typer.Option(help="elements: one step's vector; steps: one element over steps.")
@@ -208,7 +212,7 @@ def fit(
             bootstrap=bootstrap,
             compensated=compensated or None,
         )
-    selection = {"parameters": parameters, "steps": parse_steps(steps), "device": device}
+    selection = _selection(parameters, steps, point, worker, device)
     with _open(run, runs.open, **selection) as opened:
         over_elements = axis == "elements"
         folder = out or results_folder(opened) / ("fit" if over_elements else "over-steps")
@@ -229,6 +233,8 @@ def replay(
     by: Annotated[str, typer.Option(help="One threshold a model, parameter or both.")] = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
+    point: Point = "",
+    worker: Worker = 0,
     ratios: Ratios = "0.1,0.01,0.001",
     seed: Seed = 0,
     device: Device = "cpu",
@@ -244,9 +250,8 @@ def replay(
     pandas = extras.load("pandas")  # what is missing is said before the work
     specs = split_specs(compressors) or list(COMPRESSORS)
     wanted = parse_ratios(ratios)
-    with _open(
-        run, runs.open, parameters=parameters, steps=parse_steps(steps), device=device
-    ) as opened:
+    selection = _selection(parameters, steps, point, worker, device)
+    with _open(run, runs.open, **selection) as opened:
         with usage():
             planned = jobs.plan(
                 opened,
@@ -261,6 +266,7 @@ def replay(
             )
             advance("time", 0, 1)
             timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
+        _remark_point(opened)
         folder = out or results_folder(opened) / "replay"
     folder.mkdir(parents=True, exist_ok=True)
     replayed = pandas.DataFrame(rows)
@@ -292,6 +298,8 @@ def report(
     by: By = "module-type",
     parameters: Parameters = "*",
     steps: Steps = "::",
+    point: Point = "",
+    worker: Worker = 0,
     ratios: Ratios = "0.1,0.01,0.001",
     seed: Seed = 0,
     device: Device = "cpu",
@@ -305,12 +313,8 @@ def report(
     from gradstats.pipeline import report as make_report
 
     check_network(workers, gbits)
-    with (
-        _open(
-            run, runs.open, parameters=parameters, steps=parse_steps(steps), device=device
-        ) as opened,
-        bar() as advance,
-    ):
+    selection = _selection(parameters, steps, point, worker, device)
+    with _open(run, runs.open, **selection) as opened, bar() as advance:
         with usage():
             check_by(opened, by)
         path = make_report(
@@ -327,6 +331,18 @@ def report(
     say(str(path))
 
 
+def _selection(
+    parameters: str, steps: str, point: str, worker: int, device: str
+) -> dict[str, Any]:
+    return {
+        "parameters": parameters,
+        "steps": parse_steps(steps),
+        "point": point,
+        "worker": worker,
+        "device": device,
+    }
+
+
 @contextmanager
 def _open(path: Path, opener: Callable[..., Run], **selection: Any) -> Iterator[Run]:
     check_device(selection.get("device", "cpu"))
@@ -336,6 +352,16 @@ def _open(path: Path, opener: Callable[..., Run], **selection: Any) -> Iterator[
         yield run
     finally:
         run.store.close()
+
+
+def _remark_point(run: Run) -> None:
+    """Say what was replayed, where that is not what a communication hook would get."""
+    point = str(run.stream(run.kind).coordinates["point"][run.rows(run.kind)[0]])
+    if point in ("reduced", "clipped"):
+        remark(
+            f"these gradients are {point}: a DDP communication hook does not receive them, it "
+            "gets each worker's own; capture with at='local' to replay those"
+        )
 
 
 def _json(settings: dict[str, Any]) -> str:

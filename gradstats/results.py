@@ -84,6 +84,7 @@ def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
         "parameters": run.parameters,
         "steps": list(run.steps),
         "worker": run.worker,
+        "point": run.point,
         "device": device_name(run.device),
         **settings,
     }

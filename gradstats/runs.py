@@ -19,6 +19,7 @@ from gradstats.store import GradientStore, Stream
 
 Progress = Callable[[int, int], None]  # done, of how many
 KINDS = ("full", "track")
+PREFERRED = ("local", "reduced", "clipped", "unknown")
 CONSECUTIVE = 0.99  # of the steps must follow the one before
 
 
@@ -31,6 +32,8 @@ class Run:
         parameters: glob of the parameters to look at.
         steps: (start, stop, stride): rows with start <= step < stop, every stride-th of them.
         worker: data-parallel worker.
+        point: where in the step the gradients were taken; "" for local ones where there are any,
+            since those are what a compressor gets, else reduced, else clipped.
         device: where gradients are put when they are read.
     """
 
@@ -38,6 +41,7 @@ class Run:
     parameters: str = "*"
     steps: tuple[int | None, int | None, int] = (None, None, 1)
     worker: int = 0
+    point: str = ""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -48,6 +52,9 @@ class Run:
         if self.worker not in self.store.workers:
             there = ", ".join(map(str, self.store.workers)) or "none that has written yet"
             raise ValueError(f"worker must be one of {there}, got {self.worker!r}")
+        points = self.points
+        if self.point and points and self.point not in points:
+            raise ValueError(f"point must be one of {', '.join(points)}, got {self.point!r}")
         steps = [int(step) for kind in KINDS for step in self.stream(kind).steps]
         if steps and not any(self.rows(kind) for kind in KINDS):
             asked = ":".join("" if each is None else str(each) for each in self.steps)
@@ -70,6 +77,12 @@ class Run:
             return self.store.stream(self.worker, kind)
         except LookupError:  # nothing is tracked: a track without rows
             return Stream(self.store.path, self.worker, kind, self.store.parameters, {})
+
+    @cached_property
+    def points(self) -> tuple[str, ...]:
+        """The points of the step at which there are rows."""
+        found = {str(each) for kind in KINDS for each in self.stream(kind).coordinates["point"]}
+        return tuple(point for point in PREFERRED if point in found)
 
     @property
     def kind(self) -> str:
@@ -98,15 +111,17 @@ class Run:
         raise ValueError(f"a method with memory needs consecutive steps; tracked rows {gaps}")
 
     def rows(self, kind: str = "full") -> list[int]:
-        """Indices of the selected rows."""
+        """Indices of the selected rows, of one point; not those of steps that a scaler skipped."""
         start, stop, stride = self.steps
-        steps = self.stream(kind).steps
-        inside = np.ones(len(steps), bool)
+        coordinates = self.stream(kind).coordinates
+        steps = coordinates["step"]
+        point = self.point or (self.points or ("unknown",))[0]
+        inside = (coordinates["point"] == point) & (coordinates["skipped"] != 1)
         if start is not None:
             inside &= steps >= start
         if stop is not None:
             inside &= steps < stop
-        inside &= last_told(steps, self.stream(kind).coordinates["segment"])
+        inside &= last_told(steps, coordinates["segment"])
         return [int(row) for row in np.flatnonzero(inside)[::stride]]
 
     @cached_property
@@ -188,7 +203,7 @@ def open(path: str | Path, **selection: Any) -> Run:
 
     Args:
         path: of the store.
-        **selection: fields of `Run`: parameters, steps, worker, device.
+        **selection: fields of `Run`: parameters, steps, worker, point, device.
 
     Raises:
         StoreFormatError: not a readable store.

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import gradstats
+from gradstats import runs
+from gradstats.cli import app
 from gradstats.store import GradientStore, parameter_table
 
 FULL_STEPS = [0, 100, 200]
@@ -140,3 +143,32 @@ def test_rows_that_a_restart_undid_are_left_out(tmp_path):
     told = [(step, float(grad[0])) for step, grad in run.gradients()]
     assert told == [(0, 1.0), (1, 1.0), (2, 10.0), (3, 10.0), (4, 10.0), (5, 10.0)]
     assert float(run.read(3)[0]) == 10.0
+
+
+def two_points(path):
+    with GradientStore.create(path) as store:
+        for step in range(6):
+            for value, point in enumerate(("local", "reduced")):
+                grads = {"w": torch.full((4,), float(10 * step + value))}
+                store.append(step, grads, point=point, skipped=int(step == 3))
+
+
+def test_rows_are_of_one_point_and_of_steps_that_were_taken(tmp_path):
+    two_points(tmp_path / "r.zarr")
+    run = runs.open(tmp_path / "r.zarr")
+    assert run.points == ("local", "reduced")
+    assert [step for step, _ in run.gradients()] == [0, 1, 2, 4, 5]
+    assert [grad[0].item() for _, grad in run.gradients()] == [0, 10, 20, 40, 50]
+    reduced = runs.open(tmp_path / "r.zarr", point="reduced")
+    assert [grad[0].item() for _, grad in reduced.gradients()] == [1, 11, 21, 41, 51]
+    with pytest.raises(ValueError, match="point must be one of local, reduced, got 'clipped'"):
+        runs.open(tmp_path / "r.zarr", point="clipped")
+
+
+def test_replaying_what_no_hook_receives_is_said(tmp_path):
+    two_points(tmp_path / "r.zarr")
+    command = ["replay", str(tmp_path / "r.zarr"), "--compressors", "bf16", "--feedback", "none"]
+    assert "does not receive them" not in CliRunner().invoke(app, command).output
+    ended = CliRunner().invoke(app, [*command, "--point", "reduced"])
+    assert ended.exit_code == 0, ended.output
+    assert "a DDP communication hook does not receive them" in " ".join(ended.output.split())

@@ -138,10 +138,11 @@ class Capture:
         """
         started = time.perf_counter()
         try:
-            made = [source.slot for source in self._open] if len(self._optimizers) > 1 else []
-            for slot in [*self._pending, *made]:
-                if slot is not None:
-                    slot.note(LOSS, loss)
+            slots = self._pending
+            if len(self._optimizers) > 1:  # the step just done is over when the next one begins
+                slots = [source.slot for source in self._open if source.slot is not None]
+            for slot in slots:
+                slot.note(LOSS, loss)
         except Exception as error:
             self._reports.once("loss", f"cannot log the loss: {_fact(error)}; training goes on")
         self._seconds += time.perf_counter() - started
@@ -556,9 +557,13 @@ def _hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> Removab
     finally:
         if frozen:
             tensor.requires_grad_(False)
-    # an optimizer in backward frees the gradient in a hook of its own
+    # an optimizer in backward frees the gradient in a hook of its own; torch calls them in the
+    # order in which they entered the dictionary
     hooks: Any = tensor._post_accumulate_grad_hooks
-    hooks.move_to_end(handle.id, last=False)
+    others = [(key, value) for key, value in hooks.items() if key != handle.id]
+    for key, value in others:
+        del hooks[key]
+        hooks[key] = value
     return handle
 
 
