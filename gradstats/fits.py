@@ -213,7 +213,7 @@ def fit_tables(
 
 def rows_to_fit(run: Run, settings: FitSettings) -> int:
     """How many captured rows a fit goes through."""
-    kind = run.consecutive if settings.compensated else settings.kind or run.kind
+    kind = run.consecutive if settings.compensated else settings.kind or run.fitted_kind
     return len(run.rows(kind))
 
 

@@ -99,7 +99,7 @@ def groups(
     Args:
         run: selects parameters and steps.
         by: see `group_of`.
-        kind: "full" or "track"; default: full rows, tracked ones where there is none.
+        kind: "full", "summary" or "track"; default: the first of them that there is.
         first: how many of the rows to leave out.
         executor: where the tasks run, one a row; default: here.
 
@@ -107,7 +107,7 @@ def groups(
         ValueError: unknown grouping, or nothing to summarise.
     """
     check_by(run, by)
-    kind = kind or run.kind
+    kind = kind or run.fitted_kind
     task = partial(summarize_row, run, kind, by)
     return in_order(task, run.rows(kind)[first:], executor)
 
@@ -138,6 +138,9 @@ def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
         for part, there in zip(stream.parameters, stream.present[row], strict=True)
         if there and part.name in run.names
     ]
+    if kind == "summary":
+        made = run.summaries(row)
+        return _joined(by, [(part, made[part.name]) for part in selected])
     dtypes = dict.fromkeys(part.dtype for part in selected)
     # the summaries of one grid add
     joint = None if by == "parameter" else _widest(dtypes)

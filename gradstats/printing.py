@@ -133,7 +133,7 @@ def print_info(run: Run) -> None:
     for name, value in store.provenance.items():
         say(f"  {name}: {value}")
     for worker in store.workers:
-        for kind in ("full", "track"):
+        for kind in ("full", "track", "summary"):
             stream = replace(run, worker=worker).stream(kind)
             if len(stream):
                 steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"

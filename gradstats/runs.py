@@ -16,9 +16,12 @@ from torch import Tensor
 
 from gradstats.compressors import MIN_NUMEL, Part
 from gradstats.store import GradientStore, Stream
+from gradstats.summary import Summary
+from gradstats.summary_bytes import from_bytes
 
 Progress = Callable[[int, int], None]  # done, of how many
-KINDS = ("full", "track")
+KINDS = ("full", "track")  # of rows that are gradients
+FITTED = ("full", "summary", "track")  # of rows that laws can be fitted to, best first
 PREFERRED = ("local", "reduced", "clipped", "unknown")
 CONSECUTIVE = 0.99  # of the steps must follow the one before
 
@@ -55,14 +58,15 @@ class Run:
         points = self.points
         if self.point and points and self.point not in points:
             raise ValueError(f"point must be one of {', '.join(points)}, got {self.point!r}")
-        steps = [int(step) for kind in KINDS for step in self.stream(kind).steps]
-        if steps and not any(self.rows(kind) for kind in KINDS):
+        steps = [int(step) for kind in FITTED for step in self.stream(kind).steps]
+        if steps and not any(self.rows(kind) for kind in FITTED):
             asked = ":".join("" if each is None else str(each) for each in self.steps)
             rule = f"steps must select a row, they run from {min(steps)} to {max(steps)}"
             raise ValueError(f"{rule}, got {asked}")
 
     def __repr__(self) -> str:
-        rows = " + ".join(f"{len(self.stream(kind))} {kind} rows" for kind in KINDS)
+        lengths = {kind: len(self.stream(kind)) for kind in (*KINDS, "summary")}
+        rows = " + ".join(f"{n} {kind} rows" for kind, n in lengths.items() if n or kind in KINDS)
         return f"Run({str(self.store.path)!r}, {rows}, {len(self.names)} parameters)"
 
     @property
@@ -81,7 +85,7 @@ class Run:
     @cached_property
     def points(self) -> tuple[str, ...]:
         """The points of the step at which there are rows."""
-        found = {str(each) for kind in KINDS for each in self.stream(kind).coordinates["point"]}
+        found = {str(each) for kind in FITTED for each in self.stream(kind).coordinates["point"]}
         return tuple(point for point in PREFERRED if point in found)
 
     @property
@@ -94,7 +98,19 @@ class Run:
         for kind in KINDS:
             if self.rows(kind):
                 return kind
+        if self.rows("summary"):
+            remedy = "fit works on those; capture with full= or track= for the rest"
+            raise ValueError(f"run must hold gradients, got only Summaries in {self}; {remedy}")
         raise ValueError(f"run must have a row, got none in {self}")
+
+    @property
+    def fitted_kind(self) -> str:
+        """The rows to fit laws to: whole gradients, else Summaries, else tracked elements.
+
+        Raises:
+            ValueError: there is no row.
+        """
+        return next((kind for kind in FITTED if self.rows(kind)), None) or self.kind
 
     @property
     def consecutive(self) -> str:
@@ -169,6 +185,19 @@ class Run:
             for parameter in self.stream(kind).parameters
             if parameter.name in self.names
         )
+
+    def summaries(self, row: int) -> dict[str, Summary]:
+        """By name, the Summaries of one row of kind "summary": of parameters with a gradient."""
+        stream = self._summary_stream
+        names = [
+            p.name for p, there in zip(stream.table, stream.present[row], strict=True) if there
+        ]
+        found = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
+        return {name: summary for name, summary in found if name in self.names}
+
+    @cached_property
+    def _summary_stream(self) -> Stream:
+        return self.stream("summary")
 
     def _elements(self, stream: Stream) -> Tensor | None:
         if len(self.names) == len(stream.parameters):

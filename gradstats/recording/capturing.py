@@ -21,8 +21,9 @@ from gradstats.recording.reports import Reports
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
 from gradstats.recording.staging import KINDS, Kind, Point, Slot, Source, row_cost, sample_elements
-from gradstats.recording.writing import BATCH_ROWS, Writer
+from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
 from gradstats.store import GradientStore, Parameter, Stream
+from gradstats.summary import Summary
 
 IfExists = Literal["error", "resume", "overwrite"]
 WhenFull = Literal["block", "drop", "thin"]
@@ -47,6 +48,8 @@ def capture(
     *,
     full: Full = DEFAULT_FULL,
     track: int | None = DEFAULT_TRACK,
+    summary: bool = False,
+    on_summary: OnSummary | None = None,
     at: str | Sequence[str] = "auto",
     parameters: str | Sequence[str] = "*",
     max_bytes: int | str = "20GB",
@@ -71,6 +74,10 @@ def capture(
         full: Which steps get a whole row: ``every(n)``, ``log_spaced(n)``, ``window(a, b)``, a
             list of steps, any callable step -> bool, or None.
         track: How many elements to keep at every step, the same random ones; 0 or None for none.
+        summary: Keep a Summary of each parameter at every step, made on its device: for models too
+            big to store. Distributions can be fitted to them; a replay needs gradients.
+        on_summary: Called with (step, {name: Summary}) at every step, in a thread of its own;
+            implies ``summary``.
         at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
             every process), "reduced" (as the optimizer is about to get it, before
             ``clip_grad_norm_``), "clipped" (after), or several. "auto" is "local" under
@@ -114,7 +121,8 @@ def capture(
         return Idle(start_step)
     reports = Reports(quiet=quiet)
     schedule = as_schedule(full)
-    check_rows_wanted(whole=full is not None, track=track)
+    summary = summary or on_summary is not None
+    check_rows_wanted(whole=full is not None or summary, track=track)
     whole, own = tables(chosen)
     ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
     sources = [
@@ -128,7 +136,7 @@ def capture(
             wait=when_full == "block",
         )
         for point in points
-        for kind in _kinds(whole=full is not None, track=bool(ids))
+        for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
     ]
     limit = _checked_limit(max_bytes, sources)
     story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
@@ -146,6 +154,8 @@ def capture(
         store.claim(spread.rank, own if spread.sharded else None)
         if ids:
             store.set_track(ids, spread.rank)
+        if summary:
+            store.add_stream("summary", spread.rank)
         recording = spread.world_size if points[0] == "local" or spread.sharded else 1
         budget = Budget(max(0, (limit - store.nbytes) // recording))
     except BaseException:
@@ -169,11 +179,25 @@ def capture(
         text = f"cannot write step {slots[0].step}: {type(error).__name__}: {error}"
         reports.once("writing", f"{text}; such rows are dropped, training goes on")
 
-    writer = Writer(store, spread.rank, segment, lost)
+    told = None if on_summary is None else _guarded(on_summary, reports)
+    writer = Writer(store, spread.rank, segment, lost, told)
     handle = Capture(inner, [one.tensor for one in chosen], sources, writer, plan, reports)
     if by_comm_hook:
         register_comm_hook(spread.ddp, handle)
     return handle
+
+
+def _guarded(on_summary: OnSummary, reports: Reports) -> OnSummary:
+    """The same, but its faults are said once."""
+
+    def told(step: int, summaries: dict[str, Summary]) -> None:
+        try:
+            on_summary(step, summaries)
+        except Exception as error:
+            text = f"on_summary failed at step {step}: {type(error).__name__}: {error}"
+            reports.once("on_summary", f"{text}; training goes on")
+
+    return told
 
 
 def unwrap_optimizers(optimizer: Optimizers) -> list[Optimizer]:
@@ -194,9 +218,8 @@ def _size(table: Sequence[Parameter]) -> int:
     return sum(parameter.numel for parameter in table)
 
 
-def _kinds(*, whole: bool, track: bool) -> list[Kind]:
-    wanted = {"full": whole, "track": track}
-    return [kind for kind in KINDS if wanted.get(kind)]
+def _kinds(**wanted: bool) -> list[Kind]:
+    return [kind for kind in KINDS if wanted[kind]]
 
 
 def _tracked(
@@ -293,6 +316,8 @@ def _introduction(
             rows.append(f"full rows of {size} at {schedule!r}")
         if source.kind == "track":
             rows.append(f"{source.elements:,} elements of every step, {size} each")
+        if source.kind == "summary":
+            rows.append("a Summary of each parameter at every step")
     free = shutil.disk_usage(store.path).free
     room = f"at most {format_bytes(limit + _TABLE_BYTES)}, {format_bytes(free)} free"
     yield f"{'; '.join(rows)}; {room}"

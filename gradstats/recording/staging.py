@@ -9,6 +9,7 @@ writer. The training thread waits for neither.
 import itertools
 import queue
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -118,6 +119,10 @@ class Lane:
             target.copy_(source, non_blocking=True)
             source.record_stream(self._side)
             cast(torch.cuda.Event, slot.ready).record(self._side)
+
+    def beside(self) -> AbstractContextManager[Any]:
+        """In here the device's work is on the side stream, so that the training's goes on."""
+        return nullcontext() if self._side is None else torch.cuda.stream(self._side)
 
     def before_overwriting(self) -> None:
         """Order the training's stream after the transfers under way; the host does not wait."""
@@ -231,7 +236,7 @@ class Source:
         self.fires[place] += 1
         slot.present[place] = grad is not None
         if parameter.layout == "sparse":
-            if grad is not None and self.kind == "full":
+            if grad is not None and self.kind != "track":
                 self._keep_sparse(place, grad)
             return
         for ids, target in self._targets(place):
@@ -313,7 +318,7 @@ class Source:
                 self._pack_run(flat, list(run), grads if present else None)
         for place, (parameter, _) in enumerate(self._members):
             grad = grads[place]
-            if parameter.layout == "sparse" and grad is not None and self.kind == "full":
+            if parameter.layout == "sparse" and grad is not None and self.kind != "track":
                 self._keep_sparse(place, grad)
 
     def _pack_run(

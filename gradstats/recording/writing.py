@@ -21,11 +21,16 @@ from gradstats.recording.staging import (
     Kind,
     Slot,
 )
-from gradstats.store import GradientStore, Row
+from gradstats.store import GradientStore, Parameter, Row
+from gradstats.summary import Summary, summarize, summarize_segments
+from gradstats.summary_bytes import to_bytes
 
 #: A commit costs about the same for one row as for many, so tracked rows wait for company.
 BATCH_ROWS = 32
 LINGER_SECONDS = 0.5
+
+
+OnSummary = Callable[[int, dict[str, Summary]], None]
 
 
 class Writer:
@@ -38,6 +43,7 @@ class Writer:
         worker: Whose rows they are.
         segment: The segment of every row.
         on_loss: Told about rows that could not be written, and why.
+        on_summary: Called in this thread with (step, {name: Summary}) of each row of Summaries.
 
     Attributes:
         rows: Rows committed, by kind.
@@ -52,6 +58,7 @@ class Writer:
         worker: int,
         segment: int,
         on_loss: Callable[[Sequence[Slot], Exception], None],
+        on_summary: OnSummary | None = None,
     ) -> None:
         self.rows: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self.nbytes = 0
@@ -62,6 +69,8 @@ class Writer:
         self._segment = segment
         self._seen = np.zeros(len(store.parameters), dtype=bool)
         self._on_loss = on_loss
+        self._on_summary = on_summary
+        self._table = store.stream(worker).table
         self._queue: queue.SimpleQueue[list[Slot] | None] = queue.SimpleQueue()
         # a daemon, so that a training that never closes its recording can still end
         self._thread = threading.Thread(target=self._run, name="gradstats-writer", daemon=True)
@@ -117,8 +126,14 @@ class Writer:
 
     def _write(self, kind: Kind, slots: Sequence[Slot]) -> None:
         try:
+            if kind == "summary":
+                self._write_summaries(slots)
+                return
             squares = [_square_sum(slot) for slot in slots]
-            rows = [self._row(slot, square) for slot, square in zip(slots, squares, strict=True)]
+            rows = [
+                self._row(slot, square, _ragged(slot))
+                for slot, square in zip(slots, squares, strict=True)
+            ]
             self._store.append_rows(rows, self._worker, kind)
             self.rows[kind] += len(slots)
             self.nbytes += sum(flat.nbytes for slot in slots for flat in slot.flat.values())
@@ -132,7 +147,25 @@ class Writer:
             for slot in slots:
                 slot.source.pool.give_back(slot)
 
-    def _row(self, slot: Slot, square: float) -> Row:
+    def _write_summaries(self, slots: Sequence[Slot]) -> None:
+        """Make a Summary of each parameter, where its gradient is, and commit them as bytes."""
+        for slot in slots:
+            slot.wait()
+            with slot.source.lane.beside():
+                found = _summaries(slot, self._table)
+            data = to_bytes(found.values())
+            square = sum(summary.total_sq for summary in found.values())
+            square = math.nan if any(s.nonfinite for s in found.values()) else square
+            row = self._row(slot, square, {"summary": np.frombuffer(data, np.uint8)})
+            self._store.append_rows([row], self._worker, "summary")
+            self.rows["summary"] += 1
+            self.nbytes += len(data)
+            self.nonfinite += math.isnan(square)
+            self._seen |= slot.present
+            if self._on_summary is not None:
+                self._on_summary(slot.step, found)
+
+    def _row(self, slot: Slot, square: float, ragged: dict[str, np.ndarray]) -> Row:
         scalars = slot.scalars.tolist()
         norm, limit = scalars[CLIP_NORM], scalars[CLIP_LIMIT]
         coordinates = {
@@ -147,7 +180,23 @@ class Writer:
             "clip_norm": norm,
             "clip_coefficient": limit / (norm + 1e-6) if norm + 1e-6 > limit else norm * 0 + 1,
         }
-        return Row(slot.step, slot.flat, slot.present, coordinates, ragged=_ragged(slot))
+        flat = {} if slot.source.kind == "summary" else slot.flat
+        return Row(slot.step, flat, slot.present, coordinates, ragged=ragged)
+
+
+def _summaries(slot: Slot, table: Sequence[Parameter]) -> dict[str, Summary]:
+    """By name, of the parameters that have a gradient, in table order."""
+    found: dict[int, Summary] = {}
+    for dtype, flat in slot.flat.items():
+        here = [i for i, p in enumerate(table) if p.dtype == dtype and p.layout == "dense"]
+        offsets = [0, *(table[i].offset + table[i].numel for i in here)]
+        found |= zip(here, summarize_segments(flat, offsets), strict=True)
+    for place, (indices, values) in slot.sparse.items():
+        shape = table[place].shape
+        found[place] = summarize(
+            torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+        )
+    return {p.name: found[i] for i, p in enumerate(table) if slot.present[i]}
 
 
 def _ragged(slot: Slot) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ class Stream:
         shape stays that of the whole parameter. Parameters with sparse gradients have no elements
         in any vector: numel is 0.
         """
-        if self.element_ids is None:
+        if self.element_ids is None or self.kind in BLOBS:
             return tuple(replace(p, numel=0) if p.layout != "dense" else p for p in self.table)
         none = np.zeros(0, np.int64)
         return tuple(_tracked(p, self.element_ids.get(p.dtype, none)) for p in self.table)

@@ -1,0 +1,115 @@
+"""Full rows, tracked elements and Summaries, in any mixture; and what each cannot give."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import gradstats
+from gradstats.cli import app
+from gradstats.recording import capture, every
+from gradstats.store import GradientStore
+from gradstats.summary import summarize
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.zarr"
+
+
+@pytest.mark.parametrize("at", ["local", "reduced"])
+def test_modes_mix(path, training, read, at):
+    told = {}
+    settings = {"full": every(3), "track": 20, "at": at}
+    with capture(
+        training.model, training.optimizer, path, on_summary=told.__setitem__, **settings
+    ) as cap:
+        for step in range(7):
+            training.model[0].bias.requires_grad_(step != 4)
+            training.model[0].bias.grad = None
+            cap.log(loss=training.step())
+    assert (cap.stats.full_rows, cap.stats.tracked_rows, cap.stats.summary_rows) == (3, 7, 7)
+    run = gradstats.open(path)
+    assert (
+        repr(run)
+        == f"Run({str(path)!r}, 3 full rows + 7 track rows + 7 summary rows, 4 parameters)"
+    )
+    for step in range(7):
+        exact = {
+            name: summarize(grad) for name, grad in training.seen[step].items() if grad is not None
+        }
+        assert run.summaries(step) == told[step] == exact
+    coordinates = read(path, "summary").coordinates
+    assert coordinates["loss"].tolist() == training.losses
+    norms = [torch.linalg.vector_norm(training.flat(s)).item() for s in range(7)]
+    assert coordinates["grad_norm"] == pytest.approx(norms, rel=1e-6)
+    assert read(path, "summary").present[4].tolist() == [True, False, True, True]
+
+
+def test_laws_are_fitted_to_summaries_and_a_replay_says_that_it_cannot(path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 60), nn.Tanh(), nn.Linear(60, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    grads = []
+    with capture(model, optimizer, path, full=None, track=None, summary=True):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 40)).square().mean().backward()
+            grads.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
+            optimizer.step()
+    run = gradstats.open(path)
+    table = gradstats.fit(run, families=["laplace"], ratios=[0.01])
+    scales = table["laplace_scale"] if "laplace_scale" in table else table["scale"]
+    exact = [grad[grad != 0].abs().double().mean().item() for grad in grads]
+    assert sorted(set(scales)) == pytest.approx(sorted(exact), rel=1e-6)
+    by_parameter = gradstats.fit(run, families=["laplace"], ratios=[0.01], by="parameter")
+    assert set(by_parameter["group"]) == {p.name for p in run.store.parameters}
+    with pytest.raises(LookupError, match="rows of kind 'summary' hold no gradients"):
+        run.stream("summary").read(0)
+    ended = CliRunner().invoke(app, ["replay", str(path), "--compressors", "bf16"])
+    assert ended.exit_code != 0
+    said = f"{ended.output} {ended.exception}"
+    assert "only Summaries" in " ".join(said.split())
+    ended = CliRunner().invoke(app, ["info", str(path)])
+    assert "3 summary rows" in ended.output
+
+
+def test_sparse_gradients_have_summaries_too(path):
+    model = nn.Embedding(1000, 4, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, optimizer, path, full=None, track=None, summary=True):
+        model(torch.tensor([3, 3, 9])).square().sum().backward()
+        exact = summarize(model.weight.grad)
+        optimizer.step()
+    (summary,) = gradstats.open(path).summaries(0).values()
+    assert summary == exact
+    assert summary.n == 4000
+    assert summary.zeros == 3992
+
+
+def test_a_callback_that_fails_is_said_once(path, training, capsys):
+    def on_summary(step, summaries):
+        raise RuntimeError("no network")
+
+    with capture(
+        training.model, training.optimizer, path, on_summary=on_summary, quiet=True
+    ) as cap:
+        for _ in range(4):
+            training.step()
+    assert capsys.readouterr().err.count("on_summary failed at step 0: RuntimeError") == 1
+    assert cap.stats.summary_rows == 4
+
+
+def test_rows_with_nan_are_counted(path, training):
+    with capture(
+        training.model, training.optimizer, path, full=None, track=None, summary=True
+    ) as c:
+        for value in (1.0, torch.nan):
+            training.optimizer.zero_grad()
+            training.backward()
+            training.model[0].bias.grad[3] = value
+            training.optimizer.step()
+    assert c.stats.nonfinite == 1
+    assert gradstats.open(path).summaries(1)["0.bias"].nan == 1
+    assert np.isnan(GradientStore.open(path).stream(kind="summary").coordinates["grad_norm"][1])
