@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "compressor_laws": ("compressors", "exchange"),
     "testing": ("compressor_laws", "families"),
     "recording": ("store", "summary", "summary_bytes"),
+    "integrations": ("recording",),
     "importing": ("store",),
     "runs": ("compressors", "store", "summary", "summary_bytes"),
     "grouping": ("compressors", "replaying", "runs", "store", "summary"),

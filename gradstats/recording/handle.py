@@ -100,6 +100,7 @@ class Capture:
         self._taken = False  # the rows before clipping of this step are staged
         self._clipped: tuple[Tensor, float] | None = None
         self._unscaled_early = False
+        self._inside: int | None = None  # the step whose closure runs
         self._scaler: Any = None
         self._stepped: set[int] = set()
         self._backwards = 0
@@ -239,8 +240,9 @@ class Capture:
         if self._places.keys().isdisjoint(map(id, parameters)) or self._clipped is not None:
             return
         self._clipped = norm, limit
-        if self.step >= self._next and self._before:
-            self._guarded(lambda: self._take_before(self.step))
+        step = self.step if self._inside is None else self._inside
+        if step >= self._next and self._before:
+            self._guarded(lambda: self._take_before(step))
 
     def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
         """Call ``step``; when it leaves the optimizer out, record what it was not given."""
@@ -252,10 +254,7 @@ class Capture:
         result = step()
         if self.step == before and len(self._optimizers) == 1:
             self.step += 1
-            if before >= self._next:
-                self._guarded(lambda: self._record(before, skipped=True))
-            else:
-                self._clipped, self._backwards = None, 0
+            self._complete(before, skipped=True)
         self._scaler = None
         return result
 
@@ -265,12 +264,9 @@ class Capture:
         step = self.step
         self.step = step + 1
         self._times.append(time.perf_counter())
-        if step < self._next:
-            self._clipped, self._backwards = None, 0
-            return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            self._guarded(lambda: self._record(step))
+            self._complete(step)
             return None
         # the gradients of this step come into being when the optimizer calls the closure
         recording = self._recording_after(closure, step)
@@ -283,13 +279,23 @@ class Capture:
 
         def recording() -> Any:
             nonlocal recorded
-            value = closure()
-            if not recorded:
-                recorded = True
-                self._guarded(lambda: self._record(step))
+            if recorded:
+                return closure()
+            self._inside = step
+            try:
+                value = closure()
+            finally:
+                self._inside, recorded = None, True
+            self._complete(step)
             return value
 
         return recording
+
+    def _complete(self, step: int, *, skipped: bool = False) -> None:
+        if step >= self._next:
+            self._guarded(lambda: self._record(step, skipped=skipped))
+        else:
+            self._clipped, self._backwards = None, 0
 
     def _before_part(self, number: int, places: Sequence[int]) -> Callable[..., None]:
         def before(*_: Any) -> None:
