@@ -35,8 +35,8 @@ def run_command(
     """Run a command and record the first optimizer that takes a step in it.
 
     Every Python below the command, however deep, attaches by itself; under a launcher such as
-    torchrun rank 0 records. The keywords are those of `capture`, with ``full_every=n`` for
-    ``full=every(n)``.
+    torchrun all workers write to one run. The keywords are those of `capture`, with
+    ``full_every=n`` for ``full=every(n)``.
 
     Returns:
         The command's exit code; 128 + n where signal n ended it, 127 where it cannot be started,

@@ -110,6 +110,9 @@ class Capture:
         self._span: tuple[float, float] | None = None
         self._process = os.getpid()
         self._closed = False
+        self._listens = any(source.point == "local" for source in self._pieces)
+        self._listens = self._listens and not plan.by_comm_hook
+        self._listening: list[RemovableHandle] = []
         self._hooks = list(self._attach())
         surroundings.listen(self)
         atexit.register(self.close)
@@ -158,6 +161,7 @@ class Capture:
         try:
             atexit.unregister(self.close)
             surroundings.forget(self)
+            self._listen(False)
             for hook in self._hooks:
                 hook.remove()
             self._hand_over()
@@ -198,14 +202,21 @@ class Capture:
                     if id(tensor) in self._places
                 ]
                 yield optimizer.register_step_pre_hook(self._before_part(number, places))
-        if any(source.point == "local" for source in self._pieces):
-            if self._plan.by_comm_hook:
-                return
-            for place, tensor in enumerate(self._tensors):
-                yield _hook_first(tensor, self._after_accumulation(place))
-        elif one and self._tensors:
+        if one and not self._listens:
             trained = [tensor for tensor in self._tensors if tensor.requires_grad]
             yield _hook_first((trained or self._tensors)[-1], self._count_backward)
+
+    def _listen(self, wanted: bool) -> None:
+        """Hook the parameters for a step whose local gradients are due, and only for that."""
+        if wanted and self._listens and not self._listening:
+            self._listening = [
+                _hook_first(tensor, self._after_accumulation(place))
+                for place, tensor in enumerate(self._tensors)
+            ]
+        elif not wanted:
+            for hook in self._listening:
+                hook.remove()
+            self._listening = []
 
     def _count_backward(self, _: Tensor) -> None:
         self._backwards += 1
@@ -372,6 +383,7 @@ class Capture:
             for source in self._due(step, self._pieces):
                 if self._affordable(source, step) and self._begun(source, step):
                     self._open.append(source)
+        self._listen(bool(self._open))
 
     def _begun(self, source: Source, step: int) -> bool:
         if source.begin(step):

@@ -117,7 +117,9 @@ def test_steps_that_are_not_due_do_nothing(path, training, read, monkeypatch):
     schedule = window(5, 7)
     with capture(training.model, training.optimizer, path, full=schedule, track=0) as cap:
         record = cap._record
-        monkeypatch.setattr(cap, "_record", lambda step: (looked_at.append(step), record(step)))
+        monkeypatch.setattr(
+            cap, "_record", lambda step, **how: (looked_at.append(step), record(step, **how))
+        )
         for _ in range(20):
             cap.log(loss=training.step())
     # the step after them hands the last row over
