@@ -127,18 +127,24 @@ def print_methods(methods: Any) -> None:
 
 
 def print_info(run: Run) -> None:
-    """Print what a run holds."""
+    """Print what a run holds, and which parameters are not well."""
+    from gradstats.health import findings
+    from gradstats.runs import FITTED
+
     store = run.store
     say(f"{run!r}, {store.nbytes / 1e6:,.1f} MB")
     for name, value in store.provenance.items():
         say(f"  {name}: {value}")
     for worker in store.workers:
-        for kind in ("full", "track", "summary"):
+        for kind in ("full", "track", "summary", "shadow"):
             stream = replace(run, worker=worker).stream(kind)
             if len(stream):
                 steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
                 points = ", ".join(sorted(set(stream.coordinates["point"])))
                 say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}")
+    if any(run.rows(kind) for kind in FITTED):
+        for one in findings(run):
+            say(f"  {one.parameter}: {one.state}, {one.detail}")
     for parameter in store.parameters:
         shape = "×".join(map(str, parameter.shape)) or "scalar"
         say(f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,6 +195,19 @@ class Run:
         ]
         found = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
         return {name: summary for name, summary in found if name in self.names}
+
+    def shadow_rows(self) -> list[dict[str, Any]]:
+        """What compressors did that ran beside the training, one row a step and compressor.
+
+        Columns are those of a replay: compressor, step, error, bits, residual_ratio, status …
+        """
+        stream = self.stream("shadow")
+        steps = stream.coordinates["step"]
+        found = []
+        for row in self.rows("shadow"):
+            for line in json.loads(stream.read_bytes(row)):
+                found.append({**line, "step": int(steps[row])})
+        return found
 
     @cached_property
     def _summary_stream(self) -> Stream:

@@ -50,11 +50,12 @@ MAY_IMPORT = {
     "replaying": ("compressors", "metrics", "network", "summary"),
     "compressor_laws": ("compressors", "exchange"),
     "testing": ("compressor_laws", "families"),
-    "recording": ("store", "summary", "summary_bytes"),
+    "recording": ("compressors", "replaying", "store", "summary", "summary_bytes"),
     "integrations": ("recording",),
     "importing": ("store",),
     "runs": ("compressors", "store", "summary", "summary_bytes"),
     "grouping": ("compressors", "replaying", "runs", "store", "summary"),
+    "health": ("grouping", "runs"),
     "fits": (
         "bootstrap",
         "compressors",
@@ -86,7 +87,7 @@ MAY_IMPORT = {
     ),
     "demo": ("recording",),
     "options": ("fits", "store", "summary"),
-    "printing": ("fit_folder", "reporting", "runs"),
+    "printing": ("fit_folder", "health", "reporting", "runs"),
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py
 }

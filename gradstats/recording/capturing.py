@@ -20,6 +20,7 @@ from gradstats.recording.provenance import provenance
 from gradstats.recording.reports import Reports
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
+from gradstats.recording.shadowing import Shadow
 from gradstats.recording.staging import KINDS, Kind, Point, Slot, Source, row_cost, sample_elements
 from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
 from gradstats.store import GradientStore, Parameter, Stream
@@ -50,6 +51,7 @@ def capture(
     track: int | None = DEFAULT_TRACK,
     summary: bool = False,
     on_summary: OnSummary | None = None,
+    shadow: Sequence[str] = (),
     at: str | Sequence[str] = "auto",
     parameters: str | Sequence[str] = "*",
     max_bytes: int | str = "20GB",
@@ -78,6 +80,8 @@ def capture(
             big to store. Distributions can be fitted to them; a replay needs gradients.
         on_summary: Called with (step, {name: Summary}) at every step, in a thread of its own;
             implies ``summary``.
+        shadow: Compressors, such as ``"ef(topk(0.01))"``, that get the tracked elements of every
+            step beside the training and keep their memories; what each did is stored.
         at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
             every process), "reduced" (as the optimizer is about to get it, before
             ``clip_grad_norm_``), "clipped" (after), or several. "auto" is "local" under
@@ -123,6 +127,9 @@ def capture(
     schedule = as_schedule(full)
     summary = summary or on_summary is not None
     check_rows_wanted(whole=full is not None or summary, track=track)
+    if shadow and not track:
+        raise ValueError(f"shadow runs on tracked elements: track must be on, got {track!r}")
+    shadows: dict[str, Shadow] = {p: Shadow(shadow, seed) for p in points if shadow}
     whole, own = tables(chosen)
     ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
     sources = [
@@ -156,6 +163,8 @@ def capture(
             store.set_track(ids, spread.rank)
         if summary:
             store.add_stream("summary", spread.rank)
+        if shadows:
+            store.add_stream("shadow", spread.rank)
         recording = spread.world_size if points[0] == "local" or spread.sharded else 1
         budget = Budget(max(0, (limit - store.nbytes) // recording))
     except BaseException:
@@ -180,7 +189,7 @@ def capture(
         reports.once("writing", f"{text}; such rows are dropped, training goes on")
 
     told = None if on_summary is None else _guarded(on_summary, reports)
-    writer = Writer(store, spread.rank, segment, lost, told)
+    writer = Writer(store, spread.rank, segment, lost, told, shadows)
     handle = Capture(inner, [one.tensor for one in chosen], sources, writer, plan, reports)
     if by_comm_hook:
         register_comm_hook(spread.ddp, handle)

@@ -4,12 +4,13 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gradstats.recording.shadowing import Shadow
 from gradstats.recording.staging import (
     CLIP_LIMIT,
     CLIP_NORM,
@@ -43,6 +44,7 @@ class Writer:
         worker: Whose rows they are.
         segment: The segment of every row.
         on_loss: Told about rows that could not be written, and why.
+        shadows: Compressors that run beside the training, by the point of their tracked rows.
         on_summary: Called in this thread with (step, {name: Summary}) of each row of Summaries.
 
     Attributes:
@@ -59,6 +61,7 @@ class Writer:
         segment: int,
         on_loss: Callable[[Sequence[Slot], Exception], None],
         on_summary: OnSummary | None = None,
+        shadows: Mapping[str, Shadow] | None = None,
     ) -> None:
         self.rows: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self.nbytes = 0
@@ -70,6 +73,7 @@ class Writer:
         self._seen = np.zeros(len(store.parameters), dtype=bool)
         self._on_loss = on_loss
         self._on_summary = on_summary
+        self._shadows = dict(shadows or {})
         self._table = store.stream(worker).table
         self._queue: queue.SimpleQueue[list[Slot] | None] = queue.SimpleQueue()
         # a daemon, so that a training that never closes its recording can still end
@@ -140,6 +144,9 @@ class Writer:
             self.nonfinite += sum(not math.isfinite(square) for square in squares)
             for slot in slots:
                 self._seen |= slot.present
+            if kind == "track" and self._shadows:
+                beside = [self._shadows[row.coordinates["point"]].row(row) for row in rows]
+                self._store.append_rows(beside, self._worker, "shadow")
         except Exception as error:
             self.dropped += len(slots)
             self._on_loss(slots, error)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import gradstats
 from gradstats.cli import app
 from gradstats.recording import capture, every
+from gradstats.replaying import replay_rows
 from gradstats.store import GradientStore
 from gradstats.summary import summarize
 
@@ -113,3 +114,33 @@ def test_rows_with_nan_are_counted(path, training):
     assert c.stats.nonfinite == 1
     assert gradstats.open(path).summaries(1)["0.bias"].nan == 1
     assert np.isnan(GradientStore.open(path).stream(kind="summary").coordinates["grad_norm"][1])
+
+
+def test_compressors_run_beside_the_training(path, training):
+    specs = ["ef(topk(0.1))", "randomk(0.1)", "topk(0.1)"]
+    with capture(training.model, training.optimizer, path, full=None, track=60, shadow=specs):
+        for step in range(50):
+            training.optimizer.zero_grad()
+            training.backward()
+            if step == 7:
+                training.model[0].weight.grad.fill_(torch.nan)
+            training.optimizer.step()
+            with torch.no_grad():
+                training.model[0].weight.nan_to_num_()
+    run = gradstats.open(path)
+    rows = run.shadow_rows()
+    compressors = [gradstats.compressor(spec) for spec in specs]
+    exact = list(replay_rows(run.gradients("track"), compressors))
+    assert len(rows) == len(exact) == 150
+    for row, other in zip(rows, exact, strict=True):
+        assert row.pop("compressor") == str(compressors[row["index"]])
+        assert {k: str(v) for k, v in row.items()} == {k: str(v) for k, v in other.items()}
+    assert sum(row["status"].startswith("skipped") for row in rows) == 3
+
+
+def test_shadows_need_a_track_and_a_name(path, training):
+    with pytest.raises(ValueError, match="track must be on"):
+        capture(training.model, training.optimizer, path, track=0, shadow=["bf16"])
+    with pytest.raises(ValueError, match="nonsense"):
+        capture(training.model, training.optimizer, path, shadow=["nonsense"])
+    assert not path.exists()
