@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -148,23 +149,11 @@ def capture(
     limit = _checked_limit(max_bytes, sources)
     story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
 
-    def create() -> tuple[GradientStore, int]:
-        made = GradientStore.create(Path(path), whole, provenance=story, if_exists=if_exists)
-        try:
-            return made, _next_segment(made)
-        except BaseException:
-            made.close()
-            raise
-
+    create = partial(_created, Path(path), whole, story, if_exists)
     store, segment = shared_store(spread, Path(path), create)
     try:
         store.claim(spread.rank, own if spread.sharded else None)
-        if ids:
-            store.set_track(ids, spread.rank)
-        if summary:
-            store.add_stream("summary", spread.rank)
-        if shadows:
-            store.add_stream("shadow", spread.rank)
+        _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
         recording = spread.world_size if points[0] == "local" or spread.sharded else 1
         budget = Budget(max(0, (limit - store.nbytes) // recording))
     except BaseException:
@@ -182,18 +171,41 @@ def capture(
         world_size=spread.world_size,
         by_comm_hook=by_comm_hook,
     )
-
-    def lost(slots: Sequence[Slot], error: Exception) -> None:
-        budget.give_back(sum(slot.cost for slot in slots))
-        text = f"cannot write step {slots[0].step}: {type(error).__name__}: {error}"
-        reports.once("writing", f"{text}; such rows are dropped, training goes on")
-
-    told = None if on_summary is None else _guarded(on_summary, reports)
+    lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
     writer = Writer(store, spread.rank, segment, lost, told, shadows)
     handle = Capture(inner, [one.tensor for one in chosen], sources, writer, plan, reports)
     if by_comm_hook:
         register_comm_hook(spread.ddp, handle)
     return handle
+
+
+def _created(
+    path: Path, table: Sequence[Parameter], story: Mapping[str, object], if_exists: IfExists
+) -> tuple[GradientStore, int]:
+    """The store, and the segment of it that begins."""
+    store = GradientStore.create(path, table, provenance=story, if_exists=if_exists)
+    try:
+        return store, _next_segment(store)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _declare(
+    store: GradientStore, worker: int, ids: Mapping[str, np.ndarray], wanted: Mapping[str, bool]
+) -> None:
+    """Make the streams that are not there from the start."""
+    if ids:
+        store.set_track(ids, worker)
+    for kind in (kind for kind, is_wanted in wanted.items() if is_wanted):
+        store.add_stream(kind, worker)
+
+
+def _lost(budget: Budget, reports: Reports, slots: Sequence[Slot], error: Exception) -> None:
+    """Say that rows could not be written, and have their bytes back."""
+    budget.give_back(sum(slot.cost for slot in slots))
+    text = f"cannot write step {slots[0].step}: {type(error).__name__}: {error}"
+    reports.once("writing", f"{text}; such rows are dropped, training goes on")
 
 
 def _guarded(on_summary: OnSummary, reports: Reports) -> OnSummary:
