@@ -111,9 +111,19 @@ def capture(
         int, typer.Option(help="Keep the whole gradient every n steps; 0: never.")
     ] = 500,
     track: Annotated[int, typer.Option(help="Elements kept at every step; 0: none.")] = 65_536,
+    summary: Annotated[bool, typer.Option(help="Keep a Summary a parameter and step.")] = False,
+    shadow: Annotated[
+        str, typer.Option(metavar="SPECS", help="Compressors that run beside the training.")
+    ] = "",
+    at: Annotated[
+        str, typer.Option(help="auto, or local, reduced, clipped, several with commas.")
+    ] = "auto",
     parameters: Parameters = "*",
     max_bytes: Annotated[str, typer.Option(help="Most that is written.")] = "20GB",
     if_exists: Annotated[str, typer.Option(help="error, resume or overwrite.")] = "error",
+    when_full: Annotated[
+        str, typer.Option(help="When the disk is behind: block, drop or thin.")
+    ] = "block",
     seed: Seed = 0,
 ) -> None:
     """Run an unmodified training command and capture its gradients."""
@@ -129,9 +139,13 @@ def capture(
             out=out,
             full_every=full_every or None,
             track=track or None,
+            summary=summary,
+            shadow=split_specs(shadow),
+            at=words(at),
             parameters=parameters,
             max_bytes=max_bytes,
-            if_exists=if_exists,  # type: ignore[arg-type]
+            if_exists=if_exists,
+            when_full=when_full,
             seed=seed,
         )
     raise typer.Exit(code)

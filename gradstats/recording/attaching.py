@@ -14,10 +14,12 @@ from gradstats.recording.budget import parse_bytes
 from gradstats.recording.capturing import (
     DEFAULT_TRACK,
     IfExists,
+    WhenFull,
     capture,
     check_choice,
     check_rows_wanted,
 )
+from gradstats.recording.distribution import check_points
 from gradstats.recording.reports import write_line
 from gradstats.recording.schedules import every
 from gradstats.store import GradientStore
@@ -33,9 +35,13 @@ class Settings:
     out: str
     full_every: int | None = 500
     track: int | None = DEFAULT_TRACK
+    summary: bool = False
+    shadow: Sequence[str] = ()
+    at: str | Sequence[str] = "auto"
     parameters: str | Sequence[str] = "*"
     max_bytes: int | str = "20GB"
     if_exists: IfExists = "error"
+    when_full: WhenFull = "block"
     start_step: int = 0
     seed: int = 0
     quiet: bool = False
@@ -49,10 +55,12 @@ class Settings:
             StoreFormatError: What is at ``out`` is not a store.
         """
         parse_bytes(self.max_bytes)
-        check_rows_wanted(whole=bool(self.full_every), track=self.track)
+        check_rows_wanted(whole=bool(self.full_every) or self.summary, track=self.track)
+        check_points(self.at)
         if self.full_every:
             every(self.full_every)
         check_choice("if_exists", self.if_exists, IfExists)
+        check_choice("when_full", self.when_full, WhenFull)
         path = Path(self.out)
         if not path.exists():
             return
@@ -83,9 +91,13 @@ def _start(optimizer: Optimizer, settings: Settings) -> None:
         settings.out,
         full=every(settings.full_every) if settings.full_every else None,
         track=settings.track,
+        summary=settings.summary,
+        shadow=settings.shadow,
+        at=settings.at,
         parameters=settings.parameters,
         max_bytes=settings.max_bytes,
         if_exists="resume" if restarted else settings.if_exists,
+        when_full=settings.when_full,
         start_step=settings.start_step,
         seed=settings.seed,
         quiet=settings.quiet,

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from gradstats.recording.attaching import VARIABLE, Settings
-from gradstats.recording.capturing import DEFAULT_TRACK, IfExists, recorded_streams
+from gradstats.recording.capturing import recorded_streams
 from gradstats.recording.reports import write_line
 from gradstats.store import GradientStore
 
@@ -23,20 +24,18 @@ def run_command(
     argv: Sequence[str],
     *,
     out: str | os.PathLike[str],
-    full_every: int | None = 500,
-    track: int | None = DEFAULT_TRACK,
-    parameters: str | Sequence[str] = "*",
-    max_bytes: int | str = "20GB",
-    if_exists: IfExists = "error",
-    start_step: int = 0,
-    seed: int = 0,
-    quiet: bool = False,
+    **settings: Any,
 ) -> int:
     """Run a command and record the first optimizer that takes a step in it.
 
     Every Python below the command, however deep, attaches by itself; under a launcher such as
-    torchrun all workers write to one run. The keywords are those of `capture`, with
-    ``full_every=n`` for ``full=every(n)``.
+    torchrun all workers write to one run.
+
+    Args:
+        argv: The command.
+        out: The store to write.
+        **settings: Those of `capture` that can be written down, with ``full_every=n`` for
+            ``full=every(n)``: see `Settings`.
 
     Returns:
         The command's exit code; 128 + n where signal n ended it, 127 where it cannot be started,
@@ -50,27 +49,17 @@ def run_command(
     if not argv:
         raise ValueError("argv must name a command to run, got none; write it after --")
     path = Path(out).absolute()
-    settings = Settings(
-        out=str(path),
-        full_every=full_every,
-        track=track,
-        parameters=parameters,
-        max_bytes=max_bytes,
-        if_exists=if_exists,
-        start_step=start_step,
-        seed=seed,
-        quiet=quiet,
-    )
-    settings.check()
+    asked = Settings(out=str(path), **settings)
+    asked.check()
     before, made = _rows(path), _made_at(path)
     try:
         with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
             shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
-            code = _run(argv, _environment(settings, folder))
+            code = _run(argv, _environment(asked, folder))
     except OSError as error:
         write_line(f"cannot run {argv[0]!r}: {error.strerror}")
         return _NOT_FOUND
-    if if_exists == "overwrite" and _made_at(path) != made:
+    if asked.if_exists == "overwrite" and _made_at(path) != made:
         before = 0  # another store lies there now
     if _rows(path) > before:
         return code

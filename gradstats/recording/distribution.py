@@ -21,6 +21,20 @@ _PATIENCE = timedelta(seconds=60)
 _MEETINGS = itertools.count()
 
 
+def check_points(at: str | Sequence[str]) -> list[str]:
+    """The points that are asked for, "auto" among them.
+
+    Raises:
+        ValueError: No such point, or none.
+    """
+    asked = [at] if isinstance(at, str) else list(at)
+    unknown = [point for point in asked if point not in (*POINTS, "auto")]
+    if unknown or not asked:
+        rule = f"at must be auto or some of {', '.join(POINTS)}"
+        raise ValueError(f"{rule}, got {unknown[0] if unknown else at!r}")
+    return asked
+
+
 @dataclass(frozen=True)
 class Distribution:
     """How a training is spread.
@@ -47,11 +61,7 @@ class Distribution:
         Raises:
             ValueError: No such point, or nothing to see there.
         """
-        asked = [at] if isinstance(at, str) else list(at)
-        unknown = [point for point in asked if point not in (*POINTS, "auto")]
-        if unknown or not asked:
-            rule = f"at must be auto or some of {', '.join(POINTS)}"
-            raise ValueError(f"{rule}, got {unknown[0] if unknown else at!r}")
+        asked = check_points(at)
         if "auto" in asked:
             asked = ["local"] if self.ddp is not None else ["reduced"]
         if "local" in asked and self.by:

@@ -186,7 +186,8 @@ def test_a_second_run_resumes_or_replaces(path, script, read):
     ("argv", "settings"),
     [([], {}), (["true"], {"track": -1}), (["true"], {"full_every": -2}),
      (["true"], {"max_bytes": "x"}), (["true"], {"full_every": 0, "track": 0}),
-     (["true"], {"if_exists": "maybe"})],
+     (["true"], {"if_exists": "maybe"}), (["true"], {"at": "global"}),
+     (["true"], {"when_full": "wait"})],
 )  # fmt: skip
 def test_bad_settings_are_refused_before_the_command_starts(path, argv, settings):
     with pytest.raises(ValueError, match="must"):
@@ -196,7 +197,7 @@ def test_bad_settings_are_refused_before_the_command_starts(path, argv, settings
 def test_two_processes_under_torchrun_make_one_recording(path, script, read, capfd):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    code = run_command([*torchrun, *script(DISTRIBUTED)[1:]], out=path, full_every=2)
+    code = run_command([*torchrun, *script(DISTRIBUTED)[1:]], out=path, full_every=2, summary=True)
     err = capfd.readouterr().err
     assert code == 0, err
     assert all(f"rank {rank} of 2 records its own gradients" in err for rank in range(2))
@@ -208,11 +209,14 @@ def test_two_processes_under_torchrun_make_one_recording(path, script, read, cap
         assert stream.steps.tolist() == [2, 4]
         assert set(stream.coordinates["point"]) == {"local"}
         assert stream.read(0).shape == (47,)
+        assert len(store.stream(worker, "summary")) == len(store.stream(worker, "track"))
     assert not torch.equal(store.stream(0).read(0), store.stream(1).read(0))
 
 
 def test_settings_survive_the_environment():
-    settings = Settings("/x", full_every=None, parameters=["a*", "b"], if_exists="resume")
+    settings = Settings(
+        "/x", full_every=None, shadow=["bf16"], parameters=["a*", "b"], if_exists="resume"
+    )
     assert Settings(**json.loads(settings.to_json())) == settings
 
 
