@@ -29,7 +29,7 @@ def weights(model):
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
-def expected(rank, point, world, limit=None):
+def expected(rank, point, world, limit=None, micros=MICRO):
     """The rows of a worker, by a training without processes."""
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -38,7 +38,7 @@ def expected(rank, point, world, limit=None):
         grads = []
         for worker in range(world):
             optimizer.zero_grad()
-            for micro in range(MICRO):
+            for micro in range(micros):
                 model(batch(worker, step, micro)).square().mean().backward()
             grads.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
         mean = sum(grads) / world
@@ -54,13 +54,13 @@ def expected(rank, point, world, limit=None):
     return torch.stack(rows)
 
 
-def train(model, path, *, rank, no_sync=True, limit=0.05, fully=False, **settings):
+def train(model, path, *, rank, micros=MICRO, limit=0.05, fully=False, **settings):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with capture(model, optimizer, path, full=every(1), track=20, **settings) as cap:
         for step in range(STEPS):
             optimizer.zero_grad()
-            for micro in range(MICRO):
-                quiet = no_sync and micro < MICRO - 1
+            for micro in range(micros):
+                quiet = micro < micros - 1
                 if fully:
                     model.set_requires_gradient_sync(not quiet)
                 with model.no_sync() if quiet and not fully else nullcontext():
@@ -91,7 +91,7 @@ def ddp_bucket_view(rank, world, path):
 
 def ddp_static_graph(rank, world, path):
     model = DistributedDataParallel(net(), static_graph=True)
-    train(model, path, rank=rank, at=["local", "reduced"], no_sync=False)
+    train(model, path, rank=rank, at=["local", "reduced"], micros=1)
 
 
 def comm_hook(rank, world, path):
