@@ -1,6 +1,7 @@
 """The handle of a running recording: hooks that stage rows for the writer."""
 
 import atexit
+import math
 import os
 import time
 from collections import Counter, deque
@@ -262,11 +263,13 @@ class Capture:
         self._scaler = scaler
         self._unscaled_early = _stage_of(scaler, optimizer) == "UNSCALED"
         before = self.step
-        result = step()
-        if self.step == before and len(self._optimizers) == 1:
-            self.step += 1
-            self._complete(before, skipped=True)
-        self._scaler = None
+        try:
+            result = step()
+            if self.step == before and len(self._optimizers) == 1:
+                self.step += 1
+                self._complete(before, skipped=True)
+        finally:
+            self._scaler = None
         return result
 
     def _before_step(
@@ -497,11 +500,11 @@ class Capture:
         """The loss scale, and whether the gradients at a point are divided by it."""
         if self._scaler is None:
             return 1.0, True
-        scale = self._scaler._scale
+        scale = getattr(self._scaler, "_scale", None)
         fused = getattr(optimizer, "found_inf", None) is not None
         at_step = self._unscaled_early or not fused
         unscaled = self._unscaled_early if early and point == "reduced" else at_step
-        return scale if scale is not None else 1.0, unscaled and point != "local"
+        return math.nan if scale is None else scale, unscaled and point != "local"
 
     def _hand_over(self) -> None:
         """Let the writer have the last step's rows: nothing can be logged to them any more."""
@@ -586,8 +589,10 @@ def _hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> Removab
 
 
 def _stage_of(scaler: Any, optimizer: Optimizer) -> str:
-    states: Mapping[int, Mapping[str, Any]] = scaler._per_optimizer_states
-    return states[id(optimizer)]["stage"].name if id(optimizer) in states else "READY"
+    """READY, UNSCALED or STEPPED; READY where a scaler of another make does not say."""
+    states: Mapping[int, Mapping[str, Any]] = getattr(scaler, "_per_optimizer_states", {})
+    stage = states[id(optimizer)].get("stage") if id(optimizer) in states else None
+    return getattr(stage, "name", "READY")
 
 
 def _fact(error: Exception) -> str:

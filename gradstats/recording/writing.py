@@ -133,6 +133,9 @@ class Writer:
             if kind == "summary":
                 self._write_summaries(slots)
                 return
+            for slot in slots:
+                slot.wait()
+                slot.sparse = {i: _coalesced(slot, i) for i in slot.sparse}
             squares = [_square_sum(slot) for slot in slots]
             rows = [
                 self._row(slot, square, _ragged(slot))
@@ -206,16 +209,22 @@ def _summaries(slot: Slot, table: Sequence[Parameter]) -> dict[str, Summary]:
     return {p.name: found[i] for i, p in enumerate(table) if slot.present[i]}
 
 
+def _coalesced(slot: Slot, place: int) -> tuple[Tensor, Tensor]:
+    """Indices and values of a sparse gradient, those of one index added up."""
+    indices, values = slot.sparse[place]
+    shape = slot.source.shape(place)
+    sparse = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
+    return sparse.indices(), sparse.values()
+
+
 def _ragged(slot: Slot) -> dict[str, np.ndarray]:
-    """Sparse gradients as the store keeps them: coalesced, leading indices flattened."""
+    """Sparse gradients as the store keeps them: leading indices flattened, values too."""
     ragged: dict[str, np.ndarray] = {}
     for place, (indices, values) in slot.sparse.items():
         shape = slot.source.shape(place)
-        sparse = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
-        sparse = sparse.coalesce()
         strides = np.cumprod([1, *shape[indices.shape[0] - 1 : 0 : -1]])[::-1]
-        ragged[f"indices_{place}"] = strides @ sparse.indices().numpy()
-        ragged[f"values_{place}"] = _bits(sparse.values().reshape(-1))
+        ragged[f"indices_{place}"] = strides @ indices.numpy()
+        ragged[f"values_{place}"] = _bits(values.reshape(-1))
     return ragged
 
 
@@ -225,7 +234,6 @@ def _square_sum(slot: Slot) -> float:
     In numpy, because a torch operation of this thread would start a second team of OpenMP threads
     beside the training's.
     """
-    slot.wait()
     vectors = [*slot.flat.values(), *(values.reshape(-1) for _, values in slot.sparse.values())]
     with np.errstate(all="ignore"):
         return sum(

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 
 import pytest
@@ -78,3 +79,15 @@ def read() -> Callable[..., Stream]:
         return GradientStore.open(path).stream(kind=kind)
 
     return opened
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every append takes 50 ms longer."""
+    append = GradientStore.append_rows
+
+    def slow(*args: object, **kwargs: object) -> None:
+        time.sleep(0.05)
+        append(*args, **kwargs)
+
+    monkeypatch.setattr(GradientStore, "append_rows", slow)

@@ -108,14 +108,8 @@ def test_new_parameter_groups_are_mentioned(path, training, capsys):
     assert capsys.readouterr().err.count("new parameter groups") == 1
 
 
-def test_a_slow_disk_holds_the_training_back_and_loses_nothing(path, training, monkeypatch, read):
-    append = GradientStore.append_rows
-
-    def slow(*args, **kwargs):
-        time.sleep(0.05)
-        append(*args, **kwargs)
-
-    monkeypatch.setattr(GradientStore, "append_rows", slow)
+@pytest.mark.usefixtures("slow_disk")
+def test_a_slow_disk_holds_the_training_back_and_loses_nothing(path, training, read):
     with capture(training.model, training.optimizer, path, full=every(1), track=0) as cap:
         for _ in range(10):
             training.step()

@@ -140,6 +140,9 @@ def test_sparse_embedding_gradients_stay_sparse(path, at, capsys):
         assert torch.equal(grad.indices(), exact[step].indices())
         assert torch.equal(grad.values(), exact[step].values())
         assert stream.nnz(step, "0.weight") == exact[step].values().numel()
+        parts = [exact[step].values().flatten(), stream.read(step)]
+        norm = torch.linalg.vector_norm(torch.cat(parts).double()).item()
+        assert stream.coordinates["grad_norm"][step] == pytest.approx(norm, rel=1e-12)
     assert stream.read(0).numel() == 17
 
 
@@ -291,16 +294,8 @@ def test_wrapped_optimizers_and_models(path):
 
 
 @pytest.mark.parametrize("when_full", ["drop", "thin"])
-def test_a_slow_disk_does_not_hold_the_training_back(path, monkeypatch, when_full, capsys):
-    import time
-
-    append = GradientStore.append_rows
-
-    def slow(*args, **kwargs):
-        time.sleep(0.05)
-        append(*args, **kwargs)
-
-    monkeypatch.setattr(GradientStore, "append_rows", slow)
+@pytest.mark.usefixtures("slow_disk")
+def test_a_slow_disk_does_not_hold_the_training_back(path, when_full, capsys):
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = {"full": every(1), "track": 0, "when_full": when_full}
