@@ -14,7 +14,7 @@ import torch
 import gradstats
 from gradstats import extras
 from gradstats.runs import Run
-from gradstats.store import StoreFormatError
+from gradstats.store import InZip, StoreFormatError
 
 Table = Any
 
@@ -62,9 +62,12 @@ class Results:
 
 
 def results_folder(run: Run) -> Path:
-    """`RUN.results` beside `RUN.zarr`."""
-    path = Path(run.store.path)
-    return path.with_name(path.name.removesuffix(".zarr") + ".results")
+    """`RUN.results` beside `RUN.zarr` or `RUN.zarr.zip`; of a URL, in the working directory."""
+    place = run.store.path
+    name = place.name.removesuffix(".zip").removesuffix(".zarr") + ".results"
+    if isinstance(place, InZip):
+        return Path(place.root).with_name(name)
+    return place.with_name(name) if isinstance(place, Path) else Path(name)
 
 
 def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
     return {
         "gradstats": gradstats.__version__,
         "torch": torch.__version__,
-        "run": Path(run.store.path).name,
+        "run": run.store.path.name,
         "captured": run.store.provenance.get("created"),
         "rows": {kind: len(rows) for kind, rows in kinds.items()},
         "last_step": max(

@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "recording": ("compressors", "replaying", "store", "summary", "summary_bytes"),
     "integrations": ("recording",),
     "importing": ("store",),
+    "copying": ("store", "summary", "summary_bytes"),
     "runs": ("compressors", "store", "summary", "summary_bytes"),
     "grouping": ("compressors", "replaying", "runs", "store", "summary"),
     "health": ("grouping", "runs"),

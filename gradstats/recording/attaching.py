@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from torch import nn
 from torch.optim import Optimizer
@@ -22,7 +21,7 @@ from gradstats.recording.capturing import (
 from gradstats.recording.distribution import check_points
 from gradstats.recording.reports import write_line
 from gradstats.recording.schedules import every
-from gradstats.store import GradientStore
+from gradstats.store import GradientStore, as_place
 
 #: The environment variable that carries `Settings` to the command's processes.
 VARIABLE = "GRADSTATS_CAPTURE"
@@ -61,7 +60,7 @@ class Settings:
             every(self.full_every)
         check_choice("if_exists", self.if_exists, IfExists)
         check_choice("when_full", self.when_full, WhenFull)
-        path = Path(self.out)
+        path = as_place(self.out)
         if not path.exists():
             return
         if self.if_exists == "error":

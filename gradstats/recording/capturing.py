@@ -24,7 +24,7 @@ from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
 from gradstats.recording.shadowing import Shadow
 from gradstats.recording.staging import KINDS, Kind, Point, Slot, Source, row_cost, sample_elements
 from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
-from gradstats.store import GradientStore, Parameter, Stream
+from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
 from gradstats.summary import Summary
 
 IfExists = Literal["error", "resume", "overwrite"]
@@ -73,7 +73,8 @@ def capture(
         optimizer: A torch optimizer, or a wrapper with one in ``.optimizer``; a list of them where
             each updates some of the parameters (an optimizer in backward): a step is then over
             when one of them is called again.
-        path: The store to write, by custom ``NAME.zarr``.
+        path: The store to write, by custom ``NAME.zarr``: a folder, or a URL such as
+            ``s3://bucket/run.zarr``, to which rows are sent in the background.
         full: Which steps get a whole row: ``every(n)``, ``log_spaced(n)``, ``window(a, b)``, a
             list of steps, any callable step -> bool, or None.
         track: How many elements to keep at every step, the same random ones; 0 or None for none.
@@ -107,6 +108,7 @@ def capture(
         ValueError: A setting out of range, nothing to record, or a point that cannot be seen.
         TypeError: Something is not a model, an optimizer or a schedule.
         FileExistsError: There is something at ``path``.
+        OSError: The object store of a URL does not answer.
         StoreFormatError: What is at ``path`` is not a store that can be added to or replaced.
         BlockingIOError: Another process writes to ``path``.
         RuntimeError: The processes of a training do not agree on the store.
@@ -146,11 +148,11 @@ def capture(
         for point in points
         for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
     ]
-    limit = _checked_limit(max_bytes, sources)
+    limit, place = _checked_limit(max_bytes, sources), as_place(path)
     story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
 
-    create = partial(_created, Path(path), whole, story, if_exists)
-    store, segment = shared_store(spread, Path(path), create)
+    create = partial(_created, place, whole, story, if_exists)
+    store, segment = shared_store(spread, place, create)
     try:
         store.claim(spread.rank, own if spread.sharded else None)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
@@ -172,7 +174,7 @@ def capture(
         by_comm_hook=by_comm_hook,
     )
     lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
-    writer = Writer(store, spread.rank, segment, lost, told, shadows)
+    writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
     handle = Capture(inner, [one.tensor for one in chosen], sources, writer, plan, reports)
     if by_comm_hook:
         register_comm_hook(spread.ddp, handle)
@@ -180,10 +182,13 @@ def capture(
 
 
 def _created(
-    path: Path, table: Sequence[Parameter], story: Mapping[str, object], if_exists: IfExists
+    place: Path | Place,
+    table: Sequence[Parameter],
+    story: Mapping[str, object],
+    if_exists: IfExists,
 ) -> tuple[GradientStore, int]:
     """The store, and the segment of it that begins."""
-    store = GradientStore.create(path, table, provenance=story, if_exists=if_exists)
+    store = GradientStore.create(place, table, provenance=story, if_exists=if_exists)
     try:
         return store, _next_segment(store)
     except BaseException:
@@ -339,8 +344,11 @@ def _introduction(
             rows.append(f"{source.elements:,} elements of every step, {size} each")
         if source.kind == "summary":
             rows.append("a Summary of each parameter at every step")
-    free = shutil.disk_usage(store.path).free
-    room = f"at most {format_bytes(limit + _TABLE_BYTES)}, {format_bytes(free)} free"
+    free = shutil.disk_usage(store.folder).free
+    way = (
+        "" if store.folder == store.path else f" in {store.folder}, by way of which they are sent"
+    )
+    room = f"at most {format_bytes(limit + _TABLE_BYTES)}, {format_bytes(free)} free{way}"
     yield f"{'; '.join(rows)}; {room}"
 
 

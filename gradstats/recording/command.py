@@ -14,7 +14,7 @@ from typing import Any
 from gradstats.recording.attaching import VARIABLE, Settings
 from gradstats.recording.capturing import recorded_streams
 from gradstats.recording.reports import write_line
-from gradstats.store import GradientStore
+from gradstats.store import GradientStore, Place, as_place
 
 _STARTUP = Path(__file__).with_name("startup.py")
 _NOT_FOUND = 127  # a shell's exit code for a command that does not exist
@@ -48,7 +48,8 @@ def run_command(
     """
     if not argv:
         raise ValueError("argv must name a command to run, got none; write it after --")
-    path = Path(out).absolute()
+    path = as_place(out)
+    path = path.absolute() if isinstance(path, Path) else path
     asked = Settings(out=str(path), **settings)
     asked.check()
     before, made = _rows(path), _made_at(path)
@@ -70,9 +71,11 @@ def run_command(
     return code or 1
 
 
-def _made_at(path: Path) -> int:
+def _made_at(path: Path | Place) -> object:
     root = path / "zarr.json"
-    return root.stat().st_mtime_ns if root.exists() else 0
+    if isinstance(root, Path):
+        return root.stat().st_mtime_ns if root.exists() else None
+    return root.read_bytes() if root.is_file() else None
 
 
 def _environment(settings: Settings, startup: str) -> dict[str, str]:
@@ -108,7 +111,7 @@ def _signals(
             signal.signal(number, handler)
 
 
-def _rows(path: Path) -> int:
+def _rows(path: Path | Place) -> int:
     """Rows in the store at ``path``, 0 where there is none."""
     if not path.exists():
         return 0

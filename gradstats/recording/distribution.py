@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.selection import Selected, unwrap_model
 from gradstats.recording.staging import POINTS, Point
-from gradstats.store import GradientStore, Parameter, parameter_table
+from gradstats.store import GradientStore, Parameter, Place, parameter_table
 
 _PATIENCE = timedelta(seconds=60)
 _MEETINGS = itertools.count()
@@ -152,7 +152,7 @@ def _shard(tensor: Tensor) -> dict[str, Any]:
 
 
 def shared_store(
-    spread: Distribution, path: Path, create: Callable[[], tuple[GradientStore, int]]
+    spread: Distribution, path: Path | Place, create: Callable[[], tuple[GradientStore, int]]
 ) -> tuple[GradientStore, int]:
     """Create a store on rank 0 and open it on the others, without a collective.
 

@@ -131,6 +131,7 @@ class Capture:
             dropped=self._dropped + self._writer.dropped,
             thinned=self._thinned,
             nonfinite=self._writer.nonfinite,
+            unsent=self._writer.unsent,
             seconds=self._seconds,
             training_seconds=last - first,
         )

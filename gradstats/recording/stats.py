@@ -17,6 +17,7 @@ class Stats:
         dropped: Rows that were due and could not be stored.
         thinned: Full rows passed over because of ``max_bytes``.
         nonfinite: Rows on disk that hold a NaN or an infinity.
+        unsent: Rows on their way to an object store, or that did not arrive.
         seconds: Time the training thread spent here.
         training_seconds: Time from the first to the last step looked at.
     """
@@ -28,6 +29,7 @@ class Stats:
     dropped: int = 0
     thinned: int = 0
     nonfinite: int = 0
+    unsent: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
 
@@ -38,6 +40,7 @@ class Stats:
         share = self.seconds / self.training_seconds if self.training_seconds else 0.0
         thinned = f", {self.thinned:,} passed over for max_bytes" if self.thinned else ""
         odd = f", {self.nonfinite:,} with NaN or inf" if self.nonfinite else ""
+        odd += f", {self.unsent:,} not sent" if self.unsent else ""
         return (
             f"{rows}, {format_bytes(self.nbytes)}, {self.dropped:,} dropped{thinned}{odd}, "
             f"{100 * share:.2g} % of training time"

@@ -23,6 +23,7 @@ from gradstats.recording.staging import (
     Slot,
 )
 from gradstats.store import GradientStore, Parameter, Row
+from gradstats.store.rows import as_bits
 from gradstats.summary import Summary, summarize, summarize_segments
 from gradstats.summary_bytes import to_bytes
 
@@ -44,6 +45,7 @@ class Writer:
         worker: Whose rows they are.
         segment: The segment of every row.
         on_loss: Told about rows that could not be written, and why.
+        say: Told (subject, text) about a connection that fails; says each subject once.
         shadows: Compressors that run beside the training, by the point of their tracked rows.
         on_summary: Called in this thread with (step, {name: Summary}) of each row of Summaries.
 
@@ -60,6 +62,7 @@ class Writer:
         worker: int,
         segment: int,
         on_loss: Callable[[Sequence[Slot], Exception], None],
+        say: Callable[[str, str], None],
         on_summary: OnSummary | None = None,
         shadows: Mapping[str, Shadow] | None = None,
     ) -> None:
@@ -72,6 +75,7 @@ class Writer:
         self._segment = segment
         self._seen = np.zeros(len(store.parameters), dtype=bool)
         self._on_loss = on_loss
+        self._say = say
         self._on_summary = on_summary
         self._shadows = dict(shadows or {})
         self._table = store.stream(worker).table
@@ -89,6 +93,15 @@ class Writer:
         self._queue.put(None)
         self._thread.join()
         self._store.close()
+        if self.unsent:
+            text = f"{self.unsent} rows did not reach {self.where} ({self._store.fault})"
+            remedy = f"gradstats copy {self._store.folder} {self.where}"
+            self._say("unsent", f"{text}; the next recording there sends them, or: {remedy}")
+
+    @property
+    def unsent(self) -> int:
+        """Rows on their way to an object store."""
+        return self._store.unsent
 
     @property
     def where(self) -> str:
@@ -112,6 +125,9 @@ class Writer:
                 slots = [slot for slot in batch if slot.source.kind == kind]
                 if slots:
                     self._write(kind, slots)
+            if self._store.fault:
+                text = f"{self._store.fault}; rows wait in {self._store.folder}"
+                self._say("sending", f"{text}, training goes on")
 
     def _next_batch(self) -> tuple[list[Slot], bool]:
         """Wait for rows; a full row is written at once, since few can wait."""
@@ -224,7 +240,7 @@ def _ragged(slot: Slot) -> dict[str, np.ndarray]:
         shape = slot.source.shape(place)
         strides = np.cumprod([1, *shape[indices.shape[0] - 1 : 0 : -1]])[::-1]
         ragged[f"indices_{place}"] = strides @ indices.numpy()
-        ragged[f"values_{place}"] = _bits(values.reshape(-1))
+        ragged[f"values_{place}"] = as_bits(values.reshape(-1))
     return ragged
 
 
@@ -241,10 +257,6 @@ def _square_sum(slot: Slot) -> float:
             for flat in vectors
             for start in range(0, len(flat), 2**20)
         )
-
-
-def _bits(values: Tensor) -> np.ndarray:
-    return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _as_numpy(block: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ from gradstats.store.layout import (
     StoreFormatError,
     parameter_table,
 )
+from gradstats.store.places import InZip, Place, as_place
 from gradstats.store.reading import Stream
 from gradstats.store.rows import Row
 
@@ -17,9 +18,12 @@ __all__ = [
     "FORMAT_VERSION",
     "POINTS",
     "GradientStore",
+    "InZip",
     "Parameter",
+    "Place",
     "Row",
     "StoreFormatError",
     "Stream",
+    "as_place",
     "parameter_table",
 ]

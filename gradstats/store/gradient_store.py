@@ -1,6 +1,7 @@
-"""GradientStore: per-iteration gradients of one run, in a Zarr v3 folder (docs/format.md)."""
+"""GradientStore: per-iteration gradients of one run, in a Zarr v3 group (docs/format.md)."""
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -8,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gradstats.store.files import take_lock
+from gradstats.store.files import replace_file, take_lock
 from gradstats.store.layout import (
     BLOBS,
     FEATURES,
@@ -19,17 +20,21 @@ from gradstats.store.layout import (
     parameter_table,
     table_difference,
     table_from_json,
+    table_to_json,
 )
+from gradstats.store.objects import InObjects
+from gradstats.store.places import Place, as_place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
     check_worker,
     clear,
     is_vacant,
     read_root,
+    root_bytes,
     worker_ids,
-    write_root,
 )
 from gradstats.store.rows import Array, Row, as_tensor, pack
+from gradstats.store.spool import Spool, leave_spool, make_spool
 from gradstats.store.writing import WorkerWriter
 
 
@@ -38,6 +43,13 @@ class GradientStore:
 
     A row is there or not there: a process killed at any instant leaves every completed row
     bit-exact. Use `create` or `open`, never the constructor.
+
+    A store in an object store (``s3://...``) is written through a local folder, so that nothing
+    waits for the network; a row is there for readers when it has arrived (store/spool.py).
+
+    Attributes:
+        path: where it is.
+        folder: where this process writes: there, or on the way there.
 
     Example:
         >>> import tempfile, torch
@@ -48,18 +60,20 @@ class GradientStore:
         tensor([1., 1., 1., 1., 0., 0.])
     """
 
-    def __init__(self, path: Path, mode: str, attributes: Document) -> None:
+    def __init__(self, path: Path | Place, mode: str, attributes: Document) -> None:
         self.path = path
         self.mode = mode
         self.parameters = table_from_json(attributes["parameters"])
         self.provenance: dict[str, Any] = attributes["provenance"]
         self._features = tuple(attributes["features"])
         self._writers: dict[int, WorkerWriter] = {}
+        self._spools: dict[int, Spool] = {}
+        self.folder = self._prepared() if mode == "a" else Path(str(path))
 
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str] | Place,
         parameters: Sequence[Parameter] | None = None,
         *,
         provenance: Mapping[str, Any] | None = None,
@@ -68,7 +82,7 @@ class GradientStore:
         """Create a store and open it for appending.
 
         Args:
-            path: the folder, by custom NAME.zarr; its parents are made.
+            path: the folder, by custom NAME.zarr, whose parents are made; or a URL.
             parameters: see `parameter_table`; None takes the table of the first row appended.
             provenance: JSON that says where the gradients come from, secrets already removed.
             if_exists: "error"; "resume" opens the store at `path` (its provenance stays) if it has
@@ -79,31 +93,37 @@ class GradientStore:
             ValueError: the table to resume is another one.
             StoreFormatError: what is to be resumed or overwritten is not a gradstats store.
             BlockingIOError: what is to be overwritten is being written.
+            OSError: the object store of a URL does not answer.
         """
         if if_exists not in ("error", "resume", "overwrite"):
             raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
-        path = Path(path)
-        if not is_vacant(path):
+        place = as_place(path)
+        if not is_vacant(place):
             if if_exists == "error":
                 remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
-                raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
+                raise FileExistsError(f"cannot create {place}: it exists; {remedy}")
             if if_exists == "resume":
-                return cls._resume(path, parameters)
-            cls._clear(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_root(path, parameters or (), provenance or {})
-        return cls.open(path, "a")
+                return cls._resume(place, parameters)
+            cls._clear(place)
+        if isinstance(place, Path):
+            place.mkdir(parents=True, exist_ok=True)
+        _put(place / "zarr.json", root_bytes(parameters or (), provenance or {}))
+        return cls.open(place, "a")
 
     @classmethod
-    def _clear(cls, path: Path) -> None:
+    def _clear(cls, path: Path | Place) -> None:
         read_root(path)  # never delete what is not a store
+        if isinstance(path, InObjects):
+            path.delete_below(kept="zarr.json")
+        if not isinstance(path, Path):
+            return
         locks = [take_lock(lock, str(path)) for lock in path.glob("worker_*/step/.lock")]
         clear(path)
         for lock in locks:
             lock.close()
 
     @classmethod
-    def _resume(cls, path: Path, parameters: Sequence[Parameter] | None) -> Self:
+    def _resume(cls, path: Path | Place, parameters: Sequence[Parameter] | None) -> Self:
         store = cls.open(path, "a")
         if parameters and not store.parameters:
             store._adopt(tuple(parameters))
@@ -111,28 +131,40 @@ class GradientStore:
         if difference:
             raise ValueError(f"cannot resume {path}: {difference}; write to another path")
         if set(store._features) != set(FEATURES):
-            write_root(path, store.parameters, store.provenance)
+            _put(path / "zarr.json", root_bytes(store.parameters, store.provenance))
         return store
 
     @classmethod
-    def open(cls, path: str | Path, mode: str = "r") -> Self:
+    def open(cls, path: str | os.PathLike[str] | Place, mode: str = "r") -> Self:
         """Open a store to read (`"r"`) or to append as well (`"a"`).
+
+        Args:
+            path: a folder, a URL or, to read, a zip file of a store.
+            mode: what for.
 
         Raises:
             StoreFormatError: nothing there, not a gradstats store, a newer one, or a damaged one.
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode must be 'r' or 'a', got {mode!r}")
-        path = Path(path)
-        attributes = read_root(path)
+        place = as_place(path)
+        attributes = read_root(place)
         unknown = sorted(set(attributes["features"]) - set(FEATURES))
         if mode == "a" and unknown:
             fact = f"it uses features this version does not write: {', '.join(unknown)}"
             raise StoreFormatError(f"cannot append to {path}: {fact}; upgrade gradstats")
-        store = cls(path, mode, attributes)
+        store = cls(place, mode, attributes)
         for worker in store.workers:
-            check_worker(path, worker)
+            check_worker(place, worker)
         return store
+
+    def _prepared(self) -> Path:
+        """The folder to write in."""
+        if isinstance(self.path, Path):
+            return self.path
+        if not isinstance(self.path, InObjects):
+            raise ValueError(f"cannot write {self.path}: zip files are read only; copy it first")
+        return make_spool(self.path, root_bytes(self.parameters, self.provenance))
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -141,7 +173,9 @@ class GradientStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk (walks the folder)."""
+        """Bytes stored (walks the folder, or lists the objects)."""
+        if not isinstance(self.path, Path):
+            return self.path.size()
         total = 0
         for file in self.path.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # another worker writes and renames
@@ -203,6 +237,8 @@ class GradientStore:
         _check_kind(kind)
         if rows:
             self._writer(worker).append(kind, rows)
+        if worker in self._spools:
+            self._spools[worker].wake()
 
     def set_track(self, element_ids: Mapping[str, Any], worker: int = 0) -> None:
         """Declare the tracked elements, once and before the first tracked row.
@@ -250,15 +286,36 @@ class GradientStore:
         """
         self._check_writable()
         own = tuple(table) if table is not None else self.parameters
-        writer = self._writers[worker] = WorkerWriter(
-            self.path, worker, own, own_table=own != self.parameters
-        )
+        marks: Document = {}
+        if own != self.parameters:
+            marks["parameters"] = table_to_json(own)
+        if isinstance(self.path, InObjects):
+            spool = self._spools[worker] = Spool(self.folder, self.path, worker)
+            marks["spool"] = spool.mark
+        writer = self._writers[worker] = WorkerWriter(self.folder, worker, own, marks)
         stored = table_from_json(writer.attributes.get("parameters", ())) or self.parameters
         difference = table_difference(stored, own)
         if difference:
             self._writers.pop(worker).close()
             fact = f"cannot resume worker {worker} of {self.path}: {difference}"
             raise ValueError(f"{fact}; write to another path")
+        if worker in self._spools:
+            self._spools[worker].start()
+
+    @property
+    def claimed(self) -> tuple[int, ...]:
+        """The workers that this process writes."""
+        return tuple(self._writers)
+
+    @property
+    def fault(self) -> str:
+        """Why rows wait here that should be in the object store; "" where nothing is wrong."""
+        return next((spool.fault for spool in self._spools.values() if spool.fault), "")
+
+    @property
+    def unsent(self) -> int:
+        """Rows that have not arrived in the object store."""
+        return sum(spool.unsent for spool in self._spools.values())
 
     def _writer(self, worker: int) -> WorkerWriter:
         self._check_writable()
@@ -269,9 +326,16 @@ class GradientStore:
         return self._writers[worker]
 
     def close(self) -> None:
-        """Let other writers in. Rows are committed as they are appended: nothing is pending."""
+        """Let other writers in, once an object store has all rows or has failed for a minute.
+
+        Elsewhere rows are committed as they are appended, and nothing is pending.
+        """
+        for spool in self._spools.values():
+            spool.close()
         for writer in self._writers.values():
             writer.close()
+        if self._spools:
+            leave_spool(self.folder)
         self._writers.clear()
 
     def __enter__(self) -> Self:
@@ -296,14 +360,23 @@ class GradientStore:
 
     def _adopt(self, table: tuple[Parameter, ...]) -> None:
         """Give a store without a table this one, unless another worker was first."""
-        lock_file = self.path / ".lock"
+        lock_file = self.folder / ".lock"
         lock = take_lock(lock_file, f"the parameter table of {self.path}", wait=True)
         stored = table_from_json(read_root(self.path)["parameters"])
         if not stored:
-            write_root(self.path, table, self.provenance)
+            _put(self.path / "zarr.json", root_bytes(table, self.provenance))
         self.parameters = stored or table
         lock_file.unlink()  # Zarr warns about files it does not know, and one table is enough
         lock.close()
+
+
+def _put(place: Path | Place, data: bytes) -> None:
+    if isinstance(place, Path):
+        replace_file(place, data)
+    elif isinstance(place, InObjects):
+        place.put(data)
+    else:
+        raise ValueError(f"cannot write {place}: zip files are read only; write to a folder")
 
 
 def _check_kind(kind: str) -> None:

@@ -1,4 +1,4 @@
-"""The lazy read side: one stream of committed rows. The only importer of zarr."""
+"""The lazy read side: one stream of committed rows. With places.py the only importer of zarr."""
 
 import math
 import operator
@@ -26,6 +26,8 @@ from gradstats.store.layout import (
     table_from_json,
     widths,
 )
+from gradstats.store.places import RESTORE, Place, zarr_store
+from gradstats.store.rows import as_values
 
 Vector = np.ndarray[Any, Any]
 ZarrArray = zarr.Array[Any]
@@ -44,7 +46,7 @@ class Stream:
         arrays: the Zarr arrays of the stream by name.
     """
 
-    path: Path
+    path: Path | Place
     worker: int
     kind: str
     table: tuple[Parameter, ...]
@@ -160,7 +162,13 @@ class Stream:
         return flat.reshape(p.shape) if self.kind == "full" else flat
 
     def read_flat(
-        self, row: int, dtype: str, start: int = 0, stop: int | None = None
+        self,
+        row: int,
+        dtype: str,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        quantity: str = "grad",
     ) -> torch.Tensor:
         """Elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
 
@@ -168,7 +176,7 @@ class Stream:
             StoreFormatError: a chunk of the row is missing or damaged.
         """
         width = _lengths(self.parameters)[dtype]
-        return self._read_flat(row, dtype, "grad", start, width if stop is None else stop)
+        return self._read_flat(row, dtype, quantity, start, width if stop is None else stop)
 
     def read_bytes(self, row: int) -> bytes:
         """The bytes of one row of kind "summary" or "shadow".
@@ -179,7 +187,7 @@ class Stream:
         """
         if self.kind not in BLOBS:
             raise LookupError(f"cannot read bytes of {self!r}: its rows are gradients; use read")
-        return bytes(self._read_ragged(self._index(row), self.kind))
+        return bytes(self.read_ragged(row, self.kind))
 
     def nnz(self, row: int, parameter: str) -> int:
         """Stored elements of a sparse gradient in one row; 0 where there was none."""
@@ -202,20 +210,18 @@ class Stream:
         ends = self._load(f"{name}_ends")
         return int(ends[row - 1]) if row else 0, int(ends[row])
 
-    def _read_ragged(self, row: int, name: str) -> Vector:
-        first, stop = self._span(row, name)
+    def read_ragged(self, row: int, name: str) -> Vector:
+        """A row's part of an array of another length in every row, as it is stored."""
+        first, stop = self._span(self._index(row), name)
         data = f"{name}_data"
         return self._load(data, slice(first, stop)) if stop > first else np.zeros(0, np.uint8)
 
     def _read_sparse(self, row: int, place: int) -> torch.Tensor:
         """The indices are those of the leading dimensions, flattened; a value may be a vector."""
         p = self.table[place]
-        indices = self._read_ragged(row, f"indices_{place}").astype(np.int64)
-        values = self._read_ragged(row, f"values_{place}")
-        if p.dtype == "bfloat16":
-            flat = torch.from_numpy(values.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
-        else:
-            flat = torch.from_numpy(values.astype(DTYPES[p.dtype]))
+        indices = self.read_ragged(row, f"indices_{place}").astype(np.int64)
+        values = self.read_ragged(row, f"values_{place}")
+        flat = as_values(values, p.dtype)
         each = len(values) // max(1, len(indices))
         dims = next(
             n for n in range(1, len(p.shape) + 1) if math.prod(p.shape[n:]) <= max(1, each)
@@ -255,38 +261,18 @@ class Stream:
         if start == stop:
             return torch.zeros(0, dtype=getattr(torch, dtype))
         values = self._load(f"{quantity}_{dtype}", row, slice(start, stop))
-        if dtype == "bfloat16":
-            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(values)
+        return as_values(values, dtype)
 
     def _load(self, name: str, *index: Any) -> Vector:
-        """Read an array, or one row of it; Zarr alone would read a missing chunk as zeros."""
-        array = self.arrays[name]
-        folder = self.path / f"worker_{self.worker}" / PREFIXES[self.kind] / name
-        for key in _chunk_keys(array, index):
-            if not (folder / key).is_file():
-                raise StoreFormatError(f"cannot read {folder}: chunk {key} is missing; {RESTORE}")
+        """Read an array, or one row of it."""
         try:
-            return np.asarray(array[index or ...])
+            return np.asarray(self.arrays[name][index or ...])
+        except StoreFormatError:
+            raise
         except (ValueError, RuntimeError) as error:
+            folder = f"{self.path}/worker_{self.worker}/{PREFIXES[self.kind]}{name}"
             fact = f"a chunk is damaged ({error})"
             raise StoreFormatError(f"cannot read {folder}: {fact}; {RESTORE}") from error
-
-
-RESTORE = "restore the store from a copy, or read other rows"
-
-
-def _chunk_keys(array: ZarrArray, index: tuple[Any, ...]) -> Iterator[str]:
-    """The chunks that an index of none, or of one row and a range of elements, touches."""
-    ranges = []
-    for axis, (length, size) in enumerate(zip(array.shape, array.chunks, strict=True)):
-        at = index[axis] if axis < len(index) else slice(0, length)
-        first, stop = (at.start, at.stop) if isinstance(at, slice) else (at, at + 1)
-        ranges.append(range(first // size, (stop - 1) // size + 1 if stop > first else 0))
-    for chunk in np.ndindex(*(len(r) for r in ranges)):
-        yield array.metadata.encode_chunk_key(
-            tuple(r[i] for r, i in zip(ranges, chunk, strict=True))
-        )
 
 
 _NAMED = {"track": "tracked", "summary": "summary", "shadow": "shadow"}
@@ -307,15 +293,18 @@ def _tracked(p: Parameter, ids: Vector) -> Parameter:
     return replace(p, offset=int(first), numel=int(stop - first))
 
 
-def open_stream(path: Path, worker: int, kind: str, table: tuple[Parameter, ...]) -> Stream:
+def open_stream(
+    path: Path | Place, worker: int, kind: str, table: tuple[Parameter, ...]
+) -> Stream:
     """Open the committed rows of one worker.
 
     Raises:
         LookupError: nothing is tracked.
         StoreFormatError: the worker's zarr.json is not one of ours.
     """
-    store = zarr.storage.LocalStore(path, read_only=True)
-    group = zarr.open_group(store=store, path=f"worker_{worker}", mode="r", zarr_format=3)
+    group = zarr.open_group(
+        store=zarr_store(path), path=f"worker_{worker}", mode="r", zarr_format=3
+    )
     if kind != "full" and kind not in group:
         fact = f"worker {worker} of {path} tracks no elements"
         if kind != "track":

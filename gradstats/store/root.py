@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradstats.store.files import replace_file
 from gradstats.store.layout import (
     FEATURES,
     FORMAT,
@@ -22,10 +21,11 @@ from gradstats.store.layout import (
     stream_rows,
     table_to_json,
 )
+from gradstats.store.places import Place
 
 
-def write_root(path: Path, table: Iterable[Parameter], provenance: Mapping[str, Any]) -> None:
-    """Make `path` a store, or give the store there another table."""
+def root_bytes(table: Iterable[Parameter], provenance: Mapping[str, Any]) -> bytes:
+    """The zarr.json that makes a place a store."""
     attributes = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -33,21 +33,21 @@ def write_root(path: Path, table: Iterable[Parameter], provenance: Mapping[str, 
         "parameters": table_to_json(table),
         "provenance": dict(provenance),
     }
-    replace_file(path / "zarr.json", encode(group_document(attributes)))
+    return encode(group_document(attributes))
 
 
-def read_root(path: Path) -> Document:
+def read_root(path: Path | Place) -> Document:
     """The root attributes.
 
     Raises:
         StoreFormatError: nothing there, not a gradstats store, a newer one, or a damaged one.
     """
-    if not path.exists():
-        raise StoreFormatError(f"cannot open {path}: nothing is there; check the path")
     file = path / "zarr.json"
     if not file.is_file():
+        if not path.exists():
+            raise StoreFormatError(f"cannot open {path}: nothing is there; check the path")
         fact = "it is not a gradstats store (no zarr.json)"
-        if any(path.glob("worker_*/")):
+        if any(_worker_folders(path)):
             fact = "it is truncated (workers, but no zarr.json); restore it from a copy"
         raise StoreFormatError(f"cannot open {path}: {fact}")
     attributes: Document = _parse(file).get("attributes", {})
@@ -64,26 +64,36 @@ def read_root(path: Path) -> Document:
     return attributes
 
 
-def worker_ids(path: Path) -> tuple[int, ...]:
+def worker_ids(path: Path | Place) -> tuple[int, ...]:
     """The workers that have a group, in order.
 
     Raises:
         StoreFormatError: a worker has arrays and no metadata.
     """
     found = []
-    # arrays are looked for before zarr.json, which a new worker writes first
-    for folder in path.glob("worker_*/"):
-        number = folder.name.removeprefix("worker_")
-        arrays = any(folder.glob("*/zarr.json"))
-        if number.isdecimal() and (folder / "zarr.json").is_file():
-            found.append(int(number))
-        elif number.isdecimal() and arrays:
-            fact = f"{folder.name} is truncated (arrays, but no zarr.json)"
-            raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
+    for number, folder in _worker_folders(path):
+        group = folder / "zarr.json"
+        if not group.is_file():
+            arrays = any((child / "zarr.json").is_file() for child in folder.iterdir())
+            # a new worker writes the group before any array
+            if arrays and not group.is_file():
+                fact = f"{folder.name} is truncated (arrays, but no zarr.json)"
+                raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
+        if group.is_file():
+            found.append(number)
     return tuple(sorted(found))
 
 
-def check_worker(path: Path, worker: int) -> None:
+def _worker_folders(path: Path | Place) -> Iterator[tuple[int, Path | Place]]:
+    if not path.is_dir():
+        return
+    for folder in path.iterdir():
+        number = folder.name.removeprefix("worker_")
+        if folder.name != number and number.isdecimal() and folder.is_dir():
+            yield int(number), folder
+
+
+def check_worker(path: Path | Place, worker: int) -> None:
     """Check that a worker's zarr.json is one that a commit wrote.
 
     Raises:
@@ -102,10 +112,10 @@ def check_worker(path: Path, worker: int) -> None:
                 raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
 
 
-def is_vacant(path: Path) -> bool:
+def is_vacant(path: Path | Place) -> bool:
     """Is nothing at `path` but, at most, a folder in which a `create` was killed?"""
     return not path.exists() or (
-        path.is_dir() and all(child.suffix == ".partial" for child in path.iterdir())
+        path.is_dir() and all(child.name.endswith(".partial") for child in path.iterdir())
     )
 
 
@@ -118,7 +128,7 @@ def clear(path: Path) -> None:
             child.unlink()
 
 
-def _parse(file: Path) -> Document:
+def _parse(file: Path | Place) -> Document:
     try:
         document = json.loads(file.read_bytes())
     except ValueError as error:

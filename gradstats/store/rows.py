@@ -52,6 +52,20 @@ def as_tensor(name: str, value: Array) -> torch.Tensor:
     return value.detach()
 
 
+def as_bits(values: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Values of a CPU tensor as Zarr stores them, which has no bfloat16, uncopied."""
+    bits = values.detach().view(torch.int16) if values.dtype == torch.bfloat16 else values.detach()
+    return bits.numpy()
+
+
+def as_values(stored: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
+    """The tensor of what Zarr stored for values of this dtype."""
+    if dtype == "bfloat16":
+        bits = stored.astype(np.uint16, copy=False).view(np.int16)
+        return torch.from_numpy(bits).view(torch.bfloat16)
+    return torch.from_numpy(stored.astype(dtype, copy=False))
+
+
 def pack(
     named: Mapping[str, Array], parameters: Sequence[Parameter]
 ) -> tuple[dict[str, torch.Tensor], np.ndarray[Any, np.dtype[np.bool_]]]:

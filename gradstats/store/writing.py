@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gradstats.store.files import replace_file, take_lock, write_all
 from gradstats.store.layout import (
@@ -35,11 +34,10 @@ from gradstats.store.layout import (
     ragged_dtypes,
     stream_documents,
     stream_rows,
-    table_to_json,
     vector_documents,
     widths,
 )
-from gradstats.store.rows import Order, Row, check_order, check_row, coordinate_values
+from gradstats.store.rows import Order, Row, as_bits, check_order, check_row, coordinate_values
 from gradstats.store.sweeping import copy_metadata, sweep
 
 Vector = np.ndarray[Any, Any]
@@ -54,18 +52,20 @@ class WorkerWriter:
         root: the store.
         worker: the data-parallel worker.
         table: the parameters as this worker's rows lay them out.
-        own_table: this table is not the store's, so that the worker's group has to hold it.
+        attributes: what the worker's group is to say, where this begins it.
     """
 
     def __init__(
-        self, root: Path, worker: int, table: Sequence[Parameter], *, own_table: bool = False
+        self,
+        root: Path,
+        worker: int,
+        table: Sequence[Parameter],
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = root / f"worker_{worker}"
         self.table = tuple(table)
         self.row_widths, self.parameters = widths(table), len(table)
-        self.attributes: Document = dict(GROUP_ATTRIBUTES)
-        if own_table:
-            self.attributes["parameters"] = table_to_json(table)
+        self.attributes: Document = {**GROUP_ATTRIBUTES, **(attributes or {})}
         (self.path / "step").mkdir(parents=True, exist_ok=True)
         # inside an array: Zarr warns about a file it does not know beside one
         self._lock = take_lock(self.path / "step/.lock", f"worker {worker} of {root}")
@@ -206,10 +206,8 @@ class WorkerWriter:
     ) -> None:
         for quantity, flat in zip(QUANTITIES, (row.flat, row.weights), strict=True):
             for dtype, tensor in (flat or {}).items():
-                bits = tensor.detach()
-                bits = bits.view(torch.int16) if dtype == "bfloat16" else bits
                 key = f"{prefix}{quantity}_{dtype}"
-                vector = bits.contiguous().numpy()
+                vector = as_bits(tensor.contiguous())
                 self._write_chunks(key, documents[key], f"c.{index}.{{}}", vector)
 
     def _write_chunks(self, key: str, document: Document, name: str, vector: Vector) -> None:

@@ -1,0 +1,164 @@
+"""Object stores, such as S3, by obstore: requests that fail soon, and errors in one form."""
+
+import datetime
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.abc.store import Store
+
+from gradstats.store.places import Place, first_line
+
+#: Whoever asks tries again by itself: a request that takes longer has failed.
+_OPTIONS: dict[str, Any] = {"timeout": "60s", "connect_timeout": "5s"}
+_RETRIES: Any = {"max_retries": 2, "retry_timeout": datetime.timedelta(seconds=10)}
+
+
+CONFLICT = "another process has written there since"
+
+
+class Conflict(OSError):
+    """An object is not the one that was to be replaced: another writer was there."""
+
+
+class InObjects(Place):
+    """A place in an object store, such as ``s3://bucket/run.zarr``.
+
+    Credentials, region and endpoint come from the environment, as the store's own tools read them
+    (``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, ...).
+
+    Raises:
+        ImportError: obstore is missing.
+        ValueError: no such kind of store.
+        OSError: in every method: the store does not answer, or refuses.
+    """
+
+    def _connected(self) -> Any:
+        try:
+            import obstore.exceptions
+            import obstore.store
+        except ImportError as error:
+            remedy = "pip install 'gradstats[cloud]'"
+            raise ImportError(f"cannot open {self.root}: obstore is missing; {remedy}") from error
+        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http:")
+        options = {**_OPTIONS, "allow_http": True} if plain else _OPTIONS
+        try:
+            connect: Any = obstore.store.from_url
+            return connect(self.root, client_options=options, retry_config=_RETRIES)
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            raise ValueError(f"cannot open {self.root}: {first_line(error)}") from error
+
+    def _below(self) -> set[str]:
+        import obstore
+
+        with self._asking():
+            found = obstore.list_with_delimiter(self.content, self.key or None)
+        keys = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
+        return {key.rstrip("/").rpartition("/")[2] for key in keys}
+
+    def is_file(self) -> bool:
+        """Is there an object of this very name?"""
+        return self.tag() is not None
+
+    def tag(self) -> str | None:
+        """The tag of the object's present content; None where there is no object."""
+        import obstore
+
+        try:
+            with self._asking():
+                return obstore.head(self.content, self.key)["e_tag"]
+        except FileNotFoundError:
+            return None
+
+    def read_bytes(self) -> bytes:
+        """All of the object."""
+        return self.read_tagged()[0]
+
+    def read_tagged(self) -> tuple[bytes, str | None]:
+        """All of the object, and the tag of this very content."""
+        import obstore
+
+        with self._asking():
+            found = obstore.get(self.content, self.key)
+            return bytes(found.bytes()), found.meta["e_tag"]
+
+    def size(self) -> int:
+        """Bytes of all objects here and below."""
+        return sum(each["size"] for each in self._objects())
+
+    def zarr_store(self) -> Store:
+        """The object store as Zarr reads it."""
+        return zarr.storage.ObjectStore(self.content, read_only=True)
+
+    def put(self, data: bytes) -> None:
+        """Put the whole object."""
+        import obstore
+
+        with self._asking():
+            obstore.put(self.content, self.key, data)
+
+    async def put_async(self, file: Path) -> None:
+        """Put the whole object, of a file."""
+        import obstore
+
+        with self._asking():
+            await obstore.put_async(self.content, self.key, file)
+
+    def put_over(self, data: bytes, tag: str | None) -> str | None:
+        """Put the whole object over the one of this tag, or, with None, where there is none.
+
+        Returns:
+            The tag of what is there now.
+
+        Raises:
+            Conflict: another object is there.
+        """
+        import obstore
+        import obstore.exceptions as exceptions
+
+        mode: Any = "create" if tag is None else {"e_tag": tag}
+        try:
+            with self._asking():
+                done = obstore.put(self.content, self.key, data, mode=mode, use_multipart=False)
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+            there, found = self.read_tagged()
+            if there == data:  # an answer was lost on its way, and the request repeated
+                return found
+            raise Conflict(f"cannot write {self}: {CONFLICT}") from error
+        return done["e_tag"]
+
+    def delete_below(self, kept: str) -> None:
+        """Delete all objects below but one."""
+        import obstore
+
+        keys = [each["path"] for each in self._objects() if each["path"] != kept]
+        with self._asking():
+            for start in range(0, len(keys), 1000):
+                obstore.delete(self.content, keys[start : start + 1000])
+
+    def _objects(self) -> Iterable[Any]:
+        import obstore
+
+        with self._asking():
+            return [each for page in obstore.list(self.content, self.key or None) for each in page]
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        from obstore.exceptions import (
+            AlreadyExistsError,
+            BaseError,
+            NotFoundError,
+            PreconditionError,
+        )
+
+        try:
+            yield
+        except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+            raise
+        except NotFoundError as error:
+            raise FileNotFoundError(f"nothing is at {self}") from error
+        except BaseError as error:
+            raise OSError(f"cannot reach {self}: {first_line(error)}") from error

@@ -1,0 +1,200 @@
+"""Where a store lies that is no folder: in a zip file or an object store; read like a `Path`."""
+
+import os
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+
+from gradstats.store.layout import StoreFormatError
+
+
+class Place(ABC):
+    """A place below `root` that is not on disk: read like a `Path`.
+
+    Args:
+        root: what the user named: a URL or a zip file.
+        key: the place below it, with slashes; "" is the root.
+        content: what is read there: a client of the object store or the open zip file.
+    """
+
+    def __init__(self, root: str, key: str = "", content: Any = None) -> None:
+        self.root, self.key = root.rstrip("/"), key
+        self.content = self._connected() if content is None else content
+
+    def __truediv__(self, key: str | os.PathLike[str]) -> Self:
+        return type(self)(self.root, f"{self.key}/{os.fspath(key)}".strip("/"), self.content)
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.key}".rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.root, self.key)  # connects anew where it arrives
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return str(self).rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Is there anything, here or below?"""
+        return self.is_file() or any(True for _ in self.iterdir())
+
+    def is_dir(self) -> bool:
+        """Is there anything below?"""
+        return any(True for _ in self.iterdir())
+
+    def iterdir(self) -> Iterator[Self]:
+        """Iterate over what is right below."""
+        for name in sorted(self._below()):
+            yield self / name
+
+    @abstractmethod
+    def _connected(self) -> Any:
+        """Open what is read."""
+
+    @abstractmethod
+    def _below(self) -> set[str]:
+        """The names right below."""
+
+    @abstractmethod
+    def is_file(self) -> bool:
+        """Is there a file or object of this very name?"""
+
+    @abstractmethod
+    def read_bytes(self) -> bytes:
+        """All of it.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of all that is here and below."""
+
+    @abstractmethod
+    def zarr_store(self) -> Store:
+        """The root as Zarr reads it."""
+
+
+class InZip(Place):
+    """A place in a zip file, such as ``run.zarr.zip``; to read only."""
+
+    def _connected(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.root)
+
+    def _below(self) -> set[str]:
+        start = f"{self.key}/" if self.key else ""
+        names = (name for name in self.content.namelist() if name.startswith(start))
+        return {name.removeprefix(start).partition("/")[0] for name in names} - {""}
+
+    def is_file(self) -> bool:
+        """Is there a file of this very name?"""
+        return self.key in self.content.NameToInfo
+
+    def read_bytes(self) -> bytes:
+        """All of the file."""
+        if not self.is_file():
+            raise FileNotFoundError(f"nothing is at {self}")
+        return bytes(self.content.read(self.key))
+
+    def size(self) -> int:
+        """Bytes of the zip file."""
+        return Path(self.root).stat().st_size
+
+    def zarr_store(self) -> Store:
+        """The zip file as Zarr reads it."""
+        return zarr.storage.ZipStore(Path(self.root), mode="r")
+
+
+def as_place(path: str | os.PathLike[str] | Place) -> Path | Place:
+    """The place that a user names: a URL, a zip file to read, or a folder.
+
+    Raises:
+        ImportError: a URL, and obstore is missing.
+        ValueError: a URL of a kind there is none of.
+
+    Example:
+        >>> as_place("run.zarr").name
+        'run.zarr'
+    """
+    if isinstance(path, Place):
+        return path
+    text = os.fspath(path)
+    if text.startswith("file:/"):
+        return Path("/" + text.removeprefix("file:").lstrip("/"))
+    if is_url(text):
+        from gradstats.store.objects import InObjects
+
+        return InObjects(restored(text))
+    if text.endswith(".zip") and zipfile.is_zipfile(text):
+        return InZip(text)
+    return Path(text)
+
+
+def is_url(path: object) -> bool:
+    """Does a user's path name an object store?"""
+    return re.match(r"[a-z][a-z0-9]+:/", str(path)) is not None
+
+
+def restored(path: object) -> str:
+    """A user's path in words: a `Path` of a URL has lost a slash.
+
+    Example:
+        >>> restored("s3:/bucket/run.zarr"), restored("run.zarr")
+        ('s3://bucket/run.zarr', 'run.zarr')
+    """
+    return re.sub(r"^([a-z][a-z0-9]+):/+", r"\1://", str(path))
+
+
+class Whole(zarr.storage.WrapperStore[Any]):
+    """A Zarr store whose chunks are all there: Zarr alone would read a missing one as zeros."""
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Buffer | None:
+        """Get one value.
+
+        Raises:
+            StoreFormatError: it is a chunk, and missing.
+            OSError: an object store does not answer.
+        """
+        try:
+            value: Buffer | None = await super().get(key, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"cannot read {key}: {first_line(error)}") from error
+        folder, _, name = key.rpartition("/")
+        if value is None and name.startswith("c."):
+            raise StoreFormatError(f"cannot read {folder}: chunk {name} is missing; {RESTORE}")
+        return value
+
+
+RESTORE = "restore the store from a copy, or read other rows"
+
+
+def zarr_store(place: Path | Place) -> Whole:
+    """A place as Zarr reads it."""
+    if isinstance(place, Place):
+        return Whole(place.zarr_store())
+    return Whole(zarr.storage.LocalStore(place, read_only=True))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the pages that some add."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

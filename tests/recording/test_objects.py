@@ -1,0 +1,161 @@
+"""Recordings into an object store, whose connection may be lost at any time."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import gradstats
+from gradstats import cli
+from gradstats.recording import capture, every
+from gradstats.recording.command import run_command
+from gradstats.store import GradientStore, spool
+from tests.recording.test_command import SCRIPT
+from tests.recording.workers import STEPS, expected
+
+WORKERS = Path(__file__).with_name("workers.py")
+
+
+def test_a_recording_into_an_object_store_is_exact(url, training, capfd):
+    with capture(training.model, training.optimizer, url, full=every(2), track=50) as cap:
+        for _ in range(9):
+            cap.log(loss=training.step())
+    assert cap.stats.full_rows == 5
+    assert cap.stats.unsent == cap.stats.dropped == 0
+    run = gradstats.open(url)
+    assert [step for step, _ in run.gradients()] == [0, 2, 4, 6, 8]
+    for step, grad in run.gradients():
+        assert torch.equal(grad, training.flat(step))
+    ids = torch.from_numpy(run.stream("track").element_ids["float32"])
+    assert len(run.rows("track")) == 9
+    for step, grad in run.gradients("track"):
+        assert torch.equal(grad, training.flat(step)[ids])
+    said = capfd.readouterr().err
+    assert f"recording to {url}" in said
+    assert "by way of which they are sent" in said
+
+
+def test_a_lost_connection_is_said_once_and_training_goes_on(url, server, training, capfd):
+    with capture(training.model, training.optimizer, url, full=every(1)) as cap:
+        for step in range(12):
+            if step == 4:
+                server.stop()
+            if step == 8:
+                wait_for(lambda: cap.stats.unsent and cap._writer._store.fault)
+                server.start()
+            training.step()
+    assert cap.stats.dropped == cap.stats.unsent == 0
+    for step, grad in gradstats.open(url).gradients():
+        assert torch.equal(grad, training.flat(step))
+    said = capfd.readouterr().err
+    assert said.count("cannot reach s3://bucket") == 1
+    assert "rows wait in" in said
+
+
+def test_rows_that_never_arrived_are_counted_and_can_be_sent(
+    url, server, training, capfd, monkeypatch
+):
+    monkeypatch.setattr(spool, "PATIENCE_SECONDS", 0.2)
+    with capture(training.model, training.optimizer, url, full=every(1), track=None) as cap:
+        training.step()
+        training.step()
+        wait_for(lambda: cap.stats.full_rows and not cap.stats.unsent)
+        server.stop()
+        for _ in range(3):
+            training.step()
+    server.start()
+    said = capfd.readouterr().err
+    assert cap.stats.unsent == 4
+    assert "4 not sent" in said
+    folder, place = re.search(r"sends them, or: gradstats copy (\S+) (\S+)", said).groups()
+    assert place == url
+    assert len(gradstats.open(url).rows()) == 1
+    done = CliRunner().invoke(cli.app, ["copy", folder, url])
+    assert done.exit_code == 0, done.output
+    for step, grad in gradstats.open(url).gradients():
+        assert torch.equal(grad, training.flat(step))
+    assert len(gradstats.open(url).rows()) == 5
+    assert not Path(folder).exists()
+
+
+def test_a_restarted_training_adds_a_segment(url, make_training):
+    for segment in range(2):
+        training = make_training()
+        how = "resume" if segment else "error"
+        with capture(
+            training.model,
+            training.optimizer,
+            url,
+            full=every(1),
+            if_exists=how,
+            start_step=segment,
+        ):
+            for _ in range(3):
+                training.step()
+    coordinates = GradientStore.open(url).stream().coordinates
+    assert coordinates["segment"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert coordinates["step"].tolist() == [0, 1, 2, 1, 2, 3]
+
+
+def test_two_workers_write_one_run(url, tmp_path):
+    meeting = tmp_path / "meeting"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKERS), "ddp_points", str(rank), "2", str(meeting), url],
+            cwd=WORKERS.parents[2],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    store = GradientStore.open(url)
+    assert store.workers == (0, 1)
+    for rank in range(2):
+        run = gradstats.open(url, worker=rank, point="local")
+        found = torch.stack([grad for _, grad in run.gradients()])
+        assert torch.equal(found, expected(rank, "local", 2, limit=0.05)[: len(found)])
+        assert len(found) == STEPS
+
+
+def test_a_command_records_into_an_object_store(url, tmp_path, capfd):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    code = run_command([sys.executable, str(script)], out=url, full_every=4, track=10)
+    assert code == 0
+    assert len(gradstats.open(url).rows()) == 3
+    with pytest.raises(FileExistsError, match="it exists"):
+        run_command([sys.executable, str(script)], out=url)
+    assert run_command([sys.executable, str(script)], out=url, if_exists="overwrite") == 0
+    assert len(gradstats.open(url).rows()) == 1
+
+
+def test_every_command_reads_a_url(url, training, tmp_path, monkeypatch):
+    with capture(training.model, training.optimizer, url, full=every(5), track=100):
+        for _ in range(11):
+            training.step()
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["info", url],
+        ["fit", url, "--families", "laplace", "--ratios", "0.1"],
+        ["replay", url, "--compressors", "topk", "--ratios", "0.1"],
+    ):
+        done = CliRunner().invoke(cli.app, words)
+        assert done.exit_code == 0, done.output
+    name = url.rpartition("/")[2].removesuffix(".zarr")
+    assert (tmp_path / f"{name}.results" / "replay" / "replay.parquet").exists()
+
+
+def wait_for(condition):
+    import time
+
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
