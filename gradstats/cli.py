@@ -172,6 +172,30 @@ def import_(
 
 
 @app.command()
+def copy(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(help="A folder, OUT.zarr.zip or a URL.")],
+    steps: Steps = "::",
+    dtype: Annotated[str, typer.Option(help="Convert gradients, e.g. to bfloat16.")] = "",
+    mode: Annotated[
+        str, typer.Option(help="full, track, summary, shadow: kinds of rows, with commas.")
+    ] = "",
+    track: Annotated[int, typer.Option(help="Keep this many tracked elements; 0: all.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Copy a run, or less of it, for sharing. Gradients can reveal training examples."""
+    from gradstats.copying import Smaller
+    from gradstats.copying import copy as copy_run
+    from gradstats.store.places import restored
+
+    with usage():
+        smaller = Smaller(parse_steps(steps), dtype, words(mode) or None, track or None, seed)
+    with bar() as advance:
+        rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n))
+    say(f"{restored(out)}: {rows} rows")
+
+
+@app.command()
 def info(run: RunPath) -> None:
     """Say what a run holds."""
     from gradstats import runs

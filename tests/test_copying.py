@@ -1,0 +1,169 @@
+"""Copies of runs: the same rows, or fewer, narrower, as Summaries; as a folder or a zip file."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import gradstats
+from gradstats.copying import Smaller, copy
+from gradstats.store import GradientStore, Row, StoreFormatError, parameter_table
+from gradstats.summary import summarize
+
+TABLE = parameter_table(
+    [
+        ("a", (4, 5), "float32"),
+        ("h", (6,), "float16"),
+        ("e", (10, 3), "float32"),
+        ("b", (300,), "bfloat16"),
+        ("c", (7,), "float32"),
+    ],
+    sparse=["e"],
+)
+IDS = {"float32": np.array([1, 5, 19, 20, 26]), "bfloat16": np.arange(0, 300, 7)}
+STEPS = (0, 10, 20, 30)
+
+
+def grads(step):
+    rng = torch.Generator().manual_seed(step)
+    return {p.name: torch.randn(p.shape, generator=rng).to(getattr(torch, p.dtype)) for p in TABLE}
+
+
+def flat(step):
+    g = {name: grad.flatten() for name, grad in grads(step).items()}
+    return {"float32": torch.cat([g["a"], g["c"]]), "float16": g["h"], "bfloat16": g["b"]}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Full rows with a sparse gradient and weights, tracked ones, of two workers."""
+    path = tmp_path / "run.zarr"
+    with GradientStore.create(path, TABLE, provenance={"created": "once"}) as store:
+        for worker in range(2):
+            store.set_track(IDS, worker)
+            for step in STEPS:
+                now = flat(step + worker)
+                present = np.array([True, step != 10, step != 20, True, True])
+                if step == 10:
+                    now["float16"] = torch.zeros(6, dtype=torch.float16)
+                ragged = {}
+                if step != 20:
+                    ragged = {"indices_2": np.array([2, 7]), "values_2": np.arange(6) + step}
+                facts = {"loss": step / 8, "point": "local", "segment": 0, "world_size": 2}
+                store.append_rows([Row(step, now, present, facts, flat(-step), ragged)], worker)
+                tracked = {d: now[d][torch.from_numpy(ids)] for d, ids in IDS.items()}
+                store.append_rows([Row(step, tracked, present, facts)], worker, "track")
+    return path
+
+
+def assert_equal_streams(one, other):
+    assert one.table == other.table
+    assert one.steps.tolist() == other.steps.tolist()
+    for name, column in one.coordinates.items():
+        np.testing.assert_array_equal(column, other.coordinates[name])
+    np.testing.assert_array_equal(one.present, other.present)
+    for row in range(len(one)):
+        for quantity in one.quantities:
+            for dtype in one.dtypes:
+                values = [s.read_flat(row, dtype, quantity=quantity) for s in (one, other)]
+                assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("out", ["copy.zarr", "copy.zarr.zip"])
+def test_a_copy_of_all_is_the_same_run(run, tmp_path, out):
+    assert copy(run, tmp_path / out) == 16
+    source, made = GradientStore.open(run), GradientStore.open(tmp_path / out)
+    assert made.parameters == source.parameters == TABLE
+    assert made.workers == (0, 1)
+    assert made.provenance["created"] == "once"
+    assert made.provenance["copied"]["from"] == "run.zarr"
+    for worker in range(2):
+        for kind in ("full", "track"):
+            assert_equal_streams(source.stream(worker, kind), made.stream(worker, kind))
+        sparse = made.stream(worker).read(3, "e")
+        assert sparse.to_dense()[7].tolist() == [33, 34, 35]
+        with pytest.raises(LookupError):
+            made.stream(worker).read(2, "e")
+    ids = made.stream(1, "track").element_ids
+    assert {d: v.tolist() for d, v in ids.items()} == {d: v.tolist() for d, v in IDS.items()}
+
+
+def test_a_narrower_copy_rounds_each_element_and_lays_all_out_in_one_vector(run, tmp_path):
+    copy(run, tmp_path / "copy.zarr", Smaller(dtype="bfloat16", steps=(10, None, 2)))
+    made = GradientStore.open(tmp_path / "copy.zarr")
+    assert {p.dtype for p in made.parameters} == {"bfloat16"}
+    stream, track = made.stream(1), made.stream(1, "track")
+    assert stream.steps.tolist() == track.steps.tolist() == [10, 30]
+    expected = {name: grad.bfloat16() for name, grad in grads(31).items()}
+    for name in ("a", "h", "b", "c"):
+        assert torch.equal(stream.read(1, name), expected[name])
+    assert stream.read(1, "e").to_dense()[2].tolist() == [30, 31, 32]
+    a_and_c = torch.cat([expected["a"].flatten(), expected["c"]])[IDS["float32"]]
+    assert torch.equal(track.read(1, "a"), a_and_c[:3])
+    assert torch.equal(track.read(1, "c"), a_and_c[3:])
+    assert torch.equal(track.read(1, "b"), expected["b"][::7])
+    assert stream.coordinates["grad_norm"].shape == (2,)
+
+
+def test_fewer_tracked_elements_are_a_random_choice_of_them(run, tmp_path):
+    copy(run, tmp_path / "copy.zarr", Smaller(modes=("track",), track=20))
+    made = GradientStore.open(tmp_path / "copy.zarr")
+    assert len(made.stream()) == 0
+    track = made.stream(0, "track")
+    ids = track.element_ids
+    assert sum(map(len, ids.values())) == 20
+    assert all(set(ids[d]) <= set(IDS[d]) for d in ids)
+    for row, step in enumerate(STEPS):
+        for dtype, places in ids.items():
+            expected = flat(step)[dtype][torch.from_numpy(places)]
+            assert torch.equal(track.read_flat(row, dtype), expected)
+
+
+def test_summaries_are_made_of_full_rows_where_there_are_none(run, tmp_path):
+    copy(run, tmp_path / "copy.zarr.zip", Smaller(modes=("summary",), dtype="bfloat16"))
+    made = gradstats.open(tmp_path / "copy.zarr.zip")
+    assert made.rows("full") == []
+    (at_10,) = [row for row in made.rows("summary") if made.stream("summary").steps[row] == 10]
+    found = made.summaries(at_10)
+    assert set(found) == {"a", "e", "b", "c"}
+    assert found["a"] == summarize(grads(10)["a"])
+    assert found["e"].n == 30
+    assert found["e"].total == sum(range(6)) + 60
+    again = tmp_path / "again.zarr"
+    copy(tmp_path / "copy.zarr.zip", again)
+    assert gradstats.open(again).summaries(at_10) == found
+
+
+def test_a_zip_file_is_small_and_the_same_for_the_same_run(run, tmp_path):
+    for name in ("one.zarr.zip", "other.zarr.zip"):
+        copy(run, tmp_path / name)
+    assert (tmp_path / "one.zarr.zip").read_bytes() == (tmp_path / "other.zarr.zip").read_bytes()
+    on_disk = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+    assert (tmp_path / "one.zarr.zip").stat().st_size < on_disk / 3
+    with zipfile.ZipFile(tmp_path / "one.zarr.zip") as packed:
+        assert packed.testzip() is None
+        assert json.loads(packed.read("zarr.json"))["attributes"]["format"] == "gradstats"
+
+
+def test_what_cannot_be_copied_is_said(run, tmp_path):
+    with pytest.raises(ValueError, match="no row of it is selected"):
+        copy(run, tmp_path / "copy.zarr", Smaller(steps=(11, 20, 1)))
+    with pytest.raises(ValueError, match="no row of it is selected"):
+        copy(run, tmp_path / "copy.zarr", Smaller(modes=("shadow",)))
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        Smaller(dtype="int8")
+    with pytest.raises(ValueError, match="mode must be some of"):
+        Smaller(modes=("whole",))
+    with pytest.raises(ValueError, match="track must be a positive number"):
+        Smaller(track=0)
+    copy(run, tmp_path / "copy.zarr.zip")
+    for out in ("copy.zarr.zip", "run.zarr"):
+        with pytest.raises(FileExistsError):
+            copy(run, tmp_path / out)
+    with pytest.raises(ValueError, match="zip files are read only"):
+        GradientStore.open(tmp_path / "copy.zarr.zip", "a")
+    (tmp_path / "broken.zarr.zip").write_bytes((tmp_path / "copy.zarr.zip").read_bytes()[:500])
+    with pytest.raises(StoreFormatError, match="not a gradstats store"):
+        GradientStore.open(tmp_path / "broken.zarr.zip")
