@@ -77,7 +77,12 @@ class Run:
         return tuple(name for name in every if fnmatch.fnmatchcase(name, self.parameters))
 
     def stream(self, kind: str = "full") -> Stream:
-        """The rows of one kind, "full" or "track", selected or not."""
+        """The rows of one kind that there were when it was first asked for, selected or not."""
+        if kind not in self._streams:
+            self._streams[kind] = self._opened(kind)
+        return self._streams[kind]
+
+    def _opened(self, kind: str) -> Stream:
         try:
             return self.store.stream(self.worker, kind)
         except LookupError:  # nothing is tracked: a track without rows
@@ -143,11 +148,11 @@ class Run:
 
     @cached_property
     def _streams(self) -> dict[str, Stream]:
-        return {kind: self.stream(kind) for kind in KINDS}
+        return {}
 
     @cached_property
     def _kept(self) -> dict[str, Tensor | None]:
-        return {kind: self._elements(stream) for kind, stream in self._streams.items()}
+        return {kind: self._elements(self.stream(kind)) for kind in KINDS}
 
     def read(self, step: int, parameter: str | None = None, *, kind: str = "full") -> Tensor:
         """The gradient of one step: flat, or of one parameter in its shape.
@@ -170,7 +175,7 @@ class Run:
 
     def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
         """(step, flat gradient of the selected parameters) of one row."""
-        stream = self._streams[kind]
+        stream = self.stream(kind)
         keep = self._kept[kind]
         grad = stream.read(row).to(self.device)
         return int(stream.steps[row]), grad if keep is None else grad[keep]
@@ -189,7 +194,7 @@ class Run:
 
     def summaries(self, row: int) -> dict[str, Summary]:
         """By name, the Summaries of one row of kind "summary": of parameters with a gradient."""
-        stream = self._summary_stream
+        stream = self.stream("summary")
         names = [
             p.name for p, there in zip(stream.table, stream.present[row], strict=True) if there
         ]
@@ -208,10 +213,6 @@ class Run:
             for line in json.loads(stream.read_bytes(row)):
                 found.append({**line, "step": int(steps[row])})
         return found
-
-    @cached_property
-    def _summary_stream(self) -> Stream:
-        return self.stream("summary")
 
     def _elements(self, stream: Stream) -> Tensor | None:
         if len(self.names) == len(stream.parameters):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -168,7 +169,13 @@ class GradientStore:
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """The workers that have written, in order."""
+        """The workers that have written, in order; looked up once where that is a request."""
+        if isinstance(self.path, Path) or self.mode == "a":
+            return worker_ids(self.path)
+        return self._workers_once
+
+    @cached_property
+    def _workers_once(self) -> tuple[int, ...]:
         return worker_ids(self.path)
 
     @property
