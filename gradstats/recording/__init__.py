@@ -1,7 +1,8 @@
 """Recording gradients while a training runs."""
 
 from gradstats.recording.capturing import capture
-from gradstats.recording.handle import Capture, Idle
+from gradstats.recording.handle import Capture
+from gradstats.recording.idle import Idle
 from gradstats.recording.schedules import Schedule, at_steps, every, log_spaced, window
 from gradstats.recording.stats import Stats
 

@@ -16,13 +16,17 @@ from torch.optim import Optimizer
 from gradstats.recording.budget import Budget, format_bytes, parse_bytes
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
 from gradstats.recording.distribution import Distribution, distribution, shared_store, tables
-from gradstats.recording.handle import Capture, Idle, Plan
+from gradstats.recording.handle import Capture
+from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
 from gradstats.recording.reports import Reports
+from gradstats.recording.rows import Plan
+from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
 from gradstats.recording.shadowing import Shadow
-from gradstats.recording.staging import KINDS, Kind, Point, Slot, Source, row_cost, sample_elements
+from gradstats.recording.slots import KINDS, Kind, Point, Slot
+from gradstats.recording.staging import Source, row_cost
 from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
 from gradstats.summary import Summary

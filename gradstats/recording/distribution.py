@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.selection import Selected, unwrap_model
-from gradstats.recording.staging import POINTS, Point
+from gradstats.recording.slots import POINTS, Point
 from gradstats.store import GradientStore, Parameter, Place, parameter_table
 
 _PATIENCE = timedelta(seconds=60)

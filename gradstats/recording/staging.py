@@ -7,127 +7,16 @@ writer. The training thread waits for neither.
 """
 
 import itertools
-import queue
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradstats.recording.sampling import row_widths
+from gradstats.recording.slots import Kind, Lane, Point, Pool, Slot, empty
 from gradstats.store import Parameter
-
-Kind = Literal["full", "track", "summary"]
-KINDS: tuple[Kind, ...] = ("full", "track", "summary")
-Point = Literal["local", "reduced", "clipped"]
-POINTS: tuple[Point, ...] = ("local", "reduced", "clipped")  # as they follow in a step
-
-#: Places in Slot.scalars: what may be known on the device alone.
-LOSS, LEARNING_RATE, LOSS_SCALE, SKIPPED, CLIP_NORM, CLIP_LIMIT = range(6)
-
-
-def _empty(widths: Mapping[str, int], **where: Any) -> dict[str, Tensor]:
-    return {
-        dtype: torch.empty(width, dtype=getattr(torch, dtype), **{"device": "cpu", **where})
-        for dtype, width in widths.items()
-    }
-
-
-class Slot:
-    """Memory of one row: filled by the training thread, read by the writer, used again.
-
-    Attributes:
-        source: Where its row comes from.
-        step: The optimizer step of the row it holds.
-        cost: Bytes its row takes on disk.
-        flat: One vector a dtype; in host memory, but on the device for Summaries.
-        present: One truth value a parameter: it had a gradient.
-        sparse: Indices and values of sparse gradients by the parameter's place in the table.
-        scalars: float64, NaN where not known.
-        facts: Coordinates that are known on the host.
-    """
-
-    def __init__(self, source: "Source", widths: Mapping[str, int], device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        on_device = pinned and source.kind == "summary"
-        self.source = source
-        self.step = -1
-        self.cost = 0
-        self.present = np.zeros(0, dtype=bool)
-        self.flat = _empty(widths, **({"device": device} if on_device else {"pin_memory": pinned}))
-        self.sparse: dict[int, tuple[Tensor, Tensor]] = {}
-        self.scalars = torch.empty(6, dtype=torch.float64, device="cpu", pin_memory=pinned)
-        self.facts: dict[str, Any] = {}
-        self.ready = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-
-    def wait(self) -> None:
-        """Wait until the copies into this slot have arrived."""
-        if self.ready is not None:
-            self.ready.synchronize()
-
-    def note(self, place: int, value: object) -> None:
-        """Put a number or a one-element tensor into `scalars` without waiting for it."""
-        source = value.detach() if isinstance(value, Tensor) else _number(value)
-        source = source.to_local() if hasattr(source, "to_local") else source
-        self.source.lane.send(source.reshape(()), self.scalars[place], self)
-
-
-class Pool:
-    """The slots of one source. Their number bounds what waits to be written.
-
-    Slots are made when first needed: a schedule that never asks for a second one never pays it.
-    """
-
-    def __init__(self, make: Callable[[], Slot], count: int) -> None:
-        self._make = make
-        self._unmade = count
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-
-    def take(self, *, wait: bool) -> Slot | None:
-        """Return a free slot; when all are in use, wait for the writer or return None."""
-        if self._free.empty() and self._unmade:
-            slot = self._make()
-            self._unmade -= 1
-            return slot
-        try:
-            return self._free.get(block=wait)
-        except queue.Empty:
-            return None
-
-    def give_back(self, slot: Slot) -> None:
-        """Let ``slot`` be used again."""
-        self._free.put(slot)
-
-
-class Lane:
-    """The way from the device to the host: immediate on the CPU, a side stream on CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._side: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def send(self, source: Tensor, target: Tensor, slot: Slot) -> None:
-        """Copy ``source`` to memory in ``slot``; on CUDA the call returns before the data."""
-        if self._side is None or source.device.type != "cuda":
-            target.copy_(source)
-            return
-        self._side.wait_stream(torch.cuda.current_stream(source.device))
-        with torch.cuda.stream(self._side):
-            target.copy_(source, non_blocking=True)
-            source.record_stream(self._side)
-            cast(torch.cuda.Event, slot.ready).record(self._side)
-
-    def beside(self) -> AbstractContextManager[Any]:
-        """In here the device's work is on the side stream, so that the training's goes on."""
-        return nullcontext() if self._side is None else torch.cuda.stream(self._side)
-
-    def before_overwriting(self) -> None:
-        """Order the training's stream after the transfers under way; the host does not wait."""
-        if self._side is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._side)
 
 
 class Source:
@@ -166,7 +55,7 @@ class Source:
         self.lane = Lane(tensors[0].device)
         self._wait = wait
         self._members = list(zip(table, tensors, strict=True))
-        self._widths = _widths(table, element_ids)
+        self._widths = row_widths(table, element_ids)
         self.pool = Pool(lambda: Slot(self, self._widths, self.lane.device), slots)
         self._scratch: dict[str, Tensor] = {}
         self._samples = self._place_samples(element_ids or {})
@@ -349,7 +238,7 @@ class Source:
     def _on_device(self) -> dict[str, Tensor]:
         """The flat buffers between the gradients and the host, once the last row has left them."""
         if not self._scratch:
-            self._scratch = _empty(self._widths, device=self.lane.device)
+            self._scratch = empty(self._widths, device=self.lane.device)
         self.lane.before_overwriting()
         return self._scratch
 
@@ -389,42 +278,3 @@ def gradient_of(tensor: nn.Parameter) -> Tensor | None:
     if grad is not None and hasattr(grad, "to_local"):
         return cast(Tensor, grad.to_local())
     return grad
-
-
-def _number(value: object) -> Tensor:
-    # said in full: a script may have changed torch's default dtype and device
-    return torch.tensor(float(value), dtype=torch.float64, device="cpu")  # type: ignore[arg-type]
-
-
-def _widths(
-    table: Sequence[Parameter], element_ids: Mapping[str, np.ndarray] | None
-) -> dict[str, int]:
-    if element_ids is not None:
-        return {dtype: len(ids) for dtype, ids in element_ids.items()}
-    widths: dict[str, int] = {}
-    for parameter in table:
-        dense = parameter.numel if parameter.layout == "dense" else 0
-        widths[parameter.dtype] = widths.get(parameter.dtype, 0) + dense
-    return widths
-
-
-def sample_elements(
-    table: Sequence[Parameter], count: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Draw ``count`` elements of a row uniformly without replacement; all when there are fewer.
-
-    Returns:
-        Sorted int64 positions in the flat vector of each dtype that has any.
-    """
-    widths = _widths(table, None)
-    total = sum(widths.values())
-    # numpy draws without replacement in memory proportional to count; torch would permute all
-    drawn = np.sort(rng.choice(total, min(count, total), replace=False, shuffle=False))
-    ids: dict[str, np.ndarray] = {}
-    start = 0
-    for dtype, width in widths.items():
-        first, last = np.searchsorted(drawn, (start, start + width))
-        if first < last:
-            ids[dtype] = drawn[first:last].astype(np.int64) - start
-        start += width
-    return ids

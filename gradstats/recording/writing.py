@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradstats.recording.shadowing import Shadow
-from gradstats.recording.staging import (
+from gradstats.recording.slots import (
     CLIP_LIMIT,
     CLIP_NORM,
     KINDS,

@@ -49,8 +49,8 @@ def test_a_full_disk_drops_rows_and_says_so_once(path, training, monkeypatch, ca
     text = capsys.readouterr().err
     assert text.count("No space left on device") == 1
     assert "cannot write step 1" in text
-    assert cap._plan.budget.remaining == cap._plan.budget.available - 3 * sum(
-        row_cost(source) for source in cap._before
+    assert cap._rows._plan.budget.remaining == cap._rows._plan.budget.available - 3 * sum(
+        row_cost(source) for source in cap._rows.before
     )
 
 

@@ -1,0 +1,74 @@
+"""Hooks on parameters and around closures."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class LocalHooks:
+    """Post-accumulate hooks on parameters, there only while local gradients are due.
+
+    Args:
+        tensors: The parameters.
+        seen: Called with the place of one that has got its gradient.
+    """
+
+    def __init__(self, tensors: Sequence[nn.Parameter], seen: Callable[[int], None]) -> None:
+        self._tensors = tensors
+        self._seen = seen
+        self._handles: list[RemovableHandle] = []
+
+    def want(self, wanted: bool) -> None:
+        """Put the hooks on, or take them off."""
+        if wanted and not self._handles:
+            self._handles = [
+                hook_first(tensor, self._after(place))
+                for place, tensor in enumerate(self._tensors)
+            ]
+        elif not wanted:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    def _after(self, place: int) -> Callable[[Tensor], None]:
+        return lambda _: self._seen(place)
+
+
+def hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Register a post-accumulate hook that runs before the others.
+
+    A frozen parameter takes none, but keeps the one it has: it may be unfrozen later.
+    """
+    frozen = not tensor.requires_grad
+    if frozen:
+        tensor.requires_grad_(True)
+    try:
+        handle: RemovableHandle = tensor.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    finally:
+        if frozen:
+            tensor.requires_grad_(False)
+    # an optimizer in backward frees the gradient in a hook of its own; torch calls them in the
+    # order in which they entered the dictionary
+    hooks: Any = tensor._post_accumulate_grad_hooks
+    others = [(key, value) for key, value in hooks.items() if key != handle.id]
+    for key, value in others:
+        del hooks[key]
+        hooks[key] = value
+    return handle
+
+
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """The closure among what ``optimizer.step`` was given, the optimizer itself first."""
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    return closure if callable(closure) else None
+
+
+def with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with another closure."""
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure}
+    return (args[0], closure, *args[2:]), kwargs

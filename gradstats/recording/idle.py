@@ -1,0 +1,38 @@
+"""The handle of a process that leaves the recording to another."""
+
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from gradstats.recording.stats import Stats
+
+
+class Idle:
+    """What a process gets that leaves the recording to another: the same verbs, doing nothing.
+
+    Attributes:
+        step: The ``start_step`` it was given.
+        stats: Zeros.
+    """
+
+    def __init__(self, start_step: int) -> None:
+        self.step = start_step
+        self.stats = Stats()
+
+    def log(self, *, loss: Tensor | float) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

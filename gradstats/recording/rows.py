@@ -1,0 +1,221 @@
+"""The rows of the step under way: which are due, and what is staged of them when."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradstats.recording.budget import Budget
+from gradstats.recording.circumstances import Circumstances
+from gradstats.recording.reports import Reports
+from gradstats.recording.schedules import Schedule
+from gradstats.recording.slots import POINTS, Slot
+from gradstats.recording.staging import Source, row_cost
+from gradstats.recording.writing import Writer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recording is to do.
+
+    Attributes:
+        schedule: Which steps get a full row.
+        start_step: Number of the first optimizer step.
+        budget: The bytes it may write.
+        thin: Halve the rate of full rows whenever one finds no free slot.
+        world_size: Processes that train together.
+        by_comm_hook: A communication hook puts local gradients, instead of parameters' hooks.
+    """
+
+    schedule: Schedule
+    start_step: int
+    budget: Budget
+    thin: bool = False
+    world_size: int = 1
+    by_comm_hook: bool = False
+
+
+class Rows:
+    """Stages the rows of a step and hands them to the writer when the next one begins.
+
+    A row is made piece by piece during the step, or in one go before clipping, or at the step.
+
+    Args:
+        sources: Where rows come from.
+        writer: Where they go.
+        plan: Which are due, and how many bytes there are.
+        reports: Who says what went wrong.
+        seen: What was seen around the step.
+        together: One optimizer gets all gradients at once; else all rows are made of pieces.
+
+    Attributes:
+        next: The next step at which there is something to do.
+        open: Sources whose row is being made piece by piece.
+        pending: Rows of the last step, to which a loss can be logged.
+        taken: The rows before clipping of this step are staged.
+        dropped: Rows that were due and not staged.
+        thinned: Rows that the budget left out.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        writer: Writer,
+        plan: Plan,
+        reports: Reports,
+        seen: Circumstances,
+        *,
+        together: bool,
+    ) -> None:
+        self.pieces = [s for s in sources if s.point == "local" or not together]
+        self.before = [s for s in sources if s.point == "reduced" and together]
+        self.at = [s for s in sources if s.point == "clipped" and together]
+        self.next = plan.start_step
+        self.open: list[Source] = []
+        self.pending: list[Slot] = []
+        self.taken = False
+        self.dropped = self.thinned = 0
+        self._writer = writer
+        self._plan = plan
+        self._reports = reports
+        self._seen = seen
+        self._every_step = any(source.kind != "full" for source in sources)
+        self._asked = (-1, False)  # the last step the schedule was asked about, and its answer
+
+    def look_ahead(self, step: int) -> None:
+        """Set the next step at which there is something to do; begin its rows of pieces."""
+        upcoming = step if self._every_step else self._plan.schedule.upcoming(step)
+        # rows of the step before wait for their loss until the next step
+        self.next = step if self.pending else upcoming
+        self.open = []
+        if upcoming == step and self.pieces:
+            for source in self._due(step, self.pieces):
+                if self._affordable(source, step) and self._begun(source, step):
+                    self.open.append(source)
+
+    def put(self, place: int, grad: Tensor | None = None) -> None:
+        """Copy the gradient of a parameter, as it is now, into the rows made of pieces."""
+        for source in self.open:
+            source.put(place, grad)
+
+    def take_before(self, step: int) -> None:
+        """Stage the rows of the point before clipping, once a step."""
+        if self.taken:
+            return
+        self.hand_over()
+        self.taken = True
+        for source in self._due(step, self.before):
+            self._stage(source, step)
+
+    def complete(self, step: int, optimizer: Optimizer, *, skipped: bool) -> None:
+        """Complete the rows of a step, whose gradients the optimizer is about to get."""
+        early = self.taken
+        try:
+            self.take_before(step)
+            for source in self._due(step, self.at):
+                self._stage(source, step)
+            self._end_pieces(step)
+            for slot in self.pending:
+                self._seen.describe(slot, optimizer, early=early, skipped=skipped)
+        finally:
+            self.taken = False
+
+    def hand_over(self) -> None:
+        """Let the writer have the last step's rows: nothing can be logged to them any more."""
+        if self.pending:
+            order = POINTS.index
+            self._writer.put(sorted(self.pending, key=lambda slot: order(slot.source.point)))
+            self.pending = []
+
+    def abandon(self) -> None:
+        """Drop the rows that are being made of pieces."""
+        for source in self.open:
+            source.abandon()
+        self.open = []
+
+    def give_up(self, step: int, error: Exception) -> None:
+        """Say that a row could not be staged; drop those that are being made."""
+        self.dropped += 1
+        text = f"cannot copy the gradients of step {step}: {type(error).__name__}: {error}"
+        self._reports.once("staging", f"{text}; such rows are dropped, training goes on")
+        self.abandon()
+
+    def _due(self, step: int, sources: Sequence[Source]) -> list[Source]:
+        """Those of the sources whose row is due; the schedule is asked once a step."""
+        due = [source for source in sources if source.kind != "full"]
+        whole = [source for source in sources if source.kind == "full"]
+        if whole and self._full_row_is_due(step):
+            due = [*whole, *due]
+        return due
+
+    def _full_row_is_due(self, step: int) -> bool:
+        if self._asked[0] != step:
+            self._asked = (step, self._plan.schedule(step) and self._kept(step))
+        return self._asked[1]
+
+    def _kept(self, step: int) -> bool:
+        if self._plan.budget.keeps_full_row():
+            return True
+        self.thinned += 1
+        text = f"half of max_bytes is used at step {step}: full rows come half as often"
+        self._reports.once("thinning", f"{text}, and again at each next half")
+        return False
+
+    def _affordable(self, source: Source, step: int) -> bool:
+        if row_cost(source) <= self._plan.budget.remaining:
+            return True
+        self.dropped += 1
+        text = f"max_bytes is used up at step {step}: {source.kind} rows are dropped from here on"
+        self._reports.once(f"budget {source.kind}", text)
+        return False
+
+    def _begun(self, source: Source, step: int) -> bool:
+        if source.begin(step):
+            return True
+        self._no_slot(source, step)
+        return False
+
+    def _stage(self, source: Source, step: int) -> None:
+        if not self._affordable(source, step):
+            return
+        try:
+            slot = source.stage(step)
+        except Exception as error:
+            self.give_up(step, error)
+            return
+        if slot is None:
+            self._no_slot(source, step)
+            return
+        self._add(slot)
+
+    def _end_pieces(self, step: int) -> None:
+        for source in self.open:
+            if not any(source.fires):
+                source.abandon()  # no backward since the step before, or attached after it
+                continue
+            try:
+                counts = Counter(fired for fired in source.fires if fired)
+                if source.point == "local" and counts:
+                    # a weight used twice under reentrant checkpointing fires twice: most do not
+                    self._seen.backwards = counts.most_common(1)[0][0]
+                self._add(source.end())
+            except Exception as error:
+                source.abandon()
+                self.give_up(step, error)
+        self.open = []
+
+    def _add(self, slot: Slot) -> None:
+        self._plan.budget.take(slot.cost)
+        self.pending.append(slot)
+        if slot.source.densified:
+            text = f"the gradient of {slot.source.densified!r} is sparse and is stored dense"
+            self._reports.once("sparse", f"{text}, zeros included: its module did not say sparse")
+
+    def _no_slot(self, source: Source, step: int) -> None:
+        self.dropped += 1
+        text = f"the writer is behind at step {step}: such {source.kind} rows are dropped"
+        self._reports.once(f"full {source.kind}", text)
+        if self._plan.thin and source.kind == "full":
+            self._plan.budget.thin()
