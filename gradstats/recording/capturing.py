@@ -126,8 +126,6 @@ def capture(
     by_comm_hook = local_by == "comm_hook" and "local" in points
     if by_comm_hook:
         check_comm_hook(spread.ddp)
-    if "local" in points and len(inner) > 1:
-        raise ValueError("at must not be 'local' with several optimizers; record 'reduced'")
     if not points:
         return Idle(start_step)
     reports = Reports(quiet=quiet)

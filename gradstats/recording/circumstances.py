@@ -28,68 +28,81 @@ class Circumstances:
     """What was seen around the step under way.
 
     Attributes:
-        scaler: The GradScaler that is stepping the optimizer, if one is.
+        scaled: A GradScaler is stepping the optimizer.
         unscaled_early: It had divided the gradients before its step.
-        clipped: The norm that clipping measured and its limit, where it was seen.
+        skipped: It left the optimizer out.
+        clipped_in_parts: Clipping by several calls, or not of all that is recorded: no norm.
         backwards: Backward passes of the step.
     """
 
     def __init__(self, world_size: int) -> None:
-        self.scaler: Any = None
-        self.unscaled_early = False
-        self.clipped: tuple[Tensor, float] | None = None
-        self.backwards = 0
         self._world_size = world_size
         self._times: deque[float] = deque(maxlen=_STEPS_TIMED)
+        self.forget()
+
+    def forget(self) -> None:
+        """The step is over."""
+        self.scaled = self.unscaled_early = self.skipped = self.clipped_in_parts = False
+        self.backwards = 0
+        self._scale: Tensor | float = 1.0
+        self._found: Tensor | None = None
+        self._clipped: tuple[Tensor, float] | None = None
 
     def tick(self) -> None:
         """A step begins."""
         self._times.append(time.perf_counter())
 
-    def count_backward(self, _: Tensor) -> None:
-        """A backward pass has come by; a hook."""
+    def count_backward(self) -> None:
+        """A backward pass has come by."""
         self.backwards += 1
 
-    def forget(self) -> None:
-        """The step is over."""
-        self.clipped, self.backwards = None, 0
+    def clip(self, norm: Tensor, limit: float, *, whole: bool) -> None:
+        """Gradients were clipped: of all recorded parameters that have one, or of some."""
+        self.clipped_in_parts |= self._clipped is not None or not whole
+        self._clipped = norm, limit
 
-    def describe(self, slot: Slot, optimizer: Optimizer, *, early: bool, skipped: bool) -> None:
+    def scale(self, scaler: Any, optimizer: Optimizer) -> None:
+        """A GradScaler is about to step the optimizer, or to leave it out."""
+        self.scaled = True
+        self.unscaled_early = _stage_of(scaler, optimizer) == "UNSCALED"
+        scale = getattr(scaler, "_scale", None)
+        self._scale = math.nan if scale is None else scale.clone()
+
+    def at_step(self, optimizer: Optimizer) -> None:
+        """The optimizer is about to step: a fused one is told by GradScaler, and may skip."""
+        found = getattr(optimizer, "found_inf", None)
+        self._found = found if found is None else found.clone()
+
+    def describe(self, slot: Slot, optimizer: Optimizer, *, early: bool) -> None:
         """Note them on a row of the step, made before clipping (early) or at the step."""
         slot.note(LEARNING_RATE, optimizer.param_groups[0]["lr"])
-        scale, unscaled = self._scale(optimizer, slot.source.point, early=early)
-        slot.note(LOSS_SCALE, scale)
-        found = getattr(optimizer, "found_inf", None)  # a fused optimizer is told and skips
-        slot.note(SKIPPED, float(skipped) if found is None else found)
-        if self.clipped is not None:
-            slot.note(CLIP_NORM, self.clipped[0])
-            slot.note(CLIP_LIMIT, self.clipped[1])
+        slot.note(LOSS_SCALE, self._scale)
+        slot.note(SKIPPED, float(self.skipped) if self._found is None else self._found)
+        if self._clipped is not None and not self.clipped_in_parts:
+            slot.note(CLIP_NORM, self._clipped[0])
+            slot.note(CLIP_LIMIT, self._clipped[1])
         slot.facts = {
             "micro_step": max(0, self.backwards - 1),
-            "unscaled": int(unscaled),
+            "unscaled": int(self._unscaled(slot.source.point, early=early)),
             "world_size": self._world_size,
             "step_seconds": self._step_seconds(),
         }
+
+    def _unscaled(self, point: str, *, early: bool) -> bool:
+        """Are gradients at this point divided by the loss scale?"""
+        if not self.scaled:
+            return True
+        if point == "local" or (early and point == "reduced"):
+            return self.unscaled_early and point != "local"
+        return self.unscaled_early or self._found is None
 
     def _step_seconds(self) -> float | None:
         times = list(self._times)
         seconds = [later - sooner for sooner, later in pairwise(times)]
         return median(seconds) if seconds else None
 
-    def _scale(
-        self, optimizer: Optimizer, point: str, *, early: bool
-    ) -> tuple[Tensor | float, bool]:
-        """The loss scale, and whether the gradients at a point are divided by it."""
-        if self.scaler is None:
-            return 1.0, True
-        scale = getattr(self.scaler, "_scale", None)
-        fused = getattr(optimizer, "found_inf", None) is not None
-        at_step = self.unscaled_early or not fused
-        unscaled = self.unscaled_early if early and point == "reduced" else at_step
-        return math.nan if scale is None else scale, unscaled and point != "local"
 
-
-def stage_of(scaler: Any, optimizer: Optimizer) -> str:
+def _stage_of(scaler: Any, optimizer: Optimizer) -> str:
     """READY, UNSCALED or STEPPED; READY where a scaler of another make does not say."""
     states: Mapping[int, Mapping[str, Any]] = getattr(scaler, "_per_optimizer_states", {})
     stage = states[id(optimizer)].get("stage") if id(optimizer) in states else None

@@ -1,18 +1,18 @@
 """The handle of a running recording: it hooks into the training and says what it saw."""
 
 import atexit
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from torch import Tensor, nn, no_grad
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstats.recording import surroundings
-from gradstats.recording.circumstances import Circumstances, stage_of
+from gradstats.recording.circumstances import Circumstances
+from gradstats.recording.guard import Guard
 from gradstats.recording.hooking import LocalHooks, closure_of, hook_first, with_closure
+from gradstats.recording.mentions import missing, surprises
 from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan, Rows
 from gradstats.recording.slots import LOSS
@@ -27,7 +27,8 @@ class Capture:
     Nothing here raises into the training: what fails is counted and said once on stderr.
 
     A step is one call of the optimizer, also one that a GradScaler skips. With several optimizers
-    (an optimizer in backward) it is over when one of them is called again.
+    (an optimizer in backward) it is over when one of them is called again, or when a parameter
+    that one of them updated gets another gradient.
 
     Attributes:
         step: Number the next optimizer step gets: what a restart passes as ``start_step``.
@@ -52,15 +53,17 @@ class Capture:
         self._reports = reports
         self._seen = Circumstances(plan.world_size)
         self._rows = Rows(sources, writer, plan, reports, self._seen, together=self._together)
-        self._inside: int | None = None  # the step whose closure runs
-        self._stepped: set[int] = set()
-        self._seconds = 0.0
-        self._span: tuple[float, float] | None = None
-        self._process = os.getpid()
-        self._closed = False
+        self._guard = Guard(reports)
+        self._inside: int | None = None  # the step whose closure runs for the first time
+        self._again = False  # a closure runs again: those gradients are no row's
+        self._stepped: set[int] = set()  # optimizers of a list that were called in this step
+        self._early: set[int] = set()  # places put before clipping
+        groups = [optimizer.param_groups for optimizer in optimizers]
+        self._held = [list(self._places_of(group)) for group in groups]
+        self._owner = {place: n for n, places in enumerate(self._held) for place in places}
         local = any(source.point == "local" for source in sources) and not plan.by_comm_hook
         self._local_hooks = LocalHooks(self._tensors if local else [], self._after_accumulation)
-        self._hooks = list(self._attach(counting=not local))
+        self._hooks = list(self._attach(plan, counting=not local))
         surroundings.listen(self)
         atexit.register(self.close)
         self._look_ahead()
@@ -68,7 +71,7 @@ class Capture:
     @property
     def stats(self) -> Stats:
         """What was recorded by now."""
-        first, last = self._span or (0.0, 0.0)
+        first, last = self._guard.span or (0.0, 0.0)
         return Stats(
             full_rows=self._writer.rows["full"],
             tracked_rows=self._writer.rows["track"],
@@ -78,7 +81,7 @@ class Capture:
             thinned=self._rows.thinned,
             nonfinite=self._writer.nonfinite,
             unsent=self._writer.unsent,
-            seconds=self._seconds,
+            seconds=self._guard.seconds,
             training_seconds=last - first,
         )
 
@@ -88,24 +91,26 @@ class Capture:
         Call it after ``optimizer.step()`` and before the next one; on steps that are not recorded
         it does nothing.
         """
-        started = time.perf_counter()
-        try:
+
+        def note() -> None:
             slots = self._rows.pending
             if not self._together:  # the step just done is over when the next one begins
                 slots = [source.slot for source in self._rows.open if source.slot is not None]
             for slot in slots:
                 slot.note(LOSS, loss)
-        except Exception as error:
+
+        def failed(error: Exception) -> None:
             self._reports.once("loss", f"cannot log the loss: {_fact(error)}; training goes on")
-        self._seconds += time.perf_counter() - started
+
+        self._guard.piece(note, failed)
 
     def close(self) -> None:
         """Store what was recorded, detach from the optimizer and say what there is."""
-        if self._closed or os.getpid() != self._process:
+        if self._guard.away:
             return
-        if self._stepped and not self._together:
+        if self._stepped:
             self._finish_round()
-        self._closed = True
+        self._guard.closed = True
         try:
             atexit.unregister(self.close)
             surroundings.forget(self)
@@ -117,7 +122,9 @@ class Capture:
             self._writer.close()
         except Exception as error:
             self._reports.once("close", f"cannot finish {self._writer.where}: {_fact(error)}")
-        self._mention_missing()
+        text = missing(self._writer.never_present, self._rows.table)
+        if text:
+            self._reports.once("missing", text)
         self._reports.news(f"{self._writer.where}: {self.stats}")
 
     def __enter__(self) -> Self:
@@ -136,60 +143,80 @@ class Capture:
 
     # --- what hooks see ---
 
-    def _attach(self, *, counting: bool) -> Iterator[Any]:
+    def _places_of(self, groups: Sequence[dict[str, Any]]) -> Iterator[int]:
+        held = (id(tensor) for group in groups for tensor in group["params"])
+        return (self._places[key] for key in held if key in self._places)
+
+    def _attach(self, plan: Plan, *, counting: bool) -> Iterator[Any]:
         for number, optimizer in enumerate(self._optimizers):
-            if self._together:
-                yield optimizer.register_step_pre_hook(self._before_step)
-            else:
-                yield optimizer.register_step_pre_hook(self._before_part(number))
-        if counting and self._together:
-            trained = [tensor for tensor in self._tensors if tensor.requires_grad]
-            yield hook_first((trained or self._tensors)[-1], self._seen.count_backward)
+            hook = self._before_step if self._together else self._before_part(number)
+            yield optimizer.register_step_pre_hook(hook)
+        if plan.count_backwards is not None:
+            yield from plan.count_backwards(self._after_backward)
+        elif counting:
+            trained = [place for place, one in enumerate(self._tensors) if one.requires_grad]
+            place = trained[-1] if trained else len(self._tensors) - 1
+            yield hook_first(self._tensors[place], lambda _: self._after_backward(place))
+
+    def _after_backward(self, place: int = -1) -> None:
+        self._begin_round_with(place)
+        self._seen.backwards += not self._again
 
     def _after_accumulation(self, place: int) -> None:
-        if self._rows.open:
-            self._put(place)
+        self._begin_round_with(place)
+        if self._rows.open and not self._again:
+            self._put(place, ("local",))
 
-    def _put(self, place: int, grad: Tensor | None = None) -> None:
-        """Copy the gradient of a parameter, as it is now, into the rows that are being made."""
-        if os.getpid() != self._process:
-            return
-        started = time.perf_counter()
-        try:
-            with no_grad():
-                self._rows.put(place, grad)
-        except Exception as error:
-            self._rows.give_up(self.step, error)
-        self._seconds += time.perf_counter() - started
+    def _put(self, place: int, points: Collection[str], grad: Tensor | None = None) -> None:
+        self._guard.piece(
+            lambda: self._rows.put(place, points, grad),
+            lambda error: self._rows.give_up(self.step, error),
+        )
 
     def put_local(self, parameter: Tensor, grad: Tensor) -> None:
         """Copy a local gradient that a communication hook was given."""
-        if self._rows.open and id(parameter) in self._places and not self._closed:
-            self._put(self._places[id(parameter)], grad)
+        if self._rows.open and id(parameter) in self._places and not self._again:
+            self._put(self._places[id(parameter)], ("local",), grad)
 
-    def before_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
+    def before_clipping(self, parameters: list[Tensor]) -> None:
         """Stage the rows that show gradients before clipping."""
-        if self._seen.clipped is not None or self._places.keys().isdisjoint(map(id, parameters)):
+        if self._again or self._places.keys().isdisjoint(map(id, parameters)):
             return
-        self._seen.clipped = norm, limit
+        if not self._together and self._rows.open:
+            places = {self._places[id(one)] for one in parameters if id(one) in self._places}
+            for place in places - self._early:
+                self._put(place, ("reduced",))
+            self._early |= places
         step = self.step if self._inside is None else self._inside
         if step >= self._rows.next and self._rows.before:
-            self._guarded(lambda: self._rows.take_before(step))
+            self._guard.step(step, lambda: self._rows.take_before(step))
+
+    def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
+        """Note the norm, if it is that of all gradients there are."""
+        if self._again or self._places.keys().isdisjoint(map(id, parameters)):
+            return
+        step = self.step if self._inside is None else self._inside
+        if step < self._rows.next:
+            return
+        clipped = set(map(id, parameters))
+        left = any(id(one) not in clipped and one.grad is not None for one in self._tensors)
+        self._seen.clip(norm, limit, whole=not left)
 
     def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
         """Call ``step``; when it leaves the optimizer out, record what it was not given."""
-        if optimizer not in self._optimizers:
+        numbers = [n for n, one in enumerate(self._optimizers) if one is optimizer]
+        if not numbers:
             return step()
-        self._seen.scaler = scaler
-        self._seen.unscaled_early = stage_of(scaler, optimizer) == "UNSCALED"
+        self._seen.scale(scaler, optimizer)
         before = self.step
-        try:
-            result = step()
-            if self.step == before and self._together:
-                self.step += 1
-                self._complete(before, skipped=True)
-        finally:
-            self._seen.scaler = None
+        result = step()
+        if self._together and self.step == before:
+            self.step += 1
+            self._seen.skipped = True
+            self._complete(before)
+        elif not self._together and numbers[0] not in self._stepped:
+            self._seen.skipped = True
+            self._take_part(numbers[0])
         return result
 
     def _before_step(
@@ -210,94 +237,81 @@ class Capture:
 
         def recording() -> Any:
             nonlocal recorded
-            if recorded:
-                return closure()
-            self._inside = step
+            self._inside, self._again = step, recorded
             try:
                 value = closure()
+            except BaseException:
+                if not recorded:
+                    self._guard.step(step, lambda: self._undo(step))
+                raise
             finally:
-                self._inside, recorded = None, True
-            self._complete(step)
+                self._inside, self._again = None, False
+            if not recorded:
+                recorded = True
+                self._complete(step)
             return value
 
         return recording
 
     def _before_part(self, number: int) -> Callable[..., None]:
-        groups = self._optimizers[number].param_groups
-        held = [id(tensor) for group in groups for tensor in group["params"]]
-        places = [self._places[key] for key in held if key in self._places]
-
         def before(*_: Any) -> None:
             if number in self._stepped:
                 self._finish_round()
-            self._stepped.add(number)
-            if self._rows.open:
-                for place in places:
-                    self._put(place)
+            self._take_part(number)
 
         return before
 
     # --- a step ---
 
-    def _complete(self, step: int, *, skipped: bool = False) -> None:
+    def _complete(self, step: int) -> None:
         if step >= self._rows.next:
-            self._guarded(lambda: self._record(step, skipped=skipped))
+            self._guard.step(step, lambda: self._record(step))
         else:
             self._seen.forget()
+
+    def _undo(self, step: int) -> None:
+        """The step did not take place: the next one gets its number."""
+        self.step = step
+        self._rows.undo()
+        self._seen.forget()
+        self._look_ahead()
+
+    def _take_part(self, number: int) -> None:
+        """One optimizer of a list gets its gradients."""
+        self._stepped.add(number)
+        self._seen.at_step(self._optimizers[number])
+        for place in self._held[number] if self._rows.open else ():
+            late = ("clipped",) if place in self._early else ("reduced", "clipped")
+            self._put(place, late)
+
+    def _begin_round_with(self, place: int) -> None:
+        """Another gradient of a parameter that was updated already is the next step's."""
+        if self._stepped and self._owner.get(place) in self._stepped:
+            self._finish_round()
 
     def _finish_round(self) -> None:
         """All optimizers had their turn."""
         step = self.step
         self.step += 1
         self._seen.tick()
-        self._stepped = set()
-        self._guarded(lambda: self._record(step))
+        self._stepped, self._early = set(), set()
+        self._guard.step(step, lambda: self._record(step))
 
-    def _record(self, step: int, *, skipped: bool = False) -> None:
+    def _record(self, step: int) -> None:
         try:
-            self._mention_surprises()
-            self._rows.complete(step, self._optimizers[0], skipped=skipped)
+            for subject, text in surprises(self._optimizers, self._groups, self._seen):
+                self._reports.once(subject, text)
+            if self._together:
+                self._seen.at_step(self._optimizers[0])
+            self._rows.complete(step, self._optimizers[0])
         finally:
             self._seen.forget()
             self._look_ahead()
 
     def _look_ahead(self) -> None:
         self._rows.look_ahead(self.step)
-        self._local_hooks.want(bool(self._rows.open))
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        if self._closed or os.getpid() != self._process:
-            return
-        started = time.perf_counter()
-        try:
-            with no_grad():
-                work()
-        except Exception as error:
-            self._reports.once("hook", f"cannot record step {self.step}: {_fact(error)}")
-        ended = time.perf_counter()
-        self._seconds += ended - started
-        self._span = (self._span[0] if self._span else started, ended)
-
-    # --- what is said ---
-
-    def _mention_surprises(self) -> None:
-        now = [len(optimizer.param_groups) for optimizer in self._optimizers]
-        if now != self._groups:
-            text = "the optimizer got new parameter groups, which are not recorded"
-            self._reports.once("groups", f"{text}; attach after adding them")
-        if getattr(self._optimizers[0], "grad_scale", None) is not None:
-            text = "the optimizer is fused and unscales by itself: rows of reduced gradients are"
-            rest = "multiplied by GradScaler's loss scale (coordinate loss_scale, unscaled = 0)"
-            self._reports.once("fused", f"{text} {rest}; use fused=False to avoid it")
-
-    def _mention_missing(self) -> None:
-        never = self._writer.never_present
-        if never:
-            shown = ", ".join(never[:4]) + (", …" if len(never) > 4 else "")
-            text = f"{len(never)} parameters had no gradient in any row: {shown}"
-            if len(never) == len(self._tensors):
-                text = f"{text}; an optimizer in backward? pass all optimizers as a list"
-            self._reports.once("missing", text)
+        # with several optimizers, a hook on a parameter says when a step is over
+        self._local_hooks.want(bool(self._rows.open) or not self._together)
 
 
 def _fact(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 
 
 class Reports:
@@ -25,6 +26,16 @@ class Reports:
         if subject not in self._told:
             self._told.add(subject)
             write_line(text)
+
+
+def shortened(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names.
+
+    Example:
+        >>> shortened(["a", "b", "c"], most=2)
+        'a, b, …'
+    """
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def write_line(text: str) -> None:

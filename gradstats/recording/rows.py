@@ -1,19 +1,23 @@
 """The rows of the step under way: which are due, and what is staged of them when."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradstats.recording.absence import LONG, Absence
 from gradstats.recording.budget import Budget
 from gradstats.recording.circumstances import Circumstances
-from gradstats.recording.reports import Reports
+from gradstats.recording.reports import Reports, shortened
 from gradstats.recording.schedules import Schedule
 from gradstats.recording.slots import POINTS, Slot
 from gradstats.recording.staging import Source, row_cost
 from gradstats.recording.writing import Writer
+
+CountBackwards = Callable[[Callable[[], None]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Plan:
         thin: Halve the rate of full rows whenever one finds no free slot.
         world_size: Processes that train together.
         by_comm_hook: A communication hook puts local gradients, instead of parameters' hooks.
+        count_backwards: Calls what it is given at every backward pass and returns handles to
+            remove, where parameters' hooks would not tell (FSDP).
     """
 
     schedule: Schedule
@@ -35,6 +41,7 @@ class Plan:
     thin: bool = False
     world_size: int = 1
     by_comm_hook: bool = False
+    count_backwards: CountBackwards | None = None
 
 
 class Rows:
@@ -57,6 +64,7 @@ class Rows:
         taken: The rows before clipping of this step are staged.
         dropped: Rows that were due and not staged.
         thinned: Rows that the budget left out.
+        table: The parameters as this process holds them.
     """
 
     def __init__(
@@ -82,6 +90,8 @@ class Rows:
         self._reports = reports
         self._seen = seen
         self._every_step = any(source.kind != "full" for source in sources)
+        self.table = sources[0].table
+        self._absence = Absence([p.name for p in self.table], [p.numel > 0 for p in self.table])
         self._asked = (-1, False)  # the last step the schedule was asked about, and its answer
 
     def look_ahead(self, step: int) -> None:
@@ -95,10 +105,11 @@ class Rows:
                 if self._affordable(source, step) and self._begun(source, step):
                     self.open.append(source)
 
-    def put(self, place: int, grad: Tensor | None = None) -> None:
-        """Copy the gradient of a parameter, as it is now, into the rows made of pieces."""
+    def put(self, place: int, points: Collection[str], grad: Tensor | None = None) -> None:
+        """Copy a parameter's gradient, as it is now, into the rows that are made of pieces."""
         for source in self.open:
-            source.put(place, grad)
+            if source.point in points:
+                source.put(place, grad)
 
     def take_before(self, step: int) -> None:
         """Stage the rows of the point before clipping, once a step."""
@@ -109,7 +120,7 @@ class Rows:
         for source in self._due(step, self.before):
             self._stage(source, step)
 
-    def complete(self, step: int, optimizer: Optimizer, *, skipped: bool) -> None:
+    def complete(self, step: int, optimizer: Optimizer) -> None:
         """Complete the rows of a step, whose gradients the optimizer is about to get."""
         early = self.taken
         try:
@@ -118,9 +129,19 @@ class Rows:
                 self._stage(source, step)
             self._end_pieces(step)
             for slot in self.pending:
-                self._seen.describe(slot, optimizer, early=early, skipped=skipped)
+                self._seen.describe(slot, optimizer, early=early)
+            self._watch(step)
         finally:
             self.taken = False
+
+    def undo(self) -> None:
+        """Drop what is staged of the step under way, which did not take place."""
+        self.abandon()
+        for slot in self.pending if self.taken else ():
+            self._plan.budget.take(-slot.cost)
+            slot.source.pool.give_back(slot)
+        self.pending = [] if self.taken else self.pending
+        self.taken = False
 
     def hand_over(self) -> None:
         """Let the writer have the last step's rows: nothing can be logged to them any more."""
@@ -192,7 +213,8 @@ class Rows:
 
     def _end_pieces(self, step: int) -> None:
         for source in self.open:
-            if not any(source.fires):
+            begun = -1 if source.slot is None else source.slot.step
+            if begun != step or not any(source.fires):
                 source.abandon()  # no backward since the step before, or attached after it
                 continue
             try:
@@ -212,6 +234,13 @@ class Rows:
         if slot.source.densified:
             text = f"the gradient of {slot.source.densified!r} is sparse and is stored dense"
             self._reports.once("sparse", f"{text}, zeros included: its module did not say sparse")
+
+    def _watch(self, step: int) -> None:
+        """Say once which parameters have had no gradient for long."""
+        gone = self._absence.long_gone(self.pending[0].present) if self.pending else []
+        if gone:
+            text = f"{len(gone)} parameters had no gradient in {LONG} recorded steps up to {step}"
+            self._reports.once("absent", f"{text}: {shortened(gone)}")
 
     def _no_slot(self, source: Source, step: int) -> None:
         self.dropped += 1

@@ -78,6 +78,11 @@ class Source:
         """Parameters in the table."""
         return len(self._members)
 
+    @property
+    def table(self) -> list[Parameter]:
+        """The parameters as this process holds them."""
+        return [parameter for parameter, _ in self._members]
+
     def shape(self, place: int) -> tuple[int, ...]:
         """The shape of a parameter."""
         return self._members[place][0].shape

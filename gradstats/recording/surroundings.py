@@ -1,14 +1,16 @@
 """What happens around an optimizer step and no hook tells: clipping, loss scaling, skipped steps.
 
-While a recording is on, two functions of torch also tell it: the inner half of `clip_grad_norm_`,
-which knows the norm and has not clipped yet, and `GradScaler.step`, which knows the loss scale and
-whether the optimizer was called. Both still do what they did. Libraries that clip or scale by
+While a recording is on, functions of torch also tell it: the inner half of `clip_grad_norm_`,
+which knows the norm and has not clipped yet, FSDP1's method of that name, which knows it when it
+has, and `GradScaler.step`, which knows the loss scale and whether the optimizer was called. They
+still do what they did. Libraries that clip or scale by
 calling them (accelerate, transformers, Lightning) are seen as well; a script that clips by a
 formula of its own, or with `clip_grad_value_`, is not.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -19,8 +21,11 @@ from torch.nn.utils import clip_grad
 class Listener(Protocol):
     """Who is told."""
 
-    def before_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
-        """Gradients of these parameters are about to be multiplied by min(1, limit / norm)."""
+    def before_clipping(self, parameters: list[Tensor]) -> None:
+        """Gradients of these parameters are about to be clipped."""
+
+    def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
+        """They were multiplied by min(1, limit / norm)."""
 
     def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
         """A scaler that is on is about to step this optimizer: call ``step`` and return that."""
@@ -28,16 +33,27 @@ class Listener(Protocol):
 
 _LISTENERS: list[Listener] = []
 _CLIP = "_clip_grads_with_norm_"  # in torch >= 2.6; where it is missing, clipping is not seen
-_PLACES = ((clip_grad, _CLIP), (torch.nn.utils, "clip_grads_with_norm_"))
+_inside_fsdp = False
+
+
+def _places() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+    """What is replaced: its owner, its name, and what makes the replacement."""
+    yield clip_grad, _CLIP, _clip
+    yield torch.nn.utils, "clip_grads_with_norm_", _clip
+    yield torch.amp.GradScaler, "step", _step
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    if hasattr(fsdp, "FullyShardedDataParallel"):
+        yield fsdp.FullyShardedDataParallel, "clip_grad_norm_", _fsdp_clip
 
 
 def listen(listener: Listener) -> None:
     """Tell ``listener`` from now on."""
-    if not _LISTENERS:
-        for owner, name in _PLACES:
-            if hasattr(owner, name):
-                setattr(owner, name, _clip(getattr(owner, name)))
-        torch.amp.GradScaler.step = _step(torch.amp.GradScaler.step)  # type: ignore[method-assign]
+    for owner, name, telling in _places():
+        original = getattr(owner, name, None)
+        if original is not None and not hasattr(original, "told_by_gradstats"):
+            replacement: Any = telling(original)
+            replacement.told_by_gradstats = True
+            setattr(owner, name, replacement)
     _LISTENERS.append(listener)
 
 
@@ -46,13 +62,9 @@ def forget(listener: Listener) -> None:
     if listener not in _LISTENERS:
         return
     _LISTENERS.remove(listener)
-    if not _LISTENERS:
-        for owner, name in _PLACES:
-            if hasattr(getattr(owner, name, None), "told_by_gradstats"):
-                setattr(owner, name, getattr(owner, name).__wrapped__)
-        step: Any = torch.amp.GradScaler.step
-        if hasattr(step, "told_by_gradstats"):
-            torch.amp.GradScaler.step = step.__wrapped__  # type: ignore[method-assign]
+    for owner, name, _ in () if _LISTENERS else _places():
+        if hasattr(getattr(owner, name, None), "told_by_gradstats"):
+            setattr(owner, name, getattr(owner, name).__wrapped__)
 
 
 def _clip(original: Callable[..., None]) -> Callable[..., None]:
@@ -65,13 +77,35 @@ def _clip(original: Callable[..., None]) -> Callable[..., None]:
         **kwargs: Any,
     ) -> None:
         parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        if not torch.compiler.is_compiling():
-            total_norm = _everywhere(total_norm)
-            for listener in tuple(_LISTENERS):
-                listener.before_clipping(parameters, max_norm, total_norm)
-        return original(parameters, max_norm, total_norm, *args, **kwargs)
+        if torch.compiler.is_compiling() or _inside_fsdp:
+            return original(parameters, max_norm, total_norm, *args, **kwargs)
+        total_norm = _everywhere(total_norm)
+        for listener in tuple(_LISTENERS):
+            listener.before_clipping(parameters)
+        original(parameters, max_norm, total_norm, *args, **kwargs)
+        for listener in tuple(_LISTENERS):
+            listener.after_clipping(parameters, max_norm, total_norm)
+        return None
 
-    clip.told_by_gradstats = True  # type: ignore[attr-defined]
+    return clip
+
+
+def _fsdp_clip(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def clip(model: Any, max_norm: float, *args: Any, **kwargs: Any) -> Tensor:
+        global _inside_fsdp
+        parameters = list(model.parameters())
+        for listener in tuple(_LISTENERS):
+            listener.before_clipping(parameters)
+        _inside_fsdp = True
+        try:
+            norm = original(model, max_norm, *args, **kwargs)
+        finally:
+            _inside_fsdp = False
+        for listener in tuple(_LISTENERS):
+            listener.after_clipping(parameters, max_norm, norm)
+        return norm
+
     return clip
 
 
@@ -100,5 +134,4 @@ def _step(original: Callable[..., Any]) -> Callable[..., Any]:
                 call = functools.partial(listener.scaled_step, optimizer, scaler, call)
         return call()
 
-    step.told_by_gradstats = True  # type: ignore[attr-defined]
     return step

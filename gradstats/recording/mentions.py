@@ -1,0 +1,43 @@
+"""What a recording says of a training, once."""
+
+from collections.abc import Iterator, Sequence
+
+from torch.optim import Optimizer
+
+from gradstats.recording.circumstances import Circumstances
+from gradstats.recording.reports import shortened
+from gradstats.store import Parameter
+
+
+def surprises(
+    optimizers: Sequence[Optimizer], groups: Sequence[int], seen: Circumstances
+) -> Iterator[tuple[str, str]]:
+    """What the user may not expect of the step under way: subject and text.
+
+    Args:
+        optimizers: That are recorded.
+        groups: How many parameter groups each had.
+        seen: What was seen around the step.
+    """
+    if [len(optimizer.param_groups) for optimizer in optimizers] != list(groups):
+        text = "the optimizer got new parameter groups, which are not recorded"
+        yield "groups", f"{text}; attach after adding them"
+    if getattr(optimizers[0], "grad_scale", None) is not None:
+        text = "the optimizer is fused and unscales by itself: rows of reduced gradients are"
+        rest = "multiplied by GradScaler's loss scale (coordinate loss_scale, unscaled = 0)"
+        yield "fused", f"{text} {rest}; use fused=False to avoid it"
+    if seen.clipped_in_parts:
+        text = "clip_grad_norm_ was called for a part of the gradients, or several times"
+        yield "clips", f"{text}: clip_norm and clip_coefficient are NaN"
+
+
+def missing(never: Sequence[str], table: Sequence[Parameter]) -> str:
+    """Say which parameters had no gradient in any row, if this process holds a part of them."""
+    here = {parameter.name for parameter in table if parameter.numel}
+    gone = [name for name in never if name in here]
+    if not gone:
+        return ""
+    text = f"{len(gone)} parameters had no gradient in any row: {shortened(gone)}"
+    if len(gone) == len(here):
+        text = f"{text}; an optimizer in backward? pass all optimizers as a list"
+    return text
