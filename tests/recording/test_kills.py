@@ -1,0 +1,263 @@
+"""SIGKILL at any instant: the store opens, completed rows are exact, and the training resumes."""
+
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import gradstats
+from gradstats.store import GradientStore, StoreFormatError
+from gradstats.summary import summarize
+from tests.recording.victims import LIMIT, MICRO, RATE, STEPS, STRIDE, Launch, gradients, train
+
+KINDS = ("full", "track", "summary")
+PATIENCE = 100  # a rank waits 60 s for a rank 0 that dies while it attaches
+PRELOAD = ["torch._dynamo", "gradstats.kernels.cpu", "tests.recording.victims"]
+WAYS = [
+    {"points": ("reduced",)},
+    {"points": ("local", "reduced", "clipped")},
+    {"points": ("reduced", "clipped"), "summary": False},
+]
+
+
+def soaked(quick, full):
+    """A size in the default suite and one in `make soak`."""
+    return pytest.mark.parametrize("kills", [quick, pytest.param(full, marks=pytest.mark.soak)])
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes, each forked from one that has imported torch; kills what is left."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    children = []
+
+    def start(path, launch):
+        pipes = [context.Pipe(duplex=False) for _ in range(launch.world)]
+        meeting = path.with_name(f"meeting{launch.seed}")
+        new = [
+            context.Process(target=train, args=(path, launch, rank, meeting, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(pipes)
+        ]
+        for process, (_, theirs) in zip(new, pipes, strict=True):
+            process.start()
+            theirs.close()
+        children.extend(new)
+        return new, [ours for ours, _ in pipes]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.join()
+
+
+def heard(pipe):
+    """The next that a training says; None once it has ended."""
+    try:
+        assert pipe.poll(PATIENCE), "a training hangs"
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def last_words(pipe):
+    """(Rows it said are stored, whether it closed) of a training that ends."""
+    stored, closed = (0, 0, 0), False
+    while (word := heard(pipe)) is not None:
+        stored = word if isinstance(word, tuple) else stored
+        closed = closed or word == "closed"
+    return stored, closed
+
+
+def kill_somewhere(running, pipes, victims, rng):
+    """Kill `victims`: a third of them while they attach or close, else after any step."""
+    assert [heard(pipe) for pipe in pipes] == ["ready"] * len(pipes)
+    steps = rng.choice([0, STEPS]) if rng.uniform() < 1 / 3 else rng.integers(1, STEPS)
+    for _ in range(steps):
+        heard(pipes[victims[0]])
+    time.sleep(rng.uniform(0, 0.05))
+    for victim in victims:
+        running[victim].kill()
+    for victim in victims:
+        running[victim].join(PATIENCE)
+
+
+def next_segment(path):
+    """The segment that the next launch begins; 0 where no row is stored."""
+    try:
+        store = GradientStore.open(path)
+    except StoreFormatError as error:
+        assert "nothing is there" in str(error) or not any(path.rglob("worker_*"))
+        return 0
+    segments = [
+        stream.coordinates["segment"].max()
+        for worker in store.workers
+        for stream in streams(store, worker).values()
+        if len(stream)
+    ]
+    return int(max(segments, default=-1)) + 1
+
+
+def streams(store, worker):
+    found = {}
+    for kind in KINDS:
+        try:
+            found[kind] = store.stream(worker, kind)
+        except LookupError:
+            assert kind != "full"
+    return found
+
+
+def verify(path, launches, stored):
+    """Compare every row with its gradient; the number of rows.
+
+    Args:
+        launches: by segment.
+        stored: by (segment, worker), the rows that a training said are stored, by kind.
+    """
+    store, rows = GradientStore.open(path), 0
+    for worker in store.workers:
+        for kind, stream in streams(store, worker).items():
+            segments = stream.coordinates["segment"]
+            assert set(segments) <= set(launches)
+            assert (np.diff(segments) >= 0).all()
+            for segment, launch in launches.items():
+                here = np.flatnonzero(segments == segment)
+                said = stored.get((segment, worker), (0, 0, 0))[KINDS.index(kind)]
+                assert len(here) >= said, (kind, segment)
+                check_rows(stream, here, launch, worker)
+                rows += len(here)
+    return rows
+
+
+def check_rows(stream, rows, launch, worker):
+    stride = STRIDE if stream.kind == "full" else 1
+    points = launch.seen_by(worker)
+    due = [(step, point) for step in range(0, STEPS, stride) for point in points]
+    facts = {name: values[rows] for name, values in stream.coordinates.items()}
+    assert list(zip(facts["step"].tolist(), facts["point"].tolist(), strict=True)) == (
+        due[: len(rows)]
+    )
+    check_facts(facts, launch)
+    run = gradstats.open(stream.path, worker=worker) if stream.kind == "summary" else None
+    for row, (step, point) in zip(rows, due, strict=False):
+        exact = gradients(launch, worker, step)[point]
+        if stream.kind == "summary":
+            whole = {name: summarize(as_summarized(name, g)) for name, g in exact.items()}
+            assert run.summaries(int(row)) == whole
+            continue
+        check_row(stream, int(row), exact)
+        if stream.kind == "full":
+            square = sum(grad.double().square().sum() for grad in exact.values())
+            norm = stream.coordinates["grad_norm"][row]
+            assert norm == pytest.approx(square.sqrt().item(), rel=1e-9)
+
+
+def as_summarized(name, grad):
+    """The values of a sparse gradient alone are added up, and sums depend on their order."""
+    return grad.to_sparse(1) if name == "words.weight" else grad
+
+
+def check_facts(facts, launch):
+    assert facts["loss"].tolist() == [step / 8 for step in facts["step"]]
+    assert (facts["learning_rate"] == RATE).all()
+    assert (facts["micro_step"] == MICRO - 1).all()
+    assert (facts["world_size"] == launch.world).all()
+    assert not facts["skipped"].any()
+    if "clipped" in launch.points:
+        expected = LIMIT / facts["clip_norm"]
+        assert facts["clip_coefficient"] == pytest.approx(expected.clip(max=1), rel=1e-5)
+
+
+def check_row(stream, row, exact):
+    assert stream.present[row].all()
+    for dtype in ("float32", "bfloat16"):
+        dense = [p.name for p in stream.table if p.dtype == dtype and p.layout == "dense"]
+        flat = torch.cat([exact[name].reshape(-1) for name in dense])
+        ids = slice(None) if stream.kind == "full" else stream.element_ids[dtype]
+        assert torch.equal(stream.read_flat(row, dtype), flat[ids])
+    if "words.weight" in exact and stream.kind == "full":
+        sparse = stream.read(row, "words.weight")
+        assert torch.equal(sparse.to_dense(), exact["words.weight"])
+
+
+def assert_swept(path):
+    """No file beyond what is committed."""
+    assert not list(path.rglob("*.partial"))
+    for worker, group in zarr.open_group(str(path), mode="r").groups():
+        for name, array in group.members(max_depth=None):
+            if isinstance(array, zarr.Array):
+                counts = [-(-n // size) for n, size in zip(array.shape, array.chunks, strict=True)]
+                committed = {array.metadata.encode_chunk_key(at) for at in np.ndindex(*counts)}
+                there = {file.name for file in (path / worker / name).glob("c.*")}
+                assert there == committed, (worker, name)
+
+
+def ends(path, launch, start):
+    """Let a training end by itself; what each worker said is stored."""
+    running, pipes = start(path, launch)
+    words = [last_words(pipe) for pipe in pipes]
+    for process in running:
+        process.join(PATIENCE)
+    assert all(closed for _, closed in words)
+    assert [process.exitcode for process in running] == [0] * len(running)
+    return [stored for stored, _ in words]
+
+
+@soaked(6, 50)
+def test_sigkill_at_any_instant(tmp_path, processes, kills, record_property):
+    """Two kills a store, then a training that ends: all of its rows are there."""
+    rng = np.random.default_rng(5)
+    verified = 0
+    for kill in range(0, kills, 2):
+        path = tmp_path / f"{kill}.zarr"
+        way, launches, stored = WAYS[kill // 2 % len(WAYS)], {}, {}
+        for seed in (kill, kill + 1):
+            launch = Launch(seed, **way)
+            segment = next_segment(path)
+            running, pipes = processes(path, launch)
+            kill_somewhere(running, pipes, [0], rng)
+            launches[segment], stored[segment, 0] = launch, last_words(pipes[0])[0]
+            if next_segment(path) or path.is_dir() and any(path.glob("*/zarr.json")):
+                verified += verify(path, launches, stored)
+        segment, launch = next_segment(path), Launch(kills + kill, **way)
+        launches[segment], stored[segment, 0] = launch, *ends(path, launch, processes)
+        points = len(launch.points)
+        due = [points * STEPS // STRIDE, points * STEPS, points * STEPS * launch.summary]
+        assert list(stored[segment, 0]) == due
+        verified += verify(path, launches, stored)
+        assert_swept(path)
+    record_property("kills", kills)
+    record_property("rows verified", verified)
+
+
+@soaked(3, 15)
+def test_sigkill_of_workers(tmp_path, processes, kills, record_property):
+    """Rank 0, rank 1 or both: the other ends by itself, and what each of them stored is exact."""
+    rng = np.random.default_rng(6)
+    verified, path, launches, stored = 0, tmp_path / "run.zarr", {}, {}
+    for kill in range(kills):
+        victims = [[0], [1], [0, 1]][kill % 3]
+        launch, segment = Launch(kill, ("local", "reduced"), world=2), next_segment(path)
+        running, pipes = processes(path, launch)
+        kill_somewhere(running, pipes, victims, rng)
+        said = [last_words(pipe)[0] for pipe in pipes]
+        for process in running:
+            process.join(PATIENCE)
+            assert process.exitcode is not None
+        launches[segment] = launch
+        stored |= {(segment, rank): words for rank, words in enumerate(said)}
+        if path.exists():
+            verified += verify(path, launches, stored)
+    segment, launch = next_segment(path), Launch(kills, ("local", "reduced"), world=2)
+    launches[segment] = launch
+    stored |= {(segment, rank): words for rank, words in enumerate(ends(path, launch, processes))}
+    assert stored[segment, 0] == (STEPS, 2 * STEPS, 2 * STEPS)
+    assert stored[segment, 1] == (STEPS // STRIDE, STEPS, STEPS)
+    verified += verify(path, launches, stored)
+    assert_swept(path)
+    record_property("kills", kills)
+    record_property("rows verified", verified)
