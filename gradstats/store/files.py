@@ -2,11 +2,14 @@
 
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import IO
 
 if sys.platform != "win32":
     import fcntl
+
+_held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
 
 def replace_file(path: Path, *parts: bytes | memoryview) -> None:
@@ -52,9 +55,24 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        fact = f"process {holder} (or a child of it) is writing there"
+        fact = f"process {holder} is writing there"
         raise BlockingIOError(f"cannot write {what}: {fact}; wait for it or end it") from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
+    _held.add(file)
     return file
+
+
+def _let_go() -> None:
+    """A forked child shares its parent's locks, and would hold them on after the parent's death.
+
+    Workers of a DataLoader notice only after seconds that a killed training is gone; until then
+    its restart would be refused.
+    """
+    for file in list(_held):
+        file.close()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)

@@ -1,6 +1,8 @@
 """SIGKILL at any instant: the store opens, completed rows are exact, and the training resumes."""
 
 import multiprocessing
+import os
+import signal
 import time
 
 import numpy as np
@@ -11,10 +13,10 @@ import zarr
 import gradstats
 from gradstats.store import GradientStore, StoreFormatError
 from gradstats.summary import summarize
-from tests.recording.victims import LIMIT, MICRO, RATE, STEPS, STRIDE, Launch, gradients, train
+from tests.recording import victims
+from tests.recording.victims import LIMIT, MICRO, PATIENCE, RATE, STEPS, STRIDE, Launch, gradients
 
 KINDS = ("full", "track", "summary")
-PATIENCE = 100  # a rank waits 60 s for a rank 0 that dies while it attaches
 PRELOAD = ["torch._dynamo", "gradstats.kernels.cpu", "tests.recording.victims"]
 WAYS = [
     {"points": ("reduced",)},
@@ -28,30 +30,39 @@ def soaked(quick, full):
     return pytest.mark.parametrize("kills", [quick, pytest.param(full, marks=pytest.mark.soak)])
 
 
-@pytest.fixture(scope="module")
-def processes():
+@pytest.fixture
+def process():
     """Starts processes, each forked from one that has imported torch; kills what is left."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     children = []
 
-    def start(path, launch):
-        pipes = [context.Pipe(duplex=False) for _ in range(launch.world)]
-        meeting = path.with_name(f"meeting{launch.seed}")
-        new = [
-            context.Process(target=train, args=(path, launch, rank, meeting, theirs), daemon=True)
-            for rank, (_, theirs) in enumerate(pipes)
-        ]
-        for process, (_, theirs) in zip(new, pipes, strict=True):
-            process.start()
-            theirs.close()
-        children.extend(new)
-        return new, [ours for ours, _ in pipes]
+    def start(target, *args):
+        """The process, and the end of a pipe; the target gets the other end as its last."""
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=target, args=(*args, theirs), daemon=True)
+        child.start()
+        theirs.close()
+        children.append(child)
+        return child, ours
 
     yield start
     for child in children:
         child.kill()
         child.join()
+
+
+@pytest.fixture
+def processes(process):
+    """Starts the workers of a training."""
+
+    def start(path, launch):
+        meeting = path.with_name(f"meeting{launch.seed}")
+        workers = range(launch.world)
+        started = [process(victims.train, path, launch, rank, meeting) for rank in workers]
+        return [child for child, _ in started], [ours for _, ours in started]
+
+    return start
 
 
 def heard(pipe):
@@ -72,16 +83,16 @@ def last_words(pipe):
     return stored, closed
 
 
-def kill_somewhere(running, pipes, victims, rng):
-    """Kill `victims`: a third of them while they attach or close, else after any step."""
+def kill_somewhere(running, pipes, killed, rng):
+    """Kill some workers: a third of them while they attach or close, else after any step."""
     assert [heard(pipe) for pipe in pipes] == ["ready"] * len(pipes)
     steps = rng.choice([0, STEPS]) if rng.uniform() < 1 / 3 else rng.integers(1, STEPS)
     for _ in range(steps):
-        heard(pipes[victims[0]])
+        heard(pipes[killed[0]])
     time.sleep(rng.uniform(0, 0.05))
-    for victim in victims:
+    for victim in killed:
         running[victim].kill()
-    for victim in victims:
+    for victim in killed:
         running[victim].join(PATIENCE)
 
 
@@ -138,8 +149,9 @@ def check_rows(stream, rows, launch, worker):
     points = launch.seen_by(worker)
     due = [(step, point) for step in range(0, STEPS, stride) for point in points]
     facts = {name: values[rows] for name, values in stream.coordinates.items()}
-    assert list(zip(facts["step"].tolist(), facts["point"].tolist(), strict=True)) == (
-        due[: len(rows)]
+    assert (
+        list(zip(facts["step"].tolist(), facts["point"].tolist(), strict=True))
+        == (due[: len(rows)])
     )
     check_facts(facts, launch)
     run = gradstats.open(stream.path, worker=worker) if stream.kind == "summary" else None
@@ -240,10 +252,10 @@ def test_sigkill_of_workers(tmp_path, processes, kills, record_property):
     rng = np.random.default_rng(6)
     verified, path, launches, stored = 0, tmp_path / "run.zarr", {}, {}
     for kill in range(kills):
-        victims = [[0], [1], [0, 1]][kill % 3]
+        killed = [[0], [1], [0, 1]][kill % 3]
         launch, segment = Launch(kill, ("local", "reduced"), world=2), next_segment(path)
         running, pipes = processes(path, launch)
-        kill_somewhere(running, pipes, victims, rng)
+        kill_somewhere(running, pipes, killed, rng)
         said = [last_words(pipe)[0] for pipe in pipes]
         for process in running:
             process.join(PATIENCE)
@@ -261,3 +273,16 @@ def test_sigkill_of_workers(tmp_path, processes, kills, record_property):
     assert_swept(path)
     record_property("kills", kills)
     record_property("rows verified", verified)
+
+
+def test_children_of_a_killed_training_do_not_hold_its_store(tmp_path, process):
+    training, pipe = process(victims.leave_a_child, tmp_path / "run.zarr")
+    child = heard(pipe)
+    try:
+        training.kill()
+        training.join()
+        os.kill(child, 0)  # it is alive
+        with GradientStore.open(tmp_path / "run.zarr", "a") as store:
+            store.claim()
+    finally:
+        os.kill(child, signal.SIGKILL)

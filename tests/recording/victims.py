@@ -1,5 +1,7 @@
 """Trainings to be killed: every gradient of theirs follows from (launch, worker, step)."""
 
+import os
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradstats.recording import capture, every
 
 STEPS, MICRO, STRIDE, TRACK, RATE, LIMIT = 16, 2, 2, 50, 0.1, 3.0
+PATIENCE = 100  # seconds; a rank waits 60 for a rank 0 that died while it attached
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,13 @@ def _step(model, optimizer, launch, rank, step):
         inner = getattr(model, "module", model)
         nn.utils.clip_grad_norm_([inner.weight, inner.bias], LIMIT)
     optimizer.step()
+
+
+def leave_a_child(path, said):
+    """A training with a forked child, as a DataLoader makes them, that goes on for a while."""
+    model = nn.Linear(3, 2)
+    capture(model, torch.optim.SGD(model.parameters(), lr=RATE), path, quiet=True)
+    if os.fork() == 0:
+        said.send(os.getpid())
+    time.sleep(PATIENCE)
+    os._exit(0)
