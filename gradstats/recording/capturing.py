@@ -153,10 +153,12 @@ def capture(
     limit, place = _checked_limit(max_bytes, sources), as_place(path)
     story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
 
-    create = partial(_created, place, whole, story, if_exists)
+    shards = own if spread.sharded else None
+    create = partial(_created, place, whole, story, if_exists, shards)
     store, segment = shared_store(spread, place, create)
     try:
-        store.claim(spread.rank, own if spread.sharded else None)
+        if spread.rank:
+            store.claim(spread.rank, shards)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
         recording = spread.world_size if points[0] == "local" or spread.sharded else 1
         budget = Budget(max(0, (limit - store.nbytes) // recording))
@@ -188,10 +190,16 @@ def _created(
     table: Sequence[Parameter],
     story: Mapping[str, object],
     if_exists: IfExists,
+    shards: Sequence[Parameter] | None,
 ) -> tuple[GradientStore, int]:
-    """The store, and the segment of it that begins."""
+    """The store, claimed for rank 0, and the segment of it that begins.
+
+    The other ranks hear of it afterwards: none of them writes into what another run writes.
+    """
     store = GradientStore.create(place, table, provenance=story, if_exists=if_exists)
     try:
+        store.check_idle()
+        store.claim(0, shards)
         return store, _next_segment(store)
     except BaseException:
         store.close()

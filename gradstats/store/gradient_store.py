@@ -280,6 +280,16 @@ class GradientStore:
             raise ValueError(f"kind must be one of {', '.join(BLOBS)}, got {kind!r}")
         self._writer(worker).add_stream(kind)
 
+    def check_idle(self) -> None:
+        """Check that nobody writes any worker.
+
+        Raises:
+            BlockingIOError: another process does.
+        """
+        for worker in self.workers:
+            lock = self.path / f"worker_{worker}/step/.lock"
+            take_lock(lock, f"worker {worker} of {self.path}").close()
+
     def claim(self, worker: int = 0, table: Sequence[Parameter] | None = None) -> None:
         """Become the writer of a worker now rather than at the first row, and sweep leftovers.
 

@@ -11,7 +11,7 @@ import torch
 import zarr
 
 import gradstats
-from gradstats.store import GradientStore, StoreFormatError
+from gradstats.store import GradientStore, parameter_table
 from gradstats.summary import summarize
 from tests.recording import victims
 from tests.recording.victims import LIMIT, MICRO, PATIENCE, RATE, STEPS, STRIDE, Launch, gradients
@@ -98,11 +98,10 @@ def kill_somewhere(running, pipes, killed, rng):
 
 def next_segment(path):
     """The segment that the next launch begins; 0 where no row is stored."""
-    try:
-        store = GradientStore.open(path)
-    except StoreFormatError as error:
-        assert "nothing is there" in str(error) or not any(path.rglob("worker_*"))
+    if not (path / "zarr.json").exists():
+        assert not any(path.rglob("worker_*"))
         return 0
+    store = GradientStore.open(path)
     segments = [
         stream.coordinates["segment"].max()
         for worker in store.workers
@@ -233,7 +232,7 @@ def test_sigkill_at_any_instant(tmp_path, processes, kills, record_property):
             running, pipes = processes(path, launch)
             kill_somewhere(running, pipes, [0], rng)
             launches[segment], stored[segment, 0] = launch, last_words(pipes[0])[0]
-            if next_segment(path) or path.is_dir() and any(path.glob("*/zarr.json")):
+            if (path / "zarr.json").exists():
                 verified += verify(path, launches, stored)
         segment, launch = next_segment(path), Launch(kills + kill, **way)
         launches[segment], stored[segment, 0] = launch, *ends(path, launch, processes)
@@ -262,7 +261,7 @@ def test_sigkill_of_workers(tmp_path, processes, kills, record_property):
             assert process.exitcode is not None
         launches[segment] = launch
         stored |= {(segment, rank): words for rank, words in enumerate(said)}
-        if path.exists():
+        if (path / "zarr.json").exists():
             verified += verify(path, launches, stored)
     segment, launch = next_segment(path), Launch(kills, ("local", "reduced"), world=2)
     launches[segment] = launch
@@ -286,3 +285,24 @@ def test_children_of_a_killed_training_do_not_hold_its_store(tmp_path, process):
             store.claim()
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("alive", [0, 1])
+@pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
+def test_no_worker_of_a_second_run_writes_where_the_first_does(
+    tmp_path, process, alive, if_exists
+):
+    """Whichever worker of the first is alive, and though the second has one more than it."""
+    path, layout = (
+        tmp_path / "run.zarr",
+        [("weight", (2, 3), "float32"), ("bias", (2,), "float32")],
+    )
+    table = parameter_table(layout, module_types=dict.fromkeys(("weight", "bias"), "Linear"))
+    with GradientStore.create(path, table) as first:
+        first.claim(alive)
+        meeting = tmp_path / "meeting"
+        pipes = [process(victims.intrude, path, rank, meeting, if_exists)[1] for rank in (0, 1)]
+        told = [heard(pipe) for pipe in pipes]
+        assert told[0].startswith("BlockingIOError: cannot write")
+        assert told[1].startswith("RuntimeError: cannot record: on rank 0, BlockingIOError")
+        assert GradientStore.open(path).workers == (alive,)

@@ -140,3 +140,15 @@ def leave_a_child(path, said):
         said.send(os.getpid())
     time.sleep(PATIENCE)
     os._exit(0)
+
+
+def intrude(path, rank, meeting, if_exists, said):
+    """A run of two workers that records to a path; says what it was told."""
+    where = {"init_method": f"file://{meeting}", "rank": rank, "world_size": 2}
+    dist.init_process_group("gloo", **where)
+    model = DistributedDataParallel(nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    try:
+        capture(model, optimizer, path, if_exists=if_exists, quiet=True).close()
+    except (BlockingIOError, RuntimeError) as error:
+        said.send(f"{type(error).__name__}: {error}")
