@@ -25,7 +25,7 @@ from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
 from gradstats.recording.shadowing import Shadow
-from gradstats.recording.slots import KINDS, Kind, Point, Slot
+from gradstats.recording.slots import KINDS, Kind, Point
 from gradstats.recording.staging import Source, row_cost
 from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
@@ -216,10 +216,10 @@ def _declare(
         store.add_stream(kind, worker)
 
 
-def _lost(budget: Budget, reports: Reports, slots: Sequence[Slot], error: Exception) -> None:
+def _lost(budget: Budget, reports: Reports, step: int, nbytes: int, error: Exception) -> None:
     """Say that rows could not be written, and have their bytes back."""
-    budget.give_back(sum(slot.cost for slot in slots))
-    text = f"cannot write step {slots[0].step}: {type(error).__name__}: {error}"
+    budget.give_back(nbytes)
+    text = f"cannot write step {step}: {type(error).__name__}: {error}"
     reports.once("writing", f"{text}; such rows are dropped, training goes on")
 
 

@@ -44,7 +44,7 @@ class Writer:
         store: Where to; the writer alone uses it from now on, and closes it.
         worker: Whose rows they are.
         segment: The segment of every row.
-        on_loss: Told about rows that could not be written, and why.
+        on_loss: Called with (step, bytes, error) of rows that could not be written.
         say: Told (subject, text) about a connection that fails; says each subject once.
         shadows: Compressors that run beside the training, by the point of their tracked rows.
         on_summary: Called in this thread with (step, {name: Summary}) of each row of Summaries.
@@ -61,7 +61,7 @@ class Writer:
         store: GradientStore,
         worker: int,
         segment: int,
-        on_loss: Callable[[Sequence[Slot], Exception], None],
+        on_loss: Callable[[int, int, Exception], None],
         say: Callable[[str, str], None],
         on_summary: OnSummary | None = None,
         shadows: Mapping[str, Shadow] | None = None,
@@ -123,8 +123,10 @@ class Writer:
             batch, ended = self._next_batch()
             for kind in KINDS:
                 slots = [slot for slot in batch if slot.source.kind == kind]
-                if slots:
-                    self._write(kind, slots)
+                # Summaries are large beside a commit: each row stands or falls alone
+                groups = [[slot] for slot in slots] if kind == "summary" else [slots]
+                for group in filter(None, groups):
+                    self._write(kind, group)
             if self._store.fault:
                 text = f"{self._store.fault}; rows wait in {self._store.folder}"
                 self._say("sending", f"{text}, training goes on")
@@ -147,7 +149,7 @@ class Writer:
     def _write(self, kind: Kind, slots: Sequence[Slot]) -> None:
         try:
             if kind == "summary":
-                self._write_summaries(slots)
+                self._write_summaries(slots[0])
                 return
             for slot in slots:
                 slot.wait()
@@ -158,38 +160,46 @@ class Writer:
                 for slot, square in zip(slots, squares, strict=True)
             ]
             self._store.append_rows(rows, self._worker, kind)
+        except Exception as error:
+            self.dropped += len(slots)
+            self._on_loss(slots[0].step, sum(slot.cost for slot in slots), error)
+        else:
             self.rows[kind] += len(slots)
             self.nbytes += sum(flat.nbytes for slot in slots for flat in slot.flat.values())
             self.nonfinite += sum(not math.isfinite(square) for square in squares)
             for slot in slots:
                 self._seen |= slot.present
             if kind == "track" and self._shadows:
-                beside = [self._shadows[row.coordinates["point"]].row(row) for row in rows]
-                self._store.append_rows(beside, self._worker, "shadow")
-        except Exception as error:
-            self.dropped += len(slots)
-            self._on_loss(slots, error)
+                self._write_shadows(rows)
         finally:
             for slot in slots:
                 slot.source.pool.give_back(slot)
 
-    def _write_summaries(self, slots: Sequence[Slot]) -> None:
+    def _write_shadows(self, rows: Sequence[Row]) -> None:
+        """Run the shadows on tracked rows that are stored: those stay, whatever happens here."""
+        try:
+            beside = [self._shadows[row.coordinates["point"]].row(row) for row in rows]
+            self._store.append_rows(beside, self._worker, "shadow")
+        except Exception as error:
+            self.dropped += len(rows)
+            self._on_loss(rows[0].step, 0, error)
+
+    def _write_summaries(self, slot: Slot) -> None:
         """Make a Summary of each parameter, where its gradient is, and commit them as bytes."""
-        for slot in slots:
-            slot.wait()
-            with slot.source.lane.beside():
-                found = _summaries(slot, self._table)
-            data = to_bytes(found.values())
-            square = sum(summary.total_sq for summary in found.values())
-            square = math.nan if any(s.nonfinite for s in found.values()) else square
-            row = self._row(slot, square, {"summary": np.frombuffer(data, np.uint8)})
-            self._store.append_rows([row], self._worker, "summary")
-            self.rows["summary"] += 1
-            self.nbytes += len(data)
-            self.nonfinite += math.isnan(square)
-            self._seen |= slot.present
-            if self._on_summary is not None:
-                self._on_summary(slot.step, found)
+        slot.wait()
+        with slot.source.lane.beside():
+            found = _summaries(slot, self._table)
+        data = to_bytes(found.values())
+        square = sum(summary.total_sq for summary in found.values())
+        square = math.nan if any(s.nonfinite for s in found.values()) else square
+        row = self._row(slot, square, {"summary": np.frombuffer(data, np.uint8)})
+        self._store.append_rows([row], self._worker, "summary")
+        self.rows["summary"] += 1
+        self.nbytes += len(data)
+        self.nonfinite += math.isnan(square)
+        self._seen |= slot.present
+        if self._on_summary is not None:
+            self._on_summary(slot.step, found)
 
     def _row(self, slot: Slot, square: float, ragged: dict[str, np.ndarray]) -> Row:
         scalars = slot.scalars.tolist()

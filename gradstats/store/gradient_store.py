@@ -286,9 +286,8 @@ class GradientStore:
         Raises:
             BlockingIOError: another process does.
         """
-        for worker in self.workers:
-            lock = self.path / f"worker_{worker}/step/.lock"
-            take_lock(lock, f"worker {worker} of {self.path}").close()
+        for lock in self.folder.glob("worker_*/step/.lock"):
+            take_lock(lock, f"{lock.parents[1].name} of {self.path}").close()
 
     def claim(self, worker: int = 0, table: Sequence[Parameter] | None = None) -> None:
         """Become the writer of a worker now rather than at the first row, and sweep leftovers.

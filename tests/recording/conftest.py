@@ -1,11 +1,12 @@
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gradstats.store import GradientStore, Stream
+from tests.recording.processes import Nursery
 
 
 class Training:
@@ -91,3 +92,11 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         append(*args, **kwargs)
 
     monkeypatch.setattr(GradientStore, "append_rows", slow)
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., object]]:
+    """Starts processes fast; kills what is left of them."""
+    nursery = Nursery()
+    yield nursery.start
+    nursery.end()

@@ -54,6 +54,34 @@ def test_a_full_disk_drops_rows_and_says_so_once(path, training, monkeypatch, ca
     )
 
 
+def test_only_what_is_not_stored_counts_as_dropped(path, training, monkeypatch, read):
+    """Of two Summaries the second fails; of tracked rows only the shadows beside them."""
+    append, calls = GradientStore.append_rows, []
+
+    def failing(store, rows, worker=0, kind="full"):
+        calls.append(kind)
+        if kind == "shadow" or (kind == "summary" and calls.count("summary") % 2 == 0):
+            no_space()
+        append(store, rows, worker, kind)
+
+    monkeypatch.setattr(GradientStore, "append_rows", failing)
+    settings = {"summary": True, "track": 9, "shadow": ["none"], "at": ["reduced", "clipped"]}
+    with capture(training.model, training.optimizer, path, full=every(1), **settings) as cap:
+        for _ in range(3):
+            training.step()
+    assert (cap.stats.full_rows, cap.stats.tracked_rows, cap.stats.summary_rows) == (6, 6, 3)
+    assert [len(read(path, kind)) for kind in ("full", "track", "summary", "shadow")] == [
+        6,
+        6,
+        3,
+        0,
+    ]
+    assert cap.stats.dropped == 3 + 6
+    costs = {source.kind: row_cost(source) for source in cap._before}
+    stored = 6 * costs["full"] + 6 * costs["track"] + 3 * costs["summary"]
+    assert cap._plan.budget.remaining == cap._plan.budget.available - stored
+
+
 def test_a_fault_in_the_hook_never_reaches_the_training(path, training, monkeypatch, capsys, read):
     def broken(*_, **__):
         raise RuntimeError("broken on purpose")

@@ -1,55 +1,25 @@
 """SIGKILL at any instant: the store opens, completed rows are exact, and the training resumes."""
 
-import multiprocessing
 import os
 import signal
 import time
 
 import numpy as np
 import pytest
-import torch
 import zarr
 
-import gradstats
 from gradstats.store import GradientStore, parameter_table
-from gradstats.summary import summarize
 from tests.recording import victims
-from tests.recording.victims import LIMIT, MICRO, PATIENCE, RATE, STEPS, STRIDE, Launch, gradients
+from tests.recording.exact import check_exact
+from tests.recording.processes import heard, soaked
+from tests.recording.victims import PATIENCE, STEPS, STRIDE, Launch
 
 KINDS = ("full", "track", "summary")
-PRELOAD = ["torch._dynamo", "gradstats.kernels.cpu", "tests.recording.victims"]
 WAYS = [
     {"points": ("reduced",)},
     {"points": ("local", "reduced", "clipped")},
     {"points": ("reduced", "clipped"), "summary": False},
 ]
-
-
-def soaked(quick, full):
-    """A size in the default suite and one in `make soak`."""
-    return pytest.mark.parametrize("kills", [quick, pytest.param(full, marks=pytest.mark.soak)])
-
-
-@pytest.fixture
-def process():
-    """Starts processes, each forked from one that has imported torch; kills what is left."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    children = []
-
-    def start(target, *args):
-        """The process, and the end of a pipe; the target gets the other end as its last."""
-        ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=target, args=(*args, theirs), daemon=True)
-        child.start()
-        theirs.close()
-        children.append(child)
-        return child, ours
-
-    yield start
-    for child in children:
-        child.kill()
-        child.join()
 
 
 @pytest.fixture
@@ -63,15 +33,6 @@ def processes(process):
         return [child for child, _ in started], [ours for _, ours in started]
 
     return start
-
-
-def heard(pipe):
-    """The next that a training says; None once it has ended."""
-    try:
-        assert pipe.poll(PATIENCE), "a training hangs"
-        return pipe.recv()
-    except (EOFError, OSError):
-        return None
 
 
 def last_words(pipe):
@@ -144,55 +105,12 @@ def verify(path, launches, stored):
 
 
 def check_rows(stream, rows, launch, worker):
+    """Rows are the first of those that were due, and exact."""
     stride = STRIDE if stream.kind == "full" else 1
-    points = launch.seen_by(worker)
-    due = [(step, point) for step in range(0, STEPS, stride) for point in points]
-    facts = {name: values[rows] for name, values in stream.coordinates.items()}
-    assert (
-        list(zip(facts["step"].tolist(), facts["point"].tolist(), strict=True))
-        == (due[: len(rows)])
-    )
-    check_facts(facts, launch)
-    run = gradstats.open(stream.path, worker=worker) if stream.kind == "summary" else None
-    for row, (step, point) in zip(rows, due, strict=False):
-        exact = gradients(launch, worker, step)[point]
-        if stream.kind == "summary":
-            whole = {name: summarize(as_summarized(name, g)) for name, g in exact.items()}
-            assert run.summaries(int(row)) == whole
-            continue
-        check_row(stream, int(row), exact)
-        if stream.kind == "full":
-            square = sum(grad.double().square().sum() for grad in exact.values())
-            norm = stream.coordinates["grad_norm"][row]
-            assert norm == pytest.approx(square.sqrt().item(), rel=1e-9)
-
-
-def as_summarized(name, grad):
-    """The values of a sparse gradient alone are added up, and sums depend on their order."""
-    return grad.to_sparse(1) if name == "words.weight" else grad
-
-
-def check_facts(facts, launch):
-    assert facts["loss"].tolist() == [step / 8 for step in facts["step"]]
-    assert (facts["learning_rate"] == RATE).all()
-    assert (facts["micro_step"] == MICRO - 1).all()
-    assert (facts["world_size"] == launch.world).all()
-    assert not facts["skipped"].any()
-    if "clipped" in launch.points:
-        expected = LIMIT / facts["clip_norm"]
-        assert facts["clip_coefficient"] == pytest.approx(expected.clip(max=1), rel=1e-5)
-
-
-def check_row(stream, row, exact):
-    assert stream.present[row].all()
-    for dtype in ("float32", "bfloat16"):
-        dense = [p.name for p in stream.table if p.dtype == dtype and p.layout == "dense"]
-        flat = torch.cat([exact[name].reshape(-1) for name in dense])
-        ids = slice(None) if stream.kind == "full" else stream.element_ids[dtype]
-        assert torch.equal(stream.read_flat(row, dtype), flat[ids])
-    if "words.weight" in exact and stream.kind == "full":
-        sparse = stream.read(row, "words.weight")
-        assert torch.equal(sparse.to_dense(), exact["words.weight"])
+    due = [(step, p) for step in range(0, STEPS, stride) for p in launch.seen_by(worker)]
+    facts = {name: values[rows].tolist() for name, values in stream.coordinates.items()}
+    assert list(zip(facts["step"], facts["point"], strict=True)) == due[: len(rows)]
+    check_exact(stream, rows, launch, worker)
 
 
 def assert_swept(path):
@@ -218,7 +136,7 @@ def ends(path, launch, start):
     return [stored for stored, _ in words]
 
 
-@soaked(6, 50)
+@soaked("kills", 6, 50)
 def test_sigkill_at_any_instant(tmp_path, processes, kills, record_property):
     """Two kills a store, then a training that ends: all of its rows are there."""
     rng = np.random.default_rng(5)
@@ -245,7 +163,7 @@ def test_sigkill_at_any_instant(tmp_path, processes, kills, record_property):
     record_property("rows verified", verified)
 
 
-@soaked(3, 15)
+@soaked("kills", 3, 15)
 def test_sigkill_of_workers(tmp_path, processes, kills, record_property):
     """Rank 0, rank 1 or both: the other ends by itself, and what each of them stored is exact."""
     rng = np.random.default_rng(6)

@@ -108,9 +108,8 @@ def train(path, launch, rank, meeting, said):
     settings = {"full": every(STRIDE), "track": TRACK, "summary": launch.summary}
     settings |= {"at": launch.points, "if_exists": "resume", "quiet": True}
     with capture(model, optimizer, path, **settings) as cap:
-        for step in range(STEPS):
-            _step(model, optimizer, launch, rank, step)
-            cap.log(loss=step / 8)
+        for _ in range(STEPS):
+            one_step(cap, model, optimizer, launch, rank)
             said.send(_stored(cap.stats))
     said.send(_stored(cap.stats))
     said.send("closed")
@@ -120,7 +119,8 @@ def _stored(stats):
     return stats.full_rows, stats.tracked_rows, stats.summary_rows
 
 
-def _step(model, optimizer, launch, rank, step):
+def one_step(cap, model, optimizer, launch, rank=0):
+    step = cap.step
     optimizer.zero_grad()
     for micro in range(MICRO):
         together = launch.world == 1 or micro == MICRO - 1
@@ -130,6 +130,7 @@ def _step(model, optimizer, launch, rank, step):
         inner = getattr(model, "module", model)
         nn.utils.clip_grad_norm_([inner.weight, inner.bias], LIMIT)
     optimizer.step()
+    cap.log(loss=step / 8)
 
 
 def leave_a_child(path, said):
