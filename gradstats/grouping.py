@@ -81,7 +81,7 @@ def group_of(by: str) -> Callable[[Parameter], str | None]:
 def check_by(run: Run, by: str) -> None:
     """Raise ValueError unless some selected parameter belongs to a group."""
     key = group_of(by)
-    if not any(key(each) for each in run.store.parameters if each.name in run.names):
+    if not any(key(each) for each in run.store.parameters if each.name in run.selected):
         rule = f"one of {', '.join(GROUPINGS)} or a regular expression found in a parameter's name"
         raise ValueError(f"by must be {rule}, got {by!r}")
 
@@ -119,7 +119,7 @@ def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
     """
     stream, key = run.stream(kind), group_of(by)
     step = int(stream.steps[row])
-    wanted = [part for part in stream.parameters if part.numel and part.name in run.names]
+    wanted = [part for part in stream.parameters if part.numel and part.name in run.selected]
     names = [name for name in dict.fromkeys(map(key, wanted)) if name]
     try:
         found, missing = _row_groups(run, kind, by, row), f"no gradient at step {step}"
@@ -136,7 +136,7 @@ def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
     selected = [
         part
         for part, there in zip(stream.parameters, stream.present[row], strict=True)
-        if there and part.name in run.names
+        if there and part.name in run.selected
     ]
     if kind == "summary":
         made = run.summaries(row)
@@ -174,7 +174,7 @@ def compensated_groups(
     """
     check_by(run, by)
     kind = run.consecutive
-    parts = [part for part in run.stream(kind).parameters if part.name in run.names]
+    parts = [part for part in run.stream(kind).parameters if part.name in run.selected]
     offsets = [0, *accumulate(part.numel for part in parts)]
     fraction = run.stream(kind).sampling_fraction
     fed = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)

@@ -75,7 +75,7 @@ def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
         zip(stream.parameters, run.store.parameters, strict=True)
     ):
         low, high = max(start, part.offset), min(stop, part.offset + part.numel)
-        if part.dtype != dtype or part.name not in run.names or low >= high:
+        if part.dtype != dtype or part.name not in run.selected or low >= high:
             continue
         here = values[:, low - start : high - start].copy()
         here[~stream.present[rows, place]] = np.nan
@@ -122,7 +122,7 @@ def rank_table(
 def _ranks(run: Run, row: int) -> list[Row]:
     stream, lines = run.stream("full"), []
     for part in stream.parameters:
-        if part.name not in run.names or len(part.shape) < 2 or min(part.shape[:2]) < 2:
+        if part.name not in run.selected or len(part.shape) < 2 or min(part.shape[:2]) < 2:
             continue
         line: Row = {"step": int(stream.steps[row]), "parameter": part.name}
         line["module_type"] = part.module_type

@@ -70,11 +70,16 @@ class Run:
         rows = " + ".join(f"{n} {kind} rows" for kind, n in lengths.items() if n or kind in KINDS)
         return f"Run({str(self.store.path)!r}, {rows}, {len(self.names)} parameters)"
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The selected parameters, in the order of the store."""
         every = (parameter.name for parameter in self.store.parameters)
         return tuple(name for name in every if fnmatch.fnmatchcase(name, self.parameters))
+
+    @cached_property
+    def selected(self) -> frozenset[str]:
+        """The same names, to look one up: a model may have 10,000."""
+        return frozenset(self.names)
 
     def stream(self, kind: str = "full") -> Stream:
         """The rows of one kind that there were when it was first asked for, selected or not."""
@@ -189,7 +194,7 @@ class Run:
         return tuple(
             Part(parameter.name, parameter.numel, dense=whole[parameter.name] < MIN_NUMEL)
             for parameter in self.stream(kind).parameters
-            if parameter.name in self.names
+            if parameter.name in self.selected
         )
 
     def summaries(self, row: int) -> dict[str, Summary]:
@@ -199,7 +204,7 @@ class Run:
             p.name for p, there in zip(stream.table, stream.present[row], strict=True) if there
         ]
         found = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
-        return {name: summary for name, summary in found if name in self.names}
+        return {name: summary for name, summary in found if name in self.selected}
 
     def shadow_rows(self) -> list[dict[str, Any]]:
         """What compressors did that ran beside the training, one row a step and compressor.
@@ -217,7 +222,7 @@ class Run:
     def _elements(self, stream: Stream) -> Tensor | None:
         if len(self.names) == len(stream.parameters):
             return None
-        selected = [parameter.name in self.names for parameter in stream.parameters]
+        selected = [parameter.name in self.selected for parameter in stream.parameters]
         numels = [parameter.numel for parameter in stream.parameters]
         mask = np.repeat(selected, numels)
         return torch.from_numpy(np.flatnonzero(mask)).to(self.device)

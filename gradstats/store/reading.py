@@ -231,10 +231,18 @@ class Stream:
         sparse = torch.sparse_coo_tensor(places, vectors, p.shape, check_invariants=True)
         return sparse.coalesce()
 
-    def _place(self, name: str) -> int:
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """By name and alias; the first parameter of a name has it."""
+        places: dict[str, int] = {}
         for place, p in enumerate(self.table):
-            if name == p.name or name in p.aliases:
-                return place
+            for name in (p.name, *p.aliases):
+                places.setdefault(name, place)
+        return places
+
+    def _place(self, name: str) -> int:
+        if name in self._places:
+            return self._places[name]
         known = ", ".join(p.name for p in self.table[:5]) + (
             ", ..." if len(self.table) > 5 else ""
         )
