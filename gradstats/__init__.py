@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradstats.compressors import compressor
+    from gradstats.examples import load_example
     from gradstats.fits import fit
     from gradstats.jobs import replay
     from gradstats.pipeline import report
@@ -31,6 +32,7 @@ __all__ = [
     "compressor",
     "every",
     "fit",
+    "load_example",
     "log_spaced",
     "open",
     "replay",
@@ -43,6 +45,7 @@ __all__ = [
 
 _HOMES = {
     "compressor": "compressors",
+    "load_example": "examples",
     "replay": "jobs",
     "report": "pipeline",
     "at_steps": "recording",

@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "importing": ("store",),
     "copying": ("store", "summary", "summary_bytes"),
     "runs": ("compressors", "store", "summary", "summary_bytes"),
+    "examples": ("runs",),
     "grouping": ("compressors", "replaying", "runs", "store", "summary"),
     "health": ("grouping", "runs"),
     "fits": (
