@@ -24,13 +24,11 @@ ASYNCHRONOUS = "cudaMemcpyAsync"
 
 
 def measure(folder: Path, *, rows: int, width: int) -> dict[str, Any]:
-    """By model: stalls, copies, their ratio, and calls that wait; says so where there is no GPU."""
+    """By model: stall, copy, their ratio, and calls that wait; or that there is no GPU."""
     if not torch.cuda.is_available():
         return {"absent": "no CUDA device"}
-    trainings = {
-        "ResNet-20": resnet20(128, device="cuda"),
-        "transformer": transformer(width, "cuda"),
-    }
+    large = transformer(width, device="cuda")
+    trainings = {"ResNet-20": resnet20(128, device="cuda"), "transformer": large}
     found: dict[str, Any] = {"device": torch.cuda.get_device_name()}
     for name, training in trainings.items():
         found[name] = {

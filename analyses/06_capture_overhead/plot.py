@@ -36,23 +36,20 @@ def _steps(report: dict[str, Any]) -> Lines:
         if name in asked
     ]
     tracked = report["tracked"]
-    share = (
-        f"{tracked['hook_us']:.0f} µs, {tracked['percent']:.2f} % of {tracked['step_ms']:.0f} ms"
-    )
-    what = (
-        f"a tracked step of ResNet-20, {tracked['elements']:,} elements, batch {report['batch']}"
-    )
-    return [*found, (what, share, "≤ 3 %")]
+    share = f"{tracked['percent']:.2f} % of {tracked['step_ms']:.0f} ms"
+    what = f"a tracked step: ResNet-20, {tracked['elements']:,} elements, batch {report['batch']}"
+    return [*found, (what, f"{tracked['hook_us']:.0f} µs, {share}", "≤ 3 %")]
 
 
 def _stalls(report: dict[str, Any]) -> Lines:
     found = []
     for name in MODELS:
         stall = report["stall"][name]
-        for when, what in (("spaced", "writer idle"), ("every step", "a row at every step")):
+        for when, which in (("spaced", "writer idle"), ("every step", "a row at every step")):
             one = stall[when]
             number = f"{one['row_us'] / 1e3:.2f} ms, {one['ratio']:.2f}×"
-            what = f"stall by a full row next to a flat copy: {name}, {stall['elements']:,} elements, {what}"
+            size = f"{stall['elements']:,} elements"
+            what = f"stall by a full row next to a flat copy: {name}, {size}, {which}"
             found.append((what, number, "≤ 1.5×"))
     return found
 
@@ -85,21 +82,17 @@ def slowdowns(report: dict[str, Any]) -> dict[str, float]:
 
 
 def _whole(report: dict[str, Any]) -> Lines:
-    found = []
+    found, measured = [], report["whole_run"]
     for name, percent in slowdowns(report).items():
-        asked = "< 3 %" if name == CAPTURE else ""
         spread = ""
-        if name in report["whole_run"]["ways"]:
-            low, _, high = report["whole_run"]["ways"][name]["slowdown_blocks"]
+        if name in measured["ways"]:
+            low, _, high = measured["ways"][name]["slowdown_blocks"]
             spread = f" (half of the blocks {low:.1f} to {high:.1f})"
-        found.append(
-            (f"slowdown of ResNet-20's training: {name}", f"{percent:.1f} %{spread}", asked)
-        )
-    return [*found, *((name, f"not measured: {why}", "") for name, why in _absent(report))]
-
-
-def _absent(report: dict[str, Any]) -> list[tuple[str, str]]:
-    return list(report["whole_run"]["absent"].items())
+        asked = "< 3 %" if name == CAPTURE else ""
+        what = f"slowdown of ResNet-20's training: {name}"
+        found.append((what, f"{percent:.1f} %{spread}", asked))
+    absent = measured["absent"].items()
+    return [*found, *((name, f"not measured: {why}", "") for name, why in absent)]
 
 
 def _gpu(report: dict[str, Any]) -> Lines:
@@ -142,15 +135,14 @@ def main() -> None:
         if BEGIN in text:
             page.write_text(filled(text, table(report)))
     found = slowdowns(report)
-    rows = pandas.DataFrame(
-        {"way": list(found), "percent": [max(p, 0.01) for p in found.values()]}
-    )
+    rows = pandas.DataFrame(found.items(), columns=["way", "percent"])
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     ax = figure.subplots()
     seaborn.barplot(rows, x="percent", y="way", ax=ax)
     ax.axvline(3, color="grey", linestyle="--")
     title = f"ResNet-20, batch {report['batch']}, {report['device']}, {report['threads']} threads"
-    ax.set(xscale="log", xlabel="slowdown of the training (%)", ylabel="", title=title)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set(xlabel="slowdown of the training (%)", ylabel="", title=title)
     figure.savefig(FOLDER / "slowdown.png", dpi=110)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +24,13 @@ from timing import ARCHIVE, resnet20, transformer
 import gradstats
 
 #: Quick, or not.
-PAIRS = (60, 4_000)
+PAIRS = (20, 4_000)
 ROWS = (2, 40)
 BATCH = (2, 128)
 WIDTH = (48, 720)
-ROUNDS = (4, 12)
+ROUNDS = (2, 12)
 BLOCK = (2, 25)
+STARTED = time.perf_counter()
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def measure(data: Path | None, at: Path | None, size: int) -> dict[str, Any]:
 
 
 def _said(what: str) -> None:
-    print(f"measured: {what}", flush=True)
+    print(f"measured by {time.perf_counter() - STARTED:.0f} s: {what}", flush=True)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def resnet20(batch: int, data: Path | None = None, device: str = "cpu") -> Train
 
 
 def transformer(width: int, device: str = "cpu") -> Training:
-    """The demo's model, 25.3 million elements at width 720, on random bytes, one sequence a step."""
+    """The demo's model, 25.3 million elements at width 720, on random bytes, one row a step."""
     torch.manual_seed(0)
     model = ByteModel(width=width).to(device)
     text = torch.randint(256, (64, 1, model.context + 1)).to(device)

@@ -1,7 +1,7 @@
 """How much slower a whole training gets, beside other ways of looking at gradients.
 
-One training of ResNet-20 goes on through blocks of steps. In each block one way of recording is on;
-its time is compared with that of the block without any in the same round.
+One training of ResNet-20 goes on through blocks of steps. In each block one way of recording is
+on; its time is compared with that of the block without any in the same round.
 """
 
 from __future__ import annotations
