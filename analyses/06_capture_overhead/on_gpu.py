@@ -62,7 +62,7 @@ def _stall(training: Training, path: Path, rows: int) -> dict[str, float]:
         torch.cuda.synchronize()
         times[step % spacing].append(clocked(lambda: _finished(training.optimizer.step)))
         if step % spacing == 2:
-            flat_copy(training.model, device)
+            flat_copy(training.parameters, device)
             torch.cuda.synchronize()
             copies.append(clocked(lambda: _finished(lambda: host.copy_(device))))
     recording.close()

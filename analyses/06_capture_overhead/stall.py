@@ -24,13 +24,13 @@ def spaced(training: Training, path: Path, *, rows: int, spacing: int) -> dict[s
     """
     at_row, at_copy = gradstats.every(spacing), spacing // 2
     recording, seconds = _attached(training, path, at_row)
-    buffer = torch.zeros(training.elements)
+    parameters, buffer = training.parameters, torch.zeros(training.elements)
     copies, idle = [], 0
     for step in range(spacing * (WARM + rows)):
         training.optimizer.zero_grad()
         loss = training.backward()
         if step % spacing == at_copy:
-            copies.append(clocked(lambda: flat_copy(training.model, buffer)))
+            copies.append(clocked(lambda: flat_copy(parameters, buffer)))
         if step % spacing == 0:
             idle += recording.stats.full_rows == step // spacing
         training.optimizer.step()
@@ -48,13 +48,13 @@ def spaced(training: Training, path: Path, *, rows: int, spacing: int) -> dict[s
 def every_step(training: Training, path: Path, *, blocks: int) -> dict[str, Any]:
     """Rows at all steps of a block, flat copies at all steps of the next."""
     recording, seconds = _attached(training, path, lambda step: step // BLOCK % 2 == 0)
-    buffer = torch.zeros(training.elements)
+    parameters, buffer = training.parameters, torch.zeros(training.elements)
     copies = []
     for step in range(2 * BLOCK * (1 + blocks)):
         training.optimizer.zero_grad()
         loss = training.backward()
         if step // BLOCK % 2:
-            copies.append(clocked(lambda: flat_copy(training.model, buffer)))
+            copies.append(clocked(lambda: flat_copy(parameters, buffer)))
         training.optimizer.step()
         recording.log(loss=loss)
     recording.close()

@@ -35,9 +35,14 @@ class Training:
         return loss
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the model."""
+        return list(self.model.parameters())
+
+    @property
     def elements(self) -> int:
         """Of a gradient."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self.parameters)
 
 
 def cifar(data: Path | None, count: int) -> tuple[Tensor, Tensor]:
@@ -114,9 +119,9 @@ def clocked(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def flat_copy(model: nn.Module, buffer: Tensor) -> None:
+def flat_copy(parameters: list[nn.Parameter], buffer: Tensor) -> None:
     """The gradient, one parameter after another, into a buffer that is there already."""
-    torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()], out=buffer)
+    torch.cat([parameter.grad.reshape(-1) for parameter in parameters], out=buffer)
 
 
 def standard_error(values: list[float]) -> float:
