@@ -16,6 +16,9 @@ from timing import Training, clocked
 import gradstats
 from gradstats.store import GradientStore, Row, parameter_table
 
+ONE, MANY = "append_rows, a row a commit", "append_rows, 32 rows a commit"
+CAPTURE = "the whole of capture"
+
 
 class Still(torch.optim.Optimizer):
     """Leaves the weights alone, so that recording is all there is to do."""
@@ -34,19 +37,20 @@ def measure(training: Training, folder: Path, *, rows: int, rounds: int) -> dict
         parameter.grad = torch.randn_like(parameter)
     ways = {
         "plain file": lambda path: _plain(path, gradient, rows),
-        "append_rows": lambda path: _appended(path, training, gradient, rows),
-        "capture": lambda path: _captured(path, training, rows),
+        ONE: lambda path: _appended(path, training, gradient, rows, batch=1),
+        MANY: lambda path: _appended(path, training, gradient, rows, batch=32),
+        CAPTURE: lambda path: _captured(path, training, rows),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
     for turn in range(rounds + 1):
-        for name in order[turn % 3 :] + order[: turn % 3]:
+        for name in order[turn % 4 :] + order[: turn % 4]:
             took = _clean(ways[name], folder / "rows")
             times[name] += [took] if turn else []
     rates = {name: rows * gradient.nbytes / median(each) / 1e6 for name, each in times.items()}
     pairs = {
         name: median(p / own for p, own in zip(times["plain file"], times[name], strict=True))
-        for name in ("append_rows", "capture")
+        for name in (ONE, MANY, CAPTURE)
     }
     return {
         "row_bytes": gradient.nbytes,
@@ -86,15 +90,18 @@ def _plain(path: Path, gradient: torch.Tensor, rows: int) -> float:
     return clocked(write)
 
 
-def _appended(path: Path, training: Training, gradient: torch.Tensor, rows: int) -> float:
+def _appended(
+    path: Path, training: Training, gradient: torch.Tensor, rows: int, *, batch: int
+) -> float:
     named = training.model.named_parameters()
     table = parameter_table([(name, p.shape, p.dtype) for name, p in named])
     present = np.ones(len(table), dtype=bool)
     store = GradientStore.create(path, table)
 
     def write() -> None:
-        for step in range(rows):
-            store.append_rows([Row(step, {"float32": gradient}, present)])
+        for first in range(0, rows, batch):
+            steps = range(first, min(first + batch, rows))
+            store.append_rows([Row(step, {"float32": gradient}, present) for step in steps])
         store.close()
         _synced(path)
 
