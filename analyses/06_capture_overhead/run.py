@@ -24,7 +24,7 @@ from timing import ARCHIVE, resnet20, transformer
 import gradstats
 
 #: Quick, or not.
-PAIRS = (20, 4_000)
+PAIRS = (20, 3_000)
 ROWS = (2, 40)
 BATCH = (2, 128)
 WIDTH = (48, 720)

@@ -72,7 +72,7 @@ def measure(training: Training, folder: Path, *, rounds: int, block: int) -> dic
             _run(training, Way(), steps=BETWEEN)
         rows = recording.stats.full_rows
     recording.close()
-    shown = {name: _slowdown(way, ways[NOTHING], block) for name, way in ways.items()}
+    shown = {name: _slowdown(way, ways[NOTHING]) for name, way in ways.items()}
     return {"block": block, "rounds": rounds, "full_rows": rows, "ways": shown, "absent": absent}
 
 
@@ -98,7 +98,7 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _slowdown(way: Way, nothing: Way, block: int) -> dict[str, Any]:
+def _slowdown(way: Way, nothing: Way) -> dict[str, Any]:
     """Of the time of all blocks, and of their steps' medians; percent."""
     ratios = sorted(took / nothing.blocks[turn] for turn, took in way.blocks.items())
     total = sum(way.blocks.values()) / sum(nothing.blocks[turn] for turn in way.blocks)
