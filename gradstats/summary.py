@@ -9,9 +9,8 @@ Every estimator, distance and plot then takes time that does not depend on the n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -96,10 +95,11 @@ class Summary:
     total_sq: float
     max_abs: float
     fraction: float = 1.0
-    grid: Grid = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", GRIDS[getattr(torch, self.dtype)])
+    @cached_property
+    def grid(self) -> Grid:
+        """The bins of the dtype."""
+        return GRIDS[getattr(torch, self.dtype)]
 
     @property
     def nonfinite(self) -> int:
@@ -200,7 +200,7 @@ class Summary:
             counts = np.zeros(len(bins), np.int64)
             for part in (self, other):
                 counts[np.searchsorted(bins, part.bins)] += getattr(part, sign)
-            joint[sign] = _narrow(counts)
+            joint[sign] = narrow(counts)
         joint |= {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
         joint["max_abs"] = max(self.max_abs, other.max_abs)
         return replace(self, **joint)
@@ -210,9 +210,7 @@ class Summary:
         if not isinstance(other, Summary):
             return NotImplemented
         return all(
-            np.array_equal(getattr(self, f.name), getattr(other, f.name))
-            for f in fields(self)
-            if f.init
+            np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -258,7 +256,11 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
     numel = grad.numel()
     if grad.layout is not torch.strided:
         grad = grad.to_sparse_coo().coalesce().values()  # type: ignore[no-untyped-call]
-    return _summary(_in_memory_order(grad), numel, fraction)
+    present = _in_memory_order(grad)
+    tally = kernels.count(present)
+    absent = numel - len(present)
+    tally = tally._replace(positive_zeros=tally.positive_zeros + absent)
+    return _summary(tally, GRIDS[grad.dtype].name, numel, fraction)
 
 
 def summarize_segments(
@@ -285,35 +287,28 @@ def summarize_segments(
     grad = _as_tensor(flat)
     if grad.dim() != 1:
         raise ValueError(f"flat must have one dimension, got shape {tuple(grad.shape)}")
-    ends = [int(offset) for offset in offsets]
-    rising = all(start <= end for start, end in pairwise(ends))
-    if not ends or not rising or (ends[0], ends[-1]) != (0, grad.numel()):
-        shown = f"{ends[:3]} … {ends[-1:]}" if len(ends) > 4 else ends
+    ends = np.array([int(offset) for offset in offsets], np.int64)
+    sizes = np.diff(ends)
+    if not len(ends) or (sizes < 0).any() or (ends[0], ends[-1]) != (0, grad.numel()):
+        every = ends.tolist()
+        shown = f"{every[:3]} … {every[-1:]}" if len(every) > 4 else every
         raise ValueError(f"offsets must rise from 0 to {grad.numel()}, got {shown}")
-    grad = grad.contiguous()
-    return [_summary(grad[start:end], end - start, fraction) for start, end in pairwise(ends)]
+    tallies = kernels.count_segments(grad.contiguous(), ends)
+    name = GRIDS[grad.dtype].name
+    return [
+        _summary(tally, name, numel, fraction)
+        for tally, numel in zip(tallies, sizes.tolist(), strict=True)
+    ]
 
 
-def _summary(flat: Tensor, numel: int, fraction: float) -> Summary:
-    """Of contiguous elements; those of `numel` that are not among them are zeros."""
-    tally, grid = kernels.count(flat), GRIDS[flat.dtype]
-    key_bins, negative_key = tally.keys & (grid.bins - 1), tally.keys >= grid.bins
-    counts = tally.counts.copy()
-    counts[(key_bins == 0) & ~negative_key] -= tally.positive_zeros
-    counts[(key_bins == 0) & negative_key] -= tally.negative_zeros
-    there = (key_bins < grid.first_nonfinite) & (counts > 0)
-    bins = np.sort(key_bins[there])
-    bins = bins[np.append(True, bins[1:] != bins[:-1])[: len(bins)]]
-    signed = np.zeros((2, len(bins)), np.int64)
-    places = np.searchsorted(bins, key_bins[there])
-    signed[negative_key[there].astype(np.int64), places] = counts[there]
+def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
     return Summary(
-        dtype=grid.name,
-        bins=_narrow(bins),
-        positive=_narrow(signed[0]),
-        negative=_narrow(signed[1]),
+        dtype=dtype,
+        bins=narrow(tally.bins),
+        positive=narrow(tally.positive, numel),
+        negative=narrow(tally.negative, numel),
         n=numel,
-        zeros=tally.positive_zeros + tally.negative_zeros + numel - flat.numel(),
+        zeros=tally.positive_zeros + tally.negative_zeros,
         nan=tally.nan,
         positive_inf=tally.positive_inf,
         negative_inf=tally.negative_inf,
@@ -325,9 +320,14 @@ def _summary(flat: Tensor, numel: int, fraction: float) -> Summary:
     )
 
 
-def _narrow(counts: Counts) -> Counts:
-    """In the narrowest unsigned dtype: thousands of Summaries are held at a time."""
-    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+def narrow(counts: Counts, bound: int | None = None) -> Counts:
+    """In the narrowest unsigned dtype: thousands of Summaries are held at a time.
+
+    A small `bound` on the counts saves looking for the largest of them.
+    """
+    if bound is None or bound > 255:
+        bound = int(counts.max(initial=0))
+    return counts.astype(np.min_scalar_type(bound))
 
 
 def _in_memory_order(grad: Tensor) -> Tensor:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.grid import GRIDS
-from gradstats.summary import SUMMED, Summary
+from gradstats.summary import SUMMED, Summary, narrow
 
 VERSION = 1
 _HEAD = struct.Struct("<BI")  # version, number of Summaries
 _FIXED = struct.Struct("<4B I 5q 5d")
 _NAMES = tuple(grid.name for grid in GRIDS.values())
 _WIDTHS = (1, 2, 4, 8)
+_numbers = attrgetter(*SUMMED, "max_abs", "fraction")
 
 
 def to_bytes(summaries: Iterable[Summary]) -> bytes:
@@ -51,12 +53,17 @@ def from_bytes(data: bytes) -> list[Summary]:
 
 
 def _encoded(summary: Summary) -> bytes:
-    steps: NDArray[np.int64] = np.diff(summary.bins.astype(np.int64), prepend=0)  # type: ignore[assignment]
-    columns = [_narrow(each) for each in (steps, summary.positive, summary.negative)]
-    numbers = [getattr(summary, name) for name in (*SUMMED, "max_abs", "fraction")]
+    steps = summary.bins.copy()
+    steps[1:] -= summary.bins[:-1]
+    columns = [
+        # nothing is narrower than a byte
+        column if column.itemsize == 1 else narrow(column)
+        for column in (steps, summary.positive, summary.negative)
+    ]
     widths = [column.itemsize for column in columns]
-    head = _FIXED.pack(_NAMES.index(summary.dtype), *widths, len(summary.bins), *numbers)
-    return head + b"".join(column.tobytes() for column in columns)
+    place = _NAMES.index(summary.dtype)
+    head = _FIXED.pack(place, *widths, len(summary.bins), *_numbers(summary))
+    return head + b"".join([column.tobytes() for column in columns])
 
 
 def _decoded(data: bytes, place: int) -> tuple[Summary, int]:
@@ -73,9 +80,9 @@ def _decoded(data: bytes, place: int) -> tuple[Summary, int]:
     steps, positive, negative = columns
     summary = Summary(
         dtype=_NAMES[dtype],
-        bins=_narrow(steps.cumsum()),
-        positive=_narrow(positive),
-        negative=_narrow(negative),
+        bins=narrow(steps.cumsum()),
+        positive=narrow(positive),
+        negative=narrow(negative),
         n=n,
         zeros=zeros,
         nan=nan,
@@ -88,7 +95,3 @@ def _decoded(data: bytes, place: int) -> tuple[Summary, int]:
         fraction=fraction,
     )
     return summary, place
-
-
-def _narrow(counts: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
-    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))

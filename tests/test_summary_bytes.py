@@ -1,7 +1,9 @@
 """Summaries survive as bytes, and bytes that are none are refused."""
 
 from contextlib import suppress
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +29,18 @@ def test_summaries_come_back_to_the_bit():
     summaries = [summarize(grad, fraction=0.25) for grad in gradients()]
     assert from_bytes(to_bytes(summaries)) == summaries
     assert from_bytes(to_bytes([])) == []
+
+
+def test_columns_are_as_narrow_as_their_largest_number():
+    """By the widths that each Summary's head begins with, after the dtype."""
+    steps = [torch.tensor([2.0**-3, 2.0**power]) for power in (-2, -1, 60)]  # 128, 256, 8064 bins
+    for grad, first in zip(steps, (2, 2, 2), strict=True):
+        data = to_bytes([summarize(grad)])
+        assert list(data[6:9]) == [first, 1, 1]
+    summary = summarize(torch.cat([torch.full((300,), 2.0), torch.full((70_000,), -2.0)]))
+    assert list(to_bytes([summary])[6:9]) == [2, 2, 4]
+    wide = replace(summary, positive=summary.positive.astype(np.int64))
+    assert to_bytes([wide]) == to_bytes([summary])
 
 
 def test_a_summary_takes_a_few_kilobytes():

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import gradstats
-from gradstats.kernels import cpu
+from gradstats.kernels import cpu, cpu_loops
 from gradstats.summary import summarize, summarize_segments
 
 
@@ -44,7 +44,7 @@ def count_alone(grad: torch.Tensor) -> int:
     def work(chunks: Iterator[slice]) -> np.ndarray:
         counts = cpu._tables(1 << 16)
         for chunk in chunks:
-            cpu._count_heads(heads[chunk], np.uint16(0), counts)
+            cpu_loops.count_heads(heads[chunk], np.uint16(0), counts)
         return counts
 
     return int(cpu._added(cpu._in_threads(work, len(heads))).sum())

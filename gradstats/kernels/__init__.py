@@ -1,20 +1,24 @@
 """The few loops that run at memory speed.
 
 The same functions stand in `eager` (torch, any device: the readable definition), in `cpu` (numba)
-and in `cuda` (triton); `count` and `select` pick by device. All return identical counts and
-identical selected sets.
+and in `cuda` (triton); those here pick by device. All return identical counts and identical
+selected sets.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels import eager
 from gradstats.kernels.grid import Tally
 
-__all__ = ["Tally", "count", "select"]
+__all__ = ["Tally", "count", "count_segments", "select"]
 
 HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
@@ -35,6 +39,20 @@ def count(values: Tensor) -> Tally:
 
         return cuda.count(values)
     return eager.count(values)
+
+
+def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
+    """Count each segment of a vector as `count` would, short ones at little more than their share.
+
+    Args:
+        values: as in `count`.
+        ends: `[segments + 1]`, from 0 to n: segment i is `values[ends[i] : ends[i + 1]]`.
+    """
+    if HAVE_NUMBA and values.device.type == "cpu":
+        from gradstats.kernels import cpu
+
+        return cpu.count_segments(values, ends)
+    return (count(values[start:end]) for start, end in pairwise(ends.tolist()))
 
 
 def select(values: Tensor, threshold: float) -> Tensor:

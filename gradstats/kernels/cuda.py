@@ -13,8 +13,8 @@ from gradstats.kernels.grid import (
     INTEGERS,
     Grid,
     Tally,
+    occupied,
     round_down,
-    sparse,
     tally_16_bit,
 )
 
@@ -126,12 +126,12 @@ def count(values: Tensor) -> Tally:
         )
     found, every = counts.cpu().numpy(), sums.cpu().numpy()
     nan, infinite, negative_infinite, zeros, negative_zeros = found[keys:].tolist()
-    found[[0, keys // 2]] += [zeros, negative_zeros]
     if not wide:
+        found[[0, keys // 2]] += [zeros, negative_zeros]
         return tally_16_bit(found[:keys], values.dtype)
     total, total_abs, total_sq = (float(column.sum()) for column in every.T[:3])
     return Tally(
-        *sparse(found[:keys]),
+        *occupied(found[:keys], grid),
         positive_zeros=zeros,
         negative_zeros=negative_zeros,
         nan=nan,

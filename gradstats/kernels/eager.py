@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, Tally, _pattern, round_down, sparse, tally_16_bit
+from gradstats.kernels.grid import GRIDS, Tally, _pattern, occupied, round_down, tally_16_bit
 
 BLOCK = 1 << 20  # elements whose float64 copies are alive at one time
 
@@ -26,11 +26,12 @@ def count(values: Tensor) -> Tally:
     finite_sums = [_finite_sums(block) for block in torch.split(values, BLOCK)]
     sums = torch.stack(finite_sums).cpu().numpy() if finite_sums else np.zeros((0, 4))
     negative_zeros = int((zero & torch.signbit(values)).sum())
-    keys_there, occupied = sparse(counts.cpu().numpy())
+    positive_zeros = int(zero.sum()) - negative_zeros
+    counts[0] -= positive_zeros
+    counts[grid.bins] -= negative_zeros
     return Tally(
-        keys=keys_there,
-        counts=occupied,
-        positive_zeros=int(zero.sum()) - negative_zeros,
+        *occupied(counts.cpu().numpy(), grid),
+        positive_zeros=positive_zeros,
         negative_zeros=negative_zeros,
         nan=int(values.isnan().sum()),
         positive_inf=int(values.isposinf().sum()),

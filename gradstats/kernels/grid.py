@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +25,14 @@ INFINITY = {  # bit patterns
 class Tally(NamedTuple):
     """What one pass over a vector counts.
 
-    `counts[i]` elements have the leading bits `keys[i]`: the sign, then the magnitude bin; keys
-    rise, and no count is zero. Zeros and non-finite elements are among them; the sums and
-    `max_abs` run over finite elements alone.
+    `positive[i]` and `negative[i]` elements lie in the magnitude bin `bins[i]`; bins rise, and
+    none is empty. These, the sums and `max_abs` run over finite elements alone, and zeros are
+    counted apart.
     """
 
-    keys: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    bins: NDArray[np.integer]
+    positive: NDArray[np.integer]
+    negative: NDArray[np.integer]
     positive_zeros: int
     negative_zeros: int
     nan: int
@@ -108,30 +110,56 @@ def round_down(threshold: float, dtype: torch.dtype) -> float:
     return float(rounded.item())
 
 
-def sparse(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The keys of a table of counts that are not zero, and their counts."""
-    keys = np.flatnonzero(table)
-    return keys, table[keys]
+def occupied(
+    table: NDArray[np.int64], grid: Grid
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Bins that hold a finite element, and the elements of either sign in each.
+
+    Args:
+        table: `[2 * bins]`, counts by sign and bin, zeros not among them.
+        grid: of the bins.
+    """
+    positive, negative = table.reshape(2, -1)[:, : grid.first_nonfinite]
+    bins = np.flatnonzero(positive | negative)
+    return bins, positive[bins], negative[bins]
+
+
+@cache
+def values_16_bit(dtype: torch.dtype) -> NDArray[np.float64]:
+    """The 65,536 values of a 16-bit dtype in the order of their patterns."""
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    return np.asarray(patterns.view(dtype).to(torch.float64).numpy())
+
+
+def sums_16_bit(
+    values: NDArray[np.float64], counts: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Sums of x, |x| and x² over values that occur `counts` times; every product is exact."""
+    return (
+        float(counts @ values),
+        float(counts @ np.abs(values)),
+        float(counts @ values**2),
+    )
 
 
 def tally_16_bit(patterns: NDArray[np.int64], dtype: torch.dtype) -> Tally:
-    """The tally of a 16-bit dtype from the counts of its 65,536 values; every sum is exact."""
-    grid = GRIDS[dtype]
-    values = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
-    values64 = values.to(torch.float64).numpy()
-    finite = np.isfinite(values64) & (patterns > 0)
-    counts, present = patterns[finite].astype(np.float64), values64[finite]
-    keys, occupied = sparse(patterns.reshape(-1, 1 << grid.shift).sum(axis=1))
+    """The tally of a 16-bit dtype from the counts of its 65,536 values."""
+    grid, keys = GRIDS[dtype], np.flatnonzero(patterns)
+    counts, values = patterns[keys], values_16_bit(dtype)[keys]
+    finite = np.isfinite(values)
+    total, total_abs, total_sq = sums_16_bit(values[finite], counts[finite].astype(np.float64))
+    zeros = patterns[[0, 1 << 15]]
+    table = patterns.reshape(-1, 1 << grid.shift).sum(axis=1)
+    table[[0, grid.bins]] -= zeros
     return Tally(
-        keys=keys,
-        counts=occupied,
-        positive_zeros=int(patterns[0]),
-        negative_zeros=int(patterns[1 << 15]),
-        nan=int(patterns[np.isnan(values64)].sum()),
-        positive_inf=int(patterns[values64 == np.inf].sum()),
-        negative_inf=int(patterns[values64 == -np.inf].sum()),
-        total=float(counts @ present),
-        total_abs=float(counts @ np.abs(present)),
-        total_sq=float(counts @ present**2),
-        max_abs=float(np.abs(present).max(initial=0.0)),
+        *occupied(table, grid),
+        positive_zeros=int(zeros[0]),
+        negative_zeros=int(zeros[1]),
+        nan=int(counts[np.isnan(values)].sum()),
+        positive_inf=int(counts[values == np.inf].sum()),
+        negative_inf=int(counts[values == -np.inf].sum()),
+        total=total,
+        total_abs=total_abs,
+        total_sq=total_sq,
+        max_abs=float(np.abs(values[finite]).max(initial=0.0)),
     )

@@ -1,0 +1,377 @@
+"""The loops that count and sum for `cpu`, compiled by numba.
+
+`parallel=True` is not used: such kernels called from two threads can abort the process. They stand
+in one file because numba compiles a cached function again when its own file changes, and not when
+that of a function it calls does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1 << 14  # elements: a float32 block and its bins stay in the second-level cache
+PAGE = 64  # keys that are passed over together where all are empty
+PADDING = 80  # entries between tables: keys a multiple of 4 kB apart would wait for each other
+
+jit: Callable[..., Any] = numba.njit(nogil=True, cache=True, boundscheck=False)
+# Sums may be reordered into vector lanes (the lanes are the same whatever the thread), NaN and inf
+# stay honest.
+jit_sums: Callable[..., Any] = numba.njit(
+    nogil=True, cache=True, boundscheck=False, fastmath={"reassoc", "contract"}
+)
+
+
+@jit
+def count_heads(heads: NDArray[Any], shift: int, counts: NDArray[Any]) -> None:
+    """Count the keys of a vector."""
+    one, two = counts[0], counts[-1]
+    whole = heads.size - heads.size % 2
+    for i in range(0, whole, 2):
+        one[heads[i] >> shift] += 1
+        two[heads[i + 1] >> shift] += 1
+    for i in range(whole, heads.size):
+        one[heads[i] >> shift] += 1
+
+
+@jit
+def count_nonzero(
+    heads: NDArray[Any], shift: int, patterns: NDArray[Any], magnitude: int, counts: NDArray[Any]
+) -> None:
+    """Count the keys of what is not 0."""
+    # Among many zeros, skipping them costs less than their turns in the table.
+    for i in range(patterns.size):
+        if patterns[i] & magnitude:
+            counts[0, heads[i] >> shift] += 1
+
+
+@jit_sums
+def sum_block(values: NDArray[Any]) -> tuple[float, float, float]:
+    """Sum x, |x| and x²."""
+    total = 0.0
+    total_abs = 0.0
+    total_sq = 0.0
+    for i in range(values.size):
+        x = np.float64(values[i])
+        total += x
+        total_abs += abs(x)
+        total_sq += x * x
+    return total, total_abs, total_sq
+
+
+@jit
+def extremes(patterns: NDArray[Any], magnitude: int) -> tuple[int, int]:
+    """The largest magnitude, and how many are 0."""
+    # As integers: a maximum of floats, in which a NaN has its say, is not put into vector lanes.
+    # Every step is cast back to their width, which numba would double, halving the lanes.
+    width = patterns.dtype.type
+    largest = width(0)
+    zeros = width(0)
+    for i in range(patterns.size):
+        bits = width(patterns[i] & magnitude)
+        largest = max(largest, bits)
+        zeros = width(zeros + width(bits == width(0)))
+    return largest, zeros
+
+
+@jit
+def count_value(patterns: NDArray[Any], value: int) -> int:
+    """Count one pattern."""
+    width = patterns.dtype.type
+    found = width(0)
+    for i in range(patterns.size):
+        found = width(found + width(patterns[i] == value))
+    return int(found)
+
+
+@jit
+def sum_finite(values: NDArray[Any]) -> tuple[float, float, float, float]:
+    """Sum x, |x| and x² of finite values; the largest of them too."""
+    total = 0.0
+    total_abs = 0.0
+    total_sq = 0.0
+    largest = 0.0
+    for i in range(values.size):
+        x = np.float64(values[i])
+        if np.isfinite(x):
+            total += x
+            total_abs += abs(x)
+            total_sq += x * x
+            largest = max(largest, abs(x))
+    return total, total_abs, total_sq, largest
+
+
+@jit
+def sum_range(
+    patterns: NDArray[Any],
+    values: NDArray[Any],
+    magnitude: int,
+    sums: NDArray[Any],
+    largest: NDArray[Any],
+    zeros: NDArray[Any],
+) -> None:
+    """Sum every block of a vector; its largest magnitude and its zeros too."""
+    for block in range(sums.shape[0]):
+        part = values[block * BLOCK : (block + 1) * BLOCK]
+        bits = patterns[block * BLOCK : (block + 1) * BLOCK]
+        top, either = extremes(bits, magnitude)
+        if either:
+            positive = count_value(bits, bits.dtype.type(0))
+            zeros[block, 0] = positive
+            zeros[block, 1] = either - positive
+        if not top:
+            continue
+        total, total_abs, total_sq = sum_block(part)
+        if np.isfinite(total_abs):
+            largest[block] = top
+        else:
+            total, total_abs, total_sq, sums[block, 3] = sum_finite(part)
+        sums[block, 0] = total
+        sums[block, 1] = total_abs
+        sums[block, 2] = total_sq
+
+
+@jit
+def count_range(
+    patterns: NDArray[Any],
+    values: NDArray[Any],
+    heads: NDArray[Any],
+    shift: int,
+    magnitude: int,
+    counts: NDArray[Any],
+    sums: NDArray[Any],
+    largest: NDArray[Any],
+    zeros: NDArray[Any],
+) -> None:
+    """As `sum_range`, and count the keys."""
+    negative_zero = (counts.shape[1] - PADDING) // 2
+    for block in range(sums.shape[0]):
+        here = slice(block * BLOCK, (block + 1) * BLOCK)
+        one = slice(block, block + 1)
+        sum_range(patterns[here], values[here], magnitude, sums[one], largest[one], zeros[one])
+        positive, negative = zeros[block]
+        if 2 * (positive + negative) < patterns[here].size:
+            count_heads(heads[here], shift, counts)
+            continue
+        counts[0, 0] += positive
+        counts[0, negative_zero] += negative
+        if positive + negative < patterns[here].size:
+            count_nonzero(heads[here], shift, patterns[here], magnitude, counts)
+
+
+class Keys(NamedTuple):
+    """Which place of a table of counts a pattern has.
+
+    Attributes:
+        magnitude: mask of a pattern without its sign.
+        infinity: pattern; larger magnitudes are NaN.
+        shift: bits of a pattern below its key.
+        fold: bits of a key below its bin.
+        half: the first key of negative values.
+    """
+
+    magnitude: Any
+    infinity: Any
+    shift: int
+    fold: int
+    half: int
+
+
+class Segments(NamedTuple):
+    """What is found in the segments of a vector.
+
+    Attributes:
+        specials: `[segments, 5]`, zeros, negative zeros, NaN, inf, -inf.
+        largest: `[segments]`, the largest finite magnitude of 16-bit values, as a pattern.
+        rows: `[3, …]`, bins and the elements of either sign in each; segment i has the columns
+            from `row_ends[i]` to `row_ends[i + 1]`.
+        listed: `[2, …]`, patterns of 16-bit values and their counts, in like manner.
+    """
+
+    specials: NDArray[np.int64]
+    largest: NDArray[Any]
+    rows: NDArray[np.int32]
+    row_ends: NDArray[np.int64]
+    listed: NDArray[np.int32]
+    listed_ends: NDArray[np.int64]
+
+
+@jit
+def tally_wide(
+    patterns: NDArray[Any],
+    values: NDArray[Any],
+    heads: NDArray[Any],
+    head_shift: int,
+    ends: NDArray[np.int64],
+    keys: Keys,
+    counts: NDArray[Any],
+    blocks: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    found: Segments,
+) -> None:
+    """Count and sum segments of 32- or 64-bit values.
+
+    A table of counts serves them all. It is empty before and after each, and only its keys between
+    the least and the largest magnitude are read, so that a short segment costs little.
+    """
+    sums, largest, zeros = blocks
+    first = 0
+    for i in range(ends.size - 1):
+        here = slice(ends[i], ends[i + 1])
+        bits, special = patterns[here], found.specials[i]
+        last = first + (bits.size + BLOCK - 1) // BLOCK
+        count_range(
+            bits,
+            values[here],
+            heads[here],
+            head_shift,
+            keys.magnitude,
+            counts,
+            sums[first:last],
+            largest[first:last],
+            zeros[first:last],
+        )
+        for block in range(first, last):
+            special[0] += zeros[block, 0]
+            special[1] += zeros[block, 1]
+        low, high = span(bits, keys.magnitude)
+        if high >= np.int64(keys.infinity):
+            count_nonfinite(bits, keys, special)
+        low, high = low >> keys.shift, high >> keys.shift
+        join_tables(counts, keys, low, high)
+        counts[0, 0] -= special[0]
+        counts[0, keys.half] -= special[1]
+        place = found.row_ends[i]
+        found.row_ends[i + 1] = take_rows(counts[0], keys, low, high, found.rows, place)
+        first = last
+
+
+@jit
+def tally_16_bit(
+    patterns: NDArray[np.uint16],
+    ends: NDArray[np.int64],
+    keys: Keys,
+    counts: NDArray[Any],
+    found: Segments,
+) -> None:
+    """Count segments of 16-bit values, as `tally_wide` does."""
+    table = counts[0]
+    for i in range(ends.size - 1):
+        bits, special = patterns[ends[i] : ends[i + 1]], found.specials[i]
+        low, high = span(bits, keys.magnitude)
+        count_heads(bits, np.uint16(0), counts)
+        join_tables(counts, keys, low, high)
+        special[0], special[1] = table[0], table[keys.half]
+        place = found.listed_ends[i]
+        found.listed_ends[i + 1] = take_list(table, keys, low, high, found.listed, place)
+        found.largest[i] = high
+        if high >= np.int64(keys.infinity):
+            found.largest[i] = count_nonfinite(bits, keys, special)
+        place = found.row_ends[i]
+        found.row_ends[i + 1] = take_rows(table, keys, low, high, found.rows, place)
+
+
+@jit
+def span(patterns: NDArray[Any], magnitude: int) -> tuple[np.int64, np.int64]:
+    """The least magnitude that is not 0, and the largest: the first is more if all are 0."""
+    width = patterns.dtype.type
+    low = width(magnitude)
+    high = width(0)
+    for i in range(patterns.size):
+        bits = width(patterns[i] & magnitude)
+        high = max(high, bits)
+        low = min(low, width(bits - width(1)))  # 0 turns into the largest integer
+    return np.int64(low) + 1, np.int64(high)
+
+
+@jit
+def count_nonfinite(patterns: NDArray[Any], keys: Keys, special: NDArray[np.int64]) -> np.int64:
+    """Count NaN, inf and -inf; return the largest finite magnitude."""
+    largest = np.int64(0)
+    for i in range(patterns.size):
+        bits = patterns[i] & keys.magnitude
+        if bits > keys.infinity:
+            special[2] += 1
+        elif bits < keys.infinity:
+            largest = max(largest, np.int64(bits))
+        elif patterns[i] == bits:
+            special[3] += 1
+        else:
+            special[4] += 1
+    return largest
+
+
+@jit
+def join_tables(counts: NDArray[Any], keys: Keys, low: int, high: int) -> None:
+    """Move what the second table has, at 0 and from low to high, into the first."""
+    if counts.shape[0] == 1:
+        return
+    one, two = counts[0], counts[-1]
+    for start in (0, keys.half):
+        one[start] += two[start]
+        two[start] = 0
+        for page in range(start + low // PAGE * PAGE, start + high + 1, PAGE):
+            if not empty(two[page : page + PAGE]):
+                for key in range(page, page + PAGE):
+                    one[key] += two[key]
+                    two[key] = 0
+
+
+@jit
+def empty(part: NDArray[Any]) -> bool:
+    """Whether all counts are 0."""
+    width = part.dtype.type
+    found = width(0)
+    for i in range(part.size):
+        found = width(found | part[i])
+    return bool(found == width(0))
+
+
+@jit
+def take_list(
+    table: NDArray[Any], keys: Keys, low: int, high: int, listed: NDArray[Any], place: int
+) -> int:
+    """List the keys from low to high and their counts; zeros, the first, leave the table."""
+    for start in (0, keys.half):
+        if table[start]:
+            listed[0, place] = start
+            listed[1, place] = table[start]
+            table[start] = 0
+            place += 1
+        for page in range(start + low // PAGE * PAGE, start + high + 1, PAGE):
+            if empty(table[page : page + PAGE]):
+                continue
+            for key in range(page, page + PAGE):
+                if table[key]:
+                    listed[0, place] = key
+                    listed[1, place] = table[key]
+                    place += 1
+    return place
+
+
+@jit
+def take_rows(
+    table: NDArray[Any], keys: Keys, low: int, high: int, rows: NDArray[Any], place: int
+) -> int:
+    """Move the keys from low to high out of a table; the bins of finite ones become rows."""
+    first_nonfinite = np.int64(keys.infinity) >> (keys.shift + keys.fold)
+    negatives = table[keys.half :]
+    for page in range(low // PAGE * PAGE, high + 1, PAGE):
+        if empty(table[page : page + PAGE]) and empty(negatives[page : page + PAGE]):
+            continue
+        for first in range(page, page + PAGE, 1 << keys.fold):
+            positive = negative = 0
+            for key in range(first, first + (1 << keys.fold)):
+                positive += table[key]
+                negative += negatives[key]
+            if positive | negative and first >> keys.fold < first_nonfinite:
+                rows[0, place] = first >> keys.fold
+                rows[1, place] = positive
+                rows[2, place] = negative
+                place += 1
+        table[page : page + PAGE] = 0
+        negatives[page : page + PAGE] = 0
+    return place
