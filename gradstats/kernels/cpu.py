@@ -194,7 +194,7 @@ def _put_largest(sums: NDArray[np.float64], largest: NDArray[Any]) -> None:
     sums[:, 3] = np.maximum(sums[:, 3], floats)
 
 
-def _combined(sums: NDArray[np.float64]) -> tuple[float, float, float, float]:
+def _combined(sums: NDArray[np.float64]) -> Sequence[float]:
     total, total_abs, total_sq = (float(column.sum()) for column in sums.T[:3])
     return total, total_abs, total_sq, float(sums[:, 3].max(initial=0.0))
 
