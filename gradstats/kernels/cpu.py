@@ -24,6 +24,7 @@ from gradstats.kernels.grid import (
     Grid,
     Tally,
     round_down,
+    sparse,
     sums_16_bit,
     tally_16_bit,
     values_16_bit,
@@ -73,7 +74,7 @@ def count(values: Tensor) -> Tally:
         return _tally_run(values, np.array([0, len(values)]))[0]
     grid, patterns = GRIDS[values.dtype], _patterns(values)
     if grid.bits == 16:
-        return tally_16_bit(_count_patterns(patterns), values.dtype)
+        return tally_16_bit(*sparse(_count_patterns(patterns)), values.dtype)
     array, keys = values.numpy(), _keys(grid)
 
     def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int32], dict[int, Any]]:

@@ -13,8 +13,9 @@ from gradstats.kernels.grid import (
     INTEGERS,
     Grid,
     Tally,
-    occupied,
     round_down,
+    rows,
+    sparse,
     tally_16_bit,
 )
 
@@ -128,10 +129,10 @@ def count(values: Tensor) -> Tally:
     nan, infinite, negative_infinite, zeros, negative_zeros = found[keys:].tolist()
     if not wide:
         found[[0, keys // 2]] += [zeros, negative_zeros]
-        return tally_16_bit(found[:keys], values.dtype)
+        return tally_16_bit(*sparse(found[:keys]), values.dtype)
     total, total_abs, total_sq = (float(column.sum()) for column in every.T[:3])
     return Tally(
-        *occupied(found[:keys], grid),
+        *rows(*sparse(found[:keys]), grid),
         positive_zeros=zeros,
         negative_zeros=negative_zeros,
         nan=nan,

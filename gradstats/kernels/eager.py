@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, Tally, _pattern, occupied, round_down, tally_16_bit
+from gradstats.kernels.grid import GRIDS, Tally, _pattern, round_down, rows, sparse, tally_16_bit
 
 BLOCK = 1 << 20  # elements whose float64 copies are alive at one time
 
@@ -14,23 +15,18 @@ BLOCK = 1 << 20  # elements whose float64 copies are alive at one time
 def count(values: Tensor) -> Tally:
     """See `gradstats.kernels.count`."""
     grid = GRIDS[values.dtype]
-    narrow = values.dtype.itemsize == 2
-    keys = 1 << (grid.bits - (0 if narrow else grid.shift))
-    counts = torch.zeros(keys, dtype=torch.int64, device=values.device)
-    for block in torch.split(values, BLOCK):
-        patterns = _pattern(block).to(torch.int64) >> (0 if narrow else grid.shift)
-        counts += torch.bincount(patterns & (keys - 1), minlength=keys)
-    if narrow:
-        return tally_16_bit(counts.cpu().numpy(), values.dtype)
+    if grid.bits == 16:
+        return tally_16_bit(*_counted(values, 0), values.dtype)
+    keys, counts = _counted(values, grid.shift)
     zero = values == 0
     finite_sums = [_finite_sums(block) for block in torch.split(values, BLOCK)]
     sums = torch.stack(finite_sums).cpu().numpy() if finite_sums else np.zeros((0, 4))
     negative_zeros = int((zero & torch.signbit(values)).sum())
     positive_zeros = int(zero.sum()) - negative_zeros
-    counts[0] -= positive_zeros
-    counts[grid.bins] -= negative_zeros
+    counts[keys == 0] -= positive_zeros
+    counts[keys == grid.bins] -= negative_zeros
     return Tally(
-        *occupied(counts.cpu().numpy(), grid),
+        *rows(keys, counts, grid),
         positive_zeros=positive_zeros,
         negative_zeros=negative_zeros,
         nan=int(values.isnan().sum()),
@@ -41,6 +37,22 @@ def count(values: Tensor) -> Tally:
         total_sq=float(sums[:, 2].sum()),
         max_abs=float(sums[:, 3].max(initial=0.0)),
     )
+
+
+def _counted(values: Tensor, shift: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The leading bits that there are, rising, and how many values have them."""
+    size = 1 << (8 * values.dtype.itemsize - shift)
+    keys = (
+        (_pattern(block).to(torch.int64) >> shift) & (size - 1)
+        for block in torch.split(values, BLOCK)
+    )
+    if 8 * len(values) < size:  # sorting them is cheaper than a table
+        found = torch.unique(next(keys), return_counts=True)
+        return found[0].cpu().numpy(), found[1].cpu().numpy()
+    counts = torch.zeros(size, dtype=torch.int64, device=values.device)
+    for block in keys:
+        counts += torch.bincount(block, minlength=size)
+    return sparse(counts.cpu().numpy())
 
 
 def _finite_sums(block: Tensor) -> Tensor:

@@ -110,18 +110,30 @@ def round_down(threshold: float, dtype: torch.dtype) -> float:
     return float(rounded.item())
 
 
-def occupied(
-    table: NDArray[np.int64], grid: Grid
+def sparse(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The keys of a table of counts that are not zero, and their counts."""
+    keys = np.flatnonzero(table)
+    return keys, table[keys]
+
+
+def rows(
+    keys: NDArray[np.int64], counts: NDArray[np.int64], grid: Grid
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Bins that hold a finite element, and the elements of either sign in each.
 
     Args:
-        table: `[2 * bins]`, counts by sign and bin, zeros not among them.
+        keys: `[m]`, sign and bin, rising; they may repeat.
+        counts: `[m]`, elements of each key, zeros not among them.
         grid: of the bins.
     """
-    positive, negative = table.reshape(2, -1)[:, : grid.first_nonfinite]
-    bins = np.flatnonzero(positive | negative)
-    return bins, positive[bins], negative[bins]
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    keys, counts = keys[first], np.add.reduceat(counts, first)
+    there = (counts > 0) & (keys & (grid.bins - 1) < grid.first_nonfinite)
+    signs, of_key = np.divmod(keys[there], grid.bins)
+    bins = np.unique(of_key)
+    signed = np.zeros((2, len(bins)), np.int64)
+    signed[signs, np.searchsorted(bins, of_key)] = counts[there]
+    return bins, signed[0], signed[1]
 
 
 @cache
@@ -142,19 +154,17 @@ def sums_16_bit(
     )
 
 
-def tally_16_bit(patterns: NDArray[np.int64], dtype: torch.dtype) -> Tally:
-    """The tally of a 16-bit dtype from the counts of its 65,536 values."""
-    grid, keys = GRIDS[dtype], np.flatnonzero(patterns)
-    counts, values = patterns[keys], values_16_bit(dtype)[keys]
+def tally_16_bit(
+    patterns: NDArray[np.int64], counts: NDArray[np.int64], dtype: torch.dtype
+) -> Tally:
+    """The tally of a 16-bit dtype from the patterns there are, rising, and their counts."""
+    grid, values = GRIDS[dtype], values_16_bit(dtype)[patterns]
     finite = np.isfinite(values)
     total, total_abs, total_sq = sums_16_bit(values[finite], counts[finite].astype(np.float64))
-    zeros = patterns[[0, 1 << 15]]
-    table = patterns.reshape(-1, 1 << grid.shift).sum(axis=1)
-    table[[0, grid.bins]] -= zeros
     return Tally(
-        *occupied(table, grid),
-        positive_zeros=int(zeros[0]),
-        negative_zeros=int(zeros[1]),
+        *rows(patterns >> grid.shift, np.where(values == 0, 0, counts), grid),
+        positive_zeros=int(counts[patterns == 0].sum()),
+        negative_zeros=int(counts[patterns == 1 << 15].sum()),
         nan=int(counts[np.isnan(values)].sum()),
         positive_inf=int(counts[values == np.inf].sum()),
         negative_inf=int(counts[values == -np.inf].sum()),
