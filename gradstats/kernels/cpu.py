@@ -115,7 +115,7 @@ def _tally_run(values: Tensor, ends: NDArray[np.int64]) -> list[Tally]:
         largest=np.zeros(len(sizes), patterns.dtype),
         rows=np.empty((3, int(np.minimum(sizes, grid.first_nonfinite).sum())), np.int32),
         row_ends=np.zeros(len(ends), np.int64),
-        listed=np.empty((2, len(values) if narrow else 0), np.int32),
+        listed=np.empty((2, int(np.minimum(sizes, narrow << 16).sum())), np.int32),
         listed_ends=np.zeros(len(ends), np.int64),
     )
     sums = (_tally_narrow if narrow else _tally_wide)(values, patterns, ends, found)
