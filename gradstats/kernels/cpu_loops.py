@@ -278,7 +278,7 @@ def tally_16_bit(
 def span(patterns: NDArray[Any], magnitude: int) -> tuple[np.int64, np.int64]:
     """The least magnitude that is not 0, and the largest: the first is more if all are 0."""
     width = patterns.dtype.type
-    low = width(magnitude)
+    low = width(magnitude - width(1))  # so that one more is an int64
     high = width(0)
     for i in range(patterns.size):
         bits = width(patterns[i] & magnitude)

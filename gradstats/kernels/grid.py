@@ -129,10 +129,14 @@ def rows(
     first = np.flatnonzero(np.diff(keys, prepend=-1))
     keys, counts = keys[first], np.add.reduceat(counts, first)
     there = (counts > 0) & (keys & (grid.bins - 1) < grid.first_nonfinite)
-    signs, of_key = np.divmod(keys[there], grid.bins)
-    bins = np.unique(of_key)
+    keys, counts = keys[there], counts[there]
+    negatives = int(np.searchsorted(keys, grid.bins))
+    of_key = keys & (grid.bins - 1)
+    bins = np.sort(of_key, kind="stable")  # which merges the two signs: each rises by itself
+    bins = bins[np.diff(bins, prepend=-1) > 0]
     signed = np.zeros((2, len(bins)), np.int64)
-    signed[signs, np.searchsorted(bins, of_key)] = counts[there]
+    for row, side in zip(signed, (slice(negatives), slice(negatives, None)), strict=True):
+        row[np.searchsorted(bins, of_key[side])] = counts[side]
     return bins, signed[0], signed[1]
 
 
