@@ -200,7 +200,7 @@ def _created(
     try:
         store.check_idle()
         store.claim(0, shards)
-        return store, _next_segment(store)
+        return store, store.last_segment() + 1
     except BaseException:
         store.close()
         raise
@@ -296,24 +296,6 @@ def recorded_streams(store: GradientStore) -> Iterator[Stream]:
     for kind in KINDS:
         with contextlib.suppress(LookupError):
             yield store.stream(kind=kind)
-
-
-def _next_segment(store: GradientStore) -> int:
-    streams = [
-        store.stream(worker, kind)
-        for worker in store.workers
-        for kind in KINDS
-        if _has(store, worker, kind)
-    ]
-    last = [int(stream.coordinates["segment"][-1]) for stream in streams if len(stream)]
-    return max(last, default=-1) + 1
-
-
-def _has(store: GradientStore, worker: int, kind: Kind) -> bool:
-    try:
-        return len(store.stream(worker, kind)) > 0
-    except LookupError:
-        return False
 
 
 def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:

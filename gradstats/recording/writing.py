@@ -78,7 +78,7 @@ class Writer:
         self._say = say
         self._on_summary = on_summary
         self._shadows = dict(shadows or {})
-        self._table = store.stream(worker).table
+        self._table = store.table(worker)
         self._queue: queue.SimpleQueue[list[Slot] | None] = queue.SimpleQueue()
         # a daemon, so that a training that never closes its recording can still end
         self._thread = threading.Thread(target=self._run, name="gradstats-writer", daemon=True)

@@ -28,6 +28,17 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
         raise
 
 
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that nobody looks at yet; what cannot be written whole is not left there."""
+    try:
+        with open(path, "wb", buffering=0) as file:
+            for part in parts:
+                write_all(file, part)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def write_all(file: IO[bytes], part: bytes | memoryview) -> None:
     """Write every byte of `part` to an unbuffered file."""
     view = memoryview(part).cast("B") if len(part) else memoryview(b"")

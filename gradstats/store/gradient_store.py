@@ -4,13 +4,14 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from gradstats.store.files import replace_file, take_lock
+from gradstats.store.files import take_lock
 from gradstats.store.layout import (
     BLOBS,
     FEATURES,
@@ -28,8 +29,8 @@ from gradstats.store.places import Place, as_place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
     check_worker,
-    clear,
-    is_vacant,
+    make_root,
+    put_root,
     read_root,
     root_bytes,
     worker_ids,
@@ -96,44 +97,22 @@ class GradientStore:
             BlockingIOError: what is to be overwritten is being written.
             OSError: the object store of a URL does not answer.
         """
-        if if_exists not in ("error", "resume", "overwrite"):
-            raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
         place = as_place(path)
-        if not is_vacant(place):
-            if if_exists == "error":
-                remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
-                raise FileExistsError(f"cannot create {place}: it exists; {remedy}")
-            if if_exists == "resume":
-                return cls._resume(place, parameters)
-            cls._clear(place)
-        if isinstance(place, Path):
-            place.mkdir(parents=True, exist_ok=True)
-        _put(place / "zarr.json", root_bytes(parameters or (), provenance or {}))
-        return cls.open(place, "a")
-
-    @classmethod
-    def _clear(cls, path: Path | Place) -> None:
-        read_root(path)  # never delete what is not a store
-        if isinstance(path, InObjects):
-            path.delete_below(kept="zarr.json")
-        if not isinstance(path, Path):
-            return
-        locks = [take_lock(lock, str(path)) for lock in path.glob("worker_*/step/.lock")]
-        clear(path)
-        for lock in locks:
-            lock.close()
-
-    @classmethod
-    def _resume(cls, path: Path | Place, parameters: Sequence[Parameter] | None) -> Self:
-        store = cls.open(path, "a")
-        if parameters and not store.parameters:
-            store._adopt(tuple(parameters))
-        difference = parameters and table_difference(store.parameters, parameters)
-        if difference:
-            raise ValueError(f"cannot resume {path}: {difference}; write to another path")
-        if set(store._features) != set(FEATURES):
-            _put(path / "zarr.json", root_bytes(store.parameters, store.provenance))
+        root = root_bytes(parameters or (), provenance or {})
+        if make_root(place, root, if_exists):
+            return cls.open(place, "a")
+        store = cls.open(place, "a")
+        store._resume(tuple(parameters or ()))
         return store
+
+    def _resume(self, parameters: tuple[Parameter, ...]) -> None:
+        if parameters and not self.parameters:
+            self._adopt(parameters)
+        difference = parameters and table_difference(self.parameters, parameters)
+        if difference:
+            raise ValueError(f"cannot resume {self.path}: {difference}; write to another path")
+        if set(self._features) != set(FEATURES):
+            put_root(self.path, root_bytes(self.parameters, self.provenance))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Place, mode: str = "r") -> Self:
@@ -264,7 +243,7 @@ class GradientStore:
         if "track" not in writer.documents:
             writer.set_track(ids)
             return
-        stored = self.stream(worker, "track").element_ids or {}
+        stored = open_stream(self.folder, worker, "track", self.parameters).element_ids or {}
         same = set(stored) == set(ids) and all(np.array_equal(stored[d], ids[d]) for d in ids)
         if not same:
             fact = f"worker {worker} tracks other elements already"
@@ -279,6 +258,20 @@ class GradientStore:
         if kind not in BLOBS:
             raise ValueError(f"kind must be one of {', '.join(BLOBS)}, got {kind!r}")
         self._writer(worker).add_stream(kind)
+
+    def table(self, worker: int) -> tuple[Parameter, ...]:
+        """How the rows of a worker that this process writes are laid out."""
+        return self._writers[worker].table
+
+    def last_segment(self) -> int:
+        """The highest segment of any row, here or on the way here; -1 where there is none."""
+        last = [-1]
+        for place in {self.path, self.folder}:
+            for worker, kind in product(worker_ids(place), PREFIXES):
+                with contextlib.suppress(LookupError):
+                    stream = open_stream(place, worker, kind, self.parameters)
+                    last += [int(np.asarray(stream.arrays["segment"][-1]))] if len(stream) else []
+        return max(last)
 
     def check_idle(self) -> None:
         """Check that nobody writes any worker.
@@ -346,10 +339,10 @@ class GradientStore:
 
         Elsewhere rows are committed as they are appended, and nothing is pending.
         """
-        for spool in self._spools.values():
-            spool.close()
         for writer in self._writers.values():
             writer.close()
+        for spool in self._spools.values():
+            spool.close()
         if self._spools:
             leave_spool(self.folder)
         self._writers.clear()
@@ -380,19 +373,10 @@ class GradientStore:
         lock = take_lock(lock_file, f"the parameter table of {self.path}", wait=True)
         stored = table_from_json(read_root(self.path)["parameters"])
         if not stored:
-            _put(self.path / "zarr.json", root_bytes(table, self.provenance))
+            put_root(self.path, root_bytes(table, self.provenance))
         self.parameters = stored or table
         lock_file.unlink()  # Zarr warns about files it does not know, and one table is enough
         lock.close()
-
-
-def _put(place: Path | Place, data: bytes) -> None:
-    if isinstance(place, Path):
-        replace_file(place, data)
-    elif isinstance(place, InObjects):
-        place.put(data)
-    else:
-        raise ValueError(f"cannot write {place}: zip files are read only; write to a folder")
 
 
 def _check_kind(kind: str) -> None:

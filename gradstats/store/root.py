@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradstats.store.files import replace_file, take_lock
 from gradstats.store.layout import (
     FEATURES,
     FORMAT,
@@ -21,6 +22,7 @@ from gradstats.store.layout import (
     stream_rows,
     table_to_json,
 )
+from gradstats.store.objects import InObjects
 from gradstats.store.places import Place
 
 
@@ -112,20 +114,69 @@ def check_worker(path: Path | Place, worker: int) -> None:
                 raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
 
 
-def is_vacant(path: Path | Place) -> bool:
+def make_root(path: Path | Place, root: bytes, if_exists: str) -> bool:
+    """Make `path` a store without rows, unless there is one to resume.
+
+    Returns:
+        Is it new?
+
+    Raises:
+        ValueError: `if_exists` is neither error, resume nor overwrite.
+        FileExistsError: something is at `path`.
+        StoreFormatError: what is to be overwritten is not a gradstats store.
+        BlockingIOError: what is to be overwritten is being written.
+    """
+    if if_exists not in ("error", "resume", "overwrite"):
+        raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
+    if not _is_vacant(path):
+        if if_exists == "error":
+            remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
+            raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
+        if if_exists == "resume":
+            return False
+        _clear(path)
+    if isinstance(path, Path):
+        path.mkdir(parents=True, exist_ok=True)
+    put_root(path, root)
+    return True
+
+
+def put_root(path: Path | Place, root: bytes) -> None:
+    """Make `path` a store, or give the store there another table.
+
+    Raises:
+        ValueError: `path` is in a zip file.
+    """
+    if isinstance(path, Path):
+        replace_file(path / "zarr.json", root)
+    elif isinstance(path, InObjects):
+        (path / "zarr.json").put(root)
+    else:
+        raise ValueError(f"cannot write {path}: zip files are read only; write to a folder")
+
+
+def _is_vacant(path: Path | Place) -> bool:
     """Is nothing at `path` but, at most, a folder in which a `create` was killed?"""
     return not path.exists() or (
         path.is_dir() and all(child.name.endswith(".partial") for child in path.iterdir())
     )
 
 
-def clear(path: Path) -> None:
+def _clear(path: Path | Place) -> None:
     """Delete what a store holds; the root's zarr.json stays, so that it is a store throughout."""
+    read_root(path)  # never delete what is not one
+    if isinstance(path, InObjects):
+        path.delete_below(kept="zarr.json")
+    if not isinstance(path, Path):
+        return
+    locks = [take_lock(lock, str(path)) for lock in path.glob("worker_*/step/.lock")]
     for child in path.iterdir():
         if child.is_dir():
             shutil.rmtree(child)
         elif child.name != "zarr.json":
             child.unlink()
+    for lock in locks:
+        lock.close()
 
 
 def _parse(file: Path | Place) -> Document:

@@ -9,13 +9,14 @@ a killed writer left beyond the shape is ignored, and swept by the next writer.
 import contextlib
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradstats.store.files import replace_file, take_lock, write_all
+from gradstats.store.files import replace_file, take_lock, write_all, write_file
 from gradstats.store.layout import (
     COORDINATES,
     DTYPES,
@@ -44,6 +45,9 @@ Vector = np.ndarray[Any, Any]
 
 ORDERED = ("segment", "step", "micro_step", "point")
 
+#: For so long the metadata of single arrays may lag behind the commits.
+COPY_SECONDS = 10.0
+
 
 class WorkerWriter:
     """Appends to the streams of one worker; holds the worker's lock while it lives.
@@ -70,6 +74,9 @@ class WorkerWriter:
         # inside an array: Zarr warns about a file it does not know beside one
         self._lock = take_lock(self.path / "step/.lock", f"worker {worker} of {root}")
         self.documents: dict[str, Document] = {}  # key -> committed metadata
+        self._behind: set[str] = set()  # keys whose copies are older, and when they were made
+        self._copied = 0.0
+        self._orders: dict[str, Order] = {}  # of the last committed row, by prefix
         try:
             self._begin()
         except BaseException:
@@ -86,7 +93,8 @@ class WorkerWriter:
         sweep(self.path, self.documents)
 
     def close(self) -> None:
-        """Let the next writer in."""
+        """Bring the copies of the metadata up to date and let the next writer in."""
+        self._copy()
         self._lock.close()
 
     def set_track(self, element_ids: Mapping[str, Vector]) -> None:
@@ -132,6 +140,7 @@ class WorkerWriter:
             columns[f"{name}_ends"] = starts[key] + np.cumsum([len(piece) for piece in pieces])
             data[key] = np.concatenate(pieces)
         items = {key: starts[key] + len(values) for key, values in data.items()}
+        self._orders.pop(prefix, None)
         try:
             for index, row in enumerate(rows, start):
                 self._write_row(prefix, index, row, documents)
@@ -140,6 +149,7 @@ class WorkerWriter:
             for name, column in columns.items():
                 self._write_column(prefix + name, start, column)
             self._commit(lengthened(documents, prefix, start + len(rows), items))
+            self._orders[prefix] = _order(columns, -1)
         except BaseException:
             self.documents = self._committed()  # an interrupt may have struck after the commit
             raise
@@ -215,7 +225,7 @@ class WorkerWriter:
         for chunk, start in enumerate(range(0, len(vector), width)):
             piece = vector[start : start + width]
             padding = bytes((width - len(piece)) * piece.itemsize)  # Zarr's chunks are all full
-            replace_file(self.path / key / name.format(chunk), piece.data, padding)
+            write_file(self.path / key / name.format(chunk), piece.data, padding)
 
     def _write_column(self, key: str, start: int, values: Vector) -> None:
         """Write rows (or items) `start`... of an array that has many in a chunk.
@@ -246,8 +256,8 @@ class WorkerWriter:
 
     def _last(self, prefix: str) -> Order | None:
         row = stream_rows(self.documents, prefix) - 1
-        if row < 0:
-            return None
+        if row < 0 or prefix in self._orders:
+            return self._orders.get(prefix)
         values = []
         for name in ORDERED:
             chunk, place = divmod(row, chunk_shape(self.documents[prefix + name])[0])
@@ -261,6 +271,18 @@ class WorkerWriter:
         group = group_document(self.attributes, documents)
         replace_file(self.path / "zarr.json", encode(group))
         old, self.documents = self.documents, documents
-        changed = [key for key, d in documents.items() if d is not old.get(key)]
+        self._behind |= {key for key, d in documents.items() if d is not old.get(key)}
+        # one a column and commit would cost more than the commit
+        if documents.keys() != old.keys() or time.monotonic() > self._copied + COPY_SECONDS:
+            self._copy()
+
+    def _copy(self) -> None:
         with contextlib.suppress(OSError):  # committed already: copies may lag until next time
-            copy_metadata(self.path, documents, changed)
+            copy_metadata(self.path, self.documents, sorted(self._behind))
+            self._behind.clear()
+        self._copied = time.monotonic()
+
+
+def _order(columns: Mapping[str, Vector], row: int) -> Order:
+    segment, step, micro, point = (int(columns[name][row]) for name in ORDERED)
+    return segment, step, micro, point

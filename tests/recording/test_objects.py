@@ -159,3 +159,21 @@ def wait_for(condition):
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()
+
+
+def test_rows_left_behind_keep_their_segment(url, server, make_training, monkeypatch):
+    monkeypatch.setattr(spool, "PATIENCE_SECONDS", 0.2)
+    for segment in range(3):
+        training = make_training()
+        settings = {"full": every(1), "if_exists": "resume", "track": None}
+        with capture(training.model, training.optimizer, url, **settings) as cap:
+            training.step()
+            if segment == 1:
+                server.stop()
+            training.step()
+        if segment == 1:
+            assert cap.stats.unsent
+            server.start()
+    assert cap.stats.unsent == cap.stats.dropped == 0
+    coordinates = GradientStore.open(url).stream().coordinates
+    assert coordinates["segment"].tolist() == [0, 0, 1, 1, 2, 2]
