@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -170,7 +171,9 @@ def shared_store(
     if spread.world_size == 1 or not torch.distributed.is_initialized():
         return create()
     meeting = torch.distributed.distributed_c10d._get_default_store()
-    key = f"gradstats/{spread.meeting}"
+    # torchrun may hand the store of the attempt before to the next, with all that was said there
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = f"gradstats/{attempt}/{spread.meeting}"
     if spread.rank == 0:
         return _announced(meeting, key, create)
     try:

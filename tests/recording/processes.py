@@ -32,10 +32,10 @@ class Nursery:
             child.join()
 
 
-def heard(pipe):
+def heard(pipe, patience=PATIENCE):
     """The next that a training says; None once it has ended."""
     try:
-        assert pipe.poll(PATIENCE), "a training hangs"
+        assert pipe.poll(patience), "a training hangs"
         return pipe.recv()
     except (EOFError, OSError):
         return None

@@ -7,17 +7,17 @@ from gradstats.store import GradientStore
 from tests.recording import full_disk
 from tests.recording.exact import check_exact
 from tests.recording.processes import heard, soaked
-from tests.recording.victims import STRIDE, Launch
+from tests.recording.victims import PATIENCE, STRIDE, Launch
 
 
-@soaked("times", 6, 40)
+@soaked("times", 5, 25)
 def test_a_disk_full_again_and_again(tmp_path, process, times, record_property):
     """Each time it fills up at another place of an append."""
     rng, launch = np.random.default_rng(3), Launch(77, ("local", "reduced"))
     frees = [0, *rng.integers(1, 40, times - 1).tolist()]
     out = tmp_path / "out.zarr"
     child, pipe = process(full_disk.train, tmp_path / "disk", out, launch, frees)
-    said = heard(pipe)
+    said = heard(pipe, 5 * PATIENCE)
     if isinstance(said, str):
         pytest.skip(said)
     child.join(30)
