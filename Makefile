@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo demo-quick test lint clean
+.PHONY: demo demo-quick test soak lint clean
 
 demo: $(READY)          ## train, capture, fit, replay, report: about two minutes
 	$(BIN)/gradstats demo --out demo.zarr --overwrite
@@ -19,6 +19,9 @@ lint: $(READY)
 
 test: lint              ## ruff, mypy --strict, pytest with doctests
 	$(BIN)/python -m pytest
+
+soak: $(READY)          ## the full numbers of the tests marked soak: about five minutes, 4 GB of memory
+	$(BIN)/python analyses/07_soak/run.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,8 +148,18 @@ class Run:
             inside &= steps >= start
         if stop is not None:
             inside &= steps < stop
-        inside &= last_told(steps, coordinates["segment"])
+        inside &= last_told(steps, coordinates["segment"], self._begins)
         return [int(row) for row in np.flatnonzero(inside)[::stride]]
+
+    @cached_property
+    def _begins(self) -> dict[int, int]:
+        """The first step of each segment, by rows of any kind."""
+        found: dict[int, int] = {}
+        for kind in FITTED:
+            coordinates = self.stream(kind).coordinates
+            for segment, step in zip(coordinates["segment"], coordinates["step"], strict=True):
+                found[int(segment)] = min(int(step), found.get(int(segment), int(step)))
+        return found
 
     @cached_property
     def _streams(self) -> dict[str, Stream]:
@@ -228,22 +238,34 @@ class Run:
         return torch.from_numpy(np.flatnonzero(mask)).to(self.device)
 
 
-def last_told(steps: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.bool_]:
+def last_told(
+    steps: NDArray[np.int64],
+    segments: NDArray[np.int64],
+    begins: Mapping[int, int] | None = None,
+) -> NDArray[np.bool_]:
     """Which rows belong to the training as it went in the end, `[rows]`.
 
     A restart from a checkpoint repeats steps: rows of an earlier segment from the first step of a
     later one on were undone.
 
+    Args:
+        steps: of the rows.
+        segments: of the rows.
+        begins: the first step of each segment, where other rows than these tell it too.
+
     Example:
         >>> last_told(np.array([0, 1, 2, 1, 2]), np.array([0, 0, 0, 1, 1])).tolist()
         [True, False, False, True, True]
+        >>> last_told(np.array([0, 10]), np.array([0, 0]), {0: 0, 1: 4}).tolist()
+        [True, False]
     """
+    firsts = {int(each): int(steps[segments == each].min()) for each in np.unique(segments)}
+    firsts |= begins or {}
     kept = np.zeros(len(steps), bool)
     limit = np.iinfo(np.int64).max
-    for segment in np.unique(segments)[::-1]:
-        here = segments == segment
-        kept |= here & (steps < limit)
-        limit = min(limit, steps[here].min())
+    for segment in sorted(firsts, reverse=True):
+        kept |= (segments == segment) & (steps < limit)
+        limit = min(limit, firsts[segment])
     return kept
 
 

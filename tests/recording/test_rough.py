@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import gradstats
 from gradstats.recording import capture, every
 from gradstats.store import GradientStore
 
@@ -94,6 +95,21 @@ def test_a_step_counter_that_restarts_needs_a_segment(path, training):
     coordinates = GradientStore.open(path).stream().coordinates
     assert coordinates["step"].tolist() == [0, 1, 0, 1]
     assert coordinates["segment"].tolist() == [0, 0, 1, 1]
+    assert gradstats.open(path).rows() == [2, 3]  # no start_step: all from step 0 on is told anew
+
+
+def test_rows_of_one_kind_are_undone_by_a_restart_that_wrote_another(path, training):
+    """A restart at step 3 ends at step 5, before its first whole row is due."""
+    settings = {"full": every(5), "track": 5, "quiet": True}
+    for start, steps, more in ((0, 7, {}), (3, 2, {"if_exists": "resume", "start_step": 3})):
+        with capture(training.model, training.optimizer, path, **settings, **more) as cap:
+            assert cap.step == start
+            for _ in range(steps):
+                training.step()
+    run = gradstats.open(path)
+    assert [int(run.stream("track").steps[row]) for row in run.rows("track")] == [0, 1, 2, 3, 4]
+    assert run.stream().steps.tolist() == [0, 5]
+    assert run.rows("full") == [0]
 
 
 SECOND = """
