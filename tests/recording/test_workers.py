@@ -137,6 +137,30 @@ def test_a_worker_dies_and_the_others_go_on(path):
     lengths = [len(GradientStore.open(path).stream(worker)) for worker in range(3)]
     assert lengths[:2] == [2 * STEPS, 2 * STEPS]
     assert lengths[2] <= 2
+    for worker in range(3):
+        stream, exact = GradientStore.open(path).stream(worker), together_then_alone(worker, 3)
+        assert stream.steps.tolist() == list(range(len(stream)))
+        for row in range(len(stream)):
+            assert torch.allclose(stream.read(row), exact[row], atol=1e-7)
+
+
+def together_then_alone(rank, world):
+    """The gradients of a worker that trains with others for two steps, by itself afterwards."""
+    model = net()
+    parameters, rows = list(model.parameters()), []
+    for step in range(2 * STEPS):
+        grads = []
+        for worker in range(world):
+            loss = model(batch(worker, step, 0)).square().mean()
+            grads.append(torch.autograd.grad(loss, parameters))
+        rows.append(torch.cat([grad.reshape(-1) for grad in grads[rank]]))
+        means = [sum(each) / world for each in zip(*grads, strict=True)]
+        with torch.no_grad():
+            for parameter, grad in zip(
+                parameters, means if step < 2 else grads[rank], strict=True
+            ):
+                parameter -= 0.1 * grad
+    return rows
 
 
 def test_what_rank_0_cannot_do_is_said_on_every_rank(path):
