@@ -37,7 +37,8 @@ def tests(words: list[str]) -> tuple[int, dict[str, dict[str, object]]]:
     """Run pytest; its exit code, and the facts by test."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "junit.xml")
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={file}", *words]
+        command = [sys.executable, "-m", "pytest", "-q", "-o", "junit_family=xunit1"]
+        command += [f"--junitxml={file}", *words]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         cases = ET.parse(file).iter("testcase")
