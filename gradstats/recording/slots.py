@@ -44,6 +44,8 @@ class Slot:
         present: One truth value a parameter: it had a gradient.
         sparse: Indices and values of sparse gradients by the parameter's place in the table.
         scalars: float64, NaN where not known.
+        numbers: The same memory as an array.
+        views: The place of each parameter in `flat`, in its shape.
         facts: Coordinates that are known on the host.
     """
 
@@ -57,6 +59,8 @@ class Slot:
         self.flat = empty(widths, **({"device": device} if on_device else {"pin_memory": pinned}))
         self.sparse: dict[int, tuple[Tensor, Tensor]] = {}
         self.scalars = torch.empty(6, dtype=torch.float64, device="cpu", pin_memory=pinned)
+        self.numbers = self.scalars.numpy()  # the same memory
+        self.views: list[Tensor] = []
         self.facts: dict[str, Any] = {}
         self.ready = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
 
@@ -67,7 +71,10 @@ class Slot:
 
     def note(self, place: int, value: object) -> None:
         """Put a number or a one-element tensor into `scalars` without waiting for it."""
-        source = value.detach() if isinstance(value, Tensor) else _number(value)
+        if not isinstance(value, Tensor):
+            self.numbers[place] = float(value)  # type: ignore[arg-type]
+            return
+        source = value.detach()
         source = source.to_local() if hasattr(source, "to_local") else source
         self.source.lane.send(source.reshape(()), self.scalars[place], self)
 
@@ -127,8 +134,3 @@ class Lane:
         """Order the training's stream after the transfers under way; the host does not wait."""
         if self._side is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._side)
-
-
-def _number(value: object) -> Tensor:
-    # said in full: a script may have changed torch's default dtype and device
-    return torch.tensor(float(value), dtype=torch.float64, device="cpu")  # type: ignore[arg-type]

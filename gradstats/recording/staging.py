@@ -1,12 +1,11 @@
 """Flat copies of gradients on their way to the writer, made without waiting for the device.
 
-On the CPU a row is one fused copy into a preallocated buffer. On a CUDA device it is one fused
-copy on the device in the training's own stream (so that later writes to the gradients cannot
+On the CPU a row is one call that copies into a preallocated buffer. On a CUDA device it is one
+fused copy on the device in the training's own stream (so that later writes to the gradients cannot
 reach it) and one transfer into pinned memory on a side stream, whose end is an event for the
 writer. The training thread waits for neither.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -57,7 +56,13 @@ class Source:
         self._members = list(zip(table, tensors, strict=True))
         self._widths = row_widths(table, element_ids)
         self.pool = Pool(lambda: Slot(self, self._widths, self.lane.device), slots)
+        dense = [p.layout == "dense" for p in table]
+        self._dtypes = [
+            getattr(torch, p.dtype) if d else "" for p, d in zip(table, dense, strict=True)
+        ]
         self._scratch: dict[str, Tensor] = {}
+        self._views: list[Tensor] = []
+        self._scratch_views: list[Tensor] = []
         self._samples = self._place_samples(element_ids or {})
         self._slot: Slot | None = None
         self._flats: Mapping[str, Tensor] = {}
@@ -96,13 +101,14 @@ class Source:
         """Copy the gradients as they are now; None where no slot is free."""
         if not self.begin(step):
             return None
+        slot = cast(Slot, self._slot)
         try:
             if self.kind == "track":
                 for place in self._samples:
                     self.put(place)
-                self._note_present()
+                slot.present = np.array([one.grad is not None for _, one in self._members])
             else:
-                self._pack()
+                self._copy_all()
             return self.end()
         except BaseException:
             self.abandon()
@@ -115,11 +121,15 @@ class Source:
         if slot is None:
             return False
         slot.step = step
-        slot.scalars.fill_(torch.nan)
+        slot.numbers[:] = np.nan
         slot.present = np.zeros(len(self._members), dtype=bool)
         slot.sparse, slot.facts = {}, {}
         self.fires = [0] * len(self._members)
         self._flats = slot.flat if self._direct else self._on_device()
+        if self.kind != "track":
+            self._views = slot.views = slot.views or self._laid_out(slot.flat)
+            if not self._direct:
+                self._views = self._scratch_views
         return True
 
     def put(self, place: int, grad: Tensor | None = None) -> None:
@@ -133,21 +143,20 @@ class Source:
             if grad is not None and self.kind != "track":
                 self._keep_sparse(place, grad)
             return
-        for ids, target in self._targets(place):
-            if grad is None:
-                target.zero_()
-            elif ids is None:
-                target.copy_(self._dense(parameter, grad).reshape(-1))
-            else:
-                # take() indexes in the order of the shape whatever the strides are, uncopied
-                torch.take(self._dense(parameter, grad), ids, out=target)
+        if grad is None:
+            self._clear(place)
+        elif self.kind != "track":
+            self._views[place].copy_(self._dense(parameter, grad))
+        elif place in self._samples:
+            ids, span = self._samples[place]
+            # take() indexes in the order of the shape whatever the strides are, uncopied
+            torch.take(self._dense(parameter, grad), ids, out=self._flats[parameter.dtype][span])
 
     def end(self) -> Slot:
         """Finish the row: what was never put has no gradient."""
         slot = cast(Slot, self._slot)
         for place in np.flatnonzero(~slot.present):
-            for _, target in self._targets(int(place)):
-                target.zero_()
+            self._clear(int(place))
         if self._direct and slot.ready is not None:
             slot.ready.record()
         for dtype in () if self._direct else self._flats:
@@ -168,18 +177,21 @@ class Source:
         """Is the slot on the gradients' device?"""
         return self.lane.device.type == "cpu" or self.kind == "summary"
 
-    def _targets(self, place: int) -> list[tuple[Tensor | None, Tensor]]:
-        """Which elements of a parameter go where; None stands for all of them."""
+    def _clear(self, place: int) -> None:
+        """Put zeros in the place of a parameter."""
         parameter, _ = self._members[place]
-        if parameter.layout == "sparse":
-            return []
-        if self.kind == "track":
-            if place not in self._samples:
-                return []
-            ids, span = self._samples[place]
-            return [(ids, self._flats[parameter.dtype][span])]
-        span = slice(parameter.offset, parameter.offset + parameter.numel)
-        return [(None, self._flats[parameter.dtype][span])]
+        if self.kind != "track":
+            self._views[place].zero_()
+        elif place in self._samples:
+            self._flats[parameter.dtype][self._samples[place][1]].zero_()
+
+    def _laid_out(self, flats: Mapping[str, Tensor]) -> list[Tensor]:
+        """The place of each parameter in flat vectors, in its shape; sparse ones have none."""
+        found = []
+        for p, _ in self._members:
+            numel, shape = (p.numel, p.shape) if p.layout == "dense" else (0, (0,))
+            found.append(flats[p.dtype][p.offset : p.offset + numel].view(shape))
+        return found
 
     def _place_samples(
         self, element_ids: Mapping[str, np.ndarray]
@@ -194,37 +206,22 @@ class Source:
                 samples[place] = (local, slice(int(start), int(stop)))
         return samples
 
-    def _note_present(self) -> None:
+    def _copy_all(self) -> None:
+        """All parameters at once, but for those without a gradient or with a sparse one."""
         slot = cast(Slot, self._slot)
-        slot.present = np.array([tensor.grad is not None for _, tensor in self._members])
-
-    def _pack(self) -> None:
-        """All parameters at once, in runs of neighbours that have gradients."""
-        self._note_present()
         grads = [gradient_of(tensor) for _, tensor in self._members]
-        for dtype, flat in self._flats.items():
-            places = [
-                place
-                for place, (parameter, _) in enumerate(self._members)
-                if parameter.dtype == dtype and parameter.layout == "dense"
-            ]
-            for present, run in itertools.groupby(places, lambda place: grads[place] is not None):
-                self._pack_run(flat, list(run), grads if present else None)
-        for place, (parameter, _) in enumerate(self._members):
-            grad = grads[place]
-            if parameter.layout == "sparse" and grad is not None and self.kind != "track":
-                self._keep_sparse(place, grad)
-
-    def _pack_run(
-        self, flat: Tensor, run: Sequence[int], grads: Sequence[Tensor | None] | None
-    ) -> None:
-        first, last = self._members[run[0]][0], self._members[run[-1]][0]
-        place = flat[first.offset : last.offset + last.numel]
-        if grads is None:
-            place.zero_()
-            return
-        dense = [self._dense(self._members[i][0], cast(Tensor, grads[i])) for i in run]
-        torch.cat([grad.reshape(-1) for grad in dense], out=place)
+        dtypes = [None if grad is None else grad.dtype for grad in grads]
+        slot.present = np.array([dtype is not None for dtype in dtypes])
+        together = [i for i, dtype in enumerate(dtypes) if dtype is self._dtypes[i]]
+        alone = set(range(len(grads))).difference(together)
+        try:
+            torch._foreach_copy_(
+                [self._views[i] for i in together], [cast(Tensor, grads[i]) for i in together]
+            )
+        except RuntimeError:  # a gradient is sparse, and its module did not say that it would be
+            alone.update(together)
+        for place in alone:
+            self.put(place, grads[place])
 
     def _keep_sparse(self, place: int, grad: Tensor) -> None:
         """Copy indices and values as they are; the writer adds up those that repeat."""
@@ -244,6 +241,7 @@ class Source:
         """The flat buffers between the gradients and the host, once the last row has left them."""
         if not self._scratch:
             self._scratch = empty(self._widths, device=self.lane.device)
+            self._scratch_views = [] if self.kind == "track" else self._laid_out(self._scratch)
         self.lane.before_overwriting()
         return self._scratch
 

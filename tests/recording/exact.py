@@ -1,5 +1,6 @@
 """The rows of the trainings in victims.py against the gradients that they follow from."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,9 @@ def check_facts(facts, launch):
     assert (facts["micro_step"] == MICRO - 1).all()
     assert (facts["world_size"] == launch.world).all()
     assert not facts["skipped"].any()
-    if "clipped" in launch.points:
+    if launch.world == 1:  # clipping leaves the sparse gradient out: there is no norm of all
+        assert np.isnan([facts["clip_norm"], facts["clip_coefficient"]]).all()
+    elif "clipped" in launch.points:
         expected = LIMIT / facts["clip_norm"]
         assert facts["clip_coefficient"] == pytest.approx(expected.clip(max=1), rel=1e-5)
 

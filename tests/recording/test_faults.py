@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gradstats.recording import capture, every
-from gradstats.recording.staging import row_cost
+from gradstats.recording.staging import Source, row_cost
 from gradstats.store import GradientStore
 
 
@@ -77,9 +77,9 @@ def test_only_what_is_not_stored_counts_as_dropped(path, training, monkeypatch, 
         0,
     ]
     assert cap.stats.dropped == 3 + 6
-    costs = {source.kind: row_cost(source) for source in cap._before}
+    costs = {source.kind: row_cost(source) for source in cap._rows.before}
     stored = 6 * costs["full"] + 6 * costs["track"] + 3 * costs["summary"]
-    assert cap._plan.budget.remaining == cap._plan.budget.available - stored
+    assert cap._rows._plan.budget.remaining == cap._rows._plan.budget.available - stored
 
 
 def test_a_fault_in_the_hook_never_reaches_the_training(path, training, monkeypatch, capsys, read):
@@ -89,8 +89,8 @@ def test_a_fault_in_the_hook_never_reaches_the_training(path, training, monkeypa
     with capture(training.model, training.optimizer, path, full=every(1), track=9) as cap:
         training.step()
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "cat", broken)
-            patch.setattr(torch, "take", broken)
+            patch.setattr(torch, "_foreach_copy_", broken)
+            patch.setattr(Source, "put", broken)
             for _ in range(200):  # more than there are slots: they come back
                 training.optimizer.step()
         training.step()
