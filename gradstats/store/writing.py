@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -76,6 +76,7 @@ class WorkerWriter:
         self.documents: dict[str, Document] = {}  # key -> committed metadata
         self._behind: set[str] = set()  # keys whose copies are older, and when they were made
         self._copied = 0.0
+        self._growing: dict[str, tuple[int, IO[bytes]]] = {}  # by key, the last chunk of a column
         self._orders: dict[str, Order] = {}  # of the last committed row, by prefix
         try:
             self._begin()
@@ -95,6 +96,9 @@ class WorkerWriter:
     def close(self) -> None:
         """Bring the copies of the metadata up to date and let the next writer in."""
         self._copy()
+        for _, file in self._growing.values():
+            file.close()
+        self._growing.clear()
         self._lock.close()
 
     def set_track(self, element_ids: Mapping[str, Vector]) -> None:
@@ -237,9 +241,19 @@ class WorkerWriter:
         stop = start + len(values)
         for chunk in range(start // rows, (stop - 1) // rows + 1 if stop > start else 0):
             first, last = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
-            with open(self._column_chunk(key, chunk), "r+b", buffering=0) as file:
-                file.seek((first - chunk * rows) * values[0].nbytes)
-                write_all(file, values[first - start : last - start].data)
+            file = self._opened(key, chunk)
+            file.seek((first - chunk * rows) * values[0].nbytes)
+            write_all(file, values[first - start : last - start].data)
+
+    def _opened(self, key: str, chunk: int) -> IO[bytes]:
+        """The chunk that a column grows in; it stays open, since opening costs much."""
+        at, file = self._growing.get(key, (-1, None))
+        if file is None or at != chunk:
+            if file is not None:
+                file.close()
+            file = open(self._column_chunk(key, chunk), "r+b", buffering=0)
+            self._growing[key] = chunk, file
+        return file
 
     def _column_chunk(self, key: str, chunk: int) -> Path:
         """The file of a chunk, made full of zeros before its first row."""
