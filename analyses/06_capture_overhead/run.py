@@ -55,8 +55,7 @@ def measure(data: Path | None, at: Path | None, size: int) -> dict[str, Any]:
                 make(BATCH[size] // 4 + 1), folder / "b.zarr", blocks=(1, 3)[size]
             )
         with _folder(at) as folder:
-            nbytes = (2e6, 5e8)[size]
-            rows = max(2, int(nbytes / (4 * training.elements)))
+            rows = max(2, min(500, int((2e6, 2e9)[size] / (4 * training.elements))))
             written = sustained.measure(training, folder, rows=rows, rounds=(1, 6)[size])
         stalls = {"elements": training.elements, "spaced": spaced, "every step": often}
         report.setdefault("stall", {})[name] = stalls
