@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gradstats.recording.budget import Budget, format_bytes, parse_bytes
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
-from gradstats.recording.distribution import Distribution, distribution, shared_store, tables
+from gradstats.recording.distribution import Distribution, distribution, shared_store
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
@@ -25,6 +25,7 @@ from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
 from gradstats.recording.shadowing import Shadow
+from gradstats.recording.sharding import backward_counter, tables
 from gradstats.recording.slots import KINDS, Kind, Point
 from gradstats.recording.staging import Source, row_cost
 from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
@@ -135,7 +136,7 @@ def capture(
     if shadow and not track:
         raise ValueError(f"shadow runs on tracked elements: track must be on, got {track!r}")
     shadows: dict[str, Shadow] = {p: Shadow(shadow, seed) for p in points if shadow}
-    whole, own = tables(chosen)
+    whole, own = tables(model, chosen)
     ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
     sources = [
         Source(
@@ -176,6 +177,7 @@ def capture(
         thin=when_full == "thin",
         world_size=spread.world_size,
         by_comm_hook=by_comm_hook,
+        count_backwards=backward_counter(model) if spread.sharded else None,
     )
     lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
     writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)

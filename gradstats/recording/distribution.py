@@ -4,19 +4,21 @@ import gc
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.selection import Selected, unwrap_model
+from gradstats.recording.sharding import fsdp1_modules
 from gradstats.recording.slots import POINTS, Point
-from gradstats.store import GradientStore, Parameter, Place, parameter_table
+from gradstats.store import GradientStore, Place
 
 _PATIENCE = timedelta(seconds=60)
 _MEETINGS = itertools.count()
@@ -93,8 +95,8 @@ def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:
                 "cannot record a DeepSpeedEngine: gradients are in buffers of its own, where only "
                 "its accessors reach; pass engine.module and a torch optimizer, without ZeRO"
             )
-        if isinstance(module, torch.distributed.fsdp.FullyShardedDataParallel):
-            return Distribution(rank, world, sharded=True, by="FullyShardedDataParallel (FSDP1)")
+    if fsdp1_modules(model):
+        return Distribution(rank, world, sharded=True, by="FullyShardedDataParallel (FSDP1)")
     if any(hasattr(one.tensor, "to_local") for one in chosen):
         return Distribution(rank, world, sharded=True, by="DTensor (fully_shard, FSDP2)")
     return Distribution(rank, world, _ddp_around(model) if world > 1 else None)
@@ -109,47 +111,6 @@ def _ddp_around(model: nn.Module) -> DistributedDataParallel | None:
     # type() and not isinstance(): objects that pretend to be others may not survive being asked
     wrappers = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
     return next((one for one in wrappers if unwrap_model(one) is inner), None)
-
-
-def tables(chosen: Sequence[Selected]) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
-    """The table of whole parameters, and that of this process's part of them."""
-
-    def laid_out(shapes: Sequence[Sequence[int]]) -> tuple[Parameter, ...]:
-        return parameter_table(
-            [
-                (one.name, shape, one.tensor.dtype)
-                for one, shape in zip(chosen, shapes, strict=True)
-            ],
-            module_types={one.name: one.module_type for one in chosen},
-            aliases={one.name: one.aliases for one in chosen},
-            sparse=[one.name for one in chosen if one.sparse],
-        )
-
-    whole = laid_out([one.tensor.shape for one in chosen])
-    shards = [_shard(one.tensor) for one in chosen]
-    own = laid_out([shard["shape"] for shard in shards])
-    return whole, tuple(
-        replace(parameter, **{key: value for key, value in shard.items() if key != "shape"})
-        for parameter, shard in zip(own, shards, strict=True)
-    )
-
-
-def _shard(tensor: Tensor) -> dict[str, Any]:
-    """What of a parameter is here: all of it, or the local shard of a DTensor."""
-    if not hasattr(tensor, "to_local"):
-        return {"shape": tensor.shape}
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    return {
-        "shape": tuple(shape),
-        "placement": ", ".join(
-            f"Shard({p.dim})" if p.is_shard() else type(p).__name__ for p in placements
-        ),
-        "global_shape": tuple(tensor.shape),
-        "shard_offset": tuple(offset),
-    }
 
 
 def shared_store(
@@ -168,6 +129,7 @@ def shared_store(
     Raises:
         RuntimeError: Rank 0 could not create it, or did not try.
     """
+    create = partial(_created, spread, create)
     if spread.world_size == 1 or not torch.distributed.is_initialized():
         return create()
     meeting = torch.distributed.distributed_c10d._get_default_store()
@@ -188,6 +150,19 @@ def shared_store(
         advice = "use a folder that all share, or at='reduced'"
         raise RuntimeError(f"cannot record: rank {spread.rank} does not see {path}; {advice}")
     return GradientStore.open(path, "a"), int(said)
+
+
+def _created(
+    spread: Distribution, create: Callable[[], tuple[GradientStore, int]]
+) -> tuple[GradientStore, int]:
+    """Create the store; refuse to go on with shards that were cut for other processes."""
+    store, segment = create()
+    before = len(store.workers)
+    if spread.sharded and segment and before != spread.world_size:
+        store.close()
+        fact = f"its rows are shards of {before} processes, and there are {spread.world_size} now"
+        raise ValueError(f"cannot resume {store.path}: {fact}; write to another path")
+    return store, segment
 
 
 def _announced(

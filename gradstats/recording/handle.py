@@ -158,8 +158,9 @@ class Capture:
             place = trained[-1] if trained else len(self._tensors) - 1
             yield hook_first(self._tensors[place], lambda _: self._after_backward(place))
 
-    def _after_backward(self, place: int = -1) -> None:
-        self._begin_round_with(place)
+    def _after_backward(self, place: int | None = None) -> None:
+        if place is not None:
+            self._begin_round_with(place)
         self._seen.backwards += not self._again
 
     def _after_accumulation(self, place: int) -> None:

@@ -104,10 +104,15 @@ def _named_parameters(model: nn.Module) -> Iterator[Selected]:
         for own_name, tensor in owner.named_parameters(owner_name, recurse=False):
             names.setdefault(id(tensor), []).append(clean_name(own_name))
             sparse = getattr(owner, "sparse", False) is True
-            found.setdefault(id(tensor), (tensor, type(owner).__name__, sparse))
+            found.setdefault(id(tensor), (tensor, _kind(owner), sparse))
     for key, (tensor, module_type, sparse) in found.items():
         first, *others = dict.fromkeys(names[key])
         yield Selected(first, tensor, module_type, tuple(others), sparse)
+
+
+def _kind(owner: nn.Module) -> str:
+    """Class of the module that a parameter belongs to; of FSDP1's flat ones, what it wraps."""
+    return type(getattr(owner, "_fsdp_wrapped_module", owner)).__name__
 
 
 def _matches(one: Selected, globs: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from gradstats.store import GradientStore
-from tests.recording.workers import STEPS, batch, expected, net
+from tests.recording.workers import MICRO, STEPS, batch, expected, net
 
 SCRIPT = Path(__file__).with_name("workers.py")
 
@@ -21,7 +22,8 @@ def path(tmp_path):
 
 def run(name, path, world=2):
     """Run one function of workers.py on every worker; (exit code, stdout, stderr) of each."""
-    meeting = path.with_name("meeting")
+    # a file of each run's own: what an earlier one left there would be believed
+    meeting = path.with_name(f"meeting-{uuid.uuid4().hex}")
     processes = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), name, str(rank), str(world), str(meeting), str(path)],
@@ -116,6 +118,7 @@ def test_shards_of_fsdp2_are_recorded_as_they_are(path, world):
         for worker in range(world):
             stream = GradientStore.open(path).stream(worker)
             rows = np.flatnonzero(stream.coordinates["point"] == point)
+            assert stream.coordinates["micro_step"].tolist() == [MICRO - 1] * 2 * STEPS
             for p in stream.parameters:
                 assert p.placement == "Shard(0)"
                 assert p.global_shape == names[p.name].shape
@@ -129,6 +132,48 @@ def test_shards_of_fsdp2_are_recorded_as_they_are(path, world):
     if world == 3:  # two rows over three workers: one has none
         sizes = [GradientStore.open(path).stream(w).parameters[-1].numel for w in range(3)]
         assert 0 in sizes
+
+
+@pytest.mark.parametrize("name", ["fsdp1", "fsdp1_flat"])
+def test_fsdp1_is_recorded_as_the_optimizer_gets_it(path, name):
+    """Each worker's rows against what it held at the step, and put together against no FSDP."""
+    ends = succeed(name, path)
+    assert all("at must not be 'local' under FullyShardedDataParallel" in out for out, _ in ends)
+    assert all(out.endswith("\n8 0\n") for out, _ in ends)
+    assert not any("no gradient in any row" in err for _, err in ends)
+    store = GradientStore.open(path)
+    names = {p.name: p.shape for p in store.parameters}
+    if name == "fsdp1":
+        assert names == {p: tuple(one.shape) for p, one in net().named_parameters()}
+    else:
+        assert names == {"_flat_param": (12,), "0._flat_param": (36,)}  # 35 and one of padding
+        assert [p.module_type for p in store.parameters] == ["Sequential", "Linear"]
+    for point in ("reduced", "clipped"):
+        exact, whole = expected(0, point, 2, 0.05), {}
+        for worker in range(2):
+            held = torch.load(f"{path}.{worker}")[point]
+            rows, facts, stream = rows_of(path, worker, point)
+            assert torch.equal(rows, torch.stack(held))
+            assert facts["micro_step"].tolist() == [MICRO - 1] * STEPS
+            assert (facts["clip_coefficient"] < 1).all()
+            for p in stream.parameters:
+                shape = p.global_shape or p.shape
+                into = whole.setdefault(p.name, torch.zeros(STEPS, int(np.prod(shape))))
+                begin = p.shard_offset[0] if p.shard_offset else 0
+                into[:, begin : begin + p.numel] = rows[:, p.offset : p.offset + p.numel]
+        if name == "fsdp1_flat":
+            got = torch.cat([whole["0._flat_param"][:, :35], whole["_flat_param"][:, :12]], dim=1)
+        else:
+            got = torch.cat([whole[p] for p in names], dim=1)
+        assert torch.allclose(got, exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_sharded_run_is_not_resumed_by_other_numbers_of_workers(path, before):
+    first = succeed("resumed_elsewhere", path, before)
+    assert [out for out, _ in first] == ["recorded\n"] * before
+    for out, _ in succeed("resumed_elsewhere", path, 2):
+        assert out.startswith(("ValueError cannot resume", "RuntimeError cannot record")), out
 
 
 def test_a_worker_dies_and_the_others_go_on(path):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.recording import capture, every
@@ -129,6 +129,52 @@ def fsdp2(rank, world, path):
     except ValueError as error:
         print(error)
     train(model, path, rank=rank, at=["reduced", "clipped"], fully=True)
+
+
+def fsdp1(rank, world, path, orig=True):
+    model, settings = net(), {"use_orig_params": orig, "device_id": torch.device("cpu")}
+    model[0] = FullyShardedDataParallel(model[0], **settings)
+    model = FullyShardedDataParallel(model, **settings)
+    try:
+        capture(model, torch.optim.SGD(model.parameters()), path, at="local")
+    except ValueError as error:
+        print(error)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    at = ["reduced", "clipped"]
+    seen = {point: [] for point in at}
+    with capture(model, optimizer, path, full=every(1), track=20, at=at) as cap:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            for micro in range(MICRO):
+                with model.no_sync() if micro < MICRO - 1 else nullcontext():
+                    model(batch(rank, step, micro)).square().mean().backward()
+            seen["reduced"].append(shards(model))
+            model.clip_grad_norm_(0.05)
+            seen["clipped"].append(shards(model))
+            optimizer.step()
+    print(cap.stats.full_rows, cap.stats.dropped)
+    torch.save(seen, f"{path}.{rank}")
+
+
+def shards(model):
+    """What the optimizer gets here: parameters without an element here have no gradient."""
+    return torch.cat([p.grad.reshape(-1).clone() for p in model.parameters() if p.numel()])
+
+
+def fsdp1_flat(rank, world, path):
+    fsdp1(rank, world, path, orig=False)
+
+
+def resumed_elsewhere(rank, world, path):
+    """Two workers go on with the run of one, or of three: refused on all, at once."""
+    model = net()
+    fully_shard(model)
+    try:
+        train(model, path, rank=rank, at="reduced", fully=True, if_exists="resume")
+    except (ValueError, RuntimeError) as error:
+        print(type(error).__name__, error)
+    else:
+        print("recorded")
 
 
 def one_dies(rank, world, path):
