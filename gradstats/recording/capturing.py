@@ -27,7 +27,7 @@ from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
 from gradstats.recording.shadowing import Shadow
 from gradstats.recording.sharding import backward_counter, tables
 from gradstats.recording.slots import KINDS, Kind, Point
-from gradstats.recording.staging import Source, row_cost
+from gradstats.recording.staging import Source
 from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
 from gradstats.summary import Summary
@@ -302,7 +302,7 @@ def recorded_streams(store: GradientStore) -> Iterator[Stream]:
 
 def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:
     limit = parse_bytes(max_bytes) - _TABLE_BYTES
-    needed = max(row_cost(source) for source in sources)
+    needed = max(source.cost for source in sources)
     if needed > limit:
         raise ValueError(
             f"max_bytes must leave room for one row, which takes {format_bytes(needed)} beside "

@@ -4,8 +4,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from itertools import pairwise
-from statistics import median
 from typing import Any
 
 from torch import Tensor
@@ -85,8 +83,8 @@ class Circumstances:
             "micro_step": max(0, self.backwards - 1),
             "unscaled": int(self._unscaled(slot.source.point, early=early)),
             "world_size": self._world_size,
-            "step_seconds": self._step_seconds(),
         }
+        slot.times = tuple(self._times)
 
     def _unscaled(self, point: str, *, early: bool) -> bool:
         """Are gradients at this point divided by the loss scale?"""
@@ -95,11 +93,6 @@ class Circumstances:
         if point == "local" or (early and point == "reduced"):
             return self.unscaled_early and point != "local"
         return self.unscaled_early or self._found is None
-
-    def _step_seconds(self) -> float | None:
-        times = list(self._times)
-        seconds = [later - sooner for sooner, later in pairwise(times)]
-        return median(seconds) if seconds else None
 
 
 def _stage_of(scaler: Any, optimizer: Optimizer) -> str:

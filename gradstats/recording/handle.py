@@ -189,7 +189,7 @@ class Capture:
                 self._put(place, ("reduced",))
             self._early |= places
         step = self.step if self._inside is None else self._inside
-        if step >= self._rows.next and self._rows.before:
+        if step >= self._rows.due and self._rows.before:
             self._guard.step(step, lambda: self._rows.take_before(step))
 
     def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
@@ -197,7 +197,7 @@ class Capture:
         if self._again or self._places.keys().isdisjoint(map(id, parameters)):
             return
         step = self.step if self._inside is None else self._inside
-        if step < self._rows.next:
+        if step < self._rows.due:
             return
         clipped = set(map(id, parameters))
         left = any(id(one) not in clipped and one.grad is not None for one in self._tensors)
@@ -265,10 +265,12 @@ class Capture:
     # --- a step ---
 
     def _complete(self, step: int) -> None:
-        if step >= self._rows.next:
+        if step >= self._rows.due:
             self._guard.step(step, lambda: self._record(step))
-        else:
-            self._seen.forget()
+            return
+        if self._rows.pending:  # of the step before, which waited for their loss
+            self._guard.step(step, self._rows.hand_over)
+        self._seen.forget()
 
     def _undo(self, step: int) -> None:
         """The step did not take place: the next one gets its number."""

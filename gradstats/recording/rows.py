@@ -14,7 +14,7 @@ from gradstats.recording.circumstances import Circumstances
 from gradstats.recording.reports import Reports, shortened
 from gradstats.recording.schedules import Schedule
 from gradstats.recording.slots import POINTS, Slot
-from gradstats.recording.staging import Source, row_cost
+from gradstats.recording.staging import Source
 from gradstats.recording.writing import Writer
 
 CountBackwards = Callable[[Callable[[], None]], Iterable[Any]]
@@ -58,7 +58,7 @@ class Rows:
         together: One optimizer gets all gradients at once; else all rows are made of pieces.
 
     Attributes:
-        next: The next step at which there is something to do.
+        due: The next step of which there may be a row.
         open: Sources whose row is being made piece by piece.
         pending: Rows of the last step, to which a loss can be logged.
         taken: The rows before clipping of this step are staged.
@@ -80,7 +80,7 @@ class Rows:
         self.pieces = [s for s in sources if s.point == "local" or not together]
         self.before = [s for s in sources if s.point == "reduced" and together]
         self.at = [s for s in sources if s.point == "clipped" and together]
-        self.next = plan.start_step
+        self.due = plan.start_step
         self.open: list[Source] = []
         self.pending: list[Slot] = []
         self.taken = False
@@ -95,12 +95,10 @@ class Rows:
         self._asked = (-1, False)  # the last step the schedule was asked about, and its answer
 
     def look_ahead(self, step: int) -> None:
-        """Set the next step at which there is something to do; begin its rows of pieces."""
-        upcoming = step if self._every_step else self._plan.schedule.upcoming(step)
-        # rows of the step before wait for their loss until the next step
-        self.next = step if self.pending else upcoming
+        """Set the next step of which there may be a row; begin its rows of pieces."""
+        self.due = step if self._every_step else self._plan.schedule.upcoming(step)
         self.open = []
-        if upcoming == step and self.pieces:
+        if self.due == step and self.pieces:
             for source in self._due(step, self.pieces):
                 if self._affordable(source, step) and self._begun(source, step):
                     self.open.append(source)
@@ -146,8 +144,9 @@ class Rows:
     def hand_over(self) -> None:
         """Let the writer have the last step's rows: nothing can be logged to them any more."""
         if self.pending:
-            order = POINTS.index
-            self._writer.put(sorted(self.pending, key=lambda slot: order(slot.source.point)))
+            if len(self.pending) > 1:
+                self.pending.sort(key=lambda slot: POINTS.index(slot.source.point))
+            self._writer.put(self.pending)
             self.pending = []
 
     def abandon(self) -> None:
@@ -185,7 +184,7 @@ class Rows:
         return False
 
     def _affordable(self, source: Source, step: int) -> bool:
-        if row_cost(source) <= self._plan.budget.remaining:
+        if source.cost <= self._plan.budget.remaining:
             return True
         self.dropped += 1
         text = f"max_bytes is used up at step {step}: {source.kind} rows are dropped from here on"

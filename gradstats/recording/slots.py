@@ -5,7 +5,7 @@ the training thread waits for neither.
 """
 
 import queue
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -47,6 +47,7 @@ class Slot:
         numbers: The same memory as an array.
         views: The place of each parameter in `flat`, in its shape.
         facts: Coordinates that are known on the host.
+        times: When the last steps began, in seconds.
     """
 
     def __init__(self, source: "Source", widths: Mapping[str, int], device: torch.device) -> None:
@@ -62,6 +63,7 @@ class Slot:
         self.numbers = self.scalars.numpy()  # the same memory
         self.views: list[Tensor] = []
         self.facts: dict[str, Any] = {}
+        self.times: Sequence[float] = ()
         self.ready = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:

@@ -17,6 +17,9 @@ from gradstats.recording.sampling import row_widths
 from gradstats.recording.slots import Kind, Lane, Point, Pool, Slot, empty
 from gradstats.store import Parameter
 
+#: Bytes of one row beside its elements and its present table: coordinates and padding.
+_COORDINATE_BYTES = 160
+
 
 class Source:
     """Copies the gradients of some parameters, whole or at sampled elements, into slots.
@@ -33,6 +36,7 @@ class Source:
         wait: Wait for the writer when all slots are in use, rather than stage nothing.
 
     Attributes:
+        cost: Bytes that one row takes on disk, sparse gradients aside.
         densified: Name of a parameter that got a sparse gradient and has a dense place, if any.
         fires: How often each parameter was put since `begin`.
     """
@@ -53,13 +57,17 @@ class Source:
         self.fires = [0] * len(table)
         self.lane = Lane(tensors[0].device)
         self._wait = wait
+        self._tensors = list(tensors)
         self._members = list(zip(table, tensors, strict=True))
+        self._everyone = np.ones(len(table), dtype=bool)  # written to by nobody
         self._widths = row_widths(table, element_ids)
+        self.cost = self._cost()
         self.pool = Pool(lambda: Slot(self, self._widths, self.lane.device), slots)
         dense = [p.layout == "dense" for p in table]
         self._dtypes = [
             getattr(torch, p.dtype) if d else "" for p, d in zip(table, dense, strict=True)
         ]
+        self._sharded = any(hasattr(tensor, "to_local") for tensor in tensors)
         self._scratch: dict[str, Tensor] = {}
         self._views: list[Tensor] = []
         self._scratch_views: list[Tensor] = []
@@ -88,6 +96,11 @@ class Source:
         """The parameters as this process holds them."""
         return [parameter for parameter, _ in self._members]
 
+    def _cost(self) -> int:
+        # a Summary takes at most about 14 KB a parameter, and never more than the gradient
+        few = self.nbytes if self.kind != "summary" else 14_000 * self.parameters
+        return min(self.nbytes, few) + self.parameters + _COORDINATE_BYTES
+
     def shape(self, place: int) -> tuple[int, ...]:
         """The shape of a parameter."""
         return self._members[place][0].shape
@@ -99,32 +112,34 @@ class Source:
 
     def stage(self, step: int) -> Slot | None:
         """Copy the gradients as they are now; None where no slot is free."""
-        if not self.begin(step):
+        if not self._take_slot(step):
             return None
-        slot = cast(Slot, self._slot)
         try:
             if self.kind == "track":
-                for place in self._samples:
-                    self.put(place)
-                slot.present = np.array([one.grad is not None for _, one in self._members])
+                self._sample_all()
             else:
                 self._copy_all()
-            return self.end()
+            return self._finished()
         except BaseException:
             self.abandon()
             raise
 
     def begin(self, step: int) -> bool:
-        """Start a row; False where no slot is free."""
+        """Start a row to be made of pieces; False where no slot is free."""
+        if not self._take_slot(step):
+            return False
+        cast(Slot, self._slot).present = np.zeros(len(self._members), dtype=bool)
+        self.fires = [0] * len(self._members)
+        return True
+
+    def _take_slot(self, step: int) -> bool:
         self.abandon()
         slot = self._slot = self.pool.take(wait=self._wait)
         if slot is None:
             return False
         slot.step = step
         slot.numbers[:] = np.nan
-        slot.present = np.zeros(len(self._members), dtype=bool)
         slot.sparse, slot.facts = {}, {}
-        self.fires = [0] * len(self._members)
         self._flats = slot.flat if self._direct else self._on_device()
         if self.kind != "track":
             self._views = slot.views = slot.views or self._laid_out(slot.flat)
@@ -135,10 +150,13 @@ class Source:
     def put(self, place: int, grad: Tensor | None = None) -> None:
         """Copy the gradient of one parameter, or one given in its stead, as it is now."""
         slot = cast(Slot, self._slot)
-        parameter, tensor = self._members[place]
-        grad = gradient_of(tensor) if grad is None else grad
+        grad = gradient_of(self._members[place][1]) if grad is None else grad
         self.fires[place] += 1
         slot.present[place] = grad is not None
+        self._copy(place, grad)
+
+    def _copy(self, place: int, grad: Tensor | None) -> None:
+        parameter, _ = self._members[place]
         if parameter.layout == "sparse":
             if grad is not None and self.kind != "track":
                 self._keep_sparse(place, grad)
@@ -157,12 +175,16 @@ class Source:
         slot = cast(Slot, self._slot)
         for place in np.flatnonzero(~slot.present):
             self._clear(int(place))
+        return self._finished()
+
+    def _finished(self) -> Slot:
+        slot = cast(Slot, self._slot)
         if self._direct and slot.ready is not None:
             slot.ready.record()
         for dtype in () if self._direct else self._flats:
             self.lane.send(self._flats[dtype], slot.flat[dtype], slot)
         kept = sum(i.nbytes + v.nbytes for i, v in slot.sparse.values())
-        slot.cost = row_cost(self) + kept
+        slot.cost = self.cost + kept
         self._slot = None
         return slot
 
@@ -209,19 +231,29 @@ class Source:
     def _copy_all(self) -> None:
         """All parameters at once, but for those without a gradient or with a sparse one."""
         slot = cast(Slot, self._slot)
-        grads = [gradient_of(tensor) for _, tensor in self._members]
-        dtypes = [None if grad is None else grad.dtype for grad in grads]
-        slot.present = np.array([dtype is not None for dtype in dtypes])
-        together = [i for i, dtype in enumerate(dtypes) if dtype is self._dtypes[i]]
-        alone = set(range(len(grads))).difference(together)
+        grads = [tensor.grad for tensor in self._tensors]
+        if self._sharded:
+            grads = [gradient_of(tensor) for tensor in self._tensors]
+        alone = [i for i, g in enumerate(grads) if g is None or g.dtype is not self._dtypes[i]]
+        views, others = self._views, cast(list[Tensor], grads)
+        slot.present = self._everyone
+        if alone:
+            slot.present = np.array([grad is not None for grad in grads])
+            together = sorted(set(range(len(grads))).difference(alone))
+            views, others = [views[i] for i in together], [others[i] for i in together]
         try:
-            torch._foreach_copy_(
-                [self._views[i] for i in together], [cast(Tensor, grads[i]) for i in together]
-            )
+            torch._foreach_copy_(views, others)
         except RuntimeError:  # a gradient is sparse, and its module did not say that it would be
-            alone.update(together)
+            alone = list(range(len(grads)))
         for place in alone:
-            self.put(place, grads[place])
+            self._copy(place, grads[place])
+
+    def _sample_all(self) -> None:
+        """The sampled elements of all parameters that have any."""
+        slot = cast(Slot, self._slot)
+        slot.present = np.array([tensor.grad is not None for tensor in self._tensors])
+        for place in self._samples:
+            self._copy(place, gradient_of(self._members[place][1]))
 
     def _keep_sparse(self, place: int, grad: Tensor) -> None:
         """Copy indices and values as they are; the writer adds up those that repeat."""
@@ -258,21 +290,6 @@ class Source:
                 f"cannot record {parameter.name!r}: its gradient is {grad.dtype} and the store "
                 f"holds {parameter.dtype}; attach after the model has its final dtype"
             )
-
-
-#: Bytes of one row beside its elements and its present table: coordinates and padding.
-_COORDINATE_BYTES = 160
-
-
-def row_cost(source: Source) -> int:
-    """Bytes that one row of ``source`` takes on disk, sparse gradients aside.
-
-    A Summary takes at most about 14 KB a parameter, and never more than the gradient.
-    """
-    vectors = source.nbytes
-    if source.kind == "summary":
-        vectors = min(vectors, 14_000 * source.parameters)
-    return vectors + source.parameters + _COORDINATE_BYTES
 
 
 def gradient_of(tensor: nn.Parameter) -> Tensor | None:

@@ -5,6 +5,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from statistics import median
 
 import numpy as np
 import torch
@@ -204,8 +206,10 @@ class Writer:
     def _row(self, slot: Slot, square: float, ragged: dict[str, np.ndarray]) -> Row:
         scalars = slot.scalars.tolist()
         norm, limit = scalars[CLIP_NORM], scalars[CLIP_LIMIT]
+        seconds = [later - sooner for sooner, later in pairwise(slot.times)]
         coordinates = {
             **slot.facts,
+            "step_seconds": median(seconds) if seconds else None,
             "segment": self._segment,
             "point": slot.source.point,
             "loss": scalars[LOSS],

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gradstats.recording import capture, every
-from gradstats.recording.staging import Source, row_cost
+from gradstats.recording.staging import Source
 from gradstats.store import GradientStore
 
 
@@ -50,7 +50,7 @@ def test_a_full_disk_drops_rows_and_says_so_once(path, training, monkeypatch, ca
     assert text.count("No space left on device") == 1
     assert "cannot write step 1" in text
     assert cap._rows._plan.budget.remaining == cap._rows._plan.budget.available - 3 * sum(
-        row_cost(source) for source in cap._rows.before
+        source.cost for source in cap._rows.before
     )
 
 
@@ -77,7 +77,7 @@ def test_only_what_is_not_stored_counts_as_dropped(path, training, monkeypatch, 
         0,
     ]
     assert cap.stats.dropped == 3 + 6
-    costs = {source.kind: row_cost(source) for source in cap._rows.before}
+    costs = {source.kind: source.cost for source in cap._rows.before}
     stored = 6 * costs["full"] + 6 * costs["track"] + 3 * costs["summary"]
     assert cap._rows._plan.budget.remaining == cap._rows._plan.budget.available - stored
 
@@ -90,7 +90,7 @@ def test_a_fault_in_the_hook_never_reaches_the_training(path, training, monkeypa
         training.step()
         with monkeypatch.context() as patch:
             patch.setattr(torch, "_foreach_copy_", broken)
-            patch.setattr(Source, "put", broken)
+            patch.setattr(Source, "_copy", broken)
             for _ in range(200):  # more than there are slots: they come back
                 training.optimizer.step()
         training.step()
