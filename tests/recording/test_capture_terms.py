@@ -116,9 +116,9 @@ def test_steps_that_are_not_due_do_nothing(path, training, read, monkeypatch):
     looked_at = []
     schedule = window(5, 7)
     with capture(training.model, training.optimizer, path, full=schedule, track=0) as cap:
-        record = cap._record
+        guarded = cap._guard.step
         monkeypatch.setattr(
-            cap, "_record", lambda step, **how: (looked_at.append(step), record(step, **how))
+            cap._guard, "step", lambda step, work: (looked_at.append(step), guarded(step, work))
         )
         for _ in range(20):
             cap.log(loss=training.step())
