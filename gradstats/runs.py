@@ -65,6 +65,10 @@ class Run:
             rule = f"steps must select a row, they run from {min(steps)} to {max(steps)}"
             raise ValueError(f"{rule}, got {asked}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # tasks elsewhere open the streams themselves, and get no copy of what was read here
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
     def __repr__(self) -> str:
         lengths = {kind: len(self.stream(kind)) for kind in (*KINDS, "summary")}
         rows = " + ".join(f"{n} {kind} rows" for kind, n in lengths.items() if n or kind in KINDS)

@@ -1,7 +1,10 @@
 """Copies of runs: the same rows, or fewer, narrower, as Summaries; as a folder or a zip file."""
 
 import json
+import multiprocessing
+import pickle
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 import gradstats
 from gradstats.copying import Smaller, copy
+from gradstats.families import Laplace
 from gradstats.store import GradientStore, Row, StoreFormatError, parameter_table
 from gradstats.summary import summarize
 
@@ -134,6 +138,18 @@ def test_summaries_are_made_of_full_rows_where_there_are_none(run, tmp_path):
     again = tmp_path / "again.zarr"
     copy(tmp_path / "copy.zarr.zip", again)
     assert gradstats.open(again).summaries(at_10) == found
+
+
+def test_processes_read_a_zip_file_each_by_itself(run, tmp_path):
+    copy(run, tmp_path / "copy.zarr.zip", Smaller(dtype="float32"))
+    opened = gradstats.open(tmp_path / "copy.zarr.zip")
+    opened.stream("track").coordinates  # noqa: B018  (read before the run travels)
+    elsewhere = pickle.loads(pickle.dumps(opened))
+    assert "_streams" not in elsewhere.__dict__
+    assert torch.equal(elsewhere.read(10), opened.read(10))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        table = gradstats.fit(opened, families=[Laplace], executor=executor)
+    assert set(table.step) == set(STEPS)
 
 
 def test_a_zip_file_is_small_and_the_same_for_the_same_run(run, tmp_path):

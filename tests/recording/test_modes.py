@@ -1,5 +1,9 @@
 """Full rows, tracked elements and Summaries, in any mixture; and what each cannot give."""
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +148,30 @@ def test_shadows_need_a_track_and_a_name(path, training):
     with pytest.raises(ValueError, match="nonsense"):
         capture(training.model, training.optimizer, path, shadow=["nonsense"])
     assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["to_wandb", "to_tensorboard", "to_trackio"])
+def test_the_recipes_of_the_docs_log_what_they_say(path, training, name):
+    page = (Path(__file__).parents[2] / "docs" / "capture.md").read_text()
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "def to_wandb" in b)
+    logged = {}
+    sink = SimpleNamespace(
+        log=lambda values, step: logged.setdefault(step, {}).update(values),
+        add_scalar=lambda key, value, step: logged.setdefault(step, {}).update({key: value}),
+    )
+    recipes = {"wandb": sink, "trackio": sink, "writer": sink}
+    exec(code.partition("\ncap = ")[0], recipes)
+    settings = {"full": None, "track": None, "on_summary": recipes[name]}
+    with capture(training.model, training.optimizer, path, **settings):
+        training.step()
+        training.step()
+    grad = training.seen[1]["0.weight"].double()
+    expected = {
+        "to_wandb": ("grad/0.weight", grad.norm()),
+        "to_tensorboard": ("mean_abs/0.weight", grad.abs().mean()),
+        "to_trackio": ("zeros/0.weight", torch.tensor(0.0)),
+    }
+    key, value = expected[name]
+    assert set(logged) == {0, 1}
+    assert len(logged[1]) == 4
+    assert logged[1][key] == pytest.approx(value.item(), rel=1e-12)

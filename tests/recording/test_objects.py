@@ -143,7 +143,7 @@ def test_every_command_reads_a_url(url, training, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in (
         ["info", url],
-        ["fit", url, "--families", "laplace", "--ratios", "0.1"],
+        ["fit", url, "--families", "laplace", "--ratios", "0.1", "--jobs", "2"],
         ["replay", url, "--compressors", "topk", "--ratios", "0.1"],
     ):
         done = CliRunner().invoke(cli.app, words)
