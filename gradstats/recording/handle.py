@@ -271,6 +271,8 @@ class Capture:
         if self._rows.pending:  # of the step before, which waited for their loss
             self._guard.step(step, self._rows.hand_over)
         self._seen.forget()
+        if self._rows.pieces and step + 1 == self._rows.due:  # they begin before their step
+            self._guard.step(step, self._look_ahead)
 
     def _undo(self, step: int) -> None:
         """The step did not take place: the next one gets its number."""

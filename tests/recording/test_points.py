@@ -182,3 +182,18 @@ def test_points_that_are_none_are_refused(path, training, at, message):
 def test_a_comm_hook_needs_ddp(path, training):
     with pytest.raises(ValueError, match="needs a model in DistributedDataParallel"):
         capture(training.model, training.optimizer, path, at="local", local_by="comm_hook")
+
+
+@pytest.mark.parametrize("interval", [2, 3, 5])
+@pytest.mark.parametrize("track", [None, 9])
+def test_local_rows_begin_in_time_whatever_the_interval(path, training, read, interval, track):
+    settings = {"full": every(interval), "track": track, "at": ["local", "reduced"]}
+    with capture(training.model, training.optimizer, path, **settings):
+        for _ in range(11):
+            training.step()
+    stream = read(path)
+    due = list(range(0, 11, interval))
+    assert stream.steps.tolist() == [step for step in due for _ in range(2)]
+    assert stream.coordinates["point"].tolist() == ["local", "reduced"] * len(due)
+    for row, step in enumerate(stream.steps):
+        assert torch.equal(stream.read(row), training.flat(step))

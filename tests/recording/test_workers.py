@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradstats.store import GradientStore
-from tests.recording.workers import MICRO, STEPS, batch, expected, net
+from tests.recording.workers import MICRO, STEPS, Branch, batch, expected, net
 
 SCRIPT = Path(__file__).with_name("workers.py")
 
@@ -174,6 +174,24 @@ def test_a_sharded_run_is_not_resumed_by_other_numbers_of_workers(path, before):
     assert [out for out, _ in first] == ["recorded\n"] * before
     for out, _ in succeed("resumed_elsewhere", path, 2):
         assert out.startswith(("ValueError cannot resume", "RuntimeError cannot record")), out
+
+
+def test_a_parameter_that_one_worker_does_not_use(path):
+    succeed("ddp_unused", path)
+    own = []
+    for rank in range(2):
+        model = Branch(rank)
+        model(batch(rank, 0, 0)).square().mean().backward()
+        own.append({n: p.grad for n, p in model.named_parameters()})
+        _, _, stream = rows_of(path, rank, "local")
+        assert stream.present[0].tolist() == [True, True, rank == 0, rank == 0]
+        for name, grad in own[rank].items():
+            if grad is not None:
+                assert torch.equal(stream.read(0, name), grad)
+    stream = GradientStore.open(path).stream(0)
+    for name, grad in own[0].items():
+        other = own[1][name] if own[1][name] is not None else torch.zeros_like(grad)
+        assert torch.allclose(stream.read(1, name), (grad + other) / 2, atol=1e-7)
 
 
 def test_a_worker_dies_and_the_others_go_on(path):

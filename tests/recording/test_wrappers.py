@@ -319,3 +319,83 @@ def test_zero_is_refused_by_name(path, mark):
     with pytest.raises(ValueError, match="'weight': DeepSpeed ZeRO keeps its gradient"):
         capture(model, torch.optim.SGD(model.parameters(), lr=0.1), path)
     assert not path.exists()
+
+
+def test_hooks_never_wait_for_the_device(path):
+    """Reading a number off the device is `_local_scalar_dense` to torch, whatever it is called."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        seen = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    settings = {"full": every(2), "track": 9, "summary": True}
+    with (
+        capture(model, optimizer, path, at=["local", "reduced", "clipped"], **settings) as cap,
+        Watch() as watch,
+    ):
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.ones(3, 4)).sum()
+            loss.backward()
+            before = len(watch.seen)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            for hook in list(optimizer._optimizer_step_pre_hooks.values()):
+                hook(optimizer, (optimizer,), {})
+            cap.log(loss=loss)
+            ours = watch.seen[before:]
+            assert any("copy_" in name or "take" in name for name in ours)
+            assert not any("_local_scalar_dense" in name for name in ours)
+    assert cap.stats.dropped == 0
+
+
+def test_a_copy_of_the_model_is_not_recorded(path):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    exact = []
+    with capture(model, optimizer, path, full=every(1), track=None, at="local"):
+        for _ in range(3):
+            twin = copy.deepcopy(model)  # an average of weights, say
+            twin(torch.ones(3, 4)).sum().backward()
+            optimizer.zero_grad()
+            model(torch.randn(3, 4)).square().sum().backward()
+            exact.append(flat(model))
+            optimizer.step()
+    rows, _ = rows_of(path, "local")
+    assert all(torch.equal(row, one) for row, one in zip(rows, exact, strict=True))
+
+
+def test_an_optimizer_and_a_model_inside_of_wrappers(path):
+    class Accelerated:
+        def __init__(self, optimizer):
+            self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+        def step(self):
+            self.optimizer.step()
+
+    class Wrapped(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, x):
+            return self.module(x)
+
+    torch.manual_seed(0)
+    model = Wrapped(Wrapped(nn.Linear(4, 2)))
+    optimizer = Accelerated(torch.optim.SGD(model.parameters(), lr=0.1))
+    with capture(model, optimizer, path, full=every(1), track=None) as cap:
+        model(torch.ones(3, 4)).sum().backward()
+        exact = flat(model)
+        optimizer.step()
+    assert cap.stats.full_rows == 1
+    rows, stream = rows_of(path, "reduced")
+    assert [p.name for p in stream.table] == ["weight", "bias"]
+    assert torch.equal(rows[0], exact)

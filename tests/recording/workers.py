@@ -54,7 +54,7 @@ def expected(rank, point, world, limit=None, micros=MICRO):
     return torch.stack(rows)
 
 
-def train(model, path, *, rank, micros=MICRO, limit=0.05, fully=False, **settings):
+def train(model, path, *, rank, micros=MICRO, limit=0.05, fully=False, clip=None, **settings):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with capture(model, optimizer, path, full=every(1), track=20, **settings) as cap:
         for step in range(STEPS):
@@ -65,7 +65,10 @@ def train(model, path, *, rank, micros=MICRO, limit=0.05, fully=False, **setting
                     model.set_requires_gradient_sync(not quiet)
                 with model.no_sync() if quiet and not fully else nullcontext():
                     model(batch(rank, step, micro)).square().mean().backward()
-            nn.utils.clip_grad_norm_(model.parameters(), limit)
+            if clip is not None:
+                clip(limit)
+            else:
+                nn.utils.clip_grad_norm_(model.parameters(), limit)
             optimizer.step()
             cap.log(loss=rank)
     return cap
@@ -92,6 +95,27 @@ def ddp_bucket_view(rank, world, path):
 def ddp_static_graph(rank, world, path):
     model = DistributedDataParallel(net(), static_graph=True)
     train(model, path, rank=rank, at=["local", "reduced"], micros=1)
+
+
+class Branch(nn.Module):
+    """The second layer is used on rank 0 alone."""
+
+    def __init__(self, rank):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rank, self.trunk, self.twig = rank, nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.trunk(x) + (self.twig(x) if self.rank == 0 else 0)
+
+
+def ddp_unused(rank, world, path):
+    model = DistributedDataParallel(Branch(rank), find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = {"full": every(1), "track": None, "at": ["local", "reduced"]}
+    with capture(model, optimizer, path, **settings):
+        model(batch(rank, 0, 0)).square().mean().backward()
+        optimizer.step()
 
 
 def comm_hook(rank, world, path):
