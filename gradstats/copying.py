@@ -37,7 +37,8 @@ class Smaller:
 
     Attributes:
         steps: (start, stop, stride): steps with start <= step < stop, every stride-th of them.
-        dtype: of the gradients, such as "bfloat16"; "" keeps theirs.
+        dtype: of the gradients, such as "bfloat16"; "" keeps theirs. Summaries stay those of the
+            captured gradients.
         modes: kinds of rows, None for all there are; "summary" of a run without Summaries makes
             them of its full rows.
         track: how many of the tracked elements to keep, a random choice; None keeps all.
