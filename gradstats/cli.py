@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,11 +23,12 @@ from gradstats.options import (
     Worker,
     check_axis,
     check_counts,
-    check_device,
     check_network,
+    open_run,
     parse_ratios,
     parse_seconds,
     parse_steps,
+    selected,
     split_specs,
     usage,
     words,
@@ -84,7 +83,6 @@ def demo(
 ) -> None:
     """Train a small language model, capture its gradients, and report on them."""
     from gradstats import demo as demo_module
-    from gradstats import runs
     from gradstats.pipeline import report as make_report
 
     chosen = demo_module.QUICK if quick else demo_module.DEMO
@@ -96,7 +94,7 @@ def demo(
             if_exists="overwrite" if overwrite else "error",
             progress=lambda step, total, loss: advance(f"train, loss {loss:.2f}", step, total),
         )
-    with _open(out, runs.open) as run:
+    with open_run(out) as run:
         with bar() as advance:
             path = make_report(run, budget=chosen.budget, seed=seed, progress=advance)
         print_demo(path.parent, loss)
@@ -198,9 +196,7 @@ def copy(
 @app.command()
 def info(run: RunPath) -> None:
     """Say what a run holds."""
-    from gradstats import runs
-
-    with _open(run, runs.open) as opened:
+    with open_run(run) as opened:
         print_info(opened)
 
 
@@ -229,7 +225,7 @@ def fit(
     out: Out = None,
 ) -> None:
     """Fit distributions and derive SIDCo thresholds; an interrupted fit goes on where it was."""
-    from gradstats import extras, runs
+    from gradstats import extras
     from gradstats.families import FAMILIES
     from gradstats.fit_folder import fit_into, series_into
     from gradstats.fits import fit_settings
@@ -250,8 +246,8 @@ def fit(
             bootstrap=bootstrap,
             compensated=compensated or None,
         )
-    selection = _selection(parameters, steps, point, worker, device)
-    with _open(run, runs.open, **selection) as opened:
+    selection = selected(parameters, steps, point, worker, device)
+    with open_run(run, **selection) as opened:
         over_elements = axis == "elements"
         folder = out or results_folder(opened) / ("fit" if over_elements else "over-steps")
         with bar() as advance, workers(jobs) as executor, usage():
@@ -279,7 +275,7 @@ def replay(
     out: Out = None,
 ) -> None:
     """Replay captured gradients through compressors and compare them."""
-    from gradstats import extras, jobs, runs
+    from gradstats import extras, jobs
     from gradstats.compressors import COMPRESSORS
     from gradstats.network import Network
     from gradstats.reporting import tables
@@ -288,8 +284,8 @@ def replay(
     pandas = extras.load("pandas")  # what is missing is said before the work
     specs = split_specs(compressors) or list(COMPRESSORS)
     wanted = parse_ratios(ratios)
-    selection = _selection(parameters, steps, point, worker, device)
-    with _open(run, runs.open, **selection) as opened:
+    selection = selected(parameters, steps, point, worker, device)
+    with open_run(run, **selection) as opened:
         with usage():
             planned = jobs.plan(
                 opened,
@@ -344,15 +340,14 @@ def report(
     out: Out = None,
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
-    from gradstats import runs
     from gradstats.compressors import COMPRESSORS
     from gradstats.grouping import check_by
     from gradstats.network import Network
     from gradstats.pipeline import report as make_report
 
     check_network(workers, gbits)
-    selection = _selection(parameters, steps, point, worker, device)
-    with _open(run, runs.open, **selection) as opened, bar() as advance:
+    selection = selected(parameters, steps, point, worker, device)
+    with open_run(run, **selection) as opened, bar() as advance:
         with usage():
             check_by(opened, by)
         path = make_report(
@@ -367,29 +362,6 @@ def report(
             progress=advance,
         )
     say(str(path))
-
-
-def _selection(
-    parameters: str, steps: str, point: str, worker: int, device: str
-) -> dict[str, Any]:
-    return {
-        "parameters": parameters,
-        "steps": parse_steps(steps),
-        "point": point,
-        "worker": worker,
-        "device": device,
-    }
-
-
-@contextmanager
-def _open(path: Path, opener: Callable[..., Run], **selection: Any) -> Iterator[Run]:
-    check_device(selection.get("device", "cpu"))
-    with usage():
-        run = opener(path, **selection)
-    try:
-        yield run
-    finally:
-        run.store.close()
 
 
 def _remark_point(run: Run) -> None:

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from gradstats.runs import Run
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A captured run, e.g. run.zarr.")]
 By = Annotated[
@@ -129,3 +132,28 @@ def check_network(workers: int, gbits: float) -> None:
         raise typer.BadParameter(f"workers must be at least 2, got {workers!r}")
     if not gbits > 0:
         raise typer.BadParameter(f"gbits must be positive, got {gbits!r}")
+
+
+def selected(parameters: str, steps: str, point: str, worker: int, device: str) -> dict[str, Any]:
+    """What of a run to look at, as `gradstats.open` takes it."""
+    return {
+        "parameters": parameters,
+        "steps": parse_steps(steps),
+        "point": point,
+        "worker": worker,
+        "device": device,
+    }
+
+
+@contextmanager
+def open_run(path: Path, **selection: Any) -> Iterator[Run]:
+    """Open a run for the time of a command."""
+    from gradstats import runs
+
+    check_device(selection.get("device", "cpu"))
+    with usage():
+        run = runs.open(path, **selection)
+    try:
+        yield run
+    finally:
+        run.store.close()

@@ -88,7 +88,7 @@ MAY_IMPORT = {
         "summary",
     ),
     "demo": ("recording",),
-    "options": ("fits", "store", "summary"),
+    "options": ("fits", "runs", "store", "summary"),
     "printing": ("fit_folder", "health", "reporting", "runs"),
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py
