@@ -175,6 +175,42 @@ def test_a_second_writer_on_this_machine_is_refused(url):
     check(url, range(2))
 
 
+def test_what_another_process_writes_is_not_replaced(url):
+    with created(url) as store:
+        append(store, range(2))
+        with pytest.raises(BlockingIOError, match="is writing there"):
+            created(url, if_exists="overwrite")
+        append(store, range(2, 4))
+    store.close()  # once more
+    check(url, range(4))
+    with created(url, if_exists="overwrite") as store:
+        append(store, range(1))
+    check(url, range(1))
+
+
+def test_a_track_of_one_element_goes_on_from_what_is_left_here(url, server, monkeypatch):
+    monkeypatch.setattr(spool, "PATIENCE_SECONDS", 0.2)
+    ids = {"float32": np.array([7])}
+    store = GradientStore.create(url, TABLE)
+    store.set_track(ids)
+    tracked = Row(0, {"float32": torch.ones(1)}, np.array([True, True]))
+    store.append_rows([tracked], kind="track")
+    while store.unsent:
+        time.sleep(0.01)
+    server.stop()
+    try:
+        store.append_rows([row(0)])
+        store.close()
+    finally:
+        server.start()
+    assert store.unsent == 1
+    with GradientStore.create(url, TABLE, if_exists="resume") as store:
+        store.set_track(ids)
+    run = GradientStore.open(url)
+    assert run.stream(0, "track").read(0).tolist() == [1]
+    assert torch.equal(run.stream().read(0, "w").flatten(), row(0).flat["float32"])
+
+
 def test_a_writer_on_another_machine_is_noticed_and_not_written_over(url, monkeypatch, tmp_path):
     first = created(url)
     append(first, range(2))

@@ -59,7 +59,8 @@ class Source:
         self._wait = wait
         self._tensors = list(tensors)
         self._members = list(zip(table, tensors, strict=True))
-        self._everyone = np.ones(len(table), dtype=bool)  # written to by nobody
+        self._everyone = np.ones(len(table), dtype=bool)  # of many slots at a time
+        self._everyone.flags.writeable = False
         self._widths = row_widths(table, element_ids)
         self.cost = self._cost()
         self.pool = Pool(lambda: Slot(self, self._widths, self.lane.device), slots)

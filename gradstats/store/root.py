@@ -24,6 +24,7 @@ from gradstats.store.layout import (
 )
 from gradstats.store.objects import InObjects
 from gradstats.store.places import Place
+from gradstats.store.spool import spool_folder
 
 
 def root_bytes(table: Iterable[Parameter], provenance: Mapping[str, Any]) -> bytes:
@@ -165,12 +166,14 @@ def _is_vacant(path: Path | Place) -> bool:
 def _clear(path: Path | Place) -> None:
     """Delete what a store holds; the root's zarr.json stays, so that it is a store throughout."""
     read_root(path)  # never delete what is not one
+    folder = spool_folder(path) if isinstance(path, InObjects) else path
+    if not isinstance(folder, Path):
+        return
+    locks = [take_lock(lock, str(path)) for lock in folder.glob("worker_*/step/.lock")]
     if isinstance(path, InObjects):
         path.delete_below(kept="zarr.json")
-    if not isinstance(path, Path):
-        return
-    locks = [take_lock(lock, str(path)) for lock in path.glob("worker_*/step/.lock")]
-    for child in path.iterdir():
+        shutil.rmtree(folder, ignore_errors=True)
+    for child in folder.iterdir() if folder is path else ():
         if child.is_dir():
             shutil.rmtree(child)
         elif child.name != "zarr.json":

@@ -134,6 +134,8 @@ class Spool:
 
     def close(self) -> None:
         """Send the rest, for as long as that works or the patience lasts."""
+        if self._lock.closed:
+            return
         if self._thread.ident is not None:
             self._moved = time.monotonic()
             self._closing.set()
@@ -207,7 +209,7 @@ class Spool:
             self._check_ours()
             lengths = {k: d["shape"][0] for k, d in self._sent.items() if "shape" in d}
             chunks = list(_chunks(documents, lengths))
-            rows = {c for c in chunks if chunk_shape(documents[c.rpartition("/")[0]])[0] == 1}
+            rows = {c for c in chunks if _is_a_row(documents[c.rpartition("/")[0]])}
             self._put_all(c for c in chunks if c not in self._arrived & rows)
             self._trying = raw
             self._tag = (self.place / "zarr.json").put_over(raw, self._tag)
@@ -271,6 +273,11 @@ def _chunks(documents: Mapping[str, Document], lengths: Mapping[str, int]) -> It
         leading = range(first // rows[1], -(-rows[0] // rows[1]))
         for index in product(leading, *(range(-(-length // size)) for length, size in others)):
             yield f"{key}/{'.'.join(['c', *map(str, index)])}"
+
+
+def _is_a_row(document: Document) -> bool:
+    """Is a chunk of this array a part of one row, which nothing is added to?"""
+    return has_rows(document) and chunk_shape(document)[0] == 1
 
 
 def _start_of_last(document: Document) -> int:
