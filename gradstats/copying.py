@@ -7,8 +7,9 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from gradstats.store import GradientStore, Parameter, Row, Stream, parameter_table
 from gradstats.store.layout import BLOBS, DTYPES
-from gradstats.store.places import restored
+from gradstats.store.objects import InObjects
+from gradstats.store.places import as_place, restored
 from gradstats.store.rows import as_bits, as_values
-from gradstats.store.spool import address
+from gradstats.store.spool import address, spool_folder
 from gradstats.summary import summarize
 from gradstats.summary_bytes import to_bytes
 
@@ -113,15 +115,29 @@ def copy(
 
 def _send_rest(folder: Path, url: str) -> int:
     """Send what a recording could not."""
+    place = as_place(url)
+    if not isinstance(place, InObjects) or spool_folder(place).resolve() != folder.resolve():
+        fact = "this process would send from another folder"
+        raise ValueError(
+            f"cannot send the rows in {folder}: {fact}; set GRADSTATS_SPOOL={folder.parent}"
+        )
     here = GradientStore.open(folder)
     tables = {worker: here.stream(worker).table for worker in here.workers}
     with GradientStore.open(url, "a") as store:
+        rows = _rows(here) - _rows(GradientStore.open(url))
         for worker, table in tables.items():
             store.claim(worker, table)
-        rows = store.unsent
     if store.fault:
         raise OSError(f"cannot send the rows in {folder}: {store.fault}")
     return rows
+
+
+def _rows(store: GradientStore) -> int:
+    total = 0
+    for worker, kind in product(store.workers, MODES):
+        with suppress(LookupError):
+            total += len(store.stream(worker, kind))
+    return total
 
 
 @contextmanager
@@ -178,7 +194,8 @@ def _jobs(
         except LookupError:
             continue
     for mode in (mode for mode in MODES if mode in (smaller.modes or streams)):
-        made_here = mode == "summary" and not len(streams.get("summary", ()))
+        asked = mode == "summary" and bool(smaller.modes)
+        made_here = asked and not len(streams.get("summary", ()))
         stream = streams.get("full" if made_here else mode)
         if stream is not None and len(stream):
             rows = _selected(stream.steps, smaller.steps)

@@ -242,7 +242,7 @@ def test_rows_of_two_histories_are_not_mixed(url, server, monkeypatch, tmp_path)
     with GradientStore.create(url, TABLE, if_exists="resume") as second:
         append_full(second, range(4, 6))
     monkeypatch.setenv("GRADSTATS_SPOOL", here)
-    with pytest.raises(ValueError, match="were never sent, and another"):
+    with pytest.raises(ValueError, match="were never sent, and another writer"):
         GradientStore.create(url, TABLE, if_exists="resume").claim()
 
 

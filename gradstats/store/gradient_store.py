@@ -29,6 +29,7 @@ from gradstats.store.places import Place, as_place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
     check_worker,
+    lock_files,
     make_root,
     put_root,
     read_root,
@@ -279,8 +280,8 @@ class GradientStore:
         Raises:
             BlockingIOError: another process does.
         """
-        for lock in self.folder.glob("worker_*/step/.lock"):
-            take_lock(lock, f"{lock.parents[1].name} of {self.path}").close()
+        for lock in lock_files(self.folder):
+            take_lock(lock, str(self.path)).close()
 
     def claim(self, worker: int = 0, table: Sequence[Parameter] | None = None) -> None:
         """Become the writer of a worker now rather than at the first row, and sweep leftovers.
@@ -373,7 +374,8 @@ class GradientStore:
         lock = take_lock(lock_file, f"the parameter table of {self.path}", wait=True)
         stored = table_from_json(read_root(self.path)["parameters"])
         if not stored:
-            put_root(self.path, root_bytes(table, self.provenance))
+            for place in {self.path, self.folder}:
+                put_root(place, root_bytes(table, self.provenance))
         self.parameters = stored or table
         lock_file.unlink()  # Zarr warns about files it does not know, and one table is enough
         lock.close()

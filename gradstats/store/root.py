@@ -156,6 +156,11 @@ def put_root(path: Path | Place, root: bytes) -> None:
         raise ValueError(f"cannot write {path}: zip files are read only; write to a folder")
 
 
+def lock_files(folder: Path) -> list[Path]:
+    """What the writers in a folder hold, and those that send what is left there."""
+    return [*folder.glob("worker_*/step/.lock"), *folder.glob("worker_*.lock")]
+
+
 def _is_vacant(path: Path | Place) -> bool:
     """Is nothing at `path` but, at most, a folder in which a `create` was killed?"""
     return not path.exists() or (
@@ -169,7 +174,7 @@ def _clear(path: Path | Place) -> None:
     folder = spool_folder(path) if isinstance(path, InObjects) else path
     if not isinstance(folder, Path):
         return
-    locks = [take_lock(lock, str(path)) for lock in folder.glob("worker_*/step/.lock")]
+    locks = [take_lock(lock, str(path)) for lock in lock_files(folder)]
     if isinstance(path, InObjects):
         path.delete_below(kept="zarr.json")
         shutil.rmtree(folder, ignore_errors=True)

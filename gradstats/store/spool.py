@@ -142,7 +142,7 @@ class Spool:
             self.wake()
             self._thread.join()
             if not self.fault:
-                shutil.rmtree(self.folder)
+                _discard(self.folder)
         self._lock_file.unlink(missing_ok=True)
         self._lock.close()
 
@@ -163,8 +163,10 @@ class Spool:
             fact = (
                 f"rows in {self.folder} were never sent, and another writer has been there since"
             )
-            raise ValueError(f"cannot go on in {self.place}: {fact}; delete that folder")
-        shutil.rmtree(self.folder, ignore_errors=True)
+            raise ValueError(
+                f"cannot go on in {self.place}: {fact}; move it away to go on without"
+            )
+        _discard(self.folder)
         return self._fetch(there)
 
     def _fetch(self, group: Document) -> str:
@@ -246,6 +248,15 @@ class Spool:
             await asyncio.gather(*map(put, names))
 
         asyncio.run(put_all())
+
+
+def _discard(folder: Path) -> None:
+    """Remove a worker's folder; a kill meanwhile leaves nothing that looks like one."""
+    gone = folder.with_name(f"gone-{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _provenance(root: bytes) -> Any:

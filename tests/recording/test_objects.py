@@ -74,8 +74,13 @@ def test_rows_that_never_arrived_are_counted_and_can_be_sent(
     folder, place = re.search(r"sends them, or: gradstats copy (\S+) (\S+)", said).groups()
     assert place == url
     assert len(gradstats.open(url).rows()) == 1
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("GRADSTATS_SPOOL", str(Path(folder).parent / "another"))
+        refused = CliRunner().invoke(cli.app, ["copy", folder, url])
+        assert "set GRADSTATS_SPOOL=" in str(refused.exception)
     done = CliRunner().invoke(cli.app, ["copy", folder, url])
     assert done.exit_code == 0, done.output
+    assert "4 rows" in done.output
     for step, grad in gradstats.open(url).gradients():
         assert torch.equal(grad, training.flat(step))
     assert len(gradstats.open(url).rows()) == 5
