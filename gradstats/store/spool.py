@@ -200,7 +200,7 @@ class Spool:
                 self.fault = str(error) or type(error).__name__
                 if closing and time.monotonic() - self._moved > PATIENCE_SECONDS:
                     return
-                threading.Event().wait(1) if closing else self._closing.wait(RETRY_SECONDS)
+                time.sleep(1) if closing else self._closing.wait(RETRY_SECONDS)
                 self._wake.set()
 
     def _send(self) -> None:
