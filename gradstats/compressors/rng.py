@@ -5,49 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-LOW = 0xFFFFFFFF
-ROUNDS = 10
+from gradstats.kernels.philox import LOW, philox
+
 FEISTEL_ROUNDS = 8
-
-
-Word = TypeVar("Word", int, Tensor)
-
-
-def philox(key: tuple[int, int], counter: Word) -> tuple[Word, Word, Word, Word]:
-    """Philox-4x32-10 of the counter (counter, 0, 0, 0): four 32-bit words.
-
-    Triton's `tl.randint` is the first word under the same key and offset.
-
-    Args:
-        key: two 32-bit words.
-        counter: below 2^32; an int, or an int64 tensor of any shape.
-
-    References:
-        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-
-    Example:
-        >>> " ".join(f"{word:08x}" for word in philox((0, 0), 0))
-        '6627e8d5 e169c58d bc57ac4c 9b00dbd8'
-    """
-    zero = counter * 0
-    c0, c1, c2, c3 = counter & LOW, zero, zero, zero
-    k0, k1 = key
-    for _ in range(ROUNDS):
-        # int64 products wrap, but their 64 bits are those of the unsigned product
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & LOW) ^ c1 ^ k0,
-            p1 & LOW,
-            ((p0 >> 32) & LOW) ^ c3 ^ k1,
-            p0 & LOW,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & LOW, (k1 + 0xBB67AE85) & LOW
-    return c0, c1, c2, c3
 
 
 @dataclass(frozen=True)
@@ -63,7 +27,8 @@ class Stream:
     def uniform(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         """Float64 `[n]` in [0, 1), with 32 random bits each."""
         words = philox(self.key, torch.arange(-(-n // 4), device=device))
-        return torch.stack(words, dim=1).reshape(-1)[:n] / 2.0**32
+        # divided as integers, they would become float32, and those near 2^32 become 1
+        return torch.stack(words, dim=1).reshape(-1)[:n].to(torch.float64) / 2.0**32
 
     def integers(self, n: int, high: int, device: torch.device | str = "cpu") -> Tensor:
         """Int64 `[n]` in [0, high), with replacement."""

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from gradstats.compressors import Rng
+from gradstats.compressors import rng as rng_module
 from gradstats.compressors.rng import Stream, philox
 
 LEVEL = 1e-4  # of every chi-square test here; seeds are fixed, so a pass stays a pass
@@ -147,3 +148,13 @@ def test_every_coordinate_changes_the_stream():
 def test_a_stream_is_a_value():
     assert Stream((1, 2)) == Stream((1, 2))
     assert torch.equal(Stream((1, 2)).subset(5, 50), Stream((1, 2)).subset(5, 50))
+
+
+def test_uniform_numbers_have_all_their_bits_and_stay_below_one(monkeypatch):
+    """A word of 2^32 - 1 must not be rounded to 1: it would be an index behind the last."""
+    top = torch.full((1,), 0xFFFFFFFF)
+    monkeypatch.setattr(rng_module, "philox", lambda key, counter: (top, top - 1, top - 2, top))
+    drawn = Stream((1, 2)).uniform(4)
+    assert drawn.dtype == torch.float64
+    assert drawn.tolist() == [1 - i / 2**32 for i in (1, 2, 3, 1)]
+    assert Stream((1, 2)).integers(4, 1000).tolist() == [999] * 4
