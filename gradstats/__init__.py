@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradstats.compressors import compressor
     from gradstats.examples import load_example
     from gradstats.fits import fit
+    from gradstats.frontier import equal_bits
     from gradstats.jobs import replay
     from gradstats.pipeline import report
     from gradstats.recording import at_steps, capture, every, log_spaced, window
@@ -30,6 +31,7 @@ __all__ = [
     "at_steps",
     "capture",
     "compressor",
+    "equal_bits",
     "every",
     "fit",
     "load_example",
@@ -53,6 +55,7 @@ _HOMES = {
     "every": "recording",
     "log_spaced": "recording",
     "window": "recording",
+    "equal_bits": "frontier",
     "fit": "fits",
     "open": "runs",
     "GradientStore": "store",

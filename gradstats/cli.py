@@ -12,6 +12,7 @@ import typer
 from gradstats.options import (
     By,
     Device,
+    Kernels,
     Out,
     Parameters,
     Point,
@@ -23,7 +24,9 @@ from gradstats.options import (
     Worker,
     check_axis,
     check_counts,
+    check_kernels,
     check_network,
+    chosen_specs,
     open_run,
     parse_ratios,
     parse_seconds,
@@ -272,17 +275,19 @@ def replay(
     ratios: Ratios = "0.1,0.01,0.001",
     seed: Seed = 0,
     device: Device = "cpu",
+    kernels: Kernels = "auto",
     out: Out = None,
 ) -> None:
     """Replay captured gradients through compressors and compare them."""
     from gradstats import extras, jobs
-    from gradstats.compressors import COMPRESSORS
+    from gradstats.kernels import use
     from gradstats.network import Network
     from gradstats.reporting import tables
     from gradstats.results import results_folder
 
     pandas = extras.load("pandas")  # what is missing is said before the work
-    specs = split_specs(compressors) or list(COMPRESSORS)
+    specs = chosen_specs(compressors)
+    check_kernels(kernels)
     wanted = parse_ratios(ratios)
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
@@ -294,7 +299,7 @@ def replay(
                 feedback=words(feedback),
                 granularity=words(by),
             )
-        with bar() as advance:
+        with bar() as advance, use(kernels):
             rows = jobs.replay_jobs(
                 opened, planned, seed=seed, progress=lambda i, n: advance("replay", i, n)
             )
@@ -316,6 +321,7 @@ def replay(
         "steps": steps,
         "seed": seed,
         "device": device,
+        "kernels": kernels,
     }
     (folder / "settings.json").write_text(_json(settings))
     print_methods(methods)
@@ -337,23 +343,25 @@ def report(
     ratios: Ratios = "0.1,0.01,0.001",
     seed: Seed = 0,
     device: Device = "cpu",
+    kernels: Kernels = "auto",
     out: Out = None,
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
-    from gradstats.compressors import COMPRESSORS
     from gradstats.grouping import check_by
+    from gradstats.kernels import use
     from gradstats.network import Network
     from gradstats.pipeline import report as make_report
 
     check_network(workers, gbits)
+    check_kernels(kernels)
     selection = selected(parameters, steps, point, worker, device)
-    with open_run(run, **selection) as opened, bar() as advance:
+    with open_run(run, **selection) as opened, bar() as advance, use(kernels):
         with usage():
             check_by(opened, by)
         path = make_report(
             opened,
             budget=parse_seconds(budget),
-            compressors=split_specs(compressors) or tuple(COMPRESSORS),
+            compressors=chosen_specs(compressors),
             network=Network(workers=workers, bandwidth=gbits * 1e9 / 8),
             by=by,
             out=out,

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from gradstats import extras
-from gradstats.compressors import Compressor, ErrorFeedback, PerParameter, compressors
+from gradstats.compressors import (
+    Compressor,
+    ErrorFeedback,
+    Memory,
+    Part,
+    PerParameter,
+    compressors,
+)
 from gradstats.fitting import RATIOS
 from gradstats.replaying import NOT_MEASURED, replay_rows, time_compressor
 from gradstats.runs import Progress, Run
@@ -26,7 +33,7 @@ class Job:
 
     Attributes:
         compressor: ready to run.
-        feedback: "none" or "ef".
+        feedback: "none", or the memory: "ef", "ef(gamma=0.7)", "ef21" and so on.
         granularity: "model" or "parameter".
         kind: the rows it runs on, "full" or "track".
         skipped: why it cannot run; "" if it can.
@@ -49,12 +56,13 @@ class Job:
             "feedback": self.feedback,
             "granularity": self.granularity,
             "rows": self.kind,
+            "wants_feedback": inner.contract.wants_feedback,
         }
 
 
 def _inner(compressor: Compressor) -> Compressor:
-    """The method itself, out of its feedback and its parts."""
-    while isinstance(compressor, ErrorFeedback | PerParameter):
+    """The method itself, out of its memory and its parts."""
+    while isinstance(compressor, Memory | PerParameter):
         compressor = compressor.compressor
     return compressor
 
@@ -93,15 +101,22 @@ def plan(
 
 
 def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> Job:
-    if isinstance(compressor, ErrorFeedback):
-        compressor, feedback = compressor.compressor, "ef"
-    memory = compressor.contract.has_memory or feedback == "ef"
-    kind, skipped = _rows_for(run, memory)
-    if granularity == "parameter":
-        compressor = PerParameter(compressor, run.parts(kind))
-    if feedback == "ef":
+    if feedback == "ef" and not isinstance(compressor, Memory):
         compressor = ErrorFeedback(compressor)
+    kind, skipped = _rows_for(run, compressor.contract.has_memory)
+    if isinstance(compressor, Memory):
+        feedback = compressor.label
+    if granularity == "parameter":
+        compressor = _in_parts(compressor, run.parts(kind))
     return Job(compressor, feedback, granularity, kind, skipped)
+
+
+def _in_parts(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
+    """The method on every part; a memory stays outermost."""
+    if isinstance(compressor, Memory):
+        inside: dict[str, Any] = {"compressor": PerParameter(compressor.compressor, parts)}
+        return replace(compressor, **inside)  # type: ignore[type-var]
+    return PerParameter(compressor, parts)
 
 
 def _rows_for(run: Run, memory: bool) -> tuple[str, str]:
@@ -191,7 +206,7 @@ def timing_rows(
 
     A row a method, without and with error feedback; a method that fails is a row with a status.
     """
-    grad = _last_finite(run)
+    grad = last_finite(run)
     if grad is None:
         return []
     made = {each.spec: each for each in map(_inner, _made(specs, ratios))}
@@ -212,7 +227,8 @@ def timing_rows(
     ]
 
 
-def _last_finite(run: Run) -> Tensor | None:
+def last_finite(run: Run) -> Tensor | None:
+    """The last gradient without NaN or inf; None if there is none."""
     for row in reversed(run.rows(run.kind)):
         _, grad = run.gradient(row, run.kind)
         if grad.isfinite().all():

@@ -27,7 +27,13 @@ Point = Annotated[
 ]
 Worker = Annotated[int, typer.Option(help="Which worker's rows.")]
 Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
-Specs = Annotated[str, typer.Option(help="Compressors with commas, e.g. topk,sidco-e(0.01).")]
+Specs = Annotated[
+    str,
+    typer.Option(
+        help="Compressors with commas, e.g. topk,sidco-e(0.01); all: the reference methods too."
+    ),
+]
+Kernels = Annotated[str, typer.Option(help="auto, or eager: the plain torch that defines them.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
 Out = Annotated[Path | None, typer.Option(help="Where to write; default RUN.results.")]
@@ -88,6 +94,22 @@ def split_specs(text: str) -> list[str]:
         else:
             specs[-1] += letter
     return [spec.strip() for spec in specs if spec.strip()]
+
+
+def chosen_specs(text: str) -> list[str]:
+    """The compressors of `--compressors`: those supported by default, or all of them."""
+    from gradstats.compressors import COMPRESSORS, SUPPORTED
+
+    known = {"": SUPPORTED, "all": COMPRESSORS}
+    return list(known[text]) if text in known else split_specs(text)
+
+
+def check_kernels(form: str) -> None:
+    """Raise a usage error unless `--kernels` is one of the forms there are."""
+    from gradstats.kernels import FORMS
+
+    if form not in FORMS:
+        raise typer.BadParameter(f"kernels must be one of {', '.join(FORMS)}, got {form!r}")
 
 
 def parse_ratios(text: str) -> list[float]:

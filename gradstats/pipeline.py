@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from gradstats import extras
-from gradstats.compressors import COMPRESSORS, Compressor, compressor
+from gradstats.compressors import SUPPORTED, Compressor, Memory, compressor
+from gradstats.compressors import compressors as compressors_of
 from gradstats.fits import TABLES, FitSettings, fit_steps, fit_tables, with_spread
 from gradstats.fitting import RATIOS
+from gradstats.frontier import HYBRIDS, MOST_ELEMENTS, equal_bits
 from gradstats.grouping import groups
 from gradstats.jobs import (
     FEEDBACKS,
     GRANULARITIES,
     Job,
+    last_finite,
     plan,
     replay_jobs,
     rows_expected,
@@ -43,7 +46,8 @@ MOST_FITTED_ROWS = 16  # compensated ones
 MOST_RANKED_ROWS = 8
 COMPENSATED = "topk(0.01)"
 KEPT = [*TABLES, "fits_by_part", "fits_compensated", "ranks", "series"]
-KEPT += ["replay", "methods", "timings"]
+KEPT += ["replay", "methods", "timings", "equal_bits"]
+EXACT = ("none", "lossless")  # for which a memory would have nothing to keep
 
 
 def report(
@@ -53,7 +57,7 @@ def report(
     by: str = "module-type",
     out: str | Path | None = None,
     ratios: Sequence[float] = RATIOS,
-    compressors: Sequence[str | Compressor] = tuple(COMPRESSORS),
+    compressors: Sequence[str | Compressor] = tuple(SUPPORTED),
     network: Network | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -164,6 +168,18 @@ def _time(
     tell("time", 0, 1)
     rows = timing_rows(run, compressors, ratios=settings["ratios"], seed=settings["seed"])
     results.keep("timings", tables.timing_table(rows))
+    grad = last_finite(run)
+    if grad is None:
+        return
+    tell("equal bits", 0, 1)
+    specs = [spec for spec in compressors if not isinstance(_made(spec), Memory)]
+    some = grad[:: -(-grad.numel() // MOST_ELEMENTS)].contiguous()
+    found = equal_bits(some, [*specs, *HYBRIDS], ratios=settings["ratios"], seed=settings["seed"])
+    results.keep("equal_bits", extras.load("pandas").DataFrame(found))
+
+
+def _made(spec: str | Compressor) -> Compressor:
+    return compressors_of(spec, (0.5,))[0] if isinstance(spec, str) else spec
 
 
 def _drawn(results: Results, last: Summary | None, tables: dict[str, Table]) -> list[Section]:
@@ -187,7 +203,7 @@ def _batches(
         jobs = plan(
             run, compressors, ratios=[ratio], feedback=FEEDBACKS, granularity=[granularity]
         )
-        idle = [job for job in jobs if job.feedback == "ef" and job.labels["method"] == "none"]
+        idle = [job for job in jobs if job.feedback == "ef" and job.labels["method"] in EXACT]
         name = f"ratio {ratio:g}, one threshold a {granularity}"
         yield name, [job for job in jobs if job not in idle]
 

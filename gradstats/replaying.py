@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors import Compressor, ErrorFeedback, Rng
+from gradstats.compressors import Compressor, ErrorFeedback, Payload, Rng, from_bytes
 from gradstats.metrics import closeness
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def compensated(
         if not grad.isfinite().all():
             continue
         state = compressor.init(grad) if state is None else state
-        yield step, state.residual + grad
+        yield step, compressor.gamma * state.residual + grad
         _, state = compressor.encode(grad, state, Rng(seed, step))
 
 
@@ -108,12 +108,10 @@ def measure(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple
         The row and the next state. khat_over_k counts the elements sent, NaN without a target;
         error = ‖g - ĝ‖/‖g‖ and cosine are against the gradient; error_compensated is against
         gradient + residual; nbytes and bits (an element) are those of the payload;
-        residual_ratio = ‖e‖/‖g‖ after the step, NaN without feedback.
+        residual_ratio = ‖e‖/‖g‖ after the step, NaN where nothing is held back.
     """
-    feedback = isinstance(compressor, ErrorFeedback)
     payload, state = compressor.encode(grad, state, rng)
-    sent = torch.zeros_like(grad)
-    payload.add_to(sent)
+    sent = compressor.received(payload, state)
     k, asked = compressor.target_count(grad.numel()), compressor.ratio_asked is not None
     row = {
         "n": grad.numel(),
@@ -121,7 +119,7 @@ def measure(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple
         "khat_over_k": payload.count / k if k and asked else math.nan,
         "nbytes": payload.nbytes,
         "bits": 8 * payload.nbytes / max(grad.numel(), 1),
-        **closeness(grad, sent, state.residual if feedback else None),
+        **closeness(grad, sent, getattr(state, "residual", None)),
     }
     return row, state
 
@@ -149,8 +147,9 @@ def settled(residual_ratios: Sequence[float], target_ratio: float = 1.0) -> bool
 def time_compressor(compressor: Compressor, grad: Tensor, *, seed: int = 0) -> Row:
     """Seconds that encoding and decoding take: warm-up, then the medians of several runs.
 
-    Decoding is adding the payload to a buffer that is there. On a CUDA device times are those of
-    events.
+    Encoding ends with what is handed to the network: the bytes of a payload that is gathered, the
+    values of one that is all-reduced. Decoding begins there and ends in a buffer to which it is
+    added. On a CUDA device times are those of events.
 
     Returns:
         encode_seconds and decode_seconds; NaN where the compressor fails (a replay says why).
@@ -169,15 +168,27 @@ def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
     decodings: list[float] = []
     deadline = time.perf_counter() + TIMING_SECONDS
     for i in range(WARM_UP + REPETITIONS):
-        seconds, (payload, state) = clock(lambda s=state: compressor.encode(grad, s, rng))  # type: ignore[misc]
+        seconds, (payload, state) = clock(lambda s=state: _to_network(compressor, grad, s, rng))  # type: ignore[misc]
         encodings.append(seconds)
-        decodings.append(clock(lambda p=payload: p.add_to(out))[0])  # type: ignore[misc]
+        decodings.append(clock(lambda p=payload: _from_network(p, out))[0])  # type: ignore[misc]
         if i > WARM_UP + 1 and time.perf_counter() > deadline:
             break
     return {
         "encode_seconds": median(encodings[WARM_UP:]),
         "decode_seconds": median(decodings[WARM_UP:]),
     }
+
+
+def _to_network(
+    compressor: Compressor, grad: Tensor, state: Any, rng: Rng
+) -> tuple[Payload | bytes, Any]:
+    payload, state = compressor.encode(grad, state, rng)
+    return payload if payload.summable else payload.to_bytes(), state
+
+
+def _from_network(received: Payload | bytes, out: Tensor) -> None:
+    payload = from_bytes(received) if isinstance(received, bytes) else received
+    payload.add_to(out)
 
 
 def _wall_seconds(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -21,7 +21,7 @@ def ask(*requests):
     received = []
     for request in requests:
         received.append((yield request))
-    return Step(torch.zeros(0), Dense(torch.zeros(0), 0), received)
+    return Step(torch.zeros(0), Dense(torch.zeros(0)), received)
 
 
 def results(*exchanges):
@@ -41,13 +41,13 @@ def test_every_worker_gets_the_same_result_of_every_round():
 
 
 def test_gathered_payloads_may_differ_in_length_and_keep_worker_order():
-    short, long = Dense(vector(1.0), 1), Dense(vector(1.0, 2.0), 2)
+    short, long = Dense(vector(1.0)), Dense(vector(1.0, 2.0))
     for (result,) in results(ask(AllGather(short)), ask(AllGather(long))):
         assert result == [short, long]
 
 
 def test_broadcast_takes_the_roots_payload():
-    own, roots = Dense(vector(1.0), 1), Dense(vector(2.0), 1)
+    own, roots = Dense(vector(1.0)), Dense(vector(2.0))
     for (result,) in results(ask(Broadcast(own, 1)), ask(Broadcast(roots, 1))):
         assert result is roots
 
@@ -56,7 +56,7 @@ def test_rounds_stay_in_step():
     def rounds(start):
         total = yield AllReduce(vector(start), "sum")
         total = yield AllReduce(total + start, "sum")
-        return Step(total, Dense(total, 1), None)
+        return Step(total, Dense(total), None)
 
     assert [float(step.update) for step in simulate([rounds(1.0), rounds(2.0)])] == [9.0, 9.0]
 
@@ -74,7 +74,7 @@ def test_a_mean_in_bfloat16_sums_in_bfloat16():
 @pytest.mark.parametrize(
     ("requests", "message"),
     [
-        ([ask(AllReduce(vector(1.0))), ask(AllGather(Dense(vector(1.0), 1)))], "AllGather"),
+        ([ask(AllReduce(vector(1.0))), ask(AllGather(Dense(vector(1.0))))], "AllGather"),
         ([ask(AllReduce(vector(1.0), "sum")), ask(AllReduce(vector(1.0), "max"))], "max"),
         ([ask(AllReduce(vector(1.0))), ask(AllReduce(vector(1.0, 2.0)))], r"\[2\]"),
         (
@@ -82,7 +82,7 @@ def test_a_mean_in_bfloat16_sums_in_bfloat16():
             "float64",
         ),
         (
-            [ask(Broadcast(Dense(vector(1.0), 1), root)) for root in (0, 1)],
+            [ask(Broadcast(Dense(vector(1.0)), root)) for root in (0, 1)],
             "root=1",
         ),
         ([ask(AllReduce(vector(1.0))), ask()], "done"),

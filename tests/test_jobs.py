@@ -112,9 +112,9 @@ def test_specs_ratios_feedback_and_granularity_multiply_and_repeat_nothing(run):
 
 def test_ones_own_instances_run_beside_specs(short):
     table = gradstats.replay(short, ["ef(topk(0.01))", EveryOther(), EveryOther(1)])
-    assert set(table["compressor"]) == {"topk(0.01)", "every-other(0)", "every-other(1)"}
-    first, second = (lines(table, compressor=f"every-other({start})") for start in (0, 1))
-    assert first["nbytes"].iloc[0] == 36 + 8 * N // 2
+    assert set(table["compressor"]) == {"topk(0.01)", "every-other", "every-other(1)"}
+    first, second = (lines(table, compressor=name) for name in ("every-other", "every-other(1)"))
+    assert 0 < first["nbytes"].iloc[0] - (4 * N // 2 + N // 8) < 36  # values, and a bitmap
     assert first["error"].iloc[0] ** 2 + second["error"].iloc[0] ** 2 == pytest.approx(1)
     assert first["target_ratio"].isna().all()
     assert first["khat_over_k"].isna().all()
@@ -137,9 +137,8 @@ def test_per_parameter_sends_small_parameters_whole(short, feedback):
     k = sum(max(1, round(0.01 * n)) for n in sparse_parts) + numels["fc.bias"]
     assert table["k"].eq(k).all()
     assert table["khat_over_k"].eq(1).all()
-    values_and_indices = 4 * k + 4 * (k - numels["fc.bias"])
-    headers = table["nbytes"] - values_and_indices
-    assert headers.between(4 * 36, 5 * 36).all()
+    least = 4 * k + k - numels["fc.bias"]  # values, and a byte or more an index
+    assert table["nbytes"].between(least, least + k + 5 * 16).all()
 
 
 def test_per_parameter_is_each_parameter_by_itself(short, gradients_of):

@@ -9,7 +9,7 @@ import torch
 
 from gradstats import kernels
 from gradstats.kernels import eager
-from tests.test_kernels import COUNTED, DTYPES, draws, same_rows, specials
+from tests.test_kernels import COUNTED, DTYPES, draws, same_pair, same_rows, specials
 
 pytest.importorskip("triton", reason="triton is not installed")
 cuda = pytest.importorskip("gradstats.kernels.cuda")
@@ -27,8 +27,8 @@ def check(values):
     assert ours.total_abs == pytest.approx(definition.total_abs, rel=1e-12)
     assert ours.total_sq == pytest.approx(definition.total_sq, rel=1e-12)
     for threshold in (0.0, 0.7, 1e30):
-        chosen = cuda.select(values.to(DEVICE), threshold).cpu()
-        assert torch.equal(chosen, eager.select(values, threshold))
+        chosen = [each.cpu() for each in cuda.compact(values.to(DEVICE), threshold)]
+        assert same_pair(chosen, eager.compact(values, threshold))
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # the square of the largest float64
@@ -64,8 +64,8 @@ shift, values = grid.shift if wide else 0, "*fp" + str(grid.bits)
 constants = {"SHIFT": shift, "KEYS": 1 << (grid.bits - shift), "FLOAT": cuda.FLOATS.get(dtype)}
 constants |= {"BLOCK": cuda.BLOCK, "WINDOW": cuda.WINDOW}
 types = {"patterns": f"*i{grid.bits}", "first": "*i32", "sums": "*fp64", "n": "i32"}
-types |= dict.fromkeys(["counts", "specials", "kept", "starts", "out"], "*i64")
-types |= dict.fromkeys(["values", "limit"], values) | dict.fromkeys(constants, "constexpr")
+types |= dict.fromkeys(["counts", "specials", "kept", "starts", "indices"], "*i64")
+types |= dict.fromkeys(["values", "limit", "out"], values) | dict.fromkeys(constants, "constexpr")
 for kernel in (cuda._count, cuda._above, cuda._write):
     signature = {name: types[name] for name in kernel.arg_names}
     known = {name: constants[name] for name in constants if name in signature}
@@ -87,7 +87,7 @@ def test_the_kernels_compile_for_a_gpu(dtype):
 @pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 def test_tensors_on_a_gpu_go_to_triton(monkeypatch):
     monkeypatch.setattr(eager, "count", None)
-    monkeypatch.setattr(eager, "select", None)
+    monkeypatch.setattr(eager, "compact", None)
     values = torch.ones(3, device="cuda")
     assert kernels.count(values).positive.tolist() == [3]
-    assert kernels.select(values, 0.5).tolist() == [0, 1, 2]
+    assert kernels.compact(values, 0.5)[0].tolist() == [0, 1, 2]

@@ -67,6 +67,16 @@ METHOD_LINES = pandas.DataFrame(
     }
     for method, ratio in itertools.product(METHODS, (0.1, 0.01))
 )
+EQUAL = pandas.DataFrame(
+    {
+        "method": method,
+        "bits": bits,
+        "over_topk": 0.5 + bits,
+        "topk_error": 0.0 if bits == 9 else 0.3,
+        "error": 0.2,
+    }
+    for method, bits in itertools.product(METHODS, (1, 4, 9))
+)
 FITS = pandas.DataFrame(
     {
         "step": step,
@@ -127,6 +137,7 @@ def drawings(summary, laws):
         "over_steps": lambda **ax: plot.over_steps(SERIES, "snr", **ax),
         "estimation": lambda **ax: plot.estimation(rows, **ax),
         "error_against_bytes": lambda **ax: plot.error_against_bytes(METHOD_LINES, **ax),
+        "equal_bits": lambda **ax: plot.equal_bits(EQUAL, **ax),
         "overhead": lambda **ax: plot.overhead(METHOD_LINES, **ax),
         "evolution": lambda **ax: plot.evolution(FITS, **ax),
         "residuals": lambda **ax: plot.residuals(rows[rows["target_ratio"] == 0.1], **ax),
@@ -149,7 +160,7 @@ def vertices(ax):
 
 NAMES = "density survival qq sorted_magnitudes best_k tail_error".split()
 NAMES += "evolution winners heat thresholds reusable ranks over_steps".split()
-NAMES += "estimation error_against_bytes overhead residuals".split()
+NAMES += "estimation error_against_bytes equal_bits overhead residuals".split()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -205,6 +216,13 @@ def test_estimation_shows_the_median_of_every_method(drawings):
     for value in medians:
         assert np.isclose(drawn, value).any()
     assert [label.get_text() for label in ax.get_xticklabels()] == list(METHODS)
+
+
+def test_equal_bits_leaves_out_where_top_k_sends_everything(drawings):
+    ax = drawings["equal_bits"]()
+    drawn = [line.get_xydata() for line in ax.lines if len(line.get_xydata()) == 2]
+    assert [[1, 1.5], [4, 4.5]] in [points.tolist() for points in drawn]
+    assert ax.get_xlim()[1] < 9
 
 
 def test_overhead_bars_and_error_curves_have_the_heights_of_the_table(drawings):

@@ -32,6 +32,7 @@ def method(compressor, **changes):
         "residual_ratio": 3.0 if "(" in compressor else math.nan,
         "settled": True if "(" in compressor else None,
         "status": "ok",
+        "wants_feedback": "(" in compressor,
     } | changes
     return line
 
@@ -99,14 +100,14 @@ def test_unsettled_methods_are_shown_without_a_rank():
     assert advice(alone, SLOW_LINKS).startswith("No advice yet")
 
 
-def test_at_most_eight_are_ranked_and_bf16_is_among_them_however_slow():
+def test_at_most_ten_are_ranked_and_bf16_is_among_them_however_slow():
     names = [f"m{i}(0.01)" for i in range(12)]
     lines = [method(name, bits=0.1 + i) for i, name in enumerate(names)]
     lines += [method("bf16", encode_seconds=1e3), method("m0(0.1)", target_ratio=0.1, bits=0.0)]
     lines += [method("m1(0.01)", granularity="parameter", bits=0.0)]
     ranked = ranked_of(*lines, network=SLOW_LINKS)
-    assert list(ranked["compressor"]) == [*names[:7], "bf16"]
-    assert list(ranked["rank"]) == list(range(1, 9))
+    assert list(ranked["compressor"]) == [*names[:9], "bf16"]
+    assert list(ranked["rank"]) == list(range(1, 11))
     assert ranked["exchange_seconds"].is_monotonic_increasing
 
 
@@ -114,6 +115,7 @@ def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
     steps = 400
     errors = np.linspace(0.9, 0.1, steps)
     row = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "status": "ok"}
+    row |= {"wants_feedback": True}
     row |= {"granularity": "model", "cosine": 0.5, "bits": 6.4, "n": 100, "k": 10, "error": 0.7}
     rows = [
         {**row, "feedback": "ef", "rows": "track", "step": step, "error_compensated": errors[step]}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradstats.kernels import select
+from gradstats.kernels import compact
 from gradstats.kernels.grid import GRIDS
 from gradstats.summary import kept_count, summarize
 
@@ -174,7 +174,7 @@ def test_quantiles_of_float32_draws(law):
     for ratio in RATIOS:
         threshold = summary.quantile(ratio)
         wanted = ratio * N
-        selected = len(select(gradient(law), threshold))
+        selected = len(compact(gradient(law), threshold)[0])
         low, high = summary.edges
         cut = summary.counts[(low <= threshold) & (threshold <= high)].sum()
         assert selected == len(magnitudes) - np.searchsorted(magnitudes, threshold, "right")
@@ -188,7 +188,7 @@ def test_bfloat16_quantiles_are_exact_up_to_one_point_mass(law):
     summary, _ = sample(law, torch.bfloat16)
     for ratio in RATIOS:
         threshold = summary.quantile(ratio)
-        selected = len(select(gradient(law, torch.bfloat16), threshold))
+        selected = len(compact(gradient(law, torch.bfloat16), threshold)[0])
         equal = int((gradient(law, torch.bfloat16).abs() == threshold).sum())
         assert selected < ratio * summary.nonzero <= selected + equal
         assert summary.kept(threshold) == selected
@@ -200,7 +200,7 @@ def test_float16_quantiles_are_within_one_point_mass_and_noise(law):
     summary, _ = sample(law, torch.float16)
     for ratio in RATIOS:
         threshold = summary.quantile(ratio)
-        selected = len(select(gradient(law, torch.float16), threshold))
+        selected = len(compact(gradient(law, torch.float16), threshold)[0])
         low, high = summary.edges
         cut = summary.counts[(low <= threshold) & (threshold <= high)].sum()
         assert abs(selected - ratio * summary.nonzero) <= cut / 8 + 1.5 * math.sqrt(cut)

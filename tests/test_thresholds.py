@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from gradstats.families import DGamma, DGenPareto, Laplace
-from gradstats.kernels import select
+from gradstats.kernels import compact
 from gradstats.summary import Moments, summarize
 from gradstats.thresholds import Stages, most_stages, sidco_threshold, stage_ratios
 
@@ -255,7 +255,7 @@ def test_the_unit_matters_up_to_the_grid(seed, variant, stages, unit):
 def test_selection_is_a_threshold_set(seed, variant, stages, ratio):
     grad = draw(seed)
     threshold = sidco_threshold(grad, ratio, variant=variant, stages=stages)
-    chosen = select(grad, float(threshold))
+    chosen, _ = compact(grad, float(threshold))
     dropped = grad.abs().index_fill(0, chosen, 0.0).max()
     assert torch.all(grad[chosen].abs() > dropped)
     assert threshold == sidco_threshold(summarize(grad), ratio, variant=variant, stages=stages)

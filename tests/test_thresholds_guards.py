@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradstats.kernels import select
+from gradstats.kernels import compact
 from gradstats.thresholds import Threshold, most_stages, sidco_threshold, stage_ratios
 
 ALL = "e p gp"
@@ -93,7 +93,7 @@ def test_edge_cases(name, variant, stages, selected, used, guards):
     threshold = sidco_threshold(grad, 0.01, variant=variant, stages=stages)
     assert math.isfinite(threshold.value)
     assert threshold.value >= 0
-    chosen = select(grad, float(threshold))
+    chosen, _ = compact(grad, float(threshold))
     assert selected[0] <= len(chosen) <= selected[1]
     assert threshold.stages == (stages if used is None else used)
     expected = tuple(guard.format(law=NAMES[variant], n=len(grad)) for guard in guards)
@@ -117,7 +117,7 @@ def test_two_exceedances_are_the_fewest_that_are_fitted(variant):
     threshold = sidco_threshold(laplace(10), 0.01, variant=variant, stages=3)
     assert threshold.stages == 2
     assert threshold.guards == (STOPPED_2,)
-    assert len(select(laplace(10), float(threshold))) == 1
+    assert len(compact(laplace(10), float(threshold))[0]) == 1
 
 
 def test_stages_stop_beyond_the_end_of_bounded_magnitudes():
@@ -127,7 +127,7 @@ def test_stages_stop_beyond_the_end_of_bounded_magnitudes():
     assert threshold.guards == ("stopped: 0 exceedances after stage 2",)
     assert threshold.stages == 2
     assert threshold.value == pytest.approx(1.1167, abs=1e-3)
-    assert len(select(magnitudes, threshold.value)) == 0
+    assert len(compact(magnitudes, threshold.value)[0]) == 0
 
 
 def test_shape_outside_the_valid_range_is_flagged_and_used():
@@ -153,7 +153,7 @@ def test_one_stage_where_the_target_is_not_below_the_first_ratio(ratio, variant,
         f"one stage: the target {ratio:g} is not below the first ratio 0.25",
     )
     assert one.guards == ()
-    assert len(select(grad, several.value)) == pytest.approx(ratio * 10_000, rel=0.005)
+    assert len(compact(grad, several.value)[0]) == pytest.approx(ratio * 10_000, rel=0.005)
 
 
 # share of zeros, ratio: k-hat/k of the released E, P, GP at M = 1 on Laplace magnitudes otherwise
@@ -176,7 +176,7 @@ def test_zeros_do_not_disturb_the_fit(share, ratio, released):
     grad[int(share * d) :] = laplace(d - int(share * d)).double()
     for variant, was in zip(("e", "p", "gp"), released, strict=True):
         threshold = sidco_threshold(grad, ratio, variant=variant)
-        ours = len(select(grad, threshold.value)) / (ratio * d)
+        ours = len(compact(grad, threshold.value)[0]) / (ratio * d)
         expected = WITHOUT_ZEROS[ratio] if variant == "gp" else 1.0
         assert ours == pytest.approx(expected, abs=0.004), variant
         assert abs(ours - 1) < abs(was - 1)
@@ -189,7 +189,7 @@ def test_a_target_beyond_the_nonzero_elements_keeps_them_all(nonzero):
     threshold = sidco_threshold(grad, 0.01)
     assert (threshold.value, threshold.stages) == (0.0, 0)
     assert threshold.guards == (f"keep all: {nonzero} non-zero elements are within the target",)
-    assert torch.equal(select(grad, threshold.value), grad.nonzero().squeeze(1))
+    assert torch.equal(compact(grad, threshold.value)[0], grad.nonzero().squeeze(1))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gradstats.compressors.payloads import Message, Payload
+from gradstats.compressors.index_codes import expected_bits
+from gradstats.compressors.payloads import Dense, Masked, Payload, Scattered, Sparse
 from gradstats.compressors.rng import Rng
 from gradstats.summary import check_ratio, kept_count
 
@@ -17,36 +18,65 @@ State = Any
 
 
 @dataclass(frozen=True)
+class Bound:
+    """A number that follows from a payload, with the formula as it is written in tables."""
+
+    text: str
+    of: Callable[[Any], float]
+
+    def __call__(self, payload: Payload) -> float:
+        """The number for a payload."""
+        return float(self.of(payload))
+
+
+@dataclass(frozen=True)
 class Contract:
-    """What a compressor promises, for every input.
+    """What a compressor promises, for every input; what it does not say is not promised.
 
     Attributes:
         collective: how its payloads are combined over workers.
-        delta: the contraction ‖x - C(x)‖² <= (1 - delta)‖x‖², a function of the payload; None: no
-            promise.
+        delta: the contraction ‖x - C(x)‖² <= (1 - delta)‖x‖², a function of the payload.
+        omega: the variance E‖C(x) - x‖² <= omega ‖x‖² of an unbiased method, a function of the
+            payload.
+        bits: of the payload beyond its header, a function of the payload; from d = 10⁵ its bytes
+            are within 5 % of it.
         in_expectation: the contraction holds for the mean over the random numbers only.
         unbiased: E C(x) = x.
         wants_feedback: converges only with error feedback.
         has_memory: its state changes from step to step, so that it must see consecutive steps.
         random: reads its `rng`.
         rounds: dependent rounds of communication.
+        update: what becomes of the payloads of all workers: their mean, or the majority of signs.
         needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
     """
 
     collective: Literal["all_reduce", "all_gather"]
-    delta: Callable[[Payload], float] | None = None
+    delta: Bound | None = None
+    omega: Bound | None = None
+    bits: Bound | None = None
     in_expectation: bool = False
     unbiased: bool = False
     wants_feedback: bool = False
     has_memory: bool = False
     random: bool = False
     rounds: int = 1
+    update: Literal["mean", "majority"] = "mean"
     needs: tuple[str, ...] = ()
 
 
-def kept_share(payload: Payload) -> float:
-    """k̂/d: the contraction of anything that keeps the k̂ largest of d magnitudes exactly."""
-    return payload.count / max(payload.numel, 1)
+# of anything that keeps the k̂ largest of d magnitudes exactly
+KEPT_SHARE = Bound("k̂/d", lambda payload: payload.count / max(payload.numel, 1))
+SPARSE_BITS = Bound("k̂ (b + index)", lambda payload: _index_bits(payload) + _value_bits(payload))
+DENSE_BITS = Bound("b d", lambda payload: _value_bits(payload))
+SPARSIFIER = Contract("all_gather", delta=KEPT_SHARE, bits=SPARSE_BITS, wants_feedback=True)
+
+
+def _index_bits(payload: Sparse) -> float:
+    return expected_bits(payload.count, payload.numel, payload.index_code or "auto")
+
+
+def _value_bits(payload: Scattered | Dense) -> float:
+    return 8.0 * payload.values.nbytes
 
 
 @dataclass(frozen=True)
@@ -124,7 +154,7 @@ class Compressor(ABC):
         """The step over all workers: yields collectives, is sent their results, returns a Step."""
         payload, state = self.encode(grad, state, rng)
         payloads: list[Payload]
-        if isinstance(payload, Message) and payload.summable:
+        if isinstance(payload, Dense | Masked) and payload.summable:
             mean = yield AllReduce(payload.values, "mean")
             payloads = [payload.with_values(mean)]
         else:
@@ -133,6 +163,16 @@ class Compressor(ABC):
         for received in payloads:
             received.add_to(update, 1 / len(payloads))
         return Step(update.view(grad.shape), payload, state)
+
+    def received(self, payload: Payload, state: State) -> Tensor:
+        """The gradient as a receiver has it after this step, `[d]`."""
+        return payload.decode()
+
+    def __or__(self, stage: object) -> Compressor:
+        """What is left of this compressor's payload after another stage, see `pipe.Pipe`."""
+        from gradstats.compressors.pipe import Pipe  # which is a compressor itself
+
+        return Pipe((self, stage))  # type: ignore[arg-type]
 
     @property
     def ratio_asked(self) -> float | None:
@@ -150,7 +190,7 @@ class Compressor(ABC):
             f"{value}" if i == 0 else f"{field.name}={value}"
             for i, field in enumerate(fields(self))  # type: ignore[arg-type]
             if not field.metadata.get("in_name")
-            if i == 0 or getattr(self, field.name) != field.default
+            if getattr(self, field.name) != field.default
             for value in [_written(getattr(self, field.name))]
         ]
         return f"{self.name}({', '.join(arguments)})" if arguments else self.name

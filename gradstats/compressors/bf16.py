@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, Contract, State
+from gradstats.compressors.base import DENSE_BITS, Bound, Compressor, Contract, State
 from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
 
@@ -17,10 +18,24 @@ class BF16(Compressor):
     The relative error of a normal number is at most 2⁻⁹, so ‖x - C(x)‖² <= 2⁻¹⁸ ‖x‖².
     """
 
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
     name = "bf16"
-    contract = Contract("all_reduce", delta=lambda payload: 1 - 2.0**-18)
+    contract = Contract(
+        "all_reduce", delta=Bound("1 - 2⁻¹⁸", lambda payload: 1 - 2.0**-18), bits=DENSE_BITS
+    )
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Dense, State]:
         """Round to nearest, ties to even."""
-        flat = grad.detach().reshape(-1)
-        return Dense(flat.to(torch.bfloat16, copy=True), grad.numel()), state
+        return Dense(grad.detach().reshape(-1).to(self.dtype, copy=True)), state
+
+
+class FP16(BF16):
+    """Every element rounded to the nearest float16.
+
+    More exact than bfloat16 between 6·10⁻⁵ and 65,504, relative error 2⁻¹¹; above it is infinite,
+    below 6·10⁻⁸ it is 0. So there is no promise for every input; loss scaling is what it needs.
+    """
+
+    dtype = torch.float16
+    name = "fp16"
+    contract = Contract("all_reduce", bits=DENSE_BITS)

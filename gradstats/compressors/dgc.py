@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.compressors.base import Compressor, Contract, State, kept_share, needs_rng
-from gradstats.compressors.payloads import Sparse, sparse
+from gradstats.compressors.base import SPARSIFIER, Compressor, State, needs_rng
+from gradstats.compressors.payloads import Dense, Sparse, above
 from gradstats.compressors.rng import Rng
 from gradstats.summary import check_ratio, kept_count
 
@@ -35,7 +35,7 @@ class DGC(Compressor):
     ratio: float
     sample: float = 0.01
     name = "dgc"
-    contract = Contract("all_gather", delta=kept_share, wants_feedback=True, random=True)
+    contract = replace(SPARSIFIER, random=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,22 +45,24 @@ class DGC(Compressor):
         """Sample, select, correct."""
         flat = grad.detach().reshape(-1).contiguous()
         if not flat.numel():
-            return sparse(flat, kernels.select(flat, 0.0)), state
+            return above(flat, 0.0), state
         k = kept_count(flat.numel(), self.ratio)
         threshold = self._sampled_threshold(flat, needs_rng(self, rng))
-        indices = kernels.select(flat, threshold)
+        indices, values = kernels.compact(flat, threshold)
         for _ in range(LOWERINGS):
             if indices.numel() >= LEAST * k or threshold == 0:
                 break
             threshold *= LEAST
-            indices = kernels.select(flat, threshold)
+            indices, values = kernels.compact(flat, threshold)
         if indices.numel() > MOST * k:
-            indices = indices[flat[indices].abs().topk(k, sorted=False).indices]
-        return sparse(flat, indices), state
+            chosen, values = kernels.largest(values, k)
+            indices = indices[chosen]
+        return Sparse(Dense(values), flat.numel(), indices), state
 
     def _sampled_threshold(self, flat: Tensor, rng: Rng) -> float:
         n = flat.numel()
         size = min(n, max(math.ceil(self.sample * n), math.ceil(2 / self.ratio)))
         drawn = flat if size == n else flat[rng.own.integers(size, n, flat.device)]
         threshold = float(drawn.abs().topk(kept_count(size, self.ratio)).values[-1])
-        return min(threshold, torch.finfo(flat.dtype).max)  # nothing exceeds an infinite one
+        # nothing exceeds one that is infinite or NaN
+        return threshold if math.isfinite(threshold) else torch.finfo(flat.dtype).max

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,48 @@ from torch import Tensor
 from gradstats.compressors.base import Collective, Compressor, Contract, State, Step
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
+
+
+class Memory(Compressor):
+    """A compressor around another, with a memory of what was or was not sent."""
+
+    compressor: Compressor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.compressor, Compressor):
+            raise ValueError(f"compressor must be a compressor, got {self.compressor!r}")
+        if isinstance(self.compressor, Memory):
+            # two memories of the same error would send it twice
+            raise ValueError(f"compressor must not have a memory inside, got {self.compressor}")
+        super().__post_init__()
+
+    @property
+    def contract(self) -> Contract:  # type: ignore[override]
+        """That of the compressor inside, with a memory, and no promise for a single step."""
+        return replace(
+            self.compressor.contract,
+            delta=None,
+            omega=None,
+            in_expectation=False,
+            unbiased=False,
+            has_memory=True,
+            wants_feedback=False,
+        )
+
+    @property
+    def label(self) -> str:
+        """The memory without the compressor inside: `ef`, `ef(gamma=0.7)`."""
+        settings = self.spec.removeprefix(f"{self.name}({self.compressor}").strip(", )")
+        return f"{self.name}({settings})" if settings else self.name
+
+    @property
+    def ratio_asked(self) -> float | None:
+        """That of the compressor inside."""
+        return self.compressor.ratio_asked
+
+    def target_count(self, numel: int) -> int:
+        """That of the compressor inside, whose parts may have targets of their own."""
+        return self.compressor.target_count(numel)
 
 
 @dataclass(eq=False)
@@ -30,49 +72,31 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class ErrorFeedback(Compressor):
-    """What is not sent now is added to the next gradient.
+class ErrorFeedback(Memory):
+    r"""What is not sent now is added to the next gradient.
 
-    Old residual + gradient = sent + new residual, by construction.
+    .. math:: v_t = g_t + \gamma e_t, \quad \hat g_t = C(v_t), \quad e_{t+1} = v_t - \hat g_t.
+
+    With γ = 1 old residual + gradient = sent + new residual, and nothing is ever lost. A leaky
+    memory, γ < 1, forgets stale errors: sum ĝ_t = sum g_t - e_{T+1} - (1 - γ) sum_{t=2..T} e_t.
 
     Args:
         compressor: any compressor; feedback is always outermost.
+        gamma: γ, in [0, 1].
 
     References:
-        Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019.
+        Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019; for γ < 1 Chen et al.,
+        "CO3", 2022.
     """
 
     compressor: Compressor
+    gamma: float = 1.0
     name = "ef"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.compressor, Compressor):
-            raise ValueError(f"compressor must be a compressor, got {self.compressor!r}")
-        if isinstance(self.compressor, ErrorFeedback):
-            # two memories of the same error would send it twice
-            raise ValueError(f"compressor must not have feedback inside, got {self.compressor}")
         super().__post_init__()
-
-    @property
-    def contract(self) -> Contract:  # type: ignore[override]
-        """That of the compressor inside, with a memory, and no promise for a single step."""
-        inner = self.compressor.contract
-        return Contract(
-            inner.collective,
-            has_memory=True,
-            random=inner.random,
-            rounds=inner.rounds,
-            needs=inner.needs,
-        )
-
-    @property
-    def ratio_asked(self) -> float | None:
-        """That of the compressor inside."""
-        return self.compressor.ratio_asked
-
-    def target_count(self, numel: int) -> int:
-        """That of the compressor inside, whose parts may have targets of their own."""
-        return self.compressor.target_count(numel)
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma!r}")
 
     def init(self, grad: Tensor) -> Residual:
         """No residual."""
@@ -81,7 +105,7 @@ class ErrorFeedback(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode residual + gradient; the residual is updated in place."""
-        compensated = state.residual.add_(grad.detach())
+        compensated = self._compensated(grad, state)
         payload, inner = self.compressor.encode(compensated, state.inner, rng)
         payload.remove_from(compensated.view(-1))
         return payload, Residual(compensated, inner)
@@ -90,7 +114,11 @@ class ErrorFeedback(Compressor):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """As `encode`, over all workers: the residual loses what the exchange counts as sent."""
-        compensated = state.residual.add_(grad.detach())
+        compensated = self._compensated(grad, state)
         step = yield from self.compressor.exchange(compensated, state.inner, rng)
         step.sent.remove_from(compensated.view(-1))
         return Step(step.update, step.sent, Residual(compensated, step.state))
+
+    def _compensated(self, grad: Tensor, state: State) -> Tensor:
+        residual: Tensor = state.residual if self.gamma == 1 else state.residual.mul_(self.gamma)
+        return residual.add_(grad.detach())

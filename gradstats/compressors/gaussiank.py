@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from scipy.special import ndtri
 from torch import Tensor
 
-from gradstats import kernels
-from gradstats.compressors.base import Compressor, Contract, State, kept_share
-from gradstats.compressors.payloads import Sparse, sparse
+from gradstats.compressors.base import SPARSIFIER, Compressor, State
+from gradstats.compressors.payloads import Sparse, above
 from gradstats.compressors.rng import Rng
 from gradstats.summary import Summary, kept_count, summarize
 
@@ -32,12 +31,12 @@ class GaussianK(Compressor):
 
     ratio: float
     name = "gaussiank"
-    contract = Contract("all_gather", delta=kept_share, wants_feedback=True)
+    contract = SPARSIFIER
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Fit and adjust on the Summary, then select."""
         flat = grad.detach().reshape(-1).contiguous()
-        return sparse(flat, kernels.select(flat, self._threshold(summarize(flat)))), state
+        return above(flat, self._threshold(summarize(flat))), state
 
     def _threshold(self, summary: Summary) -> float:
         k = kept_count(summary.n, self.ratio)

@@ -1,16 +1,18 @@
-"""One grammar for commands, legends and tables: `topk(0.01)`, `ef(sidco-e(0.001, stages=2))`."""
+"""One grammar for commands, legends and tables: `topk(0.01)`, `ef(topk(0.01) | qsgd(bits=4))`."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.pipe import Pipe, Stage
 
-TOKEN = re.compile(r"\s*([A-Za-z_][\w.:-]*|[-+]?[\d.][\w.+-]*|[(),=]|\S)")
+WORDS = {"True": True, "False": False}
+TOKEN = re.compile(r"\s*(3lc|[A-Za-z_][\w.:-]*|[-+]?[\d.][\w.+-]*|[(),=]|\S)")
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,24 @@ class Call:
     arguments: tuple[tuple[str | None, Argument], ...] | None
 
 
-Argument = Call | int | float
+@dataclass(frozen=True)
+class Piped:
+    """`stage | stage | …` as written."""
+
+    stages: tuple[Call, ...]
 
 
-def build(
-    spec: str, known: dict[str, Callable[..., Compressor]], ratios: Iterable[float] = ()
-) -> list[Compressor]:
+Argument = Call | Piped | int | float
+Factory = Callable[..., Compressor | Stage]
+Known = dict[str, Factory]
+
+
+def build(spec: str, known: Known, ratios: Iterable[float] = ()) -> list[Compressor]:
     """The compressors that a spec stands for: one, or one a ratio where it leaves that open.
 
     Args:
         spec: in the grammar; `pkg.module:Class` names a class of one's own.
-        known: the compressors by name.
+        known: the compressors and stages by name.
         ratios: for a method that takes a ratio and was given none.
 
     Raises:
@@ -40,28 +49,43 @@ def build(
     call = _parse(spec)
     open_ratio = _leaf_wants_ratio(call, known, spec)
     if not open_ratio:
-        return [_make(call, known, spec, None)]
+        return [_compressor(call, known, spec, None)]
     chosen = list(ratios)
     if not chosen:
-        raise ValueError(f"compressor {spec!r} must be given a ratio, e.g. {call.name}(0.01)")
-    return [_make(call, known, spec, ratio) for ratio in chosen]
+        name = (call.stages[0] if isinstance(call, Piped) else call).name
+        raise ValueError(f"compressor {spec!r} must be given a ratio, e.g. {name}(0.01)")
+    return [_compressor(call, known, spec, ratio) for ratio in chosen]
 
 
-def _parse(spec: str) -> Call:
+def _parse(spec: str) -> Call | Piped:
     tokens = TOKEN.findall(spec)
-    call, rest = _parse_argument(tokens, spec)
-    if rest or not isinstance(call, Call):
+    call, rest = _parse_pipe(tokens, spec)
+    if rest or isinstance(call, int | float):
         raise ValueError(f"compressor must look like topk(0.01) or ef(topk(0.01)), got {spec!r}")
     return call
+
+
+def _parse_pipe(tokens: list[str], spec: str) -> tuple[Argument, list[str]]:
+    first, rest = _parse_argument(tokens, spec)
+    stages = [first]
+    while rest[:1] == ["|"]:
+        stage, rest = _parse_argument(rest[1:], spec)
+        stages.append(stage)
+    if len(stages) == 1:
+        return first, rest
+    calls = tuple(stage for stage in stages if isinstance(stage, Call))
+    if len(calls) < len(stages):
+        raise ValueError(f"a stage must be a name, not a number, got {spec!r}")
+    return Piped(calls), rest
 
 
 def _parse_argument(tokens: list[str], spec: str) -> tuple[Argument, list[str]]:
     if not tokens:
         raise ValueError(f"compressor ends too early, got {spec!r}")
     head, rest = tokens[0], tokens[1:]
-    if re.match(r"[-+\d.]", head):
+    if re.match(r"[-+\d.](?!lc)", head):
         return _number(head, spec), rest
-    if not re.match(r"[A-Za-z_]", head):
+    if not re.match(r"[A-Za-z_]|3lc", head):
         raise ValueError(f"compressor must not have {head!r} here, got {spec!r}")
     if not rest or rest[0] != "(":
         return Call(head, None), rest
@@ -71,7 +95,7 @@ def _parse_argument(tokens: list[str], spec: str) -> tuple[Argument, list[str]]:
         key = None
         if len(rest) > 1 and rest[1] == "=":
             key, rest = rest[0], rest[2:]
-        value, rest = _parse_argument(rest, spec)
+        value, rest = _parse_pipe(rest, spec)
         arguments.append((key, value))
         if rest[:1] == [","]:
             rest = rest[1:]
@@ -91,10 +115,13 @@ def _number(word: str, spec: str) -> int | float:
     raise ValueError(f"compressor must have a number instead of {word!r}, got {spec!r}")
 
 
-def _leaf_wants_ratio(call: Call, known: dict[str, Callable[..., Compressor]], spec: str) -> bool:
-    inner = [value for _, value in call.arguments or () if isinstance(value, Call)]
+def _leaf_wants_ratio(call: Call | Piped, known: Known, spec: str) -> bool:
+    if isinstance(call, Piped):
+        return any(_leaf_wants_ratio(stage, known, spec) for stage in call.stages)
     nested = [
-        value for value in inner if value.arguments is not None or _is_known(value.name, known)
+        value
+        for _, value, is_nested in _arguments(call, known, spec)
+        if is_nested and isinstance(value, Call | Piped)
     ]
     if nested:
         return any(_leaf_wants_ratio(value, known, spec) for value in nested)
@@ -106,20 +133,30 @@ def _leaf_wants_ratio(call: Call, known: dict[str, Callable[..., Compressor]], s
     return wanted and not named and not first
 
 
-def _is_known(name: str, known: dict[str, Callable[..., Compressor]]) -> bool:
-    return name in known or ":" in name
+def _arguments(call: Call, known: Known, spec: str) -> Iterator[tuple[str | None, Argument, bool]]:
+    """Key, value, and whether the value is a compressor.
+
+    A name alone is one if it is known, unless the setting is a word: `ef(fp8)`, but `co3(fp8)`.
+    """
+    signature = inspect.signature(_factory(call.name, known, spec)).parameters
+    names = list(signature)
+    for place, (key, value) in enumerate(call.arguments or ()):
+        setting = signature.get(key or (names[place] if place < len(names) else ""))
+        word = setting is not None and isinstance(setting.default, str)
+        bare = isinstance(value, Call) and value.arguments is None
+        known_name = isinstance(value, Call) and (value.name in known or ":" in value.name)
+        nested = isinstance(value, Call | Piped) and not (bare and (word or not known_name))
+        yield key, value, nested
 
 
-def _factory(
-    name: str, known: dict[str, Callable[..., Compressor]], spec: str
-) -> Callable[..., Compressor]:
+def _factory(name: str, known: Known, spec: str) -> Factory:
     if name in known:
         return known[name]
     if ":" not in name:
         raise ValueError(f"compressor must be one of {', '.join(known)}, got {name!r} in {spec!r}")
     module, _, attribute = name.partition(":")
     try:
-        factory: Callable[..., Compressor] = getattr(importlib.import_module(module), attribute)
+        factory: Factory = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever anyone's module may raise
         fact = f"{type(error).__name__}: {error}"
         raise ValueError(f"cannot import compressor {name!r}: {fact}") from error
@@ -128,17 +165,26 @@ def _factory(
     return factory
 
 
-def _make(
-    call: Call, known: dict[str, Callable[..., Compressor]], spec: str, ratio: float | None
-) -> Compressor:
+def _compressor(call: Call | Piped, known: Known, spec: str, ratio: float | None) -> Compressor:
+    if isinstance(call, Piped):
+        return Pipe(tuple(_make(stage, known, spec, ratio) for stage in call.stages))
+    made = _make(call, known, spec, ratio)
+    if not isinstance(made, Compressor):
+        raise ValueError(f"{call.name} must follow a compressor, got {spec!r}")
+    return made
+
+
+def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compressor | Stage:
     factory = _factory(call.name, known, spec)
     positional: list[object] = []
     named: dict[str, object] = {}
-    for key, argument in call.arguments or ():
+    for key, argument, is_nested in _arguments(call, known, spec):
         value: object = argument
-        if isinstance(argument, Call):
-            plain = argument.arguments is None and not _is_known(argument.name, known)
-            value = argument.name if plain else _make(argument, known, spec, ratio)
+        if is_nested:
+            assert isinstance(argument, Call | Piped)
+            value = _compressor(argument, known, spec, ratio)
+        elif isinstance(argument, Call):
+            value = WORDS.get(argument.name, argument.name)
         if key is None:
             positional.append(value)
         elif key in named:
@@ -155,6 +201,6 @@ def _make(
         made = factory(*positional, **named)
     except TypeError as error:
         raise ValueError(f"cannot make compressor {spec!r}: {error}") from error
-    if not isinstance(made, Compressor):
+    if not isinstance(made, Compressor | Stage):
         raise ValueError(f"compressor {call.name!r} must make a Compressor, got {made!r}")
     return made

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, Contract, State
+from gradstats.compressors.base import DENSE_BITS, Bound, Compressor, Contract, State
 from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
 
@@ -14,8 +14,14 @@ class NoCompression(Compressor):
     """The gradient as it is: the baseline of every comparison."""
 
     name = "none"
-    contract = Contract("all_reduce", delta=lambda payload: 1.0, unbiased=True)
+    contract = Contract(
+        "all_reduce",
+        delta=Bound("1", lambda payload: 1.0),
+        omega=Bound("0", lambda payload: 0.0),
+        bits=DENSE_BITS,
+        unbiased=True,
+    )
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Dense, State]:
         """A copy of the gradient."""
-        return Dense(grad.detach().reshape(-1).clone(), grad.numel()), state
+        return Dense(grad.detach().reshape(-1).clone()), state

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.compressors.base import Compressor, Contract, State, kept_share
-from gradstats.compressors.payloads import Sparse, sparse
+from gradstats.compressors.base import SPARSIFIER, Compressor, State
+from gradstats.compressors.payloads import Dense, Sparse, above
 from gradstats.compressors.rng import Rng
 from gradstats.summary import Summary, kept_count, summarize
 
@@ -30,12 +30,12 @@ class RedSync(Compressor):
 
     ratio: float
     name = "redsync"
-    contract = Contract("all_gather", delta=kept_share, wants_feedback=True)
+    contract = SPARSIFIER
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Bisect on the Summary, then select."""
         flat = grad.detach().reshape(-1).contiguous()
-        return sparse(flat, kernels.select(flat, self._threshold(summarize(flat)))), state
+        return above(flat, self._threshold(summarize(flat))), state
 
     def _threshold(self, summary: Summary) -> float:
         k = kept_count(summary.n, self.ratio)
@@ -49,3 +49,42 @@ class RedSync(Compressor):
                 break
             low, high = (low, t) if kept < k / 2 else (t, high)
         return threshold
+
+
+@dataclass(frozen=True)
+class TrimmedRedSync(Compressor):
+    """A threshold lowered from the maximum towards the mean until it keeps k, then their top k.
+
+    threshold = mean + q (max - mean), q = 1 - eps, 1 - 2 eps, … 0.
+
+    Args:
+        ratio: k/d, in (0, 1].
+        eps: by which q is lowered, in (0, 1).
+
+    References:
+        Fang et al., "RedSync", JPDC 2019.
+    """
+
+    ratio: float
+    eps: float = 0.2
+    name = "redsync-trimmed"
+    contract = SPARSIFIER
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must lie in (0, 1), got {self.eps!r}")
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """Lower the threshold on the Summary, select, trim."""
+        flat = grad.detach().reshape(-1).contiguous()
+        summary = summarize(flat)
+        k = kept_count(summary.n, self.ratio)
+        mean = summary.total_abs / max(summary.n - summary.nonfinite, 1)
+        q = 1 - self.eps
+        while q > 0 and summary.kept(mean + q * (summary.max_abs - mean)) < k:
+            q -= self.eps
+        threshold = mean + q * (summary.max_abs - mean) if q > 0 else 0.0
+        indices, values = kernels.compact(flat, threshold)
+        chosen, values = kernels.largest(values, k)
+        return Sparse(Dense(values), flat.numel(), indices[chosen]), state

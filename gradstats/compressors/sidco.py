@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from torch import Tensor
 
-from gradstats import kernels
-from gradstats.compressors.base import Compressor, Contract, State, kept_share
-from gradstats.compressors.payloads import Sparse, sparse
+from gradstats.compressors.base import SPARSIFIER, Compressor, State
+from gradstats.compressors.payloads import Sparse, above
 from gradstats.compressors.rng import Rng
 from gradstats.summary import kept_count, summarize
 from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
@@ -35,7 +34,7 @@ class SIDCo(Compressor):
     stages: int = 0
     rule: Rule = "step"
     first_ratio: float = FIRST_RATIO
-    contract = Contract("all_gather", delta=kept_share, wants_feedback=True, has_memory=True)
+    contract = replace(SPARSIFIER, has_memory=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +63,7 @@ class SIDCo(Compressor):
             stages=state.count,
             first_ratio=self.first_ratio,
         )
-        payload = sparse(flat, kernels.select(flat, float(threshold)))
+        payload = above(flat, float(threshold))
         if self.stages or not flat.numel():
             return payload, state
         khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)

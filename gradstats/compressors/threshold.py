@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from gradstats import kernels
-from gradstats.compressors.base import Compressor, Contract, State, kept_share
-from gradstats.compressors.payloads import Sparse, sparse
+from gradstats.compressors.base import SPARSIFIER, Compressor, State
+from gradstats.compressors.payloads import Sparse, above
 from gradstats.compressors.rng import Rng
 from gradstats.summary import kept_count
 
@@ -26,7 +25,7 @@ class HardThreshold(Compressor):
 
     ratio: float
     name = "threshold"
-    contract = Contract("all_gather", delta=kept_share, wants_feedback=True, has_memory=True)
+    contract = replace(SPARSIFIER, has_memory=True)
 
     def init(self, grad: Tensor) -> float:
         """The (k+1)-th largest finite magnitude, 0 if there is none."""
@@ -40,4 +39,4 @@ class HardThreshold(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """The elements above the calibrated magnitude."""
         flat = grad.detach().reshape(-1).contiguous()
-        return sparse(flat, kernels.select(flat, state)), state
+        return above(flat, state), state

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, Contract, State, kept_share
+from gradstats.compressors.base import SPARSIFIER, Compressor, State
 from gradstats.compressors.payloads import Sparse, sparse
 from gradstats.compressors.rng import Rng
 from gradstats.summary import kept_count
@@ -25,7 +25,7 @@ class TopK(Compressor):
 
     ratio: float
     name = "topk"
-    contract = Contract("all_gather", delta=kept_share, wants_feedback=True)
+    contract = SPARSIFIER
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Exactly k elements."""

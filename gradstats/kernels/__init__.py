@@ -1,14 +1,17 @@
 """The few loops that run at memory speed.
 
-The same functions stand in `eager` (torch, any device: the readable definition), in `cpu` (numba)
-and in `cuda` (triton); those here pick by device. All return identical counts and identical
-selected sets.
+The same functions stand in `eager` (torch, any device: the readable definition), in `cpu` and
+`cpu_selection` (numba) and in `cuda` (triton); those here pick by device, unless `use("eager")`
+says otherwise. All return identical counts and identical selected sets. Those that quantise and
+pack are in `codes`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 
 import numpy as np
@@ -18,10 +21,48 @@ from torch import Tensor
 from gradstats.kernels import eager
 from gradstats.kernels.grid import Tally
 
-__all__ = ["Tally", "count", "count_segments", "select"]
+__all__ = ["FORMS", "Tally", "compact", "count", "count_segments", "largest", "use"]
 
 HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
+FORMS = ("auto", "eager")
+_form = ContextVar("form", default="auto")
+
+
+@contextmanager
+def use(form: str) -> Iterator[None]:
+    """Run what is inside with the kernels in one form.
+
+    Args:
+        form: "eager", the plain torch that defines them, or "auto", the fastest for the device.
+
+    Raises:
+        ValueError: another form.
+
+    Example:
+        >>> import torch
+        >>> with use("eager"):
+        ...     indices, values = largest(torch.tensor([1.0, -3.0, 2.0]), 2)
+        >>> indices.tolist()
+        [1, 2]
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    before = _form.set(form)
+    try:
+        yield
+    finally:
+        _form.reset(before)
+
+
+def in_numba(values: Tensor) -> bool:
+    """Whether the kernels in numba are to be used for a tensor."""
+    return HAVE_NUMBA and values.device.type == "cpu" and _form.get() == "auto"
+
+
+def in_triton(values: Tensor) -> bool:
+    """Whether the kernels in triton are to be used for a tensor."""
+    return HAVE_TRITON and values.is_cuda and _form.get() == "auto"
 
 
 def count(values: Tensor) -> Tally:
@@ -30,11 +71,11 @@ def count(values: Tensor) -> Tally:
     Args:
         values: `[n]`, contiguous, floating point, any device.
     """
-    if HAVE_NUMBA and values.device.type == "cpu":
+    if in_numba(values):
         from gradstats.kernels import cpu
 
         return cpu.count(values)
-    if HAVE_TRITON and values.is_cuda:
+    if in_triton(values):
         from gradstats.kernels import cuda
 
         return cuda.count(values)
@@ -48,15 +89,15 @@ def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
         values: as in `count`.
         ends: `[segments + 1]`, from 0 to n: segment i is `values[ends[i] : ends[i + 1]]`.
     """
-    if HAVE_NUMBA and values.device.type == "cpu":
+    if in_numba(values):
         from gradstats.kernels import cpu
 
         return cpu.count_segments(values, ends)
     return (count(values[start:end]) for start, end in pairwise(ends.tolist()))
 
 
-def select(values: Tensor, threshold: float) -> Tensor:
-    """Indices of the elements with |value| > threshold, and of every NaN, in increasing order.
+def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The elements with |value| > threshold and every NaN, in one pass.
 
     A NaN is selected so that a sparsifier delivers it, as a dense all-reduce would, instead of
     hiding it.
@@ -66,14 +107,36 @@ def select(values: Tensor, threshold: float) -> Tensor:
         threshold: in the unit of `values`; compared as a real number, not rounded to their dtype.
 
     Returns:
-        int64 `[k]`.
-    """
-    if HAVE_NUMBA and values.device.type == "cpu" and values.dtype.itemsize >= 4:
-        from gradstats.kernels import cpu
+        Indices, int64 `[k]`, rising, and the elements there, `[k]`.
 
-        return cpu.select(values, threshold)
-    if HAVE_TRITON and values.is_cuda:
+    Raises:
+        ValueError: the threshold is negative or NaN.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    if in_numba(values):
+        from gradstats.kernels import cpu_selection
+
+        return cpu_selection.compact(values, threshold)
+    if in_triton(values):
         from gradstats.kernels import cuda
 
-        return cuda.select(values, threshold)
-    return eager.select(values, threshold)
+        return cuda.compact(values, threshold)
+    return eager.compact(values, threshold)
+
+
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest magnitudes exactly; of equal ones the first, and NaN counts as the largest.
+
+    Args:
+        values: `[n]`, contiguous, floating point, any device.
+        k: how many; all where there are fewer.
+
+    Returns:
+        Indices, int64 `[min(k, n)]`, rising, and the elements there.
+    """
+    if in_numba(values):
+        from gradstats.kernels import cpu_selection
+
+        return cpu_selection.largest(values, k)
+    return eager.largest(values, k)

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels import cpu_loops as loops
-from gradstats.kernels.cpu_loops import BLOCK, PADDING, jit
+from gradstats.kernels.cpu_loops import BLOCK, PADDING
 from gradstats.kernels.grid import (
     GRIDS,
     INFINITY,
     INTEGERS,
     Grid,
     Tally,
-    round_down,
     sparse,
     sums_16_bit,
     tally_16_bit,
@@ -238,55 +237,3 @@ def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
         return counts
 
     return _added([_tables(1 << 16), *_in_threads(work, patterns.size)])
-
-
-def select(values: Tensor, threshold: float) -> Tensor:
-    """See `gradstats.kernels.select`."""
-    array = values.detach().numpy()
-    limit = round_down(threshold, values.dtype)
-
-    def work(chunks: Iterator[slice]) -> dict[int, NDArray[np.int64]]:
-        return {chunk.start: _selected(array[chunk], limit, chunk.start) for chunk in chunks}
-
-    found: dict[int, NDArray[np.int64]] = reduce(or_, _in_threads(work, array.size), {})
-    every = [np.zeros(0, np.int64), *(found[start] for start in sorted(found))]
-    return torch.from_numpy(np.concatenate(every))
-
-
-def _selected(part: NDArray[Any], limit: float, offset: int) -> NDArray[np.int64]:
-    """Indices of the elements of a chunk above the limit."""
-    starts = np.zeros(-(-len(part) // BLOCK) + 1, np.int64)
-    _count_above(part, limit, starts[1:])
-    starts = starts.cumsum()
-    out = np.empty(starts[-1], np.int64)
-    _write_above(part, limit, offset, starts, out)
-    return out
-
-
-@jit
-def _count_above(values: NDArray[Any], threshold: float, counts: NDArray[Any]) -> None:
-    for block in range(counts.size):
-        above = 0
-        part = values[block * BLOCK : (block + 1) * BLOCK]
-        for i in range(part.size):
-            above += not abs(part[i]) <= threshold
-        counts[block] = above
-
-
-@jit
-def _write_above(
-    values: NDArray[Any],
-    threshold: float,
-    offset: int,
-    starts: NDArray[Any],
-    out: NDArray[Any],
-) -> None:
-    for block in range(starts.size - 1):
-        position = starts[block]
-        if position == starts[block + 1]:
-            continue
-        part = values[block * BLOCK : (block + 1) * BLOCK]
-        for i in range(part.size):
-            if not abs(part[i]) <= threshold:
-                out[position] = offset + block * BLOCK + i
-                position += 1

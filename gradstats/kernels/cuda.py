@@ -97,12 +97,13 @@ def _above(values, limit, kept, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _write(values, limit, starts, out, n, BLOCK: tl.constexpr):
+def _write(values, limit, starts, indices, out, n, BLOCK: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(values + places, mask=places < n, other=0.0)
     above = (places < n) & ~(tl.abs(x) <= tl.load(limit))
-    order = tl.cumsum(above.to(tl.int32)) - 1
-    tl.store(out + tl.load(starts + tl.program_id(0)) + order, places, mask=above)
+    order = tl.load(starts + tl.program_id(0)) + tl.cumsum(above.to(tl.int32)) - 1
+    tl.store(indices + order, places, mask=above)
+    tl.store(out + order, x, mask=above)
 
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
@@ -159,8 +160,8 @@ def _most_programs(device: torch.device) -> int:
     return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def select(values: Tensor, threshold: float) -> Tensor:
-    """See `gradstats.kernels.select`."""
+def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """See `gradstats.kernels.compact`; one synchronisation, for the size."""
     n, device = len(values), values.device
     exact = round_down(threshold, values.dtype)
     limit = torch.tensor([exact], dtype=values.dtype, device=device)
@@ -168,7 +169,9 @@ def select(values: Tensor, threshold: float) -> Tensor:
     if n:
         _above[(len(kept),)](values, limit, kept, n, BLOCK=BLOCK, **OPTIONS)
     ends = kept.cumsum(0)
-    out = torch.empty(int(ends[-1]) if n else 0, dtype=torch.int64, device=device)
-    if len(out):
-        _write[(len(kept),)](values, limit, ends - kept, out, n, BLOCK=BLOCK, **OPTIONS)
-    return out
+    indices = torch.empty(int(ends[-1]) if n else 0, dtype=torch.int64, device=device)
+    found = torch.empty(len(indices), dtype=values.dtype, device=device)
+    if len(indices):
+        where = (values, limit, ends - kept, indices, found)
+        _write[(len(kept),)](*where, n, BLOCK=BLOCK, **OPTIONS)
+    return indices, found

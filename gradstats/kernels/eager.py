@@ -62,6 +62,15 @@ def _finite_sums(block: Tensor) -> Tensor:
     return torch.stack([wide.sum(), magnitudes.sum(), (wide * wide).sum(), largest])
 
 
-def select(values: Tensor, threshold: float) -> Tensor:
-    """See `gradstats.kernels.select`."""
-    return (~(values.abs() <= round_down(threshold, values.dtype))).nonzero().squeeze(1)
+def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """See `gradstats.kernels.compact`."""
+    below = values.abs() <= round_down(threshold, values.dtype)
+    indices = (~below).nonzero().squeeze(1)
+    return indices, values[indices]
+
+
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See `gradstats.kernels.largest`."""
+    order = values.abs().sort(descending=True, stable=True).indices  # NaN comes first
+    indices = order[:k].sort().values
+    return indices, values[indices]

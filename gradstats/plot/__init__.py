@@ -3,7 +3,13 @@
 Each function draws into `ax`, a new one if None, and returns it.
 """
 
-from gradstats.plot.compressors import error_against_bytes, estimation, overhead, residuals
+from gradstats.plot.compressors import (
+    equal_bits,
+    error_against_bytes,
+    estimation,
+    overhead,
+    residuals,
+)
 from gradstats.plot.laws import best_k, density, qq, sorted_magnitudes, survival, tail_error
 from gradstats.plot.training import (
     evolution,
@@ -18,6 +24,7 @@ from gradstats.plot.training import (
 __all__ = [
     "best_k",
     "density",
+    "equal_bits",
     "error_against_bytes",
     "estimation",
     "evolution",

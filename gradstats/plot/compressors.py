@@ -53,6 +53,32 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+def equal_bits(rows: Table, ax: Axes = None) -> Axes:
+    """Error over that of exact Top-k with as many bytes, against bits an element.
+
+    Args:
+        rows: from `gradstats.frontier.equal_bits`.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    rows = rows[(rows["topk_error"] > 0) & (rows["error"] > 0)].sort_values("bits")
+    seaborn().lineplot(
+        rows,
+        x="bits",
+        y="over_topk",
+        hue="method",
+        style="method",
+        markers=True,
+        dashes=False,
+        ax=ax,
+    )
+    ax.axhline(1, color="0.5", lw=1)
+    ax.set(xscale="log", yscale="log", xlabel="bits an element", ylabel="error / Top-k's")
+    ax.set(title="Error at equal bits")
+    legend(ax, ncols=2)
+    return ax
+
+
 def overhead(timings: Table, ax: Axes = None) -> Axes:
     """Seconds of encoding over those of Top-k at the same ratio, log; below 1 is faster."""
     ax = new_axes(ax)

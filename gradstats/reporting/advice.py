@@ -9,6 +9,7 @@ from gradstats.network import Network
 from gradstats.reporting.tables import break_even
 
 Table = Any
+PLAIN = ("none", "bf16", "fp16")
 WORTHWHILE = 0.8  # of the time of a bf16 exchange: less is within the noise of timings
 
 
@@ -18,29 +19,43 @@ def advice(ranked: Table, network: Network) -> str:
     dense = next((line for line in lines if line["method"] == "bf16"), None)
     if dense is None:
         return "No advice: bf16, the baseline, was not replayed."
-    fed_back = [line for line in lines if line["feedback"] == "ef" and not line["behind"]]
-    if not fed_back:
+    others = [line for line in lines if _trains(line) and not line["behind"]]
+    if not others:
         most = int(ranked["steps"].max())
         return (
             f"No advice yet: no method with error feedback has settled within {most} steps; until "
             "more are captured, bf16 is the safe choice."
         )
-    best = fed_back[0]
+    best = others[0]
     limit = 8 * break_even(best, dense, network) / 1e9
     times = f"{_ms(best['exchange_seconds'])} against {_ms(dense['exchange_seconds'])} for bf16"
     where = f"an exchange takes {times}, {network}"
-    held = f"it holds back {best['residual_ratio']:.2g} gradients' worth on the way"
+    name, held = _named(best)
     share = best["exchange_seconds"] / dense["exchange_seconds"]
     if share < WORTHWHILE:
         pays = "at any bandwidth" if math.isinf(limit) else f"below {limit:.2g} Gbit/s"
-        return f"Use ef({best['compressor']}): {where}; it pays {pays}, and {held}."
+        return f"Use {name}: {where}; it pays {pays}, and {held}."
     pays = f"would pay below {limit:.2g} Gbit/s" if limit > 0 else "would not pay on any network"
     if share < 1:
         pays = f"saves {1 - share:.0%}, too little for what it adds"
     return (
-        f"Do not compress beyond bf16: with the fastest good sparsifier, "
-        f"ef({best['compressor']}), {where}; it {pays}, and {held}."
+        f"Do not compress beyond bf16: with the fastest good compressor, {name}, {where}; it "
+        f"{pays}, and {held}."
     )
+
+
+def _trains(line: dict[str, Any]) -> bool:
+    """Whether a line is of a compressor that can be advised: it has what it wants."""
+    fed = line["feedback"] != "none" or not line["wants_feedback"]
+    return fed and line["method"] not in PLAIN
+
+
+def _named(line: dict[str, Any]) -> tuple[str, str]:
+    """How a method is written, and what it costs besides time."""
+    if line["feedback"] == "none":
+        return line["compressor"], f"each step's error is {line['error']:.2g} of the gradient"
+    held = f"it holds back {line['residual_ratio']:.2g} gradients' worth on the way"
+    return f"{line['feedback']}({line['compressor']})", held
 
 
 def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:

@@ -32,7 +32,7 @@ def sections(last: Summary | None, tables: Tables) -> list[Section]:
         tables: by name, as the report keeps them.
     """
     every = (
-        Section("Compressors", list(_compressor_figures(tables)), []),
+        Section("Compressors", list(_compressor_figures(tables)), list(_equal_bits(tables))),
         Section(
             "Laws over the elements of one step",
             list(_law_figures(last, tables)),
@@ -264,6 +264,14 @@ def _compressor_figures(tables: Tables) -> Iterator[Drawing]:
             "sparsifiers lie on one curve: they differ in how many elements they send.",
             partial(plot.error_against_bytes, lines),
         )
+    equal = tables.get("equal_bits")
+    if equal is not None and equal["topk_error"].gt(0).any():
+        yield (
+            "equal-bits",
+            "Error of one step of the last captured gradient, without feedback, over that of "
+            "exact Top-k with as many bytes. Below the line a method is better than Top-k.",
+            partial(plot.equal_bits, equal),
+        )
     if timings["encode_over_topk"].notna().any():
         yield (
             "overhead",
@@ -279,6 +287,17 @@ def _compressor_figures(tables: Tables) -> Iterator[Drawing]:
             f"The residual of error feedback at ratio {headline_ratio(methods):g}. A method is "
             "judged only after its line has become flat.",
             partial(plot.residuals, memory),
+        )
+
+
+def _equal_bits(tables: Tables) -> Iterator[tuple[str, Table]]:
+    equal = tables.get("equal_bits")
+    if equal is not None:
+        yield (
+            "Methods at equal bits, the best first: over_topk is the error over that of exact "
+            "Top-k with as many bytes (empty where Top-k sends everything), averaged_error that "
+            "of the mean over 8 workers with the same gradient and their own random numbers.",
+            equal,
         )
 
 

@@ -14,8 +14,9 @@ from gradstats.replaying import settled
 
 Table = Any
 METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "rows"]
+METHOD += ["wants_feedback"]
 TAIL = 4  # methods with memory are judged on the last quarter of their steps
-MOST_RANKED = 8
+MOST_RANKED = 10
 FAR_BEHIND = 1.5  # times what Top-k holds back
 TIMED = ["compressor", "method", "target_ratio", "feedback", "collective", "n"]
 TIMED += ["encode_seconds", "decode_seconds"]
@@ -79,21 +80,24 @@ def _exchange(line: dict[str, Any], network: Network) -> float:
 
 
 def ranking(methods: Table) -> Table:
-    """The first screen's rows: at most eight ranked by time, then the unsettled, without rank.
+    """The first screen's rows: at most ten ranked by time, then the unsettled, without rank.
 
-    Compared are the dense baselines and, at one ratio, the methods with error feedback on the
-    whole model. Error feedback delivers everything in the end, so the time of an exchange is what
-    counts, as long as a method does not hold back much more than it needs to: those with ‖e‖/‖g‖
-    above 1.5 times Top-k's (the least, without Top-k) come last (`behind`). Where no feedback row
-    has settled, the methods without feedback are ranked, by what they lose: error for ‖e‖/‖g‖.
+    Compared on the whole model are methods that train as they are, and those that want error
+    feedback with it, sparsifiers at one ratio. Error feedback delivers everything in the end, so
+    the time of an exchange is what counts, as long as a method does not hold back much more than
+    it needs to: those with ‖e‖/‖g‖ above 1.5 times Top-k's (the least, without Top-k) come last
+    (`behind`). Where no feedback row has settled, the methods without feedback are ranked, by what
+    they lose: error for ‖e‖/‖g‖.
     """
-    dense = methods["target_ratio"].isna() & (methods["feedback"] == "none")
+    wants = methods["wants_feedback"].astype(bool)
+    alone = ~wants & (methods["feedback"] == "none")
     whole = (methods["granularity"] == "model") & (methods["status"] == "ok")
-    at_ratio = methods["target_ratio"] == headline_ratio(methods)
-    feedback = methods["feedback"] == "ef"
+    ratios = methods["target_ratio"]
+    at_ratio = ratios.isna() | (ratios == headline_ratio(methods))
+    feedback = wants & (methods["feedback"] == "ef")
     steady = feedback & (methods["settled"] == True)  # noqa: E712  (None and NaN are not settled)
-    wanted = steady if (whole & at_ratio & steady).any() else ~feedback
-    ranked = methods[whole & (dense | (at_ratio & wanted))]
+    wanted = steady if (whole & at_ratio & steady).any() else methods["feedback"] == "none"
+    ranked = methods[whole & at_ratio & (alone | wanted)]
     held = ranked["residual_ratio"].where(ranked["feedback"] == "ef", ranked["error"])
     # Top-k sets the bar: a method that sends too much holds back less than it needs to
     sparse = ranked["target_ratio"].notna()
@@ -119,11 +123,15 @@ def headline_ratio(methods: Table) -> float:
 
 
 def timing_table(rows: list[dict[str, Any]]) -> Table:
-    """Timings with `encode_over_topk`, the time over Top-k's at the same ratio."""
+    """Timings with `encode_over_topk`, the time over Top-k's at the same ratio.
+
+    Methods without a ratio are compared with Top-k at the ratio of the ranking.
+    """
     table = extras.load("pandas").DataFrame(rows, columns=TIMED)
     key = ["target_ratio", "feedback"]
     topk = table[table["method"] == "topk"][[*key, "encode_seconds"]]
-    topk = table[key].merge(topk, on=key, how="left")["encode_seconds"]
+    asked = table[key].fillna({"target_ratio": headline_ratio(table)})
+    topk = asked.merge(topk, on=key, how="left")["encode_seconds"]
     return table.assign(encode_over_topk=table["encode_seconds"] / topk)
 
 

@@ -1,58 +1,72 @@
-"""The page on compressors is true: its example runs, its table has every member."""
+"""The pages on compressors are true: tables are the code's, examples run."""
 
 import importlib
-import inspect
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from gradstats.compressors import COMPRESSORS, MEMORIES, Rng, compressor, compressors
+from gradstats.compressors import COMPRESSORS, MEMORIES, POLICIES, REFERENCE, STAGES, compressor
 from gradstats.testing import check_compressor
+from tests.compressors.contract_table import PAGE, write
 
-PAGE = (Path(__file__).parents[2] / "docs" / "compressors.md").read_text(encoding="utf-8")
-ROWS = {
-    re.match(r"`([\w-]+)", cells[0]).group(1): cells
-    for line in PAGE.splitlines()
-    if line.startswith("| `")
-    for cells in [[cell.strip() for cell in line.strip("|").split(" | ")]]
-}
+DOCS = Path(__file__).parents[2] / "docs"
+ADDING = (DOCS / "adding-a-compressor.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def loud(tmp_path, monkeypatch):
     """The page's example, saved under the name that the page gives it."""
-    example, check = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    _, example, check = re.findall(r"```python\n(.*?)```", ADDING, re.DOTALL)
     (tmp_path / "loud.py").write_text(example, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("loud")
-    return module.Loud, compile(check, "docs/compressors.md", "exec")
+    return module.Loud, compile(check, "docs/adding-a-compressor.md", "exec")
 
 
 def test_the_example_obeys_the_laws_and_speaks_the_grammar(loud):
     member, check = loud
     exec(check, {"Loud": member})
-    check_compressor(compressor("ef(loud:Loud(2.5))"))
+    check_compressor(compressor("ef(loud:Loud(2.5))"), fresh_process=False)
     assert compressor(str(member(2.5))) == member(2.5)
     grad = torch.tensor([0.1, -0.1, 0.1, -3.0])
     assert member(1.5).encode(grad, None)[0].indices.tolist() == [3]
+    piped = compressor("loud:Loud(1.5) | sign")
+    assert piped == member(1.5) | compressor("sign")
 
 
-def test_every_member_has_its_row():
-    assert list(ROWS) == [*COMPRESSORS, *MEMORIES]
+def test_the_real_source_on_the_page_is_the_source():
+    source = (DOCS.parent / "gradstats" / "compressors" / "sign.py").read_text(encoding="utf-8")
+    assert f"```python\n{source}```" in ADDING
+
+
+def test_the_tables_are_those_that_the_code_writes():
+    """`python -m tests.compressors.contract_table` writes them."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert write(page) == page
+    rows = re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)
+    assert [name for name in rows if name in COMPRESSORS] == list(COMPRESSORS)
+
+
+@pytest.mark.parametrize("name", [*MEMORIES, *POLICIES, *STAGES])
+def test_every_memory_policy_and_stage_is_described(name):
+    page = PAGE.read_text(encoding="utf-8")
+    assert re.search(rf"^\| `{name}[(`]", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
-def test_the_rows_say_what_the_code_does(name):
-    _, _, settings, sent, collective, memory, _, _ = ROWS[name]
-    member = compressors(name, [0.01])[0]
-    assert collective == member.contract.collective.replace("_", "-")
-    assert (memory != "–") == member.contract.has_memory
-    grad = torch.randn(3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    payload, _ = member.encode(grad, member.init(grad), Rng())
-    per_element = sum({"b": 8, "4": 4, "2": 2}[part] for part in sent.split(" + "))
-    assert payload.nbytes == 36 + payload.count * per_element
-    defaults = inspect.signature(COMPRESSORS[name]).parameters
-    for setting, value in re.findall(r"`(\w+)=([\w.]+)`", settings):
-        assert str(defaults[setting].default) == value
+def test_every_member_names_its_source(name):
+    row = next(
+        line for line in PAGE.read_text(encoding="utf-8").splitlines() if f"| `{name}` |" in line
+    )
+    reference = row.rstrip(" |").split(" | ")[-1]
+    assert name in ("none", "bf16", "fp16", "lossless") or re.search(r"\d{4}|Ours|CGX", reference)
+
+
+def test_reference_methods_are_short():
+    """A file a method, to be read in one go."""
+    folder = DOCS.parent / "gradstats" / "compressors"
+    for make in REFERENCE.values():
+        module = getattr(make, "func", make).__module__.rsplit(".", 1)[1]
+        assert len((folder / f"{module}.py").read_text(encoding="utf-8").splitlines()) < 170

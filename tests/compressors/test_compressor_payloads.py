@@ -1,36 +1,74 @@
 """Bytes are either read exactly or refused."""
 
+import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
 
-from gradstats.compressors import PayloadError, Rng, from_bytes
-from gradstats.compressors.payloads import HEADER, MAGIC, VERSION, Dense, Masked, Sparse
+from gradstats.compressors import PayloadError, Rng, compressor, from_bytes
+from gradstats.compressors.index_codes import CODES
+from gradstats.compressors.payloads import Bundle, Constant, Dense, Masked, Sparse
+from gradstats.compressors.wire import Reader, varint
 
-DENSE, SPARSE, MASKED = 0, 1, 2
-FLOAT32, BFLOAT16 = 0, 3
+VERSION = 2
+DENSE, CONSTANT, SPARSE, MASKED, BUNDLE = range(5)
+FLOAT32, UINT8 = 0, 4
 VALUES = torch.tensor([1.5, -2.0, torch.nan])
+PLACES = torch.tensor([0, 4, 8])
+GRAD = torch.randn(300, generator=torch.Generator().manual_seed(0))
 PAYLOADS = {
-    "dense": Dense(VALUES, 3),
-    "dense bfloat16": Dense(VALUES.bfloat16(), 3),
-    "sparse": Sparse(VALUES, 9, torch.tensor([8, 0, 4])),
-    "sparse float64": Sparse(VALUES.double(), 9, torch.tensor([8, 0, 4])),
-    "masked": Masked(VALUES, 9, Rng(seed=3).shared),
-    "empty": Sparse(VALUES[:0], 0, torch.zeros(0, dtype=torch.int64)),
+    "dense": Dense(VALUES),
+    "dense bfloat16": Dense(VALUES.bfloat16()),
+    "constant": Constant(VALUES[:1], 7),
+    **{f"sparse {code}": Sparse(Dense(VALUES), 9, PLACES, code) for code in CODES},
+    "sparse float64": Sparse(Dense(VALUES.double()), 9, PLACES),
+    "masked": Masked(Dense(VALUES), 9, Rng(seed=3).shared),
+    "empty": Sparse(Dense(VALUES[:0]), 0, PLACES[:0]),
+    "bundle": Bundle((Dense(VALUES), Sparse(Dense(VALUES), 9, PLACES))),
+    **{
+        spec: compressor(spec).encode(GRAD, compressor(spec).init(GRAD), Rng())[0]
+        for spec in (
+            "qsgd(bits=3, bucket=64)",
+            "sign",
+            "fp8",
+            "mxfp4",
+            "nvfp4",
+            "eden(2)",
+            "co3",
+            "co3(fp8)",
+            "lossless",
+            "topk(0.1) | qsgd(bits=4) | golomb",
+            "randomk(0.1) | sign",
+            "qsgd(bits=2) | ans",
+        )
+    },
 }
 
 
-def forge(
-    kind=SPARSE, dtype=FLOAT32, numel=9, count=None, *, indices=(), values=(), version=VERSION
-):
-    """Bytes with a valid checksum, whatever they claim."""
-    body = np.asarray(values, "<f4").tobytes() + np.asarray(indices, "<i4").tobytes()
-    claimed = len(values) if count is None else count
-    head = (MAGIC, version, kind, dtype, 0, numel, claimed, 0, 0)
-    checksum = zlib.crc32(body, zlib.crc32(HEADER.pack(*head, 0)))
-    return HEADER.pack(*head, checksum) + body
+def number(*numbers):
+    return b"".join(map(varint, numbers))
+
+
+def floats(*values):
+    return np.asarray(values, "<f4").tobytes()
+
+
+def sealed(body, magic=b"GSPL", version=VERSION):
+    """Bytes with a valid checksum, whatever they claim; by hand, from docs/format.md."""
+    return struct.pack("<4sBI", magic, version, zlib.crc32(body, version)) + body
+
+
+def raw_indices(*indices):
+    data = np.asarray(indices, "<i4").tobytes()
+    return number(len(data)) + data
+
+
+def sparse_body(numel=9, indices=(0, 8), values=(1.5, -2.0), count=None):
+    count = len(indices) if count is None else count
+    head = number(SPARSE, numel, CODES.index("raw"), count) + raw_indices(*indices)
+    return head + number(DENSE, FLOAT32, len(values)) + floats(*values)
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
@@ -41,13 +79,15 @@ def test_round_trip_is_bit_exact(name):
     assert (received.numel, received.count) == (payload.numel, payload.count)
     assert received.to_bytes() == payload.to_bytes()
     assert len(payload.to_bytes()) == payload.nbytes
-    assert torch.equal(received.decode().isnan(), payload.decode().isnan())
+    np.testing.assert_array_equal(received.decode().double(), payload.decode().double())
 
 
 def test_the_forger_forges_what_the_encoder_writes():
     """Otherwise every refusal below could be for the wrong reason."""
-    real = Sparse(torch.tensor([1.5, -2.0]), 9, torch.tensor([8, 0]))
-    assert forge(indices=[8, 0], values=[1.5, -2.0]) == real.to_bytes()
+    values = torch.tensor([1.5, -2.0])
+    real = Sparse(Dense(values), 9, torch.tensor([0, 8]), "raw")
+    assert sealed(sparse_body()) == real.to_bytes()
+    assert sealed(number(DENSE, FLOAT32, 2) + floats(1.5, -2.0)) == Dense(values).to_bytes()
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
@@ -73,23 +113,25 @@ def test_every_flipped_bit_is_refused(name):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "0 bytes, header has 36"),
-        (b"PNG " + forge()[4:], "must start with"),
-        (forge(version=VERSION + 1), "version"),
-        (forge(kind=4), "kind 4"),
-        (forge(kind=3, count=2), "0 parts of 2"),
-        (forge(dtype=4), "dtype 4"),
-        (forge(numel=1 << 62), "at most"),
-        (forge(kind=DENSE, numel=1 << 62, count=1 << 62), "at most"),
-        (forge(kind=DENSE, numel=1 << 31, count=1 << 31), "0 bytes for 2147483648 of"),
-        (forge(kind=MASKED, numel=1 << 31, count=1 << 30), "0 bytes"),
-        (forge(count=5), "0 bytes for 5 of"),
-        (forge(kind=DENSE, numel=9, values=[1.0]), "for 1 of 9"),
-        (forge(numel=1, indices=[0, 0], values=[1.0, 1.0]), "2 of 1 elements"),
-        (forge(indices=[4, 4], values=[1.0, 2.0]), "with repetitions"),
-        (forge(indices=[9], values=[1.0]), r"\[0, 9\), got 9"),
-        (forge(indices=[-1], values=[1.0]), "got -1"),
-        (forge(dtype=BFLOAT16, indices=[1], values=[1.0]), "bytes for 1 of"),
+        (b"", "0 bytes, envelope has 9"),
+        (sealed(sparse_body(), magic=b"PNG "), "must start with"),
+        (sealed(sparse_body(), version=VERSION + 1), "version"),
+        (sealed(number(99)), "kind is 99"),
+        (sealed(number(DENSE, UINT8, 1) + b"\0"), "dtype is 4"),
+        (sealed(number(DENSE, FLOAT32, 1 << 62)), "at most"),
+        (sealed(number(DENSE, FLOAT32, 1 << 31)), "left"),
+        (sealed(number(MASKED, 1 << 31, 5, 5, 1 << 30, DENSE, FLOAT32, 1 << 30)), "left"),
+        (sealed(sparse_body(count=5)), "cannot decode payload"),
+        (sealed(sparse_body(values=[1.0])), "1 values for 2 places"),
+        (sealed(sparse_body(numel=1, indices=(0, 0))), "count is 2, at most 1"),
+        (sealed(sparse_body(indices=(4, 4))), "cannot decode payload"),
+        (sealed(sparse_body(indices=(4, 3))), "cannot decode payload"),
+        (sealed(sparse_body(indices=(4, 9))), "cannot decode payload"),
+        (sealed(sparse_body(indices=(-1, 3))), "cannot decode payload"),
+        (sealed(sparse_body() + b"\0"), "1 bytes too many"),
+        (sealed(number(BUNDLE, 1) * 6), "nested"),
+        (sealed(number(BUNDLE, 9, DENSE, FLOAT32, 0)), "number of parts is 9"),
+        (sealed(number(DENSE) + b"\x80\x00" + number(0)), "dtype"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
@@ -99,24 +141,35 @@ def test_bytes_that_contradict_themselves_are_refused(data, message):
 
 
 def test_the_receiver_may_bound_the_length():
-    data = PAYLOADS["sparse"].to_bytes()
+    data = PAYLOADS["sparse raw"].to_bytes()
     assert from_bytes(data, max_numel=9).numel == 9
     with pytest.raises(PayloadError, match="at most 8"):
         from_bytes(data, max_numel=8)
+    parts = Bundle((Dense(VALUES), Dense(VALUES))).to_bytes()
+    assert from_bytes(parts, max_numel=6).numel == 6
+    with pytest.raises(PayloadError, match="at most 2"):
+        from_bytes(parts, max_numel=5)
 
 
 def test_reading_allocates_for_what_arrived_not_for_what_is_claimed():
-    received = from_bytes(forge(numel=1 << 31, indices=[7], values=[2.0]))
+    received = from_bytes(sealed(sparse_body(numel=1 << 31, indices=(7,), values=(2.0,))))
     assert (received.numel, received.values.numel(), received.indices.numel()) == (1 << 31, 1, 1)
 
 
 def test_what_was_received_does_not_depend_on_the_buffer():
-    buffer = bytearray(PAYLOADS["sparse"].to_bytes())
+    buffer = bytearray(PAYLOADS["dense"].to_bytes())
     received = from_bytes(bytes(buffer))
     before = received.to_bytes()
     buffer[:] = bytes(len(buffer))
     received.values.mul_(1)  # writable, without a warning
     assert received.to_bytes() == before
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 300, (1 << 63) - 1])
+def test_varints_are_leb128(value):
+    reader = Reader(memoryview(varint(value)), (), 1)
+    assert reader.number(1 << 63, "it") == value
+    assert len(varint(value)) == max(1, -(-value.bit_length() // 7))
 
 
 def test_payload_error_is_a_value_error():

@@ -1,0 +1,233 @@
+"""The levels of quantisers: sets of numbers that a few integers describe, so that these travel."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import astuple, dataclass, fields
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+Code = tuple[int, int, int]
+ITERATIONS = 100_000  # of Lloyd's algorithm, more than 8 bits need
+PRECISE = 1e-13
+
+
+@dataclass(frozen=True)
+class Alphabet(ABC):
+    """A set of levels. Subclasses have up to two integers as fields, which determine it.
+
+    Attributes:
+        kind: what tells its class apart in bytes.
+    """
+
+    kind: ClassVar[int]
+
+    @property
+    def code(self) -> Code:
+        """Its kind and its integers."""
+        first, second, *_ = (*astuple(self), 0, 0)
+        return self.kind, first, second
+
+    @property
+    def largest(self) -> float:
+        """The largest level."""
+        return float(self.levels()[-1])
+
+    @cache  # noqa: B019  (there are few alphabets, and they are small)
+    def levels(self) -> Tensor:
+        """Float32 `[L]`, strictly rising."""
+        return torch.from_numpy(self.exact_levels().astype(np.float32))
+
+    @abstractmethod
+    def exact_levels(self) -> Floats:
+        """Float64 `[L]`, strictly rising."""
+
+
+def _both_signs(magnitudes: Floats) -> Floats:
+    return np.concatenate([-magnitudes[::-1], [0.0], magnitudes])
+
+
+def _check(holds: bool, alphabet: Alphabet) -> None:
+    if not holds:
+        raise ValueError(f"alphabet must have its numbers in range, got {alphabet}")
+
+
+@dataclass(frozen=True)
+class Sign(Alphabet):
+    """-1 and 1."""
+
+    kind = 1
+
+    def exact_levels(self) -> Floats:
+        """See `Alphabet.exact_levels`."""
+        return np.array([-1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Uniform(Alphabet):
+    """2s + 1 levels from -1 to 1, at equal distances.
+
+    Attributes:
+        steps: s, at most 32,767.
+    """
+
+    steps: int
+    kind = 2
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.steps <= 32767, self)
+
+    def exact_levels(self) -> Floats:
+        """See `Alphabet.exact_levels`."""
+        return np.arange(-self.steps, self.steps + 1) / self.steps
+
+
+@dataclass(frozen=True)
+class Exponential(Alphabet):
+    """0 and ±2^-s, …, ±1/2, ±1.
+
+    Attributes:
+        steps: s, at most 120.
+    """
+
+    steps: int
+    kind = 3
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.steps <= 120, self)
+
+    def exact_levels(self) -> Floats:
+        """See `Alphabet.exact_levels`."""
+        return _both_signs(0.5 ** np.arange(self.steps, -1, -1.0))
+
+
+@dataclass(frozen=True)
+class Powers(Alphabet):
+    """0 and ± all normal powers of 2 of float32: 2^-126, …, 2^127."""
+
+    kind = 4
+
+    def exact_levels(self) -> Floats:
+        """See `Alphabet.exact_levels`."""
+        return _both_signs(2.0 ** np.arange(-126, 128.0))
+
+
+@dataclass(frozen=True)
+class Gauss(Alphabet):
+    """The Lloyd-Max quantiser of the standard normal law.
+
+    Each level is the mean of the law in its cell, and cells meet halfway between levels.
+
+    Attributes:
+        bits: 1 to 8, for 2^bits levels.
+
+    References:
+        Max, "Quantizing for minimum distortion", 1960.
+    """
+
+    bits: int
+    kind = 5
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.bits <= 8, self)
+
+    def exact_levels(self) -> Floats:
+        """See `Alphabet.exact_levels`."""
+        n = 1 << self.bits
+        levels = ndtri((np.arange(n) + 0.5) / n)
+        for _ in range(ITERATIONS):
+            edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
+            density = np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi)
+            means = -np.diff(density) / np.diff(ndtr(edges))
+            moved, levels = np.abs(means - levels).max(), means
+            if moved < PRECISE:
+                break
+        return np.asarray((levels - levels[::-1]) / 2)
+
+
+@dataclass(frozen=True)
+class MiniFloat(Alphabet):
+    """A small floating-point format: sign, exponent, mantissa, subnormals; 0 and -0 are one level.
+
+    Attributes:
+        format: its place in `FORMATS`.
+    """
+
+    format: int
+    kind = 6
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.format < len(FORMATS), self)
+
+    def exact_levels(self) -> Floats:
+        """See `Alphabet.exact_levels`."""
+        _, mantissa, bias, top, unused = FORMATS[self.format]
+        fractions = np.arange(1 << mantissa) / (1 << mantissa)
+        subnormal = fractions[1:] * 2.0 ** (1 - bias)
+        normal = np.outer(2.0 ** (np.arange(1, top + 1) - bias), 1 + fractions).ravel()
+        return _both_signs(np.concatenate([subnormal, normal])[: -unused or None])
+
+
+# name, bits of the mantissa, bias, largest exponent code, largest codes that are no number
+FORMATS = (
+    ("CO3's fp4", 1, 1, 2, 0),
+    ("CO3's fp8, 1-5-2", 2, 15, 30, 0),
+    ("CO3's fp8, 1-4-3", 3, 10, 14, 0),
+    ("OCP E2M1", 1, 1, 3, 0),
+    ("OCP E4M3", 3, 7, 15, 1),
+    ("OCP E5M2", 2, 15, 30, 0),
+    ("OCP E2M3", 3, 1, 3, 0),
+    ("OCP E3M2", 2, 3, 7, 0),
+)
+CO3_FP4, CO3_FP8, CO3_FP8_143, E2M1, E4M3, E5M2, E2M3, E3M2 = map(MiniFloat, range(len(FORMATS)))
+
+
+@dataclass(frozen=True)
+class DynamicTree(Alphabet):
+    """8 bits: a sign, leading zeros that count decades, a one, and a linear fraction.
+
+    With z leading zeros the magnitude is 10^-z times the middles of 2^(6-z) equal parts of
+    [0.1, 1], z = 0 … 6; with 0 and with 1 in place of a last code there are 256 levels.
+
+    References:
+        Dettmers, "8-bit approximations for parallelism in deep learning", ICLR 2016.
+    """
+
+    kind = 7
+
+    def exact_levels(self) -> Floats:
+        """See `Alphabet.exact_levels`."""
+        magnitudes = [
+            10.0**-z * (edges[1:] + edges[:-1]) / 2
+            for z in range(7)
+            for edges in [np.linspace(0.1, 1, (1 << (6 - z)) + 1)]
+        ]
+        found = _both_signs(np.sort(np.concatenate(magnitudes)))
+        return np.append(found, 1.0)
+
+
+KINDS: dict[int, type[Alphabet]] = {
+    each.kind: each for each in (Sign, Uniform, Exponential, Powers, Gauss, MiniFloat, DynamicTree)
+}
+
+
+def alphabet_of(code: Code) -> Alphabet:
+    """The alphabet of a code.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kind, *numbers = code
+    if kind not in KINDS:
+        raise ValueError(f"kind of alphabet must be one of {list(KINDS)}, got {kind}")
+    known = len(fields(KINDS[kind]))
+    if any(numbers[known:]):
+        raise ValueError(f"alphabet must have {known} numbers, got {numbers}")
+    return KINDS[kind](*numbers[:known])

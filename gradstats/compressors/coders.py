@@ -1,0 +1,218 @@
+"""How the symbols of a quantised gradient travel: packed, or entropy-coded under a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstats.compressors import entropy
+from gradstats.compressors.alphabets import Alphabet
+from gradstats.compressors.co3_scale import NARROWEST, WIDEST, symbol_probabilities
+from gradstats.compressors.wire import PayloadError, Reader, Section, blob, real
+from gradstats.kernels import codes
+
+
+class Coder(ABC):
+    """Symbols 0 … L-1 of an alphabet under way.
+
+    Attributes:
+        kind: what tells its class apart in bytes.
+    """
+
+    kind: ClassVar[int]
+
+    @abstractmethod
+    def packed(self, n: int, levels: int) -> Tensor:
+        """The n symbols as `kernels.codes.pack` packs them, uint8."""
+
+    @abstractmethod
+    def sections(self) -> Iterator[Section]:
+        """What it is in bytes, without its kind."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
+        """The coder whose sections come next; its n symbols are checked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(Coder):
+    """All symbols at the same length: log₂ L bits, up to the rounding of words.
+
+    Attributes:
+        data: uint8.
+    """
+
+    data: Tensor
+    kind = 0
+
+    def packed(self, n: int, levels: int) -> Tensor:
+        """See `Coder.packed`."""
+        return self.data
+
+    def sections(self) -> Iterator[Section]:
+        """Their length is known."""
+        yield self.data
+
+    @classmethod
+    def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
+        """See `Coder.read`."""
+        data = reader.tensor(codes.packed_nbytes(n, levels), torch.uint8)
+        _checked(lambda: codes.unpack(data, n, levels))
+        return cls(data)
+
+
+@dataclass(frozen=True, eq=False)
+class ANS(Coder):
+    """Asymmetric numeral systems under a table of frequencies, which is sent.
+
+    Attributes:
+        data: the coded symbols.
+        frequencies: int64 `[L]`, of sum 2¹⁶, each at least 1.
+    """
+
+    data: bytes
+    frequencies: NDArray[np.int64]
+    kind = 1
+
+    def packed(self, n: int, levels: int) -> Tensor:
+        """See `Coder.packed`."""
+        symbols = entropy.decode_symbols(self.data, n, self.frequencies)
+        return codes.pack(torch.from_numpy(symbols), levels)
+
+    def sections(self) -> Iterator[Section]:
+        """The frequencies less 1 in 16 bits each, the data behind their length."""
+        yield (self.frequencies - 1).astype("<u2").tobytes()
+        yield from blob(self.data)
+
+    @classmethod
+    def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
+        """See `Coder.read`."""
+        frequencies = np.frombuffer(reader.take(2 * levels), "<u2").astype(np.int64) + 1
+        if frequencies.sum() != 1 << entropy.BITS:
+            raise PayloadError(f"frequencies must sum to 2^16, got {frequencies.sum()}")
+        found = cls(bytes(reader.blob()), frequencies)
+        _checked(lambda: entropy.decode_symbols(found.data, n, frequencies))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ModelANS(Coder):
+    """The same under a generalized normal law, of which two numbers are sent instead of a table.
+
+    Attributes:
+        data: the coded symbols.
+        shape: β of the law.
+        scale: of what was quantised: α of the law in units of the alphabet.
+        alphabet: whose symbols they are.
+    """
+
+    data: bytes
+    shape: float
+    scale: float
+    alphabet: Alphabet
+    kind = 2
+
+    @property
+    def frequencies(self) -> NDArray[np.int64]:
+        """Int64 `[L]`, of sum 2¹⁶."""
+        law = symbol_probabilities(self.shape, self.scale, self.alphabet)
+        return entropy.frequencies(law)
+
+    def packed(self, n: int, levels: int) -> Tensor:
+        """See `Coder.packed`."""
+        symbols = entropy.decode_symbols(self.data, n, self.frequencies)
+        return codes.pack(torch.from_numpy(symbols), levels)
+
+    def sections(self) -> Iterator[Section]:
+        """Shape, scale, the data behind their length."""
+        yield real(self.shape)
+        yield real(self.scale)
+        yield from blob(self.data)
+
+    @classmethod
+    def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
+        """See `Coder.read`."""
+        shape, scale = reader.real(), reader.real()
+        if alphabet is None or not (NARROWEST <= shape <= WIDEST and 1e-6 < scale < 1e6):
+            raise PayloadError(f"model must have a shape and a scale, got {shape}, {scale}")
+        found = cls(bytes(reader.blob()), shape, scale, alphabet)
+        _checked(lambda: entropy.decode_symbols(found.data, n, found.frequencies))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroRuns(Coder):
+    """Ternary symbols, five to a byte in base 3; 2 to 14 bytes of zeros are one of the rest.
+
+    Attributes:
+        data: bytes 0 … 242 for five symbols, 243 … 255 for runs of 121, which is all zero.
+
+    References:
+        Lim et al., "3LC", MLSys 2019.
+    """
+
+    data: bytes
+    kind = 3
+
+    @classmethod
+    def of(cls, symbols: Tensor) -> ZeroRuns:
+        """Fold symbols 0, 1, 2, of which 1 is zero."""
+        digits = symbols.cpu().numpy().astype(np.int64)
+        padded = np.pad(digits, (0, -len(digits) % DIGITS), constant_values=1)
+        whole = padded.reshape(-1, DIGITS) @ 3 ** np.arange(DIGITS)
+        starts = np.flatnonzero(np.diff(whole, prepend=-1) | (whole != ALL_ZERO))
+        lengths = np.diff(starts, append=len(whole))
+        full, rest = np.divmod(lengths, LONGEST_RUN)
+        codes_of_rest = np.where(rest > 1, FIRST_RUN - 2 + rest, whole[starts])
+        repeats = np.stack([full, np.minimum(rest, 1)], axis=1).ravel()
+        values = np.stack([np.full(len(full), 255), codes_of_rest], axis=1).ravel()
+        return cls(np.repeat(values, repeats).astype(np.uint8).tobytes())
+
+    def symbols(self, n: int) -> NDArray[np.uint8]:
+        """The n symbols, `[n]`."""
+        found = np.frombuffer(self.data, np.uint8).astype(np.int64)
+        repeats = np.where(found < FIRST_RUN, 1, found - FIRST_RUN + 2)
+        if repeats.sum() != -(-n // DIGITS):
+            raise ValueError(f"runs must hold {n} symbols, got {repeats.sum()} bytes of five")
+        whole = np.repeat(np.where(found < FIRST_RUN, found, ALL_ZERO), repeats)
+        digits = whole[:, np.newaxis] // 3 ** np.arange(DIGITS) % 3
+        return digits.ravel()[:n].astype(np.uint8)
+
+    def packed(self, n: int, levels: int) -> Tensor:
+        """See `Coder.packed`."""
+        return codes.pack(torch.from_numpy(self.symbols(n)), levels)
+
+    def sections(self) -> Iterator[Section]:
+        """The data behind their length."""
+        yield from blob(self.data)
+
+    @classmethod
+    def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
+        """See `Coder.read`."""
+        if levels != 3:
+            raise PayloadError(f"runs of zeros must be of 3 levels, got {levels}")
+        found = cls(bytes(reader.blob()))
+        _checked(lambda: found.symbols(n))
+        return found
+
+
+DIGITS, ALL_ZERO = 5, 121  # ternary digits in a byte, and five ones
+FIRST_RUN, LONGEST_RUN = 243, 14
+
+
+def _checked(decode: Callable[[], object]) -> None:
+    try:
+        decode()
+    except ValueError as error:
+        raise PayloadError(f"cannot decode payload: {error}") from error
+
+
+CODERS: tuple[type[Coder], ...] = (Packed, ANS, ModelANS, ZeroRuns)

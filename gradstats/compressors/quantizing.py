@@ -1,0 +1,77 @@
+"""What the quantisers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.alphabets import Alphabet
+from gradstats.compressors.base import Bound
+from gradstats.compressors.coded import Coded
+from gradstats.compressors.coders import Packed
+from gradstats.kernels import codes
+
+
+def coded_bits(text: str) -> Bound:
+    """Bits of all symbols and scales of a `Coded` that is packed, with the formula as written."""
+    return Bound(text, _coded_bits)
+
+
+def _coded_bits(payload: Coded) -> float:
+    of_symbols = codes.bits_per_symbol(payload.levels.shape[-1]) * payload.symbols
+    offsets = 0 if payload.offsets is None else payload.offsets.nbytes
+    return of_symbols + 8.0 * (payload.scales.nbytes + offsets)
+
+
+def quantized(
+    flat: Tensor,
+    alphabet: Alphabet,
+    scales: Tensor,
+    bucket: int,
+    *,
+    rounding: str = "nearest",
+    key: tuple[int, int] | None = None,
+) -> Coded:
+    """The payload of x_i / scale of its bucket, rounded to levels of the alphabet.
+
+    Args:
+        flat: x, `[d]`.
+        alphabet: of the levels.
+        scales: float32 `[⌈d/B⌉]`.
+        bucket: B.
+        rounding: see `kernels.codes.quantize`.
+        key: of the random numbers, for stochastic rounding.
+    """
+    levels = alphabet.levels().to(flat.device)
+    packed = codes.quantize(flat.contiguous(), scales, bucket, levels, rounding=rounding, key=key)
+    return Coded(Packed(packed), flat.numel(), alphabet, scales, bucket)
+
+
+def own_levels(flat: Tensor, symbols: Tensor, levels: Tensor, bucket: int) -> Coded:
+    """The payload of symbols whose levels each bucket sends.
+
+    Args:
+        flat: what was quantised, `[d]`.
+        symbols: integers below L, `[d]`.
+        levels: `[⌈d/B⌉, L]`.
+        bucket: B.
+    """
+    packed = codes.pack(symbols, levels.shape[-1])
+    return Coded(Packed(packed), flat.numel(), None, levels.to(torch.float32), bucket)
+
+
+def in_buckets(flat: Tensor, bucket: int) -> Tensor:
+    """`[⌈d/B⌉, B]`, the last one filled up with zeros; a view where nothing is filled up."""
+    missing = -flat.numel() % bucket
+    return torch.nn.functional.pad(flat, (0, missing)).view(-1, bucket)
+
+
+def bucket_of(bucket: int, numel: int) -> int:
+    """The size of a bucket; 0 is the whole vector, and none is longer."""
+    return max(1, min(bucket or numel, numel))
+
+
+def check_bucket(bucket: int) -> None:
+    """Raise ValueError unless it is a size, 0 for the whole vector."""
+    if not isinstance(bucket, int) or bucket < 0:
+        raise ValueError(f"bucket must be a number of elements, 0 for all, got {bucket!r}")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.alphabets import Sign
+from gradstats.compressors.base import AllGather, Collective, Compressor, Contract, State, Step
+from gradstats.compressors.coded import Coded
+from gradstats.compressors.quantizing import bucket_of, coded_bits, quantized
+from gradstats.compressors.rng import Rng
+
+
+@dataclass(frozen=True)
+class Signum(Compressor):
+    r"""The sign of a momentum; the update is the sign of the sum of all workers' signs.
+
+    .. math:: m_t = \beta m_{t-1} + (1 - \beta) g_t, \quad
+              \text{update} = \operatorname{sign} \sum_w \operatorname{sign} m_t^{(w)}
+
+    Args:
+        beta: β, in [0, 1); 0 is signSGD with majority vote.
+
+    References:
+        Bernstein et al., "signSGD with majority vote is communication efficient and fault
+        tolerant", ICLR 2019.
+    """
+
+    beta: float = 0.9
+    name = "signum"
+    contract = Contract("all_gather", bits=coded_bits("d"), has_memory=True, update="majority")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"beta must lie in [0, 1), got {self.beta!r}")
+
+    def init(self, grad: Tensor) -> Tensor:
+        """At rest."""
+        return grad.detach().new_zeros(grad.numel())
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Signs of the momentum."""
+        flat = grad.detach().reshape(-1)
+        momentum = self.beta * state + (1 - self.beta) * flat
+        bucket = bucket_of(0, flat.numel())
+        whole = torch.where(momentum.isfinite().all(), 1.0, torch.nan).reshape(1)
+        payload = quantized(momentum, Sign(), whole[: flat.numel()], bucket)
+        return payload, torch.where(momentum.isfinite(), momentum, 0)
+
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """The majority of the signs, 0 where they are even."""
+        payload, state = self.encode(grad, state, rng)
+        votes = grad.new_zeros(grad.numel())
+        for received in (yield AllGather(payload)):
+            received.add_to(votes)
+        return Step(votes.sign().view(grad.shape), payload, state)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from gradstats.compressors.alphabets import Uniform
+from gradstats.compressors.base import Bound, Compressor, Contract, State
+from gradstats.compressors.coded import Coded
+from gradstats.compressors.coders import Packed, ZeroRuns
+from gradstats.compressors.quantizing import bucket_of, quantized
+from gradstats.compressors.rng import Rng
+from gradstats.kernels import codes
+
+
+@dataclass(frozen=True)
+class ThreeLC(Compressor):
+    """Rounded to minus, 0 or plus a multiple of the maximum; zeros are folded.
+
+    M = s max|x|, x̂ = M round(x/M); five ternary symbols in a byte, and 2 to 14 bytes of zeros in
+    one. No element is moved further than it is from 0.
+
+    Args:
+        sparsity: s, in [1, 2): the larger, the more zeros.
+
+    References:
+        Lim et al., "3LC: Lightweight and effective traffic compression for distributed machine
+        learning", MLSys 2019.
+    """
+
+    sparsity: float = 1.0
+    name = "3lc"
+    contract = Contract("all_gather", delta=Bound("0", lambda payload: 0.0), wants_feedback=True)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sparsity < 2:
+            raise ValueError(f"sparsity must lie in [1, 2), got {self.sparsity!r}")
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Round, then fold."""
+        flat = grad.detach().reshape(-1).contiguous()
+        bucket = bucket_of(0, flat.numel())
+        scales = codes.bucket_norms(flat, bucket, "max") * self.sparsity
+        payload = quantized(flat, Uniform(1), scales, bucket)
+        assert isinstance(payload.coder, Packed)
+        symbols = codes.unpack(payload.coder.data, flat.numel(), 3)
+        return replace(payload, coder=ZeroRuns.of(symbols)), state

@@ -1,0 +1,203 @@
+"""How payloads lie in bytes: a checked envelope, numbers as varints, tensors as they are."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAGIC = b"GSPL"
+VERSION = 2
+ENVELOPE = struct.Struct("<4sBI")  # magic, version, CRC-32 of the version and what follows
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.float8_e4m3fn,
+    torch.float8_e8m0fnu,
+)
+FLOATS = DTYPES[:4]  # those that a gradient may have
+RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+DEEPEST = 4  # payloads inside payloads
+
+Section = bytes | Tensor
+
+
+class PayloadError(ValueError):
+    """Bytes that are not a payload, or not an intact one."""
+
+
+def varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, the least significant first.
+
+    Example:
+        >>> varint(300).hex()
+        'ac02'
+    """
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def size(section: Section) -> int:
+    """Length of a section in bytes."""
+    return section.nbytes if isinstance(section, Tensor) else len(section)
+
+
+def raw(section: Section) -> bytes:
+    """A section as bytes: of a tensor its elements, little-endian."""
+    if isinstance(section, bytes):
+        return section
+    if not section.numel():
+        return b""
+    bits = section.detach().contiguous().view(RAW[section.dtype.itemsize])
+    return bits.cpu().numpy().tobytes()
+
+
+def seal(sections: Iterable[Section]) -> bytes:
+    """The sections in an envelope."""
+    body = b"".join(map(raw, sections))
+    return ENVELOPE.pack(MAGIC, VERSION, _checksum(body)) + body
+
+
+def unseal(data: bytes) -> memoryview:
+    """What is in an envelope.
+
+    Raises:
+        PayloadError: truncated, corrupted, or of another version.
+    """
+    if len(data) < ENVELOPE.size:
+        raise PayloadError(
+            f"cannot decode payload: {len(data)} bytes, envelope has {ENVELOPE.size}"
+        )
+    magic, version, checksum = ENVELOPE.unpack_from(data)
+    if magic != MAGIC or version != VERSION:
+        raise PayloadError(
+            f"payload must start with {MAGIC!r} version {VERSION}, got {bytes(data[:5])!r}"
+        )
+    body = memoryview(data)[ENVELOPE.size :]
+    if _checksum(body) != checksum:
+        raise PayloadError(f"cannot decode payload: checksum is not {checksum:#010x}")
+    return body
+
+
+def _checksum(body: bytes | memoryview) -> int:
+    return zlib.crc32(body, VERSION)
+
+
+class Reader:
+    """Reads a payload's body from its start; believes nothing.
+
+    Args:
+        body: of an envelope.
+        kinds: the payload classes, each in the place that its `kind` says.
+        max_numel: the most elements that a gradient may have.
+    """
+
+    def __init__(self, body: memoryview, kinds: tuple[type[Any], ...], max_numel: int) -> None:
+        self._body = body
+        self._kinds = kinds
+        self._place = self._depth = 0
+        self.max_numel = max_numel
+
+    def payload(self, max_numel: int) -> Any:
+        """A payload of at most `max_numel` elements, with those inside it."""
+        if self._depth == DEEPEST:
+            raise PayloadError(f"payloads must not be nested more than {DEEPEST} deep")
+        kind = self._kinds[self.number(len(self._kinds) - 1, "kind")]
+        before, self.max_numel = self.max_numel, max_numel
+        self._depth += 1
+        found = kind.read(self)
+        self._depth -= 1
+        self.max_numel = before
+        return found
+
+    def rest(self) -> int:
+        """Bytes that are left."""
+        return len(self._body) - self._place
+
+    def take(self, length: int) -> memoryview:
+        """The next bytes."""
+        if length > self.rest():
+            raise PayloadError(
+                f"cannot decode payload: {length} bytes are due, {self.rest()} left"
+            )
+        self._place += length
+        return self._body[self._place - length : self._place]
+
+    def number(self, most: int, what: str) -> int:
+        """A varint, at most `most`."""
+        found = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            found |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+            if shift > 63:
+                raise PayloadError(f"cannot decode payload: {what} does not end")
+        if found > most or (byte == 0 and shift > 7):
+            raise PayloadError(f"cannot decode payload: {what} is {found}, at most {most}")
+        return found
+
+    def numel(self) -> int:
+        """Elements of a gradient."""
+        return self.number(self.max_numel, "number of elements")
+
+    def dtype(self) -> torch.dtype:
+        """A dtype, by its place in `DTYPES`."""
+        return DTYPES[self.number(len(DTYPES) - 1, "dtype")]
+
+    def float_dtype(self) -> torch.dtype:
+        """A dtype that a gradient may have."""
+        return FLOATS[self.number(len(FLOATS) - 1, "dtype")]
+
+    def key(self) -> tuple[int, int]:
+        """The key of a stream of random numbers: two 32-bit words."""
+        return self.number(0xFFFFFFFF, "key"), self.number(0xFFFFFFFF, "key")
+
+    def real(self) -> float:
+        """A float64."""
+        return float(struct.unpack("<d", self.take(8))[0])
+
+    def tensor(self, count: int, dtype: torch.dtype) -> Tensor:
+        """`[count]`, of its own memory."""
+        data = self.take(count * dtype.itemsize)
+        bits = np.frombuffer(data, f"u{dtype.itemsize}").copy()
+        signed = bits if dtype.itemsize == 1 else bits.view(f"i{dtype.itemsize}")
+        return torch.from_numpy(signed).view(dtype)
+
+    def blob(self) -> memoryview:
+        """Bytes behind their number."""
+        return self.take(self.number(self.rest(), "length"))
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self.rest():
+            raise PayloadError(f"cannot decode payload: {self.rest()} bytes too many")
+
+
+def code_of(dtype: torch.dtype) -> bytes:
+    """The dtype as `Reader.dtype` reads it."""
+    return varint(DTYPES.index(dtype))
+
+
+def real(number: float) -> bytes:
+    """A float64."""
+    return struct.pack("<d", number)
+
+
+def blob(section: Section) -> Iterator[Section]:
+    """Bytes behind their number, as `Reader.blob` reads them."""
+    yield varint(size(section))
+    yield section

@@ -1,0 +1,116 @@
+"""Every method against exact Top-k that may send as many bits: one yardstick for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors import (
+    SUPPORTED,
+    Compressor,
+    ExactThreshold,
+    Memory,
+    Payload,
+    Pipe,
+    Rng,
+    compressors,
+)
+from gradstats.metrics import relative_error
+
+Row = dict[str, Any]
+RATIOS = (0.1, 0.01, 0.001)
+BITS = (1, 2, 3, 4, 6, 8)
+AVERAGED = 8  # workers that would send the same gradient, each with its own random numbers
+HYBRIDS = ("exact-threshold | bf16", "exact-threshold | mxfp4", "exact-threshold | sign")
+MOST_ELEMENTS = 4_000_000  # of a gradient that is encoded so many times
+
+
+def equal_bits(
+    grad: Tensor,
+    specs: Iterable[str | Compressor] = (*SUPPORTED, *HYBRIDS),
+    *,
+    ratios: Iterable[float] = RATIOS,
+    seed: int = 0,
+) -> list[Row]:
+    """Encode one gradient by every method, and by exact Top-k at the same number of bytes.
+
+    One step from a fresh state, without feedback. A method with a ratio runs at each of `ratios`,
+    one with a number of bits at 1, 2, 3, 4, 6 and 8.
+
+    Args:
+        grad: `[n]`, finite.
+        specs: in the grammar, or instances; memories are refused, since they need steps.
+        ratios: target ratios, each in (0, 1].
+        seed: of the random methods.
+
+    Returns:
+        A row a method and setting, the best first: compressor, method, bits (measured, an
+        element), error = ‖g - ĝ‖/‖g‖, topk_error (of exact Top-k at these bits), over_topk (the
+        quotient; below 1 is better than Top-k, NaN where Top-k sends everything), and
+        averaged_error, that of the mean of 8 encodings, which is what averages out over workers.
+    """
+    chosen = tuple(ratios)
+    members = [each for spec in specs for each in _settings(spec, chosen)]
+    rows = [_row(member, grad, seed) for member in members]
+    return sorted(rows, key=lambda row: (math.isnan(row["over_topk"]), row["over_topk"]))
+
+
+def _settings(spec: str | Compressor, ratios: tuple[float, ...]) -> Iterator[Compressor]:
+    for member in compressors(spec, ratios) if isinstance(spec, str) else (spec,):
+        if isinstance(member, Memory):
+            raise ValueError(f"compressor must have no memory here, got {member}")
+        bare = isinstance(spec, str) and "(" not in spec
+        yield from _with_bits(member) if bare and hasattr(member, "bits") else (member,)
+
+
+def _with_bits(member: Compressor) -> Iterator[Compressor]:
+    for bits in BITS:
+        settings: Any = {"bits": bits}
+        try:
+            yield replace(member, **settings)  # type: ignore[type-var]
+        except ValueError:  # fewer or more than the method has
+            continue
+
+
+def _row(member: Compressor, grad: Tensor, seed: int) -> Row:
+    payload = _encoded(member, grad, Rng(seed))
+    error = relative_error(grad, payload.decode())
+    yardstick = _topk_error(grad, payload.nbytes)
+    return {
+        "compressor": str(member),
+        "method": str(member) if isinstance(member, Pipe) else member.name,
+        "bits": 8 * payload.nbytes / grad.numel(),
+        "error": error,
+        "averaged_error": _averaged(member, grad, seed) if member.contract.random else error,
+        "topk_error": yardstick,
+        "over_topk": error / yardstick if yardstick else math.nan,
+    }
+
+
+def _encoded(member: Compressor, grad: Tensor, rng: Rng) -> Payload:
+    return member.encode(grad, member.init(grad), rng)[0]
+
+
+def _averaged(member: Compressor, grad: Tensor, seed: int) -> float:
+    total = torch.zeros_like(grad)
+    for worker in range(AVERAGED):
+        _encoded(member, grad, Rng(seed, worker=worker)).add_to(total, 1 / AVERAGED)
+    return relative_error(grad, total)
+
+
+def _topk_error(grad: Tensor, nbytes: int) -> float:
+    """‖g - ĝ‖/‖g‖ of the largest Top-k of at most so many bytes; 0 if that is all of them."""
+    low, high = 1, grad.numel()
+    if _encoded(ExactThreshold(1.0), grad, Rng()).nbytes <= nbytes:
+        return 0.0
+    while high - low > max(1, low // 10_000):
+        middle = (low + high) // 2
+        fits = _encoded(ExactThreshold(middle / grad.numel()), grad, Rng()).nbytes <= nbytes
+        low, high = (middle, high) if fits else (low, middle)
+    kept = _encoded(ExactThreshold(low / grad.numel()), grad, Rng())
+    return relative_error(grad, kept.decode())

@@ -1,0 +1,181 @@
+"""Quantise and pack, unpack and dequantise: what all quantisers share.
+
+As in `gradstats.kernels` the same functions stand in `eager_codes` (torch) and `cpu_codes`
+(numba); packed bytes are identical. On a GPU the plain torch runs: there is no triton form yet.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gradstats import kernels
+from gradstats.kernels import eager_codes
+from gradstats.kernels.packing import bits_per_symbol, packed_nbytes
+
+__all__ = [
+    "ROUNDINGS",
+    "add_dequantized",
+    "bits_per_symbol",
+    "bucket_norms",
+    "dequantize",
+    "pack",
+    "packed_nbytes",
+    "quantize",
+    "rotate",
+    "unpack",
+    "unrotate",
+]
+
+ROUNDINGS = ("nearest", "nearest-even", "stochastic")
+
+
+def pack(symbols: Tensor, levels: int) -> Tensor:
+    """Pack integers below `levels`, see `gradstats.kernels.packing`.
+
+    Args:
+        symbols: integers `[n]`.
+        levels: L, 2 to 65,536.
+
+    Returns:
+        uint8 `[packed_nbytes(n, levels)]`.
+    """
+    found: Tensor = _form(symbols).pack(symbols, levels)
+    return found
+
+
+def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
+    """The n symbols of packed bytes: uint8, int32 above 256 levels.
+
+    Raises:
+        ValueError: bytes that `pack` does not give.
+    """
+    if packed.numel() != packed_nbytes(n, levels):
+        raise ValueError(
+            f"{n} symbols must have {packed_nbytes(n, levels)} bytes, got {packed.numel()}"
+        )
+    found: Tensor = _form(packed).unpack(packed, n, levels)
+    return found
+
+
+def quantize(
+    values: Tensor,
+    scales: Tensor,
+    bucket: int,
+    levels: Tensor,
+    *,
+    rounding: str,
+    key: tuple[int, int] | None = None,
+) -> Tensor:
+    r"""Round x_i / scale of its bucket to levels, and pack the symbols.
+
+    With y = x · (1/scale) in float32 (0 for a scale of 0):
+
+    - "nearest": the nearest level, the lower of two at the same distance;
+    - "nearest-even": of two at the same distance the one with an even number of steps to the
+      level in the middle, as casts to floats of odd mantissas do;
+    - "stochastic": the level below or above, :math:`P(\text{above}) = (y - l_j)/(l_{j+1} - l_j)`,
+      decided by word i mod 4 of Philox at counter ⌊i/4⌋.
+
+    Beyond the outermost levels y is moved to them. A NaN takes the level in the middle: callers
+    make the scale of its bucket NaN.
+
+    Args:
+        values: x, floating point `[n]`, contiguous.
+        scales: float32 `[⌈n/bucket⌉]`.
+        bucket: elements that share a scale.
+        levels: float32 `[L]`, strictly rising.
+        rounding: one of `ROUNDINGS`.
+        key: two 32-bit words, for stochastic rounding.
+
+    Returns:
+        uint8 `[packed_nbytes(n, L)]`.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if rounding == "stochastic" and key is None:
+        raise ValueError("key must be given for stochastic rounding, got None")
+    inverse = torch.where(scales == 0, 0, 1 / scales)
+    found: Tensor = _form(values).quantize(values, inverse, bucket, levels, rounding, key)
+    return found
+
+
+def dequantize(
+    packed: Tensor, n: int, scales: Tensor | None, bucket: int, levels: Tensor
+) -> Tensor:
+    """Levels of packed symbols times the scales of their buckets.
+
+    Args:
+        packed: from `pack` or `quantize`.
+        n: number of symbols.
+        scales: float32 `[⌈n/bucket⌉]`; None where levels are those of buckets.
+        bucket: elements that share a scale.
+        levels: float32 `[L]`, or `[⌈n/bucket⌉, L]`.
+
+    Returns:
+        float32 `[n]`.
+    """
+    out = torch.zeros(n, dtype=torch.float32, device=packed.device)
+    add_dequantized(packed, scales, bucket, levels, out, 1.0)
+    return out
+
+
+def add_dequantized(
+    packed: Tensor,
+    scales: Tensor | None,
+    bucket: int,
+    levels: Tensor,
+    out: Tensor,
+    weight: float,
+) -> None:
+    """Add `weight` times what `dequantize` gives to `out`, floating point `[n]`."""
+    _form(packed).add_dequantized(packed, scales, bucket, levels, out, weight)
+
+
+def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
+    """The norm of every `bucket` consecutive elements; the last bucket may have fewer.
+
+    Args:
+        values: floating point `[n]`, contiguous.
+        bucket: number of elements.
+        kind: "l2", "max" (of magnitudes) or "mean" (of magnitudes).
+
+    Returns:
+        float32 `[⌈n/bucket⌉]`, not finite where an element is not.
+    """
+    found: Tensor = _form(values).bucket_norms(values, bucket, kind)
+    return found
+
+
+def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
+    r"""The randomised Hadamard transform of every block: :math:`\frac{1}{\sqrt B} H D x`.
+
+    D has random signs: element i is negated where bit i mod 32 is set in word ⌊i/32⌋ mod 4 of
+    Philox at counter ⌊i/128⌋.
+
+    Args:
+        values: floating point `[n]`, contiguous; the last block is filled up with zeros.
+        block: B, a power of two.
+        key: of the signs.
+
+    Returns:
+        float32 `[⌈n/B⌉ B]`.
+    """
+    found: Tensor = _form(values).rotate(values, block, key)
+    return found
+
+
+def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
+    """The inverse of `rotate`, float32 `[n]`."""
+    found: Tensor = _form(rotated).unrotate(rotated, n, block, key)
+    return found
+
+
+def _form(tensor: Tensor) -> ModuleType:
+    if kernels.in_numba(tensor):
+        from gradstats.kernels import cpu_codes
+
+        return cpu_codes
+    return eager_codes

@@ -1,0 +1,255 @@
+"""The codes in numba: each thread quantises and packs, or unpacks and adds, a run in its cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstats.kernels import codes_loops as loops
+from gradstats.kernels.cpu import CHUNK, _in_threads, _patterns
+from gradstats.kernels.eager_codes import boundaries, inverse_gaps
+from gradstats.kernels.packing import Packing, packing
+
+RUN = 1 << 12  # symbols that are quantised, then packed
+HEADS = 1 << 16
+FLOAT32 = torch.float32
+
+
+class Steps(NamedTuple):
+    """Where a float32 lies among the boundaries of an alphabet.
+
+    Attributes:
+        first: uint16 `[65536]`, for the leading half of its pattern, boundaries that are below
+            all floats that begin so.
+        boundaries: float32 `[m]`.
+    """
+
+    first: NDArray[np.uint16]
+    boundaries: NDArray[np.float32]
+
+
+def pack(symbols: Tensor, levels: int) -> Tensor:
+    """See `codes.pack`."""
+    rule = packing(levels)
+    array = symbols.numpy().astype(np.uint16, copy=False)
+    out = np.zeros(rule.nbytes(len(array)) + 8, np.uint8)
+    powers = _powers(rule)
+
+    def work(runs: Iterator[slice]) -> None:
+        for run in runs:
+            start = _byte(rule, run.start)
+            loops.pack(array[run], rule.bits, powers, out[start:])
+
+    _in_runs(work, len(array), rule.group)
+    return torch.from_numpy(out[:-8])
+
+
+def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
+    """See `codes.unpack`."""
+    rule = packing(levels)
+    data = np.append(packed.numpy(), np.zeros(8, np.uint8))
+    out = np.empty(n, np.uint8 if levels <= 256 else np.int32)
+    digits = rule.digits
+
+    def work(runs: Iterator[slice]) -> int:
+        wrong = 0
+        for run in runs:
+            start = _byte(rule, run.start)
+            wrong += loops.unpack(data[start:], rule.bits, digits, levels, out[run])
+        return wrong
+
+    wrong = sum(_in_runs(work, n, rule.group))
+    if wrong or _behind(data, rule, n):
+        raise ValueError(f"a symbol must be below {levels}, and 0 behind the last")
+    return torch.from_numpy(out)
+
+
+def quantize(
+    values: Tensor,
+    inverse: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> Tensor:
+    """See `codes.quantize`."""
+    rule = packing(len(levels))
+    array, factors = values.to(FLOAT32).numpy(), inverse.numpy()
+    steps = _steps(tuple(levels.tolist()), rounding)
+    low, gaps = levels.double().numpy(), inverse_gaps(levels).numpy()
+    out = np.zeros(rule.nbytes(len(array)) + 8, np.uint8)
+    words = np.array(key or (0, 0), np.uint32)
+    powers = _powers(rule)
+
+    def work(runs: Iterator[slice]) -> None:
+        symbols = np.empty(RUN, np.uint16)
+        y, drawn = np.empty(RUN, np.float32), np.empty(RUN + 4, np.uint32)
+        for run in runs:
+            size = run.stop - run.start
+            loops.scale(array[run], factors, bucket, run.start, y)
+            loops.find(y[:size], *steps, symbols)
+            if rounding == "stochastic":
+                loops.draw(words[0], words[1], run.start // 4, drawn)
+                loops.round_up(y[:size], low, gaps, drawn, symbols)
+            loops.pack(symbols[:size], rule.bits, powers, out[_byte(rule, run.start) :])
+
+    _in_runs(work, len(array), math.lcm(rule.group, 4))
+    return torch.from_numpy(out[:-8])
+
+
+def add_dequantized(
+    packed: Tensor,
+    scales: Tensor | None,
+    bucket: int,
+    levels: Tensor,
+    out: Tensor,
+    weight: float,
+) -> None:
+    """See `codes.add_dequantized`."""
+    rule, n = packing(levels.shape[-1]), out.numel()
+    if out.dtype.itemsize == 2:  # numba knows no 16-bit floats
+        decoded = torch.zeros(n, dtype=FLOAT32)
+        add_dequantized(packed, scales, bucket, levels, decoded, 1.0)
+        out.add_(decoded, alpha=weight)
+        return
+    data = np.append(packed.numpy(), np.zeros(8, np.uint8))
+    factors = np.ones(-(-n // bucket), np.float32) if scales is None else scales.numpy()
+    books = levels.reshape(-1, levels.shape[-1]).numpy()
+    target = out.numpy()
+    factor = target.dtype.type(weight)
+
+    def work(runs: Iterator[slice]) -> None:
+        symbols = np.empty(RUN, np.uint16)
+        for run in runs:
+            size = run.stop - run.start
+            start = _byte(rule, run.start)
+            loops.unpack(data[start:], rule.bits, rule.digits, rule.levels, symbols[:size])
+            loops.add(symbols, books, factors, bucket, run.start, factor, target[run])
+
+    _in_runs(work, n, rule.group)
+
+
+def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
+    """See `codes.bucket_norms`."""
+    n = values.numel()
+    wide = values if values.dtype.itemsize > 2 else values.to(FLOAT32)
+    if bucket <= CHUNK:
+        found = _gathered(wide, bucket, kind)
+    else:
+        parts = [_gathered(part, CHUNK, kind) for part in torch.split(wide, bucket) if n]
+        found = np.array([part.max() if kind == "max" else part.sum() for part in parts])
+    if kind == "max":
+        return torch.from_numpy(found.astype(_patterns(wide).dtype)).view(wide.dtype).to(FLOAT32)
+    if kind == "l2":
+        return torch.from_numpy(np.sqrt(found)).to(FLOAT32)
+    sizes = np.full(len(found), bucket)
+    sizes[-1:] = n - (len(found) - 1) * bucket
+    return torch.from_numpy(found / sizes).to(FLOAT32)
+
+
+def _gathered(values: Tensor, piece: int, kind: str) -> NDArray[Any]:
+    """Of every `piece` elements the sum of magnitudes or squares, or the largest pattern."""
+    array, patterns = values.numpy(), _patterns(values)
+    # as integers, so that a NaN is the largest
+    dtype = patterns.dtype if kind == "max" else np.dtype(np.float64)
+    found = np.zeros(-(-len(array) // piece), dtype)
+
+    def work(runs: Iterator[slice]) -> None:
+        for run in runs:
+            here = found[run.start // piece : -(-run.stop // piece)]
+            if kind == "max":
+                loops.largest(patterns[run], piece, here)
+            elif kind == "l2":
+                loops.squares(array[run], piece, here)
+            else:
+                loops.magnitudes(array[run], piece, here)
+
+    _in_runs(work, len(array), piece, CHUNK)
+    return found
+
+
+def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
+    """See `codes.rotate`."""
+    array = values.to(FLOAT32).numpy()
+    out = np.empty(-(-len(array) // block) * block, np.float32)
+    words = np.array(key, np.uint32)
+
+    def work(runs: Iterator[slice]) -> None:
+        for run in runs:
+            loops.rotate(array[run], run.start, block, words[0], words[1], out[run])
+
+    _in_runs(work, len(out), math.lcm(block, 128), CHUNK)
+    return torch.from_numpy(out)
+
+
+def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
+    """See `codes.unrotate`."""
+    array, words = rotated.numpy(), np.array(key, np.uint32)
+    out = np.empty(len(array), np.float32)
+
+    def work(runs: Iterator[slice]) -> None:
+        for run in runs:
+            loops.unrotate(array[run], run.start, block, words[0], words[1], out[run])
+
+    _in_runs(work, len(out), math.lcm(block, 128), CHUNK)
+    return torch.from_numpy(out[:n])
+
+
+def _in_runs(work: Any, n: int, unit: int, most: int = RUN) -> list[Any]:
+    """Share runs of a multiple of `unit` elements, about `most`, among threads."""
+    size = max(unit, most // unit * unit)
+    every = max(CHUNK // size, 1) * size
+
+    def runs(chunks: Iterator[slice]) -> Any:
+        return work(
+            slice(start, min(start + size, n))
+            for chunk in chunks
+            for start in range(
+                chunk.start // CHUNK * every, min((chunk.start // CHUNK + 1) * every, n), size
+            )
+        )
+
+    return _in_threads(runs, -(-n // every) * CHUNK)
+
+
+def _byte(rule: Packing, symbol: int) -> int:
+    """Where the bytes of a symbol that begins a group begin."""
+    return symbol // rule.digits * 8 if rule.digits else symbol * rule.bits // 8
+
+
+@lru_cache
+def _powers(rule: Packing) -> NDArray[np.uint64]:
+    """1, L, L², … for digits; nothing where symbols have bits of their own."""
+    return np.array([rule.levels**i for i in range(rule.digits)], np.uint64)
+
+
+def _behind(data: NDArray[np.uint8], rule: Packing, n: int) -> bool:
+    """Whether anything is left behind the last symbol."""
+    if rule.digits:
+        rest = n % rule.digits
+        word = int(data[_byte(rule, n - rest) :][:8].view("<u8")[0]) if rest else 0
+        return word >= rule.levels**rest and bool(rest)
+    used = n * rule.bits % 8
+    return bool(used) and bool(data[n * rule.bits // 8] >> used)
+
+
+@lru_cache(maxsize=64)
+def _steps(levels: tuple[float, ...], rounding: str) -> Steps:
+    tensor = torch.tensor(levels)
+    if rounding == "stochastic":  # level j + 1 is reached from the float below it on
+        inner = tensor[1:-1]
+        bounds = torch.nextafter(inner, torch.full_like(inner, -torch.inf)).numpy()
+    else:
+        bounds = boundaries(tensor, rounding).numpy()
+    heads = np.arange(HEADS, dtype=np.uint32) << 16
+    ends = np.stack([heads.view(np.float32), (heads | 0xFFFF).view(np.float32)])
+    first = np.asarray(np.searchsorted(bounds, np.fmin(*ends), side="left"))
+    first[np.isnan(ends[1]) & np.isnan(ends[0])] = len(levels) // 2
+    return Steps(first.astype(np.uint16), bounds)

@@ -1,0 +1,251 @@
+"""Packing, rounding and rotating: numba and torch against big integers, numpy, torch and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import hadamard
+
+from gradstats.compressors.rng import Stream
+from gradstats.kernels import codes, cpu_codes, eager_codes, use
+from gradstats.kernels.packing import packing
+
+FORMS = ["auto", "eager"]
+LEVELS = [2, 3, 4, 5, 7, 11, 15, 16, 17, 247, 256, 257, 1000, 65536]
+SIZES = [0, 1, 7, 8, 9, 39, 41, 4095, 4097, 20_011]
+KEY = (123, 456)
+
+
+def symbols(n, levels, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, levels, n))
+
+
+def big_integer_bytes(found, levels):
+    """The definition, with Python's integers."""
+    rule, found = packing(levels), found.tolist()
+    if not rule.digits:
+        number = sum(symbol << (i * rule.bits) for i, symbol in enumerate(found))
+        return number.to_bytes(-(-len(found) * rule.bits // 8), "little")
+    out = b""
+    for start in range(0, len(found), rule.digits):
+        digits = found[start : start + rule.digits]
+        number = sum(digit * levels**i for i, digit in enumerate(digits))
+        whole = len(digits) == rule.digits
+        size = 8 if whole else -(-(levels ** len(digits) - 1).bit_length() // 8)
+        out += number.to_bytes(size, "little")
+    return out
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_packed_bytes_are_those_of_the_definition(form, levels):
+    with use(form):
+        for n in SIZES[:-1]:
+            found = symbols(n, levels)
+            packed = codes.pack(found, levels)
+            assert packed.numpy().tobytes() == big_integer_bytes(found, levels)
+            assert codes.packed_nbytes(n, levels) == len(packed)
+            assert torch.equal(codes.unpack(packed, n, levels).long(), found)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_bits_are_what_many_symbols_take(levels):
+    n = 100_000
+    assert 8 * codes.packed_nbytes(n, levels) / n == pytest.approx(
+        codes.bits_per_symbol(levels), rel=1e-3
+    )
+    floor = math.log2(levels)
+    assert floor <= codes.bits_per_symbol(levels) <= math.ceil(floor)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("levels", "data"),
+    [
+        (3, b"\xff" * 8),  # above 3^40
+        (11, b"\xff" * 8),
+        (250, b"\xff" + bytes(39)),  # a symbol of 255
+        (3, b"\xff"),  # 255 >= 3^5
+        (2, b"\xf0"),  # a bit behind the last symbol
+    ],
+)
+def test_bytes_that_pack_does_not_give_are_refused(form, levels, data):
+    packed = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    n = {8: packing(levels).digits or 8, 40: 40, 1: 5 if levels == 3 else 4}[len(data)]
+    with use(form), pytest.raises(ValueError, match="must be"):
+        codes.unpack(packed, n, levels)
+    with use(form), pytest.raises(ValueError, match="must have"):
+        codes.unpack(packed, n + 100, levels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bucket", [1, 32, 100, 1 << 20])
+def test_nearest_levels_by_brute_force(form, bucket):
+    rng = np.random.default_rng(1)
+    for count in (2, 3, 16, 300):
+        levels = torch.from_numpy(np.unique(rng.normal(size=count).astype(np.float32)))
+        values = torch.from_numpy(rng.normal(size=5000).astype(np.float32) * 1.5)
+        scales = torch.from_numpy(
+            np.exp2(rng.integers(-3, 3, -(-5000 // bucket))).astype(np.float32)
+        )
+        with use(form):
+            packed = codes.quantize(values, scales, bucket, levels, rounding="nearest")
+            found = codes.unpack(packed, 5000, len(levels)).long()
+            sent = codes.dequantize(packed, 5000, scales, bucket, levels)
+        y = (values / eager_codes.spread(scales, bucket, 5000)).double()
+        distance = (y[:, None] - levels.double()).abs()
+        nearest = distance.min(dim=1).values
+        assert torch.equal(distance.gather(1, found[:, None])[:, 0], nearest)
+        expected = levels[found] * eager_codes.spread(scales, bucket, 5000)
+        assert torch.equal(sent, expected)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "nearest-even"])
+def test_ties(rounding):
+    levels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+    values = torch.tensor([-1.5, -0.5, 0.5, 1.5])
+    for form in FORMS:
+        with use(form):
+            packed = codes.quantize(values, torch.ones(1), 4, levels, rounding=rounding)
+            found = levels[codes.unpack(packed, 4, 5).long()].tolist()
+        assert found == ([-2, -1, 0, 1] if rounding == "nearest" else [-2, 0, 0, 2])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stochastic_rounding_takes_the_words_of_the_stream(form):
+    """Element i goes up where its word is below the fraction of 2^32."""
+    n, levels = 10_001, torch.linspace(-1, 1, 8)
+    values = torch.rand(n, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+    with use(form):
+        packed = codes.quantize(values, torch.ones(1), n, levels, rounding="stochastic", key=KEY)
+        found = codes.unpack(packed, n, 8).long()
+    below = np.clip(np.searchsorted(levels.numpy(), values.numpy(), side="right") - 1, 0, 6)
+    low, high = (levels.double().numpy()[below + i] for i in range(2))
+    share = (values.double().numpy() - low) / (high - low)
+    up = Stream(KEY).uniform(n).numpy() < share
+    assert (found.numpy() != below + up).sum() <= 1  # the last bit of a quotient
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stochastic_rounding_is_unbiased(form):
+    n, levels = 200_000, torch.tensor([-1.0, -0.3, 0.0, 0.1, 0.7, 1.0])
+    for value in (-0.9, -0.05, 0.02, 0.5, 0.99):
+        with use(form):
+            values = torch.full((n,), value)
+            packed = codes.quantize(
+                values, torch.ones(1), n, levels, rounding="stochastic", key=KEY
+            )
+            sent = codes.dequantize(packed, n, torch.ones(1), n, levels).double()
+        assert abs(float(sent.mean()) - value) < 4 * float(sent.std()) / math.sqrt(n)
+        assert len(sent.unique()) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", SIZES)
+def test_both_forms_give_the_same_bytes(dtype, n):
+    generator = torch.Generator().manual_seed(n)
+    values = (torch.randn(n, generator=generator) ** 3).to(dtype)
+    if n > 100:
+        values[[5, 50]] = torch.tensor([torch.inf, torch.nan], dtype=dtype)
+        values[60:99] = 0
+    levels = torch.linspace(-1, 1, 15)
+    for bucket in (1, 32, 500, max(n, 1)):
+        norms = {}
+        for form in FORMS:
+            with use(form):
+                norms[form] = [
+                    codes.bucket_norms(values, bucket, k) for k in ("l2", "max", "mean")
+                ]
+        for ours, definition in zip(*norms.values(), strict=True):
+            torch.testing.assert_close(ours, definition, rtol=1e-6, atol=0, equal_nan=True)
+        for rounding in codes.ROUNDINGS:
+            packed = {}
+            for form in FORMS:
+                with use(form):
+                    packed[form] = codes.quantize(
+                        values, norms["eager"][1], bucket, levels, rounding=rounding, key=KEY
+                    )
+            assert torch.equal(packed["auto"], packed["eager"])
+
+
+@pytest.mark.parametrize("bucket", [1, 7, 1000, 1 << 19, (1 << 19) + 1, 1 << 21])
+def test_norms_against_numpy(bucket):
+    n = (1 << 20) + 77
+    values = torch.randn(n, generator=torch.Generator().manual_seed(2))
+    parts = np.split(values.double().numpy(), range(bucket, n, bucket))
+    norms = {
+        "l2": [np.linalg.norm(part) for part in parts],
+        "max": [np.abs(part).max() for part in parts],
+        "mean": [np.abs(part).mean() for part in parts],
+    }
+    if bucket > 1:
+        for kind, expected in norms.items():
+            np.testing.assert_allclose(
+                codes.bucket_norms(values, bucket, kind), expected, rtol=1e-6
+            )
+    else:
+        assert torch.equal(codes.bucket_norms(values, 1, "max"), values.abs())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_adding_is_decoding_and_adding(form, dtype):
+    n, levels = 9001, torch.linspace(-2, 2, 11)
+    packed = codes.pack(symbols(n, 11), 11)
+    scales = torch.rand(-(-n // 64), generator=torch.Generator().manual_seed(3))
+    books = torch.randn(-(-n // 64), 11, generator=torch.Generator().manual_seed(4))
+    for of_bucket, table in ((scales, levels), (None, books)):
+        out = torch.full((n,), 0.5, dtype=dtype)
+        expected = out.clone()
+        with use(form):
+            decoded = codes.dequantize(packed, n, of_bucket, 64, table)
+            codes.add_dequantized(packed, of_bucket, 64, table, out, 0.25)
+        chosen = symbols(n, 11)
+        rows = torch.arange(n) // 64
+        by_hand = levels[chosen] * scales[rows] if of_bucket is not None else books[rows, chosen]
+        assert torch.equal(decoded, by_hand)
+        expected.add_(by_hand, alpha=0.25)
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("n", "block"), [(1, 1), (5, 8), (64, 64), (300, 128), (9000, 4096)])
+def test_the_rotation_is_a_hadamard_matrix_after_signs(form, n, block):
+    values = torch.randn(n, generator=torch.Generator().manual_seed(5))
+    with use(form):
+        rotated = codes.rotate(values, block, KEY)
+        back = codes.unrotate(rotated, n, block, KEY)
+    words = (Stream(KEY).uniform(-(-len(rotated) // 32)) * 2.0**32).long()
+    bits = words[torch.arange(len(rotated)) // 32] >> (torch.arange(len(rotated)) % 32) & 1
+    signed = torch.nn.functional.pad(values, (0, len(rotated) - n)) * (1 - 2 * bits)
+    matrix = torch.from_numpy(hadamard(block)).double() / math.sqrt(block)
+    expected = (signed.double().view(-1, block) @ matrix).view(-1)
+    torch.testing.assert_close(rotated.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(back, values, rtol=0, atol=1e-5)
+
+
+def test_threads_change_no_bit():
+    values, levels = torch.randn(2_000_003), torch.linspace(-3, 3, 15)
+    before, seen = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            norms = codes.bucket_norms(values, 512, "l2")
+            packed = codes.quantize(values, norms, 512, levels, rounding="stochastic", key=KEY)
+            seen.append((norms, packed, codes.rotate(values, 1024, KEY)))
+    finally:
+        torch.set_num_threads(before)
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
+def test_arguments_are_checked():
+    values, scales, levels = torch.ones(4), torch.ones(1), torch.tensor([-1.0, 1.0])
+    with pytest.raises(ValueError, match="rounding must be one of"):
+        codes.quantize(values, scales, 4, levels, rounding="up")
+    with pytest.raises(ValueError, match="key must be given"):
+        codes.quantize(values, scales, 4, levels, rounding="stochastic")
+    with pytest.raises(ValueError, match="levels must be 2 to 65,536"):
+        codes.pack(torch.zeros(3), 1)
+    assert cpu_codes.RUN % 8 == 0
