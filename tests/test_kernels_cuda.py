@@ -13,6 +13,7 @@ from tests.test_kernels import COUNTED, DTYPES, draws, same_pair, same_rows, spe
 
 pytest.importorskip("triton", reason="triton is not installed")
 cuda = pytest.importorskip("gradstats.kernels.cuda")
+cuda_selection = pytest.importorskip("gradstats.kernels.cuda_selection")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = (0, 1, cuda.BLOCK - 1, cuda.BLOCK, cuda.BLOCK + 1, 9 * cuda.BLOCK + 5)
 
@@ -51,6 +52,19 @@ def test_triton_counts_odd_vectors(dtype):
     check(torch.full((n,), torch.nan, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_triton_finds_the_largest(dtype, n):
+    values = draws(n, dtype, seed=n)
+    if n > 40:
+        values[-20:] = specials(dtype).repeat(2)[:20]
+    few = torch.randint(-2, 3, (n,), generator=torch.Generator().manual_seed(n)).to(dtype)
+    for vector in (values, few):
+        for k in {k for k in (1, 3, n // 7, n - 1, n, n + 4) if k > 0}:
+            chosen = [each.cpu() for each in cuda_selection.largest(vector.to(DEVICE), k)]
+            assert same_pair(chosen, eager.largest(vector, k))
+
+
 COMPILE = """
 import sys, torch, triton
 from triton.backends.compiler import GPUTarget
@@ -73,6 +87,36 @@ for kernel in (cuda._count, cuda._above, cuda._write):
     compiled = triton.compile(ASTSource(kernel, signature, known), hopper, cuda.OPTIONS)
     assert compiled.asm["cubin"] and compiled.metadata.shared <= 48 * 1024
 """
+
+
+COMPILE_SELECTION = """
+import sys, torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gradstats.kernels import cuda, cuda_selection
+from gradstats.kernels.grid import INFINITY
+
+dtype = getattr(torch, sys.argv[1])
+bits = 8 * dtype.itemsize
+constants = {"SHIFT": bits - 12, "BINS": 2048, "BLOCK": cuda.BLOCK}
+constants |= {"INFINITE": INFINITY[dtype], "MASK": (1 << bits - 1) - 1}
+types = {"patterns": f"*i{bits}", "n": "i32", "values": f"*fp{bits}", "out": f"*fp{bits}"}
+types |= dict.fromkeys(["prefix", "counts", "kth", "above", "equal", "missing", "indices"], "*i64")
+types |= dict.fromkeys(constants, "constexpr")
+for kernel in (cuda_selection._digits, cuda_selection._classes, cuda_selection._write_largest):
+    signature = {name: types[name] for name in kernel.arg_names}
+    known = {name: constants[name] for name in constants if name in signature}
+    hopper = GPUTarget("cuda", 90, 32)
+    compiled = triton.compile(ASTSource(kernel, signature, known), hopper, cuda.OPTIONS)
+    assert compiled.asm["cubin"] and compiled.metadata.shared <= 48 * 1024
+"""
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the kernels run")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_selection_compiles_for_a_gpu(dtype):
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", COMPILE_SELECTION, dtype], check=True, env=environment)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels run")

@@ -1,9 +1,9 @@
 """The few loops that run at memory speed.
 
 The same functions stand in `eager` (torch, any device: the readable definition), in `cpu` and
-`cpu_selection` (numba) and in `cuda` (triton); those here pick by device, unless `use("eager")`
-says otherwise. All return identical counts and identical selected sets. Those that quantise and
-pack are in `codes`.
+`cpu_selection` (numba), and in `cuda` and `cuda_selection` (triton); those here pick by device,
+unless `use("eager")` says otherwise. All return identical counts and identical selected sets.
+Those that quantise and pack are in `codes`.
 """
 
 from __future__ import annotations
@@ -139,4 +139,8 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         from gradstats.kernels import cpu_selection
 
         return cpu_selection.largest(values, k)
+    if in_triton(values):
+        from gradstats.kernels import cuda_selection
+
+        return cuda_selection.largest(values, k)
     return eager.largest(values, k)

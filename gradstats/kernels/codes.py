@@ -1,7 +1,7 @@
 """Quantise and pack, unpack and dequantise: what all quantisers share.
 
-As in `gradstats.kernels` the same functions stand in `eager_codes` (torch) and `cpu_codes`
-(numba); packed bytes are identical. On a GPU the plain torch runs: there is no triton form yet.
+As in `gradstats.kernels` the same functions stand in `eager_codes` (torch), `cpu_codes` (numba)
+and `cuda_codes` (triton); packed bytes are identical.
 """
 
 from __future__ import annotations
@@ -178,4 +178,8 @@ def _form(tensor: Tensor) -> ModuleType:
         from gradstats.kernels import cpu_codes
 
         return cpu_codes
+    if kernels.in_triton(tensor):
+        from gradstats.kernels import cuda_codes
+
+        return cuda_codes
     return eager_codes
