@@ -11,8 +11,7 @@ from gradstats.compressors.alphabets import CO3_FP4, CO3_FP8
 from gradstats.compressors.base import Bound, Compressor, Contract, State
 from gradstats.compressors.co3_scale import on_grid, optimal_scale
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.coders import ModelANS, Packed
-from gradstats.compressors.quantizing import quantized
+from gradstats.compressors.coders import ModelANS
 from gradstats.compressors.rng import Rng
 from gradstats.families import FitError, GenNorm
 from gradstats.kernels import codes
@@ -63,13 +62,10 @@ class CO3(Compressor):
         shape, spread = _law(summarize(flat))
         best = optimal_scale(shape, alphabet)
         scales = torch.full((1,), spread / best, dtype=torch.float32, device=flat.device)
-        payload = quantized(flat, alphabet, scales, max(flat.numel(), 1))
-        assert isinstance(payload.coder, Packed)
-        symbols = codes.unpack(payload.coder.data, flat.numel(), len(alphabet.levels()))
-        coder = ModelANS(b"", shape, best, alphabet)
-        data = entropy.encode_symbols(symbols.cpu().numpy(), coder.frequencies)
-        coder = ModelANS(data, shape, best, alphabet)
-        return Coded(coder, flat.numel(), alphabet, scales[: len(flat)], payload.bucket), state
+        bucket, levels = max(flat.numel(), 1), alphabet.levels().to(flat.device)
+        symbols = codes.to_symbols(flat, scales, bucket, levels, rounding="nearest")
+        coder = ModelANS.of(symbols, shape, best, alphabet)
+        return Coded(coder, flat.numel(), alphabet, scales[: len(flat)], bucket), state
 
 
 def _law(summary: Summary) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import ClassVar, Self
 
 import numpy as np
@@ -82,10 +83,17 @@ class ANS(Coder):
     frequencies: NDArray[np.int64]
     kind = 1
 
+    @cached_property
+    def _symbols(self) -> dict[int, Tensor]:
+        """What was decoded, packed, by the number of symbols: a receiver checks, then reads."""
+        return {}
+
     def packed(self, n: int, levels: int) -> Tensor:
         """See `Coder.packed`."""
-        symbols = entropy.decode_symbols(self.data, n, self.frequencies)
-        return codes.pack(torch.from_numpy(symbols), levels)
+        if n not in self._symbols:
+            symbols = entropy.decode_symbols(self.data, n, self.frequencies)
+            self._symbols[n] = codes.pack(torch.from_numpy(symbols), levels)
+        return self._symbols[n]
 
     def sections(self) -> Iterator[Section]:
         """The frequencies less 1 in 16 bits each, the data behind their length."""
@@ -99,37 +107,29 @@ class ANS(Coder):
         if frequencies.sum() != 1 << entropy.BITS:
             raise PayloadError(f"frequencies must sum to 2^16, got {frequencies.sum()}")
         found = cls(bytes(reader.blob()), frequencies)
-        _checked(lambda: entropy.decode_symbols(found.data, n, frequencies))
+        _checked(lambda: found.packed(n, levels))
         return found
 
 
 @dataclass(frozen=True, eq=False)
-class ModelANS(Coder):
+class ModelANS(ANS):
     """The same under a generalized normal law, of which two numbers are sent instead of a table.
 
     Attributes:
-        data: the coded symbols.
         shape: β of the law.
         scale: of what was quantised: α of the law in units of the alphabet.
-        alphabet: whose symbols they are.
     """
 
-    data: bytes
     shape: float
     scale: float
-    alphabet: Alphabet
     kind = 2
 
-    @property
-    def frequencies(self) -> NDArray[np.int64]:
-        """Int64 `[L]`, of sum 2¹⁶."""
-        law = symbol_probabilities(self.shape, self.scale, self.alphabet)
-        return entropy.frequencies(law)
-
-    def packed(self, n: int, levels: int) -> Tensor:
-        """See `Coder.packed`."""
-        symbols = entropy.decode_symbols(self.data, n, self.frequencies)
-        return codes.pack(torch.from_numpy(symbols), levels)
+    @classmethod
+    def of(cls, symbols: Tensor, shape: float, scale: float, alphabet: Alphabet) -> ModelANS:
+        """Code the symbols of an alphabet."""
+        frequencies = _frequencies(shape, scale, alphabet)
+        data = entropy.encode_symbols(symbols.cpu().numpy(), frequencies)
+        return cls(data, frequencies, shape, scale)
 
     def sections(self) -> Iterator[Section]:
         """Shape, scale, the data behind their length."""
@@ -143,9 +143,15 @@ class ModelANS(Coder):
         shape, scale = reader.real(), reader.real()
         if alphabet is None or not (NARROWEST <= shape <= WIDEST and 1e-6 < scale < 1e6):
             raise PayloadError(f"model must have a shape and a scale, got {shape}, {scale}")
-        found = cls(bytes(reader.blob()), shape, scale, alphabet)
-        _checked(lambda: entropy.decode_symbols(found.data, n, found.frequencies))
+        frequencies = _frequencies(shape, scale, alphabet)
+        found = cls(bytes(reader.blob()), frequencies, shape, scale)
+        _checked(lambda: found.packed(n, levels))
         return found
+
+
+@lru_cache(maxsize=256)
+def _frequencies(shape: float, scale: float, alphabet: Alphabet) -> NDArray[np.int64]:
+    return entropy.frequencies(symbol_probabilities(shape, scale, alphabet))
 
 
 @dataclass(frozen=True, eq=False)

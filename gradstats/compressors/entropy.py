@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from gradstats import extras
 
 BITS = 16  # frequencies sum to 2^16
+CHUNK = 1 << 18  # symbols, so that their copies stay in the cache
 WORD = np.dtype("<u4")
 
 
@@ -41,8 +42,9 @@ def encode_symbols(symbols: NDArray[np.integer], freq: NDArray[np.int64]) -> byt
         symbols: `[n]`, below L.
         freq: `[L]`, from `frequencies`.
     """
-    coder = extras.load("constriction").stream.stack.AnsCoder()
-    coder.encode_reverse(np.asarray(symbols, np.int32), _model(freq))
+    coder, model = extras.load("constriction").stream.stack.AnsCoder(), _model(freq)
+    for start in reversed(range(0, symbols.size, CHUNK)):  # as on a stack
+        coder.encode_reverse(symbols[start : start + CHUNK].astype(np.int32), model)
     return bytes(coder.get_compressed().astype(WORD).tobytes())
 
 

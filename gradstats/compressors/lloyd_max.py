@@ -66,8 +66,7 @@ class LloydMax(Compressor):
         book = torch.from_numpy(np.concatenate([-half[::-1], half])).to(torch.float32)
         rising = book if bool((book.diff() > 0).all()) else torch.linspace(-1, 1, len(book))
         one = torch.ones(-(-flat.numel() // bucket))
-        packed = codes.quantize(flat, one, bucket, rising.to(flat.device), rounding="nearest")
-        symbols = codes.unpack(packed, flat.numel(), len(book))
+        symbols = codes.to_symbols(flat, one, bucket, rising.to(flat.device), rounding="nearest")
         return own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket), state
 
     def _fitted(self, flat: Tensor) -> tuple[float, float]:

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from gradstats.compressors.alphabets import Uniform
 from gradstats.compressors.base import Bound, Compressor, Contract, State
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.coders import Packed, ZeroRuns
-from gradstats.compressors.quantizing import bucket_of, quantized
+from gradstats.compressors.coders import ZeroRuns
+from gradstats.compressors.quantizing import bucket_of
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
 
@@ -41,7 +41,6 @@ class ThreeLC(Compressor):
         flat = grad.detach().reshape(-1).contiguous()
         bucket = bucket_of(0, flat.numel())
         scales = codes.bucket_norms(flat, bucket, "max") * self.sparsity
-        payload = quantized(flat, Uniform(1), scales, bucket)
-        assert isinstance(payload.coder, Packed)
-        symbols = codes.unpack(payload.coder.data, flat.numel(), 3)
-        return replace(payload, coder=ZeroRuns.of(symbols)), state
+        levels = Uniform(1).levels().to(flat.device)
+        symbols = codes.to_symbols(flat, scales, bucket, levels, rounding="nearest")
+        return Coded(ZeroRuns.of(symbols), flat.numel(), Uniform(1), scales, bucket), state

@@ -25,6 +25,7 @@ __all__ = [
     "packed_nbytes",
     "quantize",
     "rotate",
+    "to_symbols",
     "unpack",
     "unrotate",
 ]
@@ -93,13 +94,32 @@ def quantize(
     Returns:
         uint8 `[packed_nbytes(n, L)]`.
     """
+    inverse = _inverse(scales, rounding, key)
+    found: Tensor = _form(values).quantize(values, inverse, bucket, levels, rounding, key)
+    return found
+
+
+def to_symbols(
+    values: Tensor,
+    scales: Tensor,
+    bucket: int,
+    levels: Tensor,
+    *,
+    rounding: str,
+    key: tuple[int, int] | None = None,
+) -> Tensor:
+    """The symbols that `quantize` packs: uint8 `[n]`, int32 above 256 levels."""
+    inverse = _inverse(scales, rounding, key)
+    found: Tensor = _form(values).to_symbols(values, inverse, bucket, levels, rounding, key)
+    return found
+
+
+def _inverse(scales: Tensor, rounding: str, key: tuple[int, int] | None) -> Tensor:
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if rounding == "stochastic" and key is None:
         raise ValueError("key must be given for stochastic rounding, got None")
-    inverse = torch.where(scales == 0, 0, 1 / scales)
-    found: Tensor = _form(values).quantize(values, inverse, bucket, levels, rounding, key)
-    return found
+    return torch.where(scales == 0, 0, 1 / scales)
 
 
 def dequantize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -81,12 +81,48 @@ def quantize(
 ) -> Tensor:
     """See `codes.quantize`."""
     rule = packing(len(levels))
+    out = np.zeros(rule.nbytes(len(values)) + 8, np.uint8)
+    powers = _powers(rule)
+
+    def put(symbols: NDArray[np.uint16], run: slice) -> None:
+        loops.pack(symbols, rule.bits, powers, out[_byte(rule, run.start) :])
+
+    _rounded(values, inverse, bucket, levels, rounding, key, put)
+    return torch.from_numpy(out[:-8])
+
+
+def to_symbols(
+    values: Tensor,
+    inverse: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> Tensor:
+    """See `codes.to_symbols`."""
+    out = np.empty(len(values), np.uint8 if len(levels) <= 256 else np.int32)
+
+    def put(symbols: NDArray[np.uint16], run: slice) -> None:
+        out[run] = symbols
+
+    _rounded(values, inverse, bucket, levels, rounding, key, put)
+    return torch.from_numpy(out)
+
+
+def _rounded(
+    values: Tensor,
+    inverse: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rounding: str,
+    key: tuple[int, int] | None,
+    put: Callable[[NDArray[np.uint16], slice], None],
+) -> None:
+    """Hand the symbols of every run to `put`, while they are in the cache."""
     array, factors = values.to(FLOAT32).numpy(), inverse.numpy()
     steps = _steps(tuple(levels.tolist()), rounding)
     low, gaps = levels.double().numpy(), inverse_gaps(levels).numpy()
-    out = np.zeros(rule.nbytes(len(array)) + 8, np.uint8)
     words = np.array(key or (0, 0), np.uint32)
-    powers = _powers(rule)
 
     def work(runs: Iterator[slice]) -> None:
         symbols = np.empty(RUN, np.uint16)
@@ -98,10 +134,9 @@ def quantize(
             if rounding == "stochastic":
                 loops.draw(words[0], words[1], run.start // 4, drawn)
                 loops.round_up(y[:size], low, gaps, drawn, symbols)
-            loops.pack(symbols[:size], rule.bits, powers, out[_byte(rule, run.start) :])
+            put(symbols[:size], run)
 
-    _in_runs(work, len(array), math.lcm(rule.group, 4))
-    return torch.from_numpy(out[:-8])
+    _in_runs(work, len(array), math.lcm(packing(len(levels)).group, 4))
 
 
 def add_dequantized(
@@ -202,21 +237,22 @@ def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tenso
     return torch.from_numpy(out[:n])
 
 
-def _in_runs(work: Any, n: int, unit: int, most: int = RUN) -> list[Any]:
+def _in_runs(
+    work: Callable[[Iterator[slice]], Any], n: int, unit: int, most: int = RUN
+) -> list[Any]:
     """Share runs of a multiple of `unit` elements, about `most`, among threads."""
     size = max(unit, most // unit * unit)
-    every = max(CHUNK // size, 1) * size
+    together = max(CHUNK // size, 1) * size  # what a thread takes at a time
 
     def runs(chunks: Iterator[slice]) -> Any:
-        return work(
-            slice(start, min(start + size, n))
-            for chunk in chunks
-            for start in range(
-                chunk.start // CHUNK * every, min((chunk.start // CHUNK + 1) * every, n), size
-            )
-        )
+        return work(run for chunk in chunks for run in _runs(chunk.start // CHUNK))
 
-    return _in_threads(runs, -(-n // every) * CHUNK)
+    def _runs(turn: int) -> Iterator[slice]:
+        first = turn * together
+        for start in range(first, min(first + together, n), size):
+            yield slice(start, min(start + size, n))
+
+    return _in_threads(runs, -(-n // together) * CHUNK)
 
 
 def _byte(rule: Packing, symbol: int) -> int:

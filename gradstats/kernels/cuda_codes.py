@@ -136,6 +136,18 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
     return eager_codes.unpack(packed, n, levels)
 
 
+def to_symbols(
+    values: Tensor,
+    inverse: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> Tensor:
+    """See `codes.to_symbols`."""
+    return eager_codes.to_symbols(values, inverse, bucket, levels, rounding, key)
+
+
 def quantize(
     values: Tensor,
     inverse: Tensor,

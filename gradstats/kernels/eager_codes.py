@@ -64,6 +64,19 @@ def quantize(
     key: tuple[int, int] | None,
 ) -> Tensor:
     """See `codes.quantize`; `inverse` are the inverse scales."""
+    symbols = to_symbols(values, inverse, bucket, levels, rounding, key)
+    return pack(symbols, len(levels))
+
+
+def to_symbols(
+    values: Tensor,
+    inverse: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> Tensor:
+    """See `codes.to_symbols`."""
     y = values.to(torch.float32) * spread(inverse, bucket, values.numel())
     if rounding == "stochastic":
         assert key is not None
@@ -72,7 +85,8 @@ def quantize(
         symbols = below + (words(len(y), key, y.device) < share * 2.0**32)
     else:
         symbols = torch.searchsorted(boundaries(levels, rounding), y)
-    return pack(torch.where(y.isnan(), len(levels) // 2, symbols), len(levels))
+    kind = torch.uint8 if len(levels) <= 256 else torch.int32
+    return torch.where(y.isnan(), len(levels) // 2, symbols).to(kind)
 
 
 def spread(of_buckets: Tensor, bucket: int, n: int) -> Tensor:
