@@ -16,7 +16,6 @@ from gradstats.compressors import (
     ExactThreshold,
     Memory,
     Payload,
-    Pipe,
     Rng,
     compressors,
 )
@@ -49,8 +48,8 @@ def equal_bits(
         seed: of the random methods.
 
     Returns:
-        A row a method and setting, the best first: compressor, method, bits (measured, an
-        element), error = ‖g - ĝ‖/‖g‖, topk_error (of exact Top-k at these bits), over_topk (the
+        A row a method and setting, the best first: compressor, method, target_ratio, bits
+        (measured, an element), error = ‖g - ĝ‖/‖g‖, topk_error (of exact Top-k at these bits), over_topk (the
         quotient; below 1 is better than Top-k, NaN where Top-k sends everything), and
         averaged_error, that of the mean of 8 encodings, which is what averages out over workers.
     """
@@ -83,7 +82,8 @@ def _row(member: Compressor, grad: Tensor, seed: int) -> Row:
     yardstick = _topk_error(grad, payload.nbytes)
     return {
         "compressor": str(member),
-        "method": str(member) if isinstance(member, Pipe) else member.name,
+        "method": member.name,
+        "target_ratio": math.nan if member.ratio_asked is None else member.ratio_asked,
         "bits": 8 * payload.nbytes / grad.numel(),
         "error": error,
         "averaged_error": _averaged(member, grad, seed) if member.contract.random else error,

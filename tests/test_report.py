@@ -151,10 +151,10 @@ def test_a_larger_budget_adds_what_was_skipped(small_run, tmp_path, counted):
     settings = {"out": tmp_path, "ratios": RATIOS, "compressors": FEW}
     page = gradstats.report(run, budget=0.0, **settings).read_text()
     first = counted["jobs"]
-    assert first == 2 * 3  # with and without feedback
+    assert first == 2 * 3 - 1  # with and without feedback, which bf16 does not want
     assert page.count("the budget was spent") == 1
     page = gradstats.report(run, budget=600.0, **settings).read_text()
-    assert counted["jobs"] == 4 * 3
+    assert counted["jobs"] == 2 * (2 * 3 - 1)
     assert counted["timings"] == 1
     assert "the budget was spent" not in page
     keys = ["compressor", "feedback", "granularity", "rows", "step"]
@@ -170,7 +170,7 @@ def test_other_settings_compute_anew(small_run, tmp_path, counted):
     ):
         before = dict(counted)
         gradstats.report(gradstats.open(small_run, steps=STEPS), **settings, **changed)
-        assert counted["jobs"] == before["jobs"] + 6
+        assert counted["jobs"] == before["jobs"] + 5
         assert counted["timings"] == before["timings"] + 1
         ratios = pandas.read_parquet(tmp_path / "replay.parquet")["target_ratio"].dropna()
         assert set(ratios) == set(changed["ratios"])
@@ -213,7 +213,7 @@ def test_a_table_of_another_command_is_not_taken_for_the_reports(
     run = gradstats.open(small_run)
     gradstats.report(run, out=folder, ratios=RATIOS, compressors=SPECS, budget=0.0)
     assert counted == (
-        {"jobs": 9, "timings": 0} if name == "replay" else {"jobs": 0, "timings": 1}
+        {"jobs": 8, "timings": 0} if name == "replay" else {"jobs": 0, "timings": 1}
     )
 
 
@@ -254,7 +254,7 @@ def test_odd_gradients_still_give_a_report(run_writer, tmp_path, drawn_fast, nam
     cells = {cell for _, row in page.rows for cell in row}
     assert not {"nan", "NaN", "inf", "None"} & cells
     methods = pandas.read_parquet(path.parent / "methods.parquet")
-    assert len(methods) == 2 * (len(FEW) + len(FEW))
+    assert len(methods) == 2 * (2 * len(FEW) - 1)
     assert ("rows were skipped for NaN or inf" in words) == ("NaN" in name)
     if not tracked:
         skipped = methods[methods["feedback"] == "ef"]

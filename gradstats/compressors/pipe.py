@@ -55,7 +55,11 @@ class Pipe(Compressor):
     """
 
     stages: tuple[Compressor | Stage, ...]
-    name = "pipe"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The names of the stages with bars between them."""
+        return " | ".join(stage.name for stage in self.stages)
 
     def __post_init__(self) -> None:
         parts: list[Compressor | Stage] = []

@@ -9,6 +9,7 @@ from gradstats import extras
 Axes = Any
 Table = Any
 CURVE_POINTS = 300
+MOST_INSIDE = 9  # names in a legend inside the axes
 
 
 def new_axes(ax: Axes) -> Axes:
@@ -45,6 +46,10 @@ def estimated_over_target(rows: Table, name: str, ax: Axes) -> None:
 
 
 def legend(ax: Axes, **settings: Any) -> None:
-    """A small legend, where there is something to name."""
-    if ax.get_legend_handles_labels()[0]:
+    """A small legend, where there is something to name; beside the axes where there is much."""
+    names = ax.get_legend_handles_labels()[1]
+    if len(names) > MOST_INSIDE:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "x-small"}
+        ax.legend(**beside, frameon=False)
+    elif names:
         ax.legend(**{"fontsize": "small", **settings})

@@ -87,7 +87,7 @@ def overhead(timings: Table, ax: Axes = None) -> Axes:
         rows,
         x="method",
         y="encode_over_topk",
-        hue=rows["target_ratio"].map("{:g}".format),
+        hue=rows["target_ratio"].map("{:g}".format).replace("nan", "none"),
         ax=ax,
     )
     ax.axhline(1, color="0.5", lw=1)

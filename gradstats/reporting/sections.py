@@ -293,11 +293,13 @@ def _compressor_figures(tables: Tables) -> Iterator[Drawing]:
 def _equal_bits(tables: Tables) -> Iterator[tuple[str, Table]]:
     equal = tables.get("equal_bits")
     if equal is not None:
+        ratios = equal["target_ratio"]
+        at_headline = ratios.isna() | (ratios == headline_ratio(equal))
         yield (
             "Methods at equal bits, the best first: over_topk is the error over that of exact "
             "Top-k with as many bytes (empty where Top-k sends everything), averaged_error that "
             "of the mean over 8 workers with the same gradient and their own random numbers.",
-            equal,
+            equal[at_headline].drop(columns=["method", "target_ratio"]),
         )
 
 
