@@ -49,9 +49,9 @@ def equal_bits(
 
     Returns:
         A row a method and setting, the best first: compressor, method, target_ratio, bits
-        (measured, an element), error = ‖g - ĝ‖/‖g‖, topk_error (of exact Top-k at these bits), over_topk (the
-        quotient; below 1 is better than Top-k, NaN where Top-k sends everything), and
-        averaged_error, that of the mean of 8 encodings, which is what averages out over workers.
+        (measured, an element), error = ‖g - ĝ‖/‖g‖, averaged_error (of the mean of 8 encodings:
+        what is left of it over workers), topk_error (of exact Top-k at these bits) and over_topk
+        (error over topk_error: below 1 is better than Top-k, NaN where Top-k sends everything).
     """
     chosen = tuple(ratios)
     members = [each for spec in specs for each in _settings(spec, chosen)]
