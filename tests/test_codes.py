@@ -148,6 +148,7 @@ def test_both_forms_give_the_same_bytes(dtype, n):
     values = (torch.randn(n, generator=generator) ** 3).to(dtype)
     if n > 100:
         values[[5, 50]] = torch.tensor([torch.inf, torch.nan], dtype=dtype)
+        values[[6, 51]] = torch.tensor([-torch.inf, -torch.nan], dtype=dtype)
         values[60:99] = 0
     levels = torch.linspace(-1, 1, 15)
     for bucket in (1, 32, 500, max(n, 1)):
@@ -223,6 +224,27 @@ def test_the_rotation_is_a_hadamard_matrix_after_signs(form, n, block):
     expected = (signed.double().view(-1, block) @ matrix).view(-1)
     torch.testing.assert_close(rotated.double(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(back, values, rtol=0, atol=1e-5)
+
+
+def test_every_float_that_begins_alike_is_rounded_alike():
+    """Odd NaN, infinities, both zeros, subnormals, and the neighbours of every boundary."""
+    patterns = [0x7F800001, 0xFF800001, 0x7FC00000, 0x7F800000, 0xFF800000, 0, 1 << 31, 1]
+    odd = torch.tensor(np.array(patterns, np.uint32).view(np.int32)).view(torch.float32)
+    for count in (2, 3, 15, 247):
+        levels = torch.linspace(-1, 1, count)
+        edges = torch.cat([levels, (levels[1:] + levels[:-1]) / 2])
+        near = [torch.nextafter(edges, torch.full_like(edges, end)) for end in (-9.0, 9.0)]
+        values = torch.cat([odd, edges, *near])
+        for rounding in codes.ROUNDINGS:
+            seen = []
+            for form in FORMS:
+                with use(form):
+                    seen.append(
+                        codes.to_symbols(
+                            values, torch.ones(1), len(values), levels, rounding=rounding, key=KEY
+                        )
+                    )
+            assert torch.equal(*seen)
 
 
 def test_threads_change_no_bit():

@@ -29,6 +29,12 @@ FIXED = [f"sidco-{variant}({RATIO}, stages={m})" for variant in ("e", "gp", "p")
 QUANTIZERS = ["bf16", "fp16", "qsgd", "qsgd(2)", "sign", "fp8", "mxfp8", "mxfp4", "nvfp4"]
 QUANTIZERS += ["eden(1)", "eden", "eden(4)", "co3", "co3(fp8)"]
 HYBRIDS = [f"exact-threshold({RATIO}) | {code}" for code in ("bf16", "mxfp4", "sign")]
+WITH_MEMORY = ["ef(co3)", "ef(co3, gamma=0.7)", "ef21(topk(0.01))"]
+WITH_MEMORY += [
+    f"ef({name}({ratio}))"
+    for ratio in (0.01, 0.001)
+    for name in ("topk", "exact-threshold", "dgc", "threshold", "sidco-e", "sidco-gp", "sidco-p")
+]
 STEPS = 12  # in which adaptive stages settle
 
 
@@ -102,6 +108,19 @@ def on_real_gradients(names: tuple[str, ...]) -> dict[str, dict[str, object]]:
     return found
 
 
+def with_memory(names: tuple[str, ...]) -> dict[str, dict[str, dict[str, float]]]:
+    """Over consecutive steps: k̂/k, bits and what is held back, medians of the last quarter."""
+    found = {}
+    for name in names:
+        table = gradstats.replay(gradstats.open(DATA / f"{name}.zarr.zip"), WITH_MEMORY)
+        found[name] = {}
+        for spec, rows in table.groupby(table["feedback"] + " " + table["compressor"]):
+            last = rows.sort_values("step").tail(len(rows) // 4)
+            columns = ["khat_over_k", "bits", "error", "error_compensated", "residual_ratio"]
+            found[name][spec] = {"steps": len(rows), **last[columns].median().to_dict()}
+    return found
+
+
 def _co3(form: str, grad: torch.Tensor) -> dict[str, float]:
     payload, _ = compressor(f"co3({form})").encode(grad, None)
     assert isinstance(payload.coder, ModelANS)
@@ -133,6 +152,7 @@ def main() -> None:
         "elements": numel,
         "milliseconds": costs(numel, 3 if options.quick else 7),
         "real": on_real_gradients(runs),
+        "with_memory": with_memory(runs),
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -31,15 +31,21 @@ def scale(
 
 @jit
 def find(
-    y: NDArray[Any], first: NDArray[Any], boundaries: NDArray[Any], symbols: NDArray[Any]
+    y: NDArray[Any],
+    first: NDArray[Any],
+    boundaries: NDArray[Any],
+    middle: int,
+    symbols: NDArray[Any],
 ) -> None:
-    """Count the boundaries that are below each y."""
+    """Count the boundaries that are below each y; `middle` for a NaN."""
     heads = y.view(np.uint16)[1::2]
     last = boundaries.size
     for i in range(y.size):
         symbol = np.int64(first[heads[i]])
-        while symbol < last and boundaries[symbol] < y[i]:
-            symbol += 1
+        if symbol < 0:  # there is a boundary among the floats that begin so
+            symbol = ~symbol if y[i] == y[i] else middle
+            while symbol < last and boundaries[symbol] < y[i]:
+                symbol += 1
         symbols[i] = symbol
 
 
@@ -91,14 +97,24 @@ def pack(symbols: NDArray[Any], bits: int, powers: NDArray[Any], out: NDArray[An
 
 @jit
 def _pack_digits(symbols: NDArray[Any], powers: NDArray[Any], out: NDArray[Any]) -> None:
-    place = 0
-    for start in range(0, symbols.size, powers.size):
-        word = U64(0)
-        for j in range(min(powers.size, symbols.size - start)):
-            word += U64(symbols[start + j]) * powers[j]
-        for byte in range(min(8, out.size - place)):
-            out[place + byte] = (word >> U64(8 * byte)) & U64(255)
-        place += 8
+    digits = powers.size
+    full = symbols.size // digits
+    words = out[: 8 * full].view(np.uint64)
+    for i in range(full):
+        words[i] = _number(symbols[i * digits : (i + 1) * digits], powers)
+    rest = symbols[full * digits :]
+    if rest.size:
+        word = _number(rest, powers)
+        for byte in range(8):
+            out[8 * full + byte] = (word >> U64(8 * byte)) & U64(255)
+
+
+@jit
+def _number(symbols: NDArray[Any], powers: NDArray[Any]) -> Any:
+    word = U64(0)
+    for j in range(symbols.size):
+        word += U64(symbols[j]) * powers[j]
+    return word
 
 
 @jit

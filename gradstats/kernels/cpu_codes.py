@@ -26,13 +26,15 @@ class Steps(NamedTuple):
     """Where a float32 lies among the boundaries of an alphabet.
 
     Attributes:
-        first: uint16 `[65536]`, for the leading half of its pattern, boundaries that are below
-            all floats that begin so.
+        first: int32 `[65536]`, for the leading half of its pattern, boundaries that are below
+            all floats that begin so; ~ that number where one lies among them.
         boundaries: float32 `[m]`.
+        middle: symbol of a NaN.
     """
 
-    first: NDArray[np.uint16]
+    first: NDArray[np.int32]
     boundaries: NDArray[np.float32]
+    middle: int
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
@@ -286,6 +288,11 @@ def _steps(levels: tuple[float, ...], rounding: str) -> Steps:
         bounds = boundaries(tensor, rounding).numpy()
     heads = np.arange(HEADS, dtype=np.uint32) << 16
     ends = np.stack([heads.view(np.float32), (heads | 0xFFFF).view(np.float32)])
-    first = np.asarray(np.searchsorted(bounds, np.fmin(*ends), side="left"))
-    first[np.isnan(ends[1]) & np.isnan(ends[0])] = len(levels) // 2
-    return Steps(first.astype(np.uint16), bounds)
+    low, high = (
+        np.asarray(np.searchsorted(bounds, end, side="left"))
+        for end in (np.fmin(*ends), np.fmax(*ends))
+    )
+    first = np.where(low == high, low, ~low).astype(np.int32)
+    first[np.isnan(ends).any(axis=0)] = len(levels) // 2
+    first[[0x7F80, 0xFF80]] = ~0  # infinity and NaN
+    return Steps(first, bounds, len(levels) // 2)
