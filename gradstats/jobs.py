@@ -153,7 +153,9 @@ def replay_jobs(
             continue
         fraction = run.stream(kind).sampling_fraction
         grads = run.gradients(kind)
-        for row in replay_rows(grads, [job.compressor for job in here], seed=seed):
+        losses = _losses(run, kind)
+        made = [job.compressor for job in here]
+        for row in replay_rows(grads, made, seed=seed, losses=losses):
             labels = here[row.pop("index")].labels
             rows.append({**labels, **row, "sampling_fraction": fraction})
             if progress:
@@ -161,6 +163,13 @@ def replay_jobs(
             if time.monotonic() > deadline:
                 break
     return rows
+
+
+def _losses(run: Run, kind: str) -> dict[int, float]:
+    """The losses that were told at capture, by step."""
+    stream = run.stream(kind)
+    told = stream.coordinates["loss"]
+    return {int(stream.steps[row]): float(told[row]) for row in run.rows(kind)}
 
 
 def rows_expected(run: Run, jobs: Sequence[Job]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, linear_regression, median
 from typing import Any
 
@@ -23,7 +23,11 @@ TIMING_SECONDS = 1.0
 
 
 def replay_rows(
-    grads: Iterable[tuple[int, Tensor]], compressors: Sequence[Compressor], *, seed: int = 0
+    grads: Iterable[tuple[int, Tensor]],
+    compressors: Sequence[Compressor],
+    *,
+    seed: int = 0,
+    losses: Mapping[int, float] | None = None,
 ) -> Iterator[Row]:
     """Run compressors over gradients in order, each with its own state from step to step.
 
@@ -31,6 +35,7 @@ def replay_rows(
         grads: (step, flat gradient) in the order of training.
         compressors: all see every gradient.
         seed: of the random methods.
+        losses: of the steps, for the methods that need them.
 
     Yields:
         A row a step and compressor: what `measure` gives, with index (of the compressor), step and
@@ -54,6 +59,12 @@ def replay_rows(
             if broken:
                 status = f"skipped: {broken} of {grad.numel()} elements are NaN or inf"
             row: Row = {**NOT_MEASURED, "n": grad.numel()}
+            if status == "ok" and "loss" in compressor.contract.needs:
+                loss = (losses or {}).get(step, math.nan)
+                if math.isnan(loss):
+                    status = "skipped: the loss of this step was not captured"
+                else:
+                    states[index] = compressor.observe(states[index], loss)
             if status == "ok":
                 try:
                     row, states[index] = measure(compressor, grad, states[index], Rng(seed, step))

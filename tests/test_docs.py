@@ -34,6 +34,6 @@ def test_links_lead_somewhere(page):
 
 def test_the_page_on_fits_names_every_figure_of_laws():
     text = (ROOT / "docs" / "fit.md").read_text()
-    replay = {"error_against_bytes", "estimation", "overhead", "residuals"}
+    replay = {"equal_bits", "error_against_bytes", "estimation", "overhead", "residuals"}
     for name in set(plot.__all__) - replay:
         assert f"`{name}`" in text

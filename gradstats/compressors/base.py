@@ -164,6 +164,10 @@ class Compressor(ABC):
             received.add_to(update, 1 / len(payloads))
         return Step(update.view(grad.shape), payload, state)
 
+    def observe(self, state: State, loss: float) -> State:
+        """The state once the loss of the coming step is known; of use where `needs` has "loss"."""
+        return state
+
     def received(self, payload: Payload, state: State) -> Tensor:
         """The gradient as a receiver has it after this step, `[d]`."""
         return payload.decode()

@@ -38,6 +38,11 @@ class Memory(Compressor):
             wants_feedback=False,
         )
 
+    def observe(self, state: State, loss: float) -> State:
+        """For the compressor inside."""
+        state.inner = self.compressor.observe(state.inner, loss)
+        return state
+
     @property
     def label(self) -> str:
         """The memory without the compressor inside: `ef`, `ef(gamma=0.7)`."""

@@ -43,7 +43,7 @@ def find(
     for i in range(y.size):
         symbol = np.int64(first[heads[i]])
         if symbol < 0:  # there is a boundary among the floats that begin so
-            symbol = ~symbol if y[i] == y[i] else middle
+            symbol = ~symbol if y[i] == y[i] else np.int64(middle)
             while symbol < last and boundaries[symbol] < y[i]:
                 symbol += 1
         symbols[i] = symbol

@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.integrate import quad
 
 from gradstats.compressors import Rng, compressor
-from gradstats.compressors.alphabets import CO3_FP4, CO3_FP8
+from gradstats.compressors.alphabets import CO3_FP4, CO3_FP8, CO3_FP8_143, E2M1
 from gradstats.compressors.co3_scale import (
     on_grid,
     optimal_scale,
@@ -41,6 +41,16 @@ def test_the_table_of_four_bits(shape, scale, error, bits, zero):
     share = symbol_probabilities(shape, scale, CO3_FP4)
     assert entropy(share) == pytest.approx(bits, abs=5e-3)
     assert share[5] == pytest.approx(zero, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "gaussian", "laplace"),
+    [(CO3_FP4, 0.0202, 0.0359), (E2M1, 0.0128, 0.0183), (CO3_FP8_143, 0.0007, 0.0007)],
+)
+def test_other_formats_at_their_best_scale(alphabet, gaussian, laplace):
+    for shape, error in ((2.0, gaussian), (1.0, laplace)):
+        found = relative_error(shape, optimal_scale(shape, alphabet), alphabet)
+        assert found == pytest.approx(error, rel=0.03, abs=5e-5)
 
 
 def test_the_polynomial_that_was_published_is_wrong_for_peaked_laws():

@@ -94,6 +94,21 @@ def test_qsgd_of_the_whole_tensor_is_nearly_all_zero():
     assert share == pytest.approx(0.0018, rel=0.1)  # sum |x| / ‖x‖ / d = √(2/(π d))
 
 
+@pytest.mark.parametrize(
+    ("spec", "bits"),
+    [
+        ("qsgd(bucket=0, steps=1)", 0.021),
+        ("qsgd(bucket=0, steps=447)", 2.16),  # s = √d; Elias codes are bounded by 2.8
+        ("terngrad", 1.22),
+    ],
+)
+def test_entropy_of_the_codes(spec, bits):
+    grad = grid("gaussian")[:200_000]
+    payload, _ = compressor(f"{spec} | ans").encode(grad, None, Rng())
+    table = 16 * len(payload.levels)  # of frequencies, which travels
+    assert (8 * payload.nbytes - table) / len(grad) == pytest.approx(bits, rel=0.03, abs=0.002)
+
+
 def test_terngrad():
     grad = grid("gaussian")[:200_000]
     largest = float(grad.abs().max())
