@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import hadamard
 
 from gradstats.compressors.rng import Stream
-from gradstats.kernels import codes, cpu_codes, eager_codes, use
+from gradstats.kernels import codes, eager_codes, use
 from gradstats.kernels.packing import packing
 
 FORMS = ["auto", "eager"]
@@ -270,4 +270,25 @@ def test_arguments_are_checked():
         codes.quantize(values, scales, 4, levels, rounding="stochastic")
     with pytest.raises(ValueError, match="levels must be 2 to 65,536"):
         codes.pack(torch.zeros(3), 1)
-    assert cpu_codes.RUN % 8 == 0
+    with pytest.raises(ValueError, match="symbols must be below 3"):
+        codes.pack(torch.tensor([0, 3]), 3)
+    with pytest.raises(ValueError, match="scales must be 2"):
+        codes.quantize(values, scales, 2, levels, rounding="nearest")
+    with pytest.raises(ValueError, match="kind must be one of"):
+        codes.bucket_norms(values, 2, "l1")
+    for turn in (lambda: codes.rotate(values, 3, KEY), lambda: codes.unrotate(values, 4, 0, KEY)):
+        with pytest.raises(ValueError, match="block must be a power of two"):
+            turn()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bytes_that_are_wrong_are_not_added(form):
+    out, levels = torch.zeros(16), torch.linspace(-1, 1, 15)
+    with use(form):
+        for data, scales, message in (
+            (torch.zeros(7, dtype=torch.uint8), torch.ones(1), "must have 8 bytes"),
+            (torch.zeros(8, dtype=torch.uint8), torch.ones(2), "scales must be 1"),
+            (torch.full((8,), 255, dtype=torch.uint8), torch.ones(1), "must be below 15"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                codes.add_dequantized(data, scales, 16, levels, out, 1.0)

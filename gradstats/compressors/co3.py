@@ -61,11 +61,11 @@ class CO3(Compressor):
         alphabet = FORMATS[self.format]
         shape, spread = _law(summarize(flat))
         best = optimal_scale(shape, alphabet)
-        scales = torch.full((1,), spread / best, dtype=torch.float32, device=flat.device)
+        scales = torch.full((min(len(flat), 1),), spread / best, device=flat.device)
         bucket, levels = max(flat.numel(), 1), alphabet.levels().to(flat.device)
         symbols = codes.to_symbols(flat, scales, bucket, levels, rounding="nearest")
         coder = ModelANS.of(symbols, shape, best, alphabet)
-        return Coded(coder, flat.numel(), alphabet, scales[: len(flat)], bucket), state
+        return Coded(coder, flat.numel(), alphabet, scales, bucket), state
 
 
 def _law(summary: Summary) -> tuple[float, float]:

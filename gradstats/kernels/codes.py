@@ -30,6 +30,7 @@ __all__ = [
     "unrotate",
 ]
 
+KINDS = ("l2", "max", "mean")
 ROUNDINGS = ("nearest", "nearest-even", "stochastic")
 
 
@@ -42,7 +43,12 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
 
     Returns:
         uint8 `[packed_nbytes(n, levels)]`.
+
+    Raises:
+        ValueError: a symbol out of range.
     """
+    if symbols.numel() and not (0 <= int(symbols.min()) and int(symbols.max()) < levels):
+        raise ValueError(f"symbols must be below {levels}, got {int(symbols.max())}")
     found: Tensor = _form(symbols).pack(symbols, levels)
     return found
 
@@ -53,10 +59,7 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
     Raises:
         ValueError: bytes that `pack` does not give.
     """
-    if packed.numel() != packed_nbytes(n, levels):
-        raise ValueError(
-            f"{n} symbols must have {packed_nbytes(n, levels)} bytes, got {packed.numel()}"
-        )
+    _check_length(packed, n, levels)
     found: Tensor = _form(packed).unpack(packed, n, levels)
     return found
 
@@ -94,7 +97,7 @@ def quantize(
     Returns:
         uint8 `[packed_nbytes(n, L)]`.
     """
-    inverse = _inverse(scales, rounding, key)
+    inverse = _inverse(values, scales, bucket, rounding, key)
     found: Tensor = _form(values).quantize(values, inverse, bucket, levels, rounding, key)
     return found
 
@@ -109,12 +112,17 @@ def to_symbols(
     key: tuple[int, int] | None = None,
 ) -> Tensor:
     """The symbols that `quantize` packs: uint8 `[n]`, int32 above 256 levels."""
-    inverse = _inverse(scales, rounding, key)
+    inverse = _inverse(values, scales, bucket, rounding, key)
     found: Tensor = _form(values).to_symbols(values, inverse, bucket, levels, rounding, key)
     return found
 
 
-def _inverse(scales: Tensor, rounding: str, key: tuple[int, int] | None) -> Tensor:
+def _inverse(
+    values: Tensor, scales: Tensor, bucket: int, rounding: str, key: tuple[int, int] | None
+) -> Tensor:
+    rows = -(-values.numel() // bucket)
+    if len(scales) != rows:
+        raise ValueError(f"scales must be {rows} for buckets of {bucket}, got {len(scales)}")
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if rounding == "stochastic" and key is None:
@@ -150,7 +158,16 @@ def add_dequantized(
     out: Tensor,
     weight: float,
 ) -> None:
-    """Add `weight` times what `dequantize` gives to `out`, floating point `[n]`."""
+    """Add `weight` times what `dequantize` gives to `out`, floating point `[n]`.
+
+    Raises:
+        ValueError: bytes that `pack` does not give, or too few scales or levels.
+    """
+    n, rows = out.numel(), -(-out.numel() // bucket)
+    _check_length(packed, n, levels.shape[-1])
+    given = len(levels) if scales is None else len(scales)
+    if given != rows:
+        raise ValueError(f"scales must be {rows} for {n} elements by {bucket}, got {given}")
     _form(packed).add_dequantized(packed, scales, bucket, levels, out, weight)
 
 
@@ -164,7 +181,12 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
 
     Returns:
         float32 `[⌈n/bucket⌉]`, not finite where an element is not.
+
+    Raises:
+        ValueError: another kind.
     """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     found: Tensor = _form(values).bucket_norms(values, bucket, kind)
     return found
 
@@ -182,15 +204,31 @@ def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
 
     Returns:
         float32 `[⌈n/B⌉ B]`.
+
+    Raises:
+        ValueError: the block is not a power of two.
     """
+    _check_block(block)
     found: Tensor = _form(values).rotate(values, block, key)
     return found
 
 
 def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
     """The inverse of `rotate`, float32 `[n]`."""
+    _check_block(block)
     found: Tensor = _form(rotated).unrotate(rotated, n, block, key)
     return found
+
+
+def _check_length(packed: Tensor, n: int, levels: int) -> None:
+    due = packed_nbytes(n, levels)
+    if packed.numel() != due:
+        raise ValueError(f"{n} symbols must have {due} bytes, got {packed.numel()}")
+
+
+def _check_block(block: int) -> None:
+    if block < 1 or block & (block - 1):
+        raise ValueError(f"block must be a power of two, got {block}")
 
 
 def _form(tensor: Tensor) -> ModuleType:

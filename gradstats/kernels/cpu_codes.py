@@ -162,15 +162,17 @@ def add_dequantized(
     target = out.numpy()
     factor = target.dtype.type(weight)
 
-    def work(runs: Iterator[slice]) -> None:
-        symbols = np.empty(RUN, np.uint16)
+    def work(runs: Iterator[slice]) -> int:
+        symbols, wrong = np.empty(RUN, np.uint16), 0
         for run in runs:
             size = run.stop - run.start
-            start = _byte(rule, run.start)
-            loops.unpack(data[start:], rule.bits, rule.digits, rule.levels, symbols[:size])
+            here = data[_byte(rule, run.start) :]
+            wrong += loops.unpack(here, rule.bits, rule.digits, rule.levels, symbols[:size])
             loops.add(symbols, books, factors, bucket, run.start, factor, target[run])
+        return wrong
 
-    _in_runs(work, n, rule.group)
+    if sum(_in_runs(work, n, rule.group)):
+        raise ValueError(f"a symbol must be below {rule.levels}")
 
 
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:

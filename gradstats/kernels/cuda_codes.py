@@ -117,6 +117,7 @@ def _add(
             unsigned = word.to(tl.uint64, bitcast=True)
             symbol = (unsigned % BASE).to(tl.int64)
             word = (unsigned // BASE).to(tl.int64, bitcast=True)
+        symbol = tl.minimum(symbol, LEVELS - 1)  # never read behind the levels
         where = places // bucket
         row = where * LEVELS if OWN else where * 0
         level = tl.load(books + row + symbol, mask=there, other=0.0)
