@@ -11,6 +11,7 @@ from gradstats import extras
 
 BITS = 16  # frequencies sum to 2^16
 CHUNK = 1 << 18  # symbols, so that their copies stay in the cache
+PAIRED = 16  # levels up to which two symbols are coded as one
 WORD = np.dtype("<u4")
 
 
@@ -36,15 +37,21 @@ def frequencies(probabilities: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def encode_symbols(symbols: NDArray[np.integer], freq: NDArray[np.int64]) -> bytes:
-    """Code symbols by asymmetric numeral systems.
+    """Code symbols by asymmetric numeral systems; of few levels, two as one.
 
     Args:
         symbols: `[n]`, below L.
         freq: `[L]`, from `frequencies`.
     """
-    coder, model = extras.load("constriction").stream.stack.AnsCoder(), _model(freq)
+    together = _together(freq)
+    coder = extras.load("constriction").stream.stack.AnsCoder()
+    model = _model(_joint(freq, together))
     for start in reversed(range(0, symbols.size, CHUNK)):  # as on a stack
-        coder.encode_reverse(symbols[start : start + CHUNK].astype(np.int32), model)
+        part = symbols[start : start + CHUNK].astype(np.int32)
+        if together == 2:
+            part = np.append(part, np.zeros(part.size % 2, np.int32))
+            part = part[::2] + freq.size * part[1::2]
+        coder.encode_reverse(part, model)
     return bytes(coder.get_compressed().astype(WORD).tobytes())
 
 
@@ -59,11 +66,27 @@ def decode_symbols(data: bytes, n: int, freq: NDArray[np.int64]) -> NDArray[np.i
     words = np.frombuffer(data, WORD).astype(np.uint32)
     if words.size and not words[-1]:
         raise ValueError("the last word of coded symbols must not be 0")
+    together = _together(freq)
     coder = extras.load("constriction").stream.stack.AnsCoder(words)
-    found = coder.decode(_model(freq), n)
-    if not coder.is_empty():
+    found = coder.decode(_model(_joint(freq, together)), -(-n // together))
+    found = found.astype(np.uint8 if freq.size**together <= 256 else np.int32)
+    if together == 2:
+        upper, lower = np.divmod(found, found.dtype.type(freq.size))
+        found = np.stack([lower, upper], axis=1).ravel()
+    if not coder.is_empty() or found[n:].any():
         raise ValueError(f"coded symbols must end after {n}")
-    return np.asarray(found.astype(np.uint8 if freq.size <= 256 else np.int32))
+    return np.asarray(found[:n].astype(np.uint8 if freq.size <= 256 else np.int32))
+
+
+def _together(freq: NDArray[np.int64]) -> int:
+    """How many symbols are coded as one: half as many take half the time."""
+    return 2 if freq.size <= PAIRED else 1
+
+
+def _joint(freq: NDArray[np.int64], together: int) -> NDArray[np.int64]:
+    """Frequencies of symbols that are coded as one: a + L b."""
+    both = np.outer(freq, freq).ravel().astype(np.float64)
+    return frequencies(both) if together == 2 else freq
 
 
 def _model(freq: NDArray[np.int64]) -> Any:
