@@ -9,7 +9,7 @@ import torch
 
 import gradstats
 from gradstats.compressors import Compressor, Contract, Rng, compressor
-from gradstats.compressors.payloads import sparse
+from gradstats.compressors.scattered import sparse
 from gradstats.jobs import plan, replay_jobs, rows_expected, timing_rows
 from gradstats.replaying import replay_rows
 from gradstats.runs import open as open_run

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gradstats.compressors.alphabets import Sign
 from gradstats.compressors.base import Compressor, Contract, State
-from gradstats.compressors.payloads import Sparse
 from gradstats.compressors.quantizing import bucket_of, in_buckets, quantized
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from gradstats.compressors.index_codes import expected_bits
-from gradstats.compressors.payloads import Dense, Masked, Payload, Scattered, Sparse
+from gradstats.compressors.payloads import Dense, Payload
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Masked, Scattered, Sparse
 from gradstats.summary import check_ratio, kept_count
 
 State = Any

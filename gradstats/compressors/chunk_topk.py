@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Bound, Compressor, Contract, State
-from gradstats.compressors.payloads import Sparse, sparse
 from gradstats.compressors.quantizing import bucket_of, in_buckets
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, sparse
 from gradstats.summary import kept_count
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gradstats.compressors.coded import Coded
 from gradstats.compressors.lossless import Planes
-from gradstats.compressors.payloads import Bundle, Constant, Dense, Masked, Payload, Sparse
+from gradstats.compressors.payloads import Bundle, Constant, Dense, Payload
+from gradstats.compressors.scattered import Masked, Sparse
 from gradstats.compressors.wire import Reader, unseal
 
 KINDS: tuple[type[Payload], ...] = (Dense, Constant, Sparse, Masked, Bundle, Coded, Planes)

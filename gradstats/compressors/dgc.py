@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gradstats import kernels
 from gradstats.compressors.base import SPARSIFIER, Compressor, State, needs_rng
-from gradstats.compressors.payloads import Dense, Sparse, above
+from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, above
 from gradstats.summary import check_ratio, kept_count
 
 MOST, LEAST = 1.3, 0.8  # of k

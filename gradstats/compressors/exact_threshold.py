@@ -6,8 +6,9 @@ from torch import Tensor
 
 from gradstats import kernels
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
-from gradstats.compressors.payloads import Dense, Sparse
+from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse
 from gradstats.summary import kept_count
 
 

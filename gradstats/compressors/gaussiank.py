@@ -7,8 +7,8 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
-from gradstats.compressors.payloads import Sparse, above
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, above
 from gradstats.summary import Summary, kept_count, summarize
 
 CHECKS = 3

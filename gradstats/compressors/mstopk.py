@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import SPARSIFIER, Compressor, State, needs_rng
-from gradstats.compressors.payloads import Sparse, sparse
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, sparse
 from gradstats.summary import kept_count
 
 

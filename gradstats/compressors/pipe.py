@@ -17,8 +17,9 @@ from gradstats.compressors.base import (
     State,
     _index_bits,
 )
-from gradstats.compressors.payloads import Bundle, Payload, Scattered, Sparse
+from gradstats.compressors.payloads import Bundle, Payload
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Scattered, Sparse
 
 
 class Stage(ABC):

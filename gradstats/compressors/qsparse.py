@@ -6,10 +6,11 @@ from torch import Tensor
 
 from gradstats.compressors.base import Bound, Compressor, Contract, State
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.payloads import Payload, Sparse
+from gradstats.compressors.payloads import Payload
 from gradstats.compressors.pipe import Pipe
 from gradstats.compressors.qsgd import QSGD
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse
 from gradstats.compressors.topk import TopK
 
 

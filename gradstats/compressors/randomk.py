@@ -12,8 +12,9 @@ from gradstats.compressors.base import (
     State,
     needs_rng,
 )
-from gradstats.compressors.payloads import Dense, Masked
+from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Masked
 from gradstats.summary import kept_count
 
 VALUE_BITS = Bound("b k", lambda payload: 8.0 * payload.values.nbytes)

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from gradstats import kernels
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
-from gradstats.compressors.payloads import Dense, Sparse, above
+from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, above
 from gradstats.summary import Summary, kept_count, summarize
 
 RESOLUTION = 0.2

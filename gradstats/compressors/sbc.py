@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Bound, Compressor, Contract, State, _index_bits
-from gradstats.compressors.payloads import Constant, Sparse
+from gradstats.compressors.payloads import Constant
 from gradstats.compressors.pipe import Pipe
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse
 from gradstats.compressors.sign import ScaledSign
 from gradstats.compressors.topk import TopK
 from gradstats.summary import kept_count

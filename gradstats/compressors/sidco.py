@@ -6,8 +6,8 @@ from typing import get_args
 from torch import Tensor
 
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
-from gradstats.compressors.payloads import Sparse, above
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, above
 from gradstats.summary import kept_count, summarize
 from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
 

@@ -9,8 +9,9 @@ import numpy as np
 from gradstats.compressors import entropy
 from gradstats.compressors.coded import Coded
 from gradstats.compressors.coders import ANS, Packed
-from gradstats.compressors.payloads import Bundle, Payload, Sparse
+from gradstats.compressors.payloads import Bundle, Payload
 from gradstats.compressors.pipe import Stage, innermost
+from gradstats.compressors.scattered import Sparse
 from gradstats.kernels import codes
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
-from gradstats.compressors.payloads import Sparse, above
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, above
 from gradstats.summary import kept_count
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
-from gradstats.compressors.payloads import Sparse, sparse
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse, sparse
 from gradstats.summary import kept_count
 
 

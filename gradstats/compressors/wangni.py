@@ -13,8 +13,9 @@ from gradstats.compressors.base import (
     State,
     needs_rng,
 )
-from gradstats.compressors.payloads import Dense, Sparse
+from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.scattered import Sparse
 from gradstats.summary import kept_count
 
 

@@ -17,7 +17,8 @@ from gradstats.compressors import (
     compressors,
 )
 from gradstats.compressors.base import KEPT_SHARE, SPARSE_BITS
-from gradstats.compressors.payloads import Dense, Masked, Sparse, sparse
+from gradstats.compressors.payloads import Dense
+from gradstats.compressors.scattered import Masked, Sparse, sparse
 from gradstats.testing import check_compressor
 
 RATIOS = [0.1, 0.01, 0.001, 1.0]

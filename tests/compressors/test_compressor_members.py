@@ -17,7 +17,7 @@ from gradstats.compressors import (
     from_bytes,
 )
 from gradstats.compressors.base import KEPT_SHARE
-from gradstats.compressors.payloads import Sparse
+from gradstats.compressors.scattered import Sparse
 from gradstats.exchange import simulate
 from gradstats.replaying import replay_rows
 

@@ -9,7 +9,8 @@ import torch
 
 from gradstats.compressors import PayloadError, Rng, compressor, from_bytes
 from gradstats.compressors.index_codes import CODES
-from gradstats.compressors.payloads import Bundle, Constant, Dense, Masked, Sparse
+from gradstats.compressors.payloads import Bundle, Constant, Dense
+from gradstats.compressors.scattered import Masked, Sparse
 from gradstats.compressors.wire import Reader, varint
 
 VERSION = 2
