@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gradstats.kernels import codes, eager_codes
+from gradstats.kernels.eager_codes import Rounding
 from tests.test_codes import KEY, symbols
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -27,9 +28,12 @@ def test_triton_packs_the_bytes_of_torch(rounding, count):
         for bucket in (32, max(n, 1)):
             inverse = torch.rand(-(-n // bucket), generator=torch.Generator().manual_seed(1))
             ours = cuda_codes.quantize(
-                values.to(DEVICE), inverse.to(DEVICE), bucket, levels.to(DEVICE), rounding, KEY
+                values.to(DEVICE),
+                Rounding(inverse.to(DEVICE), bucket, levels.to(DEVICE), rounding, KEY),
             )
-            expected = eager_codes.quantize(values, inverse, bucket, levels, rounding, KEY)
+            expected = eager_codes.quantize(
+                values, Rounding(inverse, bucket, levels, rounding, KEY)
+            )
             assert torch.equal(ours.cpu(), expected)
 
 
@@ -78,10 +82,9 @@ def test_the_codes_compile_for_a_gpu():
 
 def test_what_has_no_kernel_is_plain_torch():
     values, levels = torch.randn(500), torch.linspace(-1, 1, 300)
-    ours = cuda_codes.quantize(values, torch.ones(1), 500, levels, "nearest", None)
-    assert torch.equal(
-        ours, eager_codes.quantize(values, torch.ones(1), 500, levels, "nearest", None)
-    )
+    how = Rounding(torch.ones(1), 500, levels, "nearest", KEY)
+    ours = cuda_codes.quantize(values, how)
+    assert torch.equal(ours, eager_codes.quantize(values, how))
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradstats import kernels
 from gradstats.kernels import eager_codes
+from gradstats.kernels.eager_codes import Rounding
 from gradstats.kernels.packing import bits_per_symbol, packed_nbytes
 
 __all__ = [
@@ -97,8 +98,8 @@ def quantize(
     Returns:
         uint8 `[packed_nbytes(n, L)]`.
     """
-    inverse = _inverse(values, scales, bucket, rounding, key)
-    found: Tensor = _form(values).quantize(values, inverse, bucket, levels, rounding, key)
+    how = _how(values, scales, bucket, levels, rounding, key)
+    found: Tensor = _form(values).quantize(values, how)
     return found
 
 
@@ -112,14 +113,19 @@ def to_symbols(
     key: tuple[int, int] | None = None,
 ) -> Tensor:
     """The symbols that `quantize` packs: uint8 `[n]`, int32 above 256 levels."""
-    inverse = _inverse(values, scales, bucket, rounding, key)
-    found: Tensor = _form(values).to_symbols(values, inverse, bucket, levels, rounding, key)
+    how = _how(values, scales, bucket, levels, rounding, key)
+    found: Tensor = _form(values).to_symbols(values, how)
     return found
 
 
-def _inverse(
-    values: Tensor, scales: Tensor, bucket: int, rounding: str, key: tuple[int, int] | None
-) -> Tensor:
+def _how(
+    values: Tensor,
+    scales: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> Rounding:
     rows = -(-values.numel() // bucket)
     if len(scales) != rows:
         raise ValueError(f"scales must be {rows} for buckets of {bucket}, got {len(scales)}")
@@ -127,7 +133,8 @@ def _inverse(
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if rounding == "stochastic" and key is None:
         raise ValueError("key must be given for stochastic rounding, got None")
-    return torch.where(scales == 0, 0, 1 / scales)
+    inverse = torch.where(scales == 0, 0, 1 / scales)
+    return Rounding(inverse, bucket, levels, rounding, key or (0, 0))
 
 
 def dequantize(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradstats.kernels import codes_loops as loops
 from gradstats.kernels.cpu import CHUNK, _in_threads, _patterns
-from gradstats.kernels.eager_codes import boundaries, inverse_gaps
+from gradstats.kernels.eager_codes import Rounding, boundaries, inverse_gaps
 from gradstats.kernels.packing import Packing, packing
 
 RUN = 1 << 12  # symbols that are quantised, then packed
@@ -73,72 +73,52 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
     return torch.from_numpy(out)
 
 
-def quantize(
-    values: Tensor,
-    inverse: Tensor,
-    bucket: int,
-    levels: Tensor,
-    rounding: str,
-    key: tuple[int, int] | None,
-) -> Tensor:
+def quantize(values: Tensor, how: Rounding) -> Tensor:
     """See `codes.quantize`."""
-    rule = packing(len(levels))
+    rule = packing(len(how.levels))
     out = np.zeros(rule.nbytes(len(values)) + 8, np.uint8)
     powers = _powers(rule)
 
     def put(symbols: NDArray[np.uint16], run: slice) -> None:
         loops.pack(symbols, rule.bits, powers, out[_byte(rule, run.start) :])
 
-    _rounded(values, inverse, bucket, levels, rounding, key, put)
+    _rounded(values, how, put)
     return torch.from_numpy(out[:-8])
 
 
-def to_symbols(
-    values: Tensor,
-    inverse: Tensor,
-    bucket: int,
-    levels: Tensor,
-    rounding: str,
-    key: tuple[int, int] | None,
-) -> Tensor:
+def to_symbols(values: Tensor, how: Rounding) -> Tensor:
     """See `codes.to_symbols`."""
-    out = np.empty(len(values), np.uint8 if len(levels) <= 256 else np.int32)
+    out = np.empty(len(values), np.uint8 if len(how.levels) <= 256 else np.int32)
 
     def put(symbols: NDArray[np.uint16], run: slice) -> None:
         out[run] = symbols
 
-    _rounded(values, inverse, bucket, levels, rounding, key, put)
+    _rounded(values, how, put)
     return torch.from_numpy(out)
 
 
 def _rounded(
-    values: Tensor,
-    inverse: Tensor,
-    bucket: int,
-    levels: Tensor,
-    rounding: str,
-    key: tuple[int, int] | None,
-    put: Callable[[NDArray[np.uint16], slice], None],
+    values: Tensor, how: Rounding, put: Callable[[NDArray[np.uint16], slice], None]
 ) -> None:
     """Hand the symbols of every run to `put`, while they are in the cache."""
-    array, factors = values.to(FLOAT32).numpy(), inverse.numpy()
-    steps = _steps(tuple(levels.tolist()), rounding)
-    low, gaps = levels.double().numpy(), inverse_gaps(levels).numpy()
-    words = np.array(key or (0, 0), np.uint32)
+    array, factors = values.to(FLOAT32).numpy(), how.inverse.numpy()
+    steps = _steps(tuple(how.levels.tolist()), how.rule)
+    low, gaps = how.levels.double().numpy(), inverse_gaps(how.levels).numpy()
+    words = np.array(how.key, np.uint32)
 
     def work(runs: Iterator[slice]) -> None:
         symbols = np.empty(RUN, np.uint16)
         y, drawn = np.empty(RUN, np.float32), np.empty(RUN + 4, np.uint32)
         for run in runs:
             size = run.stop - run.start
-            loops.scale(array[run], factors, bucket, run.start, y)
+            loops.scale(array[run], factors, how.bucket, run.start, y)
             loops.find(y[:size], *steps, symbols)
-            if rounding == "stochastic":
+            if how.rule == "stochastic":
                 loops.draw(words[0], words[1], run.start // 4, drawn)
                 loops.round_up(y[:size], low, gaps, drawn, symbols)
             put(symbols[:size], run)
 
-    _in_runs(work, len(array), math.lcm(packing(len(levels)).group, 4))
+    _in_runs(work, len(array), math.lcm(packing(len(how.levels)).group, 4))
 
 
 def add_dequantized(

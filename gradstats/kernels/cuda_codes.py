@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradstats.kernels import eager_codes
-from gradstats.kernels.eager_codes import boundaries, inverse_gaps
+from gradstats.kernels.eager_codes import Rounding, boundaries, inverse_gaps
 from gradstats.kernels.packing import packing
 
 WORDS = 128  # that a program makes
@@ -137,45 +137,32 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
     return eager_codes.unpack(packed, n, levels)
 
 
-def to_symbols(
-    values: Tensor,
-    inverse: Tensor,
-    bucket: int,
-    levels: Tensor,
-    rounding: str,
-    key: tuple[int, int] | None,
-) -> Tensor:
+def to_symbols(values: Tensor, how: Rounding) -> Tensor:
     """See `codes.to_symbols`."""
-    return eager_codes.to_symbols(values, inverse, bucket, levels, rounding, key)
+    return eager_codes.to_symbols(values, how)
 
 
-def quantize(
-    values: Tensor,
-    inverse: Tensor,
-    bucket: int,
-    levels: Tensor,
-    rounding: str,
-    key: tuple[int, int] | None,
-) -> Tensor:
-    """See `codes.quantize`; `inverse` are the inverse scales."""
+def quantize(values: Tensor, how: Rounding) -> Tensor:
+    """See `codes.quantize`."""
+    levels = how.levels
     rule, n = packing(len(levels)), len(values)
     if rule.bits > MOST_BITS and not rule.digits:
-        return eager_codes.quantize(values, inverse, bucket, levels, rounding, key)
-    stochastic = rounding == "stochastic"
+        return eager_codes.quantize(values, how)
+    stochastic = how.rule == "stochastic"
     inner = levels[1:-1]
-    bounds = boundaries(levels, rounding)
+    bounds = boundaries(levels, how.rule)
     if stochastic:
         bounds = torch.nextafter(inner, torch.full_like(inner, -torch.inf))
     words = torch.zeros(triton.cdiv(n, rule.group), dtype=torch.int64, device=values.device)
     if n:
-        drawn = torch.tensor(key or (0, 0), dtype=torch.int64, device=values.device)
+        drawn = torch.tensor(how.key, dtype=torch.int64, device=values.device)
         tables = (bounds, levels.double(), inverse_gaps(levels), drawn, words)
         _quantize[(triton.cdiv(len(words), WORDS),)](
             values,
-            inverse,
+            how.inverse,
             *tables,
             n,
-            bucket,
+            how.bucket,
             LEVELS=len(levels),
             M=len(bounds),
             HALVINGS=len(bounds).bit_length(),

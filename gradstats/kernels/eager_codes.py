@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,24 @@ from torch import Tensor
 
 from gradstats.kernels.packing import packing
 from gradstats.kernels.philox import philox
+
+
+class Rounding(NamedTuple):
+    """How elements become symbols.
+
+    Attributes:
+        inverse: float32 `[⌈n/bucket⌉]`, inverse scales.
+        bucket: elements that share a scale.
+        levels: float32 `[L]`.
+        rule: one of `codes.ROUNDINGS`.
+        key: of the random numbers.
+    """
+
+    inverse: Tensor
+    bucket: int
+    levels: Tensor
+    rule: str
+    key: tuple[int, int]
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
@@ -55,36 +73,21 @@ def _filled(data: NDArray[Any], width: int) -> NDArray[Any]:
     return np.pad(data, (0, -data.size % width)).reshape(-1, width)
 
 
-def quantize(
-    values: Tensor,
-    inverse: Tensor,
-    bucket: int,
-    levels: Tensor,
-    rounding: str,
-    key: tuple[int, int] | None,
-) -> Tensor:
-    """See `codes.quantize`; `inverse` are the inverse scales."""
-    symbols = to_symbols(values, inverse, bucket, levels, rounding, key)
-    return pack(symbols, len(levels))
+def quantize(values: Tensor, how: Rounding) -> Tensor:
+    """See `codes.quantize`."""
+    return pack(to_symbols(values, how), len(how.levels))
 
 
-def to_symbols(
-    values: Tensor,
-    inverse: Tensor,
-    bucket: int,
-    levels: Tensor,
-    rounding: str,
-    key: tuple[int, int] | None,
-) -> Tensor:
+def to_symbols(values: Tensor, how: Rounding) -> Tensor:
     """See `codes.to_symbols`."""
-    y = values.to(torch.float32) * spread(inverse, bucket, values.numel())
-    if rounding == "stochastic":
-        assert key is not None
+    levels = how.levels
+    y = values.to(torch.float32) * spread(how.inverse, how.bucket, values.numel())
+    if how.rule == "stochastic":
         below = torch.searchsorted(levels, y, right=True).sub(1).clamp(0, len(levels) - 2)
         share = (y.double() - levels.double()[below]) * inverse_gaps(levels)[below]
-        symbols = below + (words(len(y), key, y.device) < share * 2.0**32)
+        symbols = below + (words(len(y), how.key, y.device) < share * 2.0**32)
     else:
-        symbols = torch.searchsorted(boundaries(levels, rounding), y)
+        symbols = torch.searchsorted(boundaries(levels, how.rule), y)
     kind = torch.uint8 if len(levels) <= 256 else torch.int32
     return torch.where(y.isnan(), len(levels) // 2, symbols).to(kind)
 

@@ -26,6 +26,7 @@ from gradstats.compressors.alphabets import (
     alphabet_of,
 )
 from gradstats.kernels import eager_codes
+from gradstats.kernels.eager_codes import Rounding
 
 EVERY = [Sign(), Uniform(1), Uniform(127), Exponential(4), Powers(), Gauss(1), Gauss(4)]
 EVERY += [CO3_FP4, CO3_FP8, CO3_FP8_143, E2M1, E4M3, E5M2, E2M3, E3M2, DynamicTree()]
@@ -67,7 +68,9 @@ def test_rounding_to_eight_bits_is_a_cast_of_torch(alphabet, dtype):
     middles = (levels[1:] + levels[:-1]) / 2  # exact in float32: ties
     values = torch.cat([values, middles, levels])
     values = values[values.abs() <= alphabet.largest]
-    packed = eager_codes.quantize(values, torch.ones(1), len(values), levels, "nearest-even", None)
+    packed = eager_codes.quantize(
+        values, Rounding(torch.ones(1), len(values), levels, "nearest-even", (0, 0))
+    )
     symbols = eager_codes.unpack(packed, len(values), len(levels))
     assert torch.equal(levels[symbols.long()], values.to(dtype).float())
 
@@ -84,7 +87,9 @@ def test_the_levels_of_co3_are_those_of_the_notes():
 def test_a_tie_of_co3_goes_to_the_lower_level():
     values = torch.tensor([0.25, -0.25, 2.5, -2.5, 10.0, 0.2500001])
     levels = CO3_FP4.levels()
-    packed = eager_codes.quantize(values, torch.ones(1), len(values), levels, "nearest", None)
+    packed = eager_codes.quantize(
+        values, Rounding(torch.ones(1), len(values), levels, "nearest", (0, 0))
+    )
     symbols = eager_codes.unpack(packed, len(values), len(levels)).long()
     assert levels[symbols].tolist() == [0, -0.5, 2, -3, 3, 0.5]
 
