@@ -213,27 +213,38 @@ def timing_rows(
 ) -> list[dict[str, Any]]:
     """Encode and decode seconds on the last finite full row, whole model at once.
 
-    A row a method, without and with error feedback; a method that fails is a row with a status.
+    A row a method, without memory, with error feedback, and with the memory it was given; a method
+    that fails is a row without times.
     """
     grad = last_finite(run)
     if grad is None:
         return []
-    made = {each.spec: each for each in map(_inner, _made(specs, ratios))}
     return [
         {
-            "compressor": compressor.spec,
-            "method": compressor.name,
-            "target_ratio": compressor.ratio_asked,
+            "compressor": inner.spec,
+            "method": inner.name,
+            "target_ratio": inner.ratio_asked,
             "feedback": feedback,
-            "collective": compressor.contract.collective,
+            "collective": inner.contract.collective,
             "n": grad.numel(),
-            **time_compressor(
-                ErrorFeedback(compressor) if feedback == "ef" else compressor, grad, seed=seed
-            ),
+            **time_compressor(compressor, grad, seed=seed),
         }
-        for compressor in made.values()
-        for feedback in FEEDBACKS
+        for (_, feedback), compressor in _timed(specs, ratios).items()
+        for inner in [_inner(compressor)]
     ]
+
+
+def _timed(
+    specs: Iterable[str | Compressor], ratios: Sequence[float]
+) -> dict[tuple[str, str], Compressor]:
+    """What is timed, by method and memory."""
+    found: dict[tuple[str, str], Compressor] = {}
+    for made in _made(specs, ratios):
+        inner = _inner(made)
+        found |= {(inner.spec, "none"): inner, (inner.spec, "ef"): ErrorFeedback(inner)}
+        if isinstance(made, Memory):
+            found[inner.spec, made.label] = made
+    return found
 
 
 def last_finite(run: Run) -> Tensor | None:
