@@ -20,7 +20,7 @@ lint: $(READY)
 test: lint              ## ruff, mypy --strict, pytest with doctests
 	$(BIN)/python -m pytest
 
-soak: $(READY)          ## the full numbers of the tests marked soak: about seven minutes, 4 GB of memory
+soak: $(READY)          ## the full numbers of the tests marked soak: about four minutes, 4 GB of memory
 	$(BIN)/python analyses/07_soak/run.py
 
 $(READY): pyproject.toml constraints.txt
