@@ -117,6 +117,8 @@ def _gradients() -> tuple[dict[str, Tensor], ...]:
         "heavy-tailed": normal.sign() / (normal.abs() + 1e-4) ** 2,
         "mostly zero": normal * (torch.arange(N) % 200 == 0),
         "one non-zero": single,
+        "halfway between floats of 8 bits": torch.full((N,), 1 + 2.0**-8),
+        "between the levels of small floats": 1 + torch.arange(N).remainder(97) / 97,
         "every scale": normal.sign() * torch.logspace(-30, 12, N),
         "huge": normal * 1e15,
         "zero": torch.zeros(N),

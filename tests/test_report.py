@@ -123,7 +123,7 @@ def test_the_first_screen_says_what_where_and_what_to_do(reported):
     assert 'id="ranking"' in page[: page.index("<h2>")]
 
 
-def test_the_ranking_has_at_most_eight_ranked_lines_and_bf16(reported):
+def test_the_ranking_has_at_most_ten_ranked_lines_and_bf16(reported):
     page = reported[0]
     lines = Reader(page[page.index("<tbody>") : page.index("</tbody>")]).rows
     ranks = [cells[0] for style, cells in lines if "unsettled" not in style]
