@@ -71,7 +71,11 @@ def check_compressor(
     rng = Rng() if rng is None else rng
     ordinary, awkward, tiny, nonfinite = _gradients()
     # in heavy tails a mean over 100 draws says nothing of the expectation
-    random = {"sorted": ordinary["normal"].sort().values, "tied": ordinary["tied"]}
+    random = {
+        "sorted": ordinary["normal"].sort().values,
+        "tied": ordinary["tied"],
+        "two-dimensional": ordinary["two-dimensional"],
+    }
     elsewhere: tuple[Check, ...] = (_fresh_process,) if fresh_process else ()
     for gradients, checks in (
         (ordinary | awkward | tiny | nonfinite, (_bytes, _step, _randomness)),
@@ -145,7 +149,8 @@ def _real(n: int) -> Tensor:
 
 def _long() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return {"normal": torch.randn(LONG, generator=generator), "real": _real(LONG)}
+    normal = torch.randn(LONG, generator=generator)
+    return {"normal": normal, "real": _real(LONG), "matrix": normal.view(250, -1)}
 
 
 def _step(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
@@ -270,7 +275,9 @@ def _exchange(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     grads = [grad.roll(worker) * (worker + 1) for worker in range(WORKERS)]
     steps = simulate(
         [
-            compressor.exchange(each, compressor.init(each), replace(rng, worker=worker))
+            compressor.exchange(
+                each, compressor.init(each), replace(rng, worker=worker, workers=WORKERS)
+            )
             for worker, each in enumerate(grads)
         ]
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from gradstats.compressors.acp_sgd import ACPSGD
 from gradstats.compressors.adacomp import AdaComp
 from gradstats.compressors.adaquant import AdaQuant
 from gradstats.compressors.affine import Affine
+from gradstats.compressors.atomo import ATOMO
 from gradstats.compressors.base import (
     AllGather,
     AllReduce,
@@ -20,7 +22,9 @@ from gradstats.compressors.base import (
 )
 from gradstats.compressors.bf16 import BF16, FP16
 from gradstats.compressors.chunk_topk import ChunkTopK
+from gradstats.compressors.clt_k import CLTK
 from gradstats.compressors.co3 import CO3
+from gradstats.compressors.count_sketch import CountSketch
 from gradstats.compressors.decoding import from_bytes
 from gradstats.compressors.dgc import DGC
 from gradstats.compressors.dynamic_tree import DynamicTree
@@ -33,8 +37,10 @@ from gradstats.compressors.gaussiank import GaussianK
 from gradstats.compressors.grammar import build
 from gradstats.compressors.granularity import MIN_NUMEL, Part, PerParameter
 from gradstats.compressors.index_codes import CODES
+from gradstats.compressors.intsgd import IntSGD
 from gradstats.compressors.lloyd_max import LloydMax
 from gradstats.compressors.lossless import Lossless
+from gradstats.compressors.low_pass import LowPass
 from gradstats.compressors.mstopk import MSTopK
 from gradstats.compressors.mx import MX
 from gradstats.compressors.natural import NUQSGD, Natural
@@ -44,17 +50,21 @@ from gradstats.compressors.onebit import BinGrad, OneBit
 from gradstats.compressors.orq import ORQ
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.pipe import Pipe, Stage
+from gradstats.compressors.powersgd import PowerSGD
 from gradstats.compressors.qsgd import QSGD
 from gradstats.compressors.qsparse import QSparse
 from gradstats.compressors.randomk import RandomK
 from gradstats.compressors.redsync import RedSync, TrimmedRedSync
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.sbc import SBC, stc
+from gradstats.compressors.shared_scale import SharedQSGD, SharedTernGrad
 from gradstats.compressors.sidco import SIDCo
 from gradstats.compressors.sign import ScaledSign
 from gradstats.compressors.signum import Signum
 from gradstats.compressors.stages import EntropyCode, IndexCode
+from gradstats.compressors.svd import SVD
 from gradstats.compressors.terngrad import TernGrad
+from gradstats.compressors.thc import THC
 from gradstats.compressors.threelc import ThreeLC
 from gradstats.compressors.threshold import HardThreshold
 from gradstats.compressors.topk import TopK
@@ -114,6 +124,7 @@ SUPPORTED: dict[str, Callable[..., Compressor]] = {
     "nvfp4": NVFP4,
     "eden": EDEN,
     "co3": CO3,
+    "powersgd": PowerSGD,
 }
 REFERENCE: dict[str, Callable[..., Compressor]] = {
     "redsync": RedSync,
@@ -138,11 +149,21 @@ REFERENCE: dict[str, Callable[..., Compressor]] = {
     "lloyd-max": LloydMax,
     "3lc": ThreeLC,
     "lossless": Lossless,
+    "acp-sgd": ACPSGD,
+    "svd": SVD,
+    "atomo": ATOMO,
+    "qsgd-shared": SharedQSGD,
+    "terngrad-shared": SharedTernGrad,
+    "clt-k": CLTK,
+    "thc": THC,
+    "intsgd": IntSGD,
+    "count-sketch": CountSketch,
 }
 COMPRESSORS = SUPPORTED | REFERENCE
 MEMORIES: dict[str, Callable[..., Compressor]] = {
     "ef": ErrorFeedback,
     "ef21": EF21,
+    "lowpass": LowPass,
     "velocity": Velocity,
 }
 POLICIES: dict[str, Callable[..., Compressor]] = {"warmup": WarmUp, "adaquant": AdaQuant}

@@ -82,10 +82,18 @@ def _value_bits(payload: Scattered | Dense) -> float:
 
 @dataclass(frozen=True)
 class AllReduce:
-    """Combine equal-shaped tensors of all workers element by element; the result is a tensor."""
+    """Combine equal-shaped tensors of all workers element by element; the result is a tensor.
+
+    Attributes:
+        tensor: floating-point; integers in [0, levels) where there are levels.
+        op: what is done; a mean of integers is float32.
+        levels: of the integers of one worker; 0 for a floating-point tensor. Their sums over n
+            workers travel in base n (levels - 1) + 1, so that they cannot overflow.
+    """
 
     tensor: Tensor
     op: Literal["sum", "mean", "max"] = "sum"
+    levels: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,14 @@ class AllGather:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Give every worker the payload of worker `root`; the result is that payload."""
+    """Give every worker the payload of worker `root`; the result is that payload.
 
-    payload: Payload
+    Attributes:
+        payload: of the root; None on the others, or anything.
+        root: a worker.
+    """
+
+    payload: Payload | None
     root: int
 
 
@@ -211,6 +224,22 @@ class Compressor(ABC):
 def _written(value: object) -> str:
     # numpy's float64 is a float too, but writes itself as a call
     return float.__repr__(value) if isinstance(value, float) else str(value)
+
+
+def alone(exchange: Generator[Collective, Any, Step]) -> Step:
+    """The step of a worker that has no other to exchange with."""
+    result: Any = None
+    while True:
+        try:
+            request = exchange.send(result)
+        except StopIteration as end:
+            step: Step = end.value
+            return step
+        if isinstance(request, AllReduce):
+            mean_of_integers = request.levels and request.op == "mean"
+            result = request.tensor.float() if mean_of_integers else request.tensor.clone()
+        else:
+            result = [request.payload] if isinstance(request, AllGather) else request.payload
 
 
 def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:

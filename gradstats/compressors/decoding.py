@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from gradstats.compressors.coded import Coded
+from gradstats.compressors.count_sketch import Sketch
 from gradstats.compressors.lossless import Planes
+from gradstats.compressors.low_rank import LowRank
 from gradstats.compressors.payloads import Bundle, Constant, Dense, Payload
 from gradstats.compressors.scattered import Masked, Sparse
 from gradstats.compressors.wire import Reader, unseal
 
-KINDS: tuple[type[Payload], ...] = (Dense, Constant, Sparse, Masked, Bundle, Coded, Planes)
+KINDS: tuple[type[Payload], ...] = (
+    Dense,
+    Constant,
+    Sparse,
+    Masked,
+    Bundle,
+    Coded,
+    Planes,
+    LowRank,
+    Sketch,
+)
 MAX_NUMEL = 1 << 31
 
 

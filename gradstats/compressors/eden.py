@@ -58,7 +58,7 @@ class EDEN(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Rotate, quantise at the scale of the coordinates, then find the scale to send."""
         flat = grad.detach().reshape(-1).contiguous()
-        block, key = _block(flat.numel()), needs_rng(self, rng).own.key
+        block, key = block_of(flat.numel()), needs_rng(self, rng).own.key
         rotated = codes.rotate(flat, block, key)
         spread = codes.bucket_norms(rotated, block, "l2") / block**0.5
         payload = quantized(rotated, Gauss(self.bits), spread, block)
@@ -70,7 +70,7 @@ class EDEN(Compressor):
         return replace(payload, numel=flat.numel(), scales=scales, rotation=key), state
 
 
-def _block(numel: int) -> int:
+def block_of(numel: int) -> int:
     """A power of two: 4096, or what is needed for 16 blocks."""
     share = -(-numel // LEAST_BLOCKS)
     return min(BLOCK, 1 << max(share - 1, 0).bit_length())

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, Contract, State
+from gradstats.compressors.base import Collective, Compressor, Contract, State, Step
+from gradstats.compressors.fusing import fused
 from gradstats.compressors.none import NoCompression
 from gradstats.compressors.payloads import Bundle
 from gradstats.compressors.rng import Rng
@@ -21,11 +24,13 @@ class Part:
         name: of the parameter.
         numel: elements in the vector.
         dense: sent as it is, because it is too small to be worth compressing.
+        shape: of the parameter; () where the vector holds a sample of it.
     """
 
     name: str
     numel: int
     dense: bool = False
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class PerParameter(Compressor):
     @property
     def contract(self) -> Contract:  # type: ignore[override]
         """That of the compressor inside, which holds for the whole if it holds for the parts."""
-        return replace(self.compressor.contract, collective="all_gather", delta=None)
+        return replace(self.compressor.contract, delta=None, bits=None)
 
     @property
     def ratio_asked(self) -> float | None:
@@ -68,15 +73,34 @@ class PerParameter(Compressor):
         """One payload a part."""
         payloads, states = [], []
         for (part, view), inner in zip(self._split(grad), state, strict=True):
-            own_rng = rng and replace(rng, parameter=part.name)
-            payload, inner = self._for(part).encode(view, inner, own_rng)
+            payload, inner = self._for(part).encode(view, inner, self._own(rng, part))
             payloads.append(payload)
             states.append(inner)
         return Bundle(tuple(payloads)), states
+
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """Those of the parts, in lock-step."""
+        steps = yield from fused(
+            [
+                self._for(part).exchange(view, inner, self._own(rng, part))
+                for (part, view), inner in zip(self._split(grad), state, strict=True)
+            ]
+        )
+        update = torch.cat([step.update.reshape(-1) for step in steps]).view(grad.shape)
+        sent = Bundle(tuple(step.sent for step in steps))
+        return Step(update, sent, [step.state for step in steps])
+
+    def _own(self, rng: Rng | None, part: Part) -> Rng | None:
+        return rng and replace(rng, parameter=part.name)
 
     def _for(self, part: Part) -> Compressor:
         return NoCompression() if part.dense else self.compressor
 
     def _split(self, grad: Tensor) -> list[tuple[Part, Tensor]]:
         views = torch.split(grad.reshape(-1), [part.numel for part in self.parts])
-        return list(zip(self.parts, views, strict=True))
+        return [
+            (part, view.view(part.shape) if part.shape else view)
+            for part, view in zip(self.parts, views, strict=True)
+        ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -65,6 +65,11 @@ class Payload(ABC):
         """Bytes that it takes inside another payload."""
         return sum(map(size, written(self)))
 
+    def to(self, device: torch.device) -> Self:
+        """The payload with its tensors on a device; itself where they are there."""
+        moved: Self = _moved(self, device)
+        return moved
+
     def to_bytes(self) -> bytes:
         """Bytes that `from_bytes` reads without knowing anything else."""
         return seal(written(self))
@@ -80,6 +85,19 @@ class Payload(ABC):
     def clear(self, momentum: Tensor) -> None:
         """Set `momentum`, `[numel]`, to 0 at the elements that are sent."""
         momentum.zero_()
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """A payload, or a part of one, with its tensors on a device."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, tuple):
+        return tuple(_moved(each, device) for each in part)
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    found = {field.name: getattr(part, field.name) for field in fields(part)}
+    moved = {name: _moved(value, device) for name, value in found.items()}
+    return part if all(moved[name] is found[name] for name in found) else replace(part, **moved)
 
 
 def written(payload: Payload) -> Iterator[Section]:

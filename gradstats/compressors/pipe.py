@@ -74,6 +74,10 @@ class Pipe(Compressor):
                 raise ValueError(f"a stage must be a compressor or a code, got {stage!r}")
             if isinstance(stage, Compressor) and stage.contract.has_memory:
                 raise ValueError(f"a later stage must have no memory, got {stage}")
+        for stage in parts:
+            if isinstance(stage, Compressor) and type(stage).exchange is not Compressor.exchange:
+                rule = "a stage must send one message that is averaged"
+                raise ValueError(f"{rule}, got {stage}, whose exchange is another")
         trial = torch.tensor([1.0, -2.0, 3.0, -4.0])  # says now what does not fit
         self.encode(trial, self.init(trial), Rng())
 

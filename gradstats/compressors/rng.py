@@ -77,12 +77,14 @@ class Rng:
         step: optimizer step.
         parameter: name of the parameter, "" for the whole model.
         worker: data-parallel rank.
+        workers: how many there are; no random number depends on it.
     """
 
     seed: int = 0
     step: int = 0
     parameter: str = ""
     worker: int = 0
+    workers: int = 1
 
     @property
     def shared(self) -> Stream:

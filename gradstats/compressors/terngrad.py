@@ -50,11 +50,16 @@ class TernGrad(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Clip, then draw."""
-        flat = grad.detach().reshape(-1).contiguous()
-        if self.clip and flat.numel() > 1:
-            limit = self.clip * float(flat.double().std())
-            flat = flat.clamp(-limit, limit)
+        flat = clipped(grad.detach().reshape(-1).contiguous(), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = codes.bucket_norms(flat, bucket, "max")
         key = needs_rng(self, rng).own.key
         return quantized(flat, Uniform(1), largest, bucket, rounding="stochastic", key=key), state
+
+
+def clipped(flat: Tensor, clip: float) -> Tensor:
+    """The elements, none beyond `clip` standard deviations from 0; 0: as they are."""
+    if not clip or flat.numel() < 2:
+        return flat
+    limit = clip * float(flat.double().std())
+    return flat.clamp(-limit, limit)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, Contract, State
+from gradstats.compressors.base import Collective, Compressor, Contract, State, Step
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 
@@ -69,6 +70,17 @@ class WarmUp(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode with the ratio of this step."""
         step, inner = state
-        settings: Any = {"ratio": self.ratio_at(step)}
-        payload, inner = replace(self.compressor, **settings).encode(grad, inner, rng)  # type: ignore[type-var]
+        payload, inner = self._at(step).encode(grad, inner, rng)
         return payload, (step + 1, inner)
+
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """As `encode`, over all workers."""
+        step, inner = state
+        found = yield from self._at(step).exchange(grad, inner, rng)
+        return replace(found, state=(step + 1, found.state))
+
+    def _at(self, step: int) -> Compressor:
+        settings: Any = {"ratio": self.ratio_at(step)}
+        return replace(self.compressor, **settings)  # type: ignore[type-var]

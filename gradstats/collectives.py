@@ -1,0 +1,286 @@
+"""What collectives do, over simulated workers and over a process group; counts what they move."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gradstats.compressors import AllGather, AllReduce, Broadcast, Collective, Payload, from_bytes
+from gradstats.kernels import codes
+
+KINDS = ("all_reduce", "all_gather", "broadcast", "control")
+WORD = 8  # bytes of an integer
+MOST_DIGITS = 1 << 16  # levels of what is packed
+INT32 = 1 << 31
+
+
+@dataclass
+class Volume:
+    """What went through collectives of one kind.
+
+    Attributes:
+        calls: how many there were.
+        nbytes: bytes that this worker handed to them.
+        wire: bytes that this worker sends where they run on a ring: 2 (n-1)/n of what is
+            all-reduced, n-1 times the longest payload that is gathered, once what is broadcast.
+    """
+
+    calls: int = 0
+    nbytes: int = 0
+    wire: float = 0.0
+
+
+@dataclass
+class Traffic:
+    """What one worker moved, by kind of collective; `control` is what sets up the others.
+
+    Attributes:
+        volumes: by kind.
+        sum_bits: of the widest sum of integers, 0 without one.
+        fp16_error: the most that a float sum would lose in float16, ‖sum₁₆ - sum‖/‖sum‖; inf
+            where it would overflow, NaN where it was not asked for.
+    """
+
+    volumes: dict[str, Volume] = field(default_factory=lambda: {kind: Volume() for kind in KINDS})
+    sum_bits: int = 0
+    fp16_error: float = math.nan
+
+    def count(self, kind: str, nbytes: int, wire: float) -> None:
+        """One more collective."""
+        volume = self.volumes[kind]
+        volume.calls += 1
+        volume.nbytes += nbytes
+        volume.wire += wire
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes handed in, control aside."""
+        return sum(self.volumes[kind].nbytes for kind in KINDS[:-1])
+
+    @property
+    def wire(self) -> float:
+        """Bytes sent on a ring, control included."""
+        return sum(volume.wire for volume in self.volumes.values())
+
+    def reduced(self, request: AllReduce, nbytes: int, workers: int) -> None:
+        """One all-reduce."""
+        self.count("all_reduce", nbytes, 2 * (workers - 1) / workers * nbytes)
+        if request.levels:
+            self.sum_bits = max(self.sum_bits, (workers * (request.levels - 1)).bit_length())
+
+
+@dataclass
+class Seconds:
+    """Where the time of exchanges went, on this worker's clock.
+
+    Attributes:
+        encode: until the last collective was asked for, communication aside.
+        communicate: in collectives, with the wait for slower workers.
+        decode: reading payloads, and what came after the last collective.
+    """
+
+    encode: float = 0.0
+    communicate: float = 0.0
+    decode: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.encode + self.communicate + self.decode
+
+
+def describe(request: Collective) -> str:
+    """What all workers must agree on before a collective."""
+    name = type(request).__name__
+    if isinstance(request, AllReduce):
+        tensor = request.tensor
+        levels = f", {request.levels} levels" if request.levels else ""
+        return f"{name}({request.op}, {tensor.dtype}, {list(tensor.shape)}{levels})"
+    return f"{name}(root={request.root})" if isinstance(request, Broadcast) else name
+
+
+def digest(text: str) -> int:
+    """63 bits that stand for a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def outgoing(request: AllReduce, workers: int) -> Tensor:
+    """The tensor that a sum runs over: integers as digits of a base that holds their sums."""
+    if not request.levels:
+        return request.tensor
+    base = _base(request.levels, workers)
+    symbols = request.tensor.reshape(-1)
+    if base > MOST_DIGITS:
+        return symbols.to(torch.int32 if base <= INT32 else torch.int64)
+    packed = codes.pack(symbols, base)
+    return torch.nn.functional.pad(packed, (0, -len(packed) % WORD)).view(torch.int64)
+
+
+def incoming(total: Tensor, request: AllReduce, workers: int) -> Tensor:
+    """The result of an all-reduce, from the sum (or maximum) of what went out."""
+    if not request.levels:
+        return total / workers if request.op == "mean" else total
+    base, numel = _base(request.levels, workers), request.tensor.numel()
+    if base <= MOST_DIGITS:
+        packed = total.view(torch.uint8)[: codes.packed_nbytes(numel, base)]
+        total = codes.unpack(packed, numel, base)
+    total = total.view(request.tensor.shape)
+    return total.float() / workers if request.op == "mean" else total.to(torch.int64)
+
+
+def _base(levels: int, workers: int) -> int:
+    """At least n (levels - 1) + 1, such that no digit lies across two words."""
+    base = workers * (levels - 1) + 1
+    while base <= MOST_DIGITS and not _within_words(base):
+        base = (1 << (base - 1).bit_length()) + 1
+    return base
+
+
+def _within_words(base: int) -> bool:
+    bits = (base - 1).bit_length()
+    return codes.bits_per_symbol(base) != bits or 8 * WORD % bits == 0
+
+
+def simulated(
+    requests: Sequence[Collective], ledgers: Sequence[Traffic], *, fp16: bool = False
+) -> list[Any]:
+    """What each of n workers gets; sums run in worker order and in the dtype of the tensors.
+
+    Args:
+        requests: of the workers, alike.
+        ledgers: of the workers.
+        fp16: also find what float sums would lose in float16.
+    """
+    n, first = len(requests), requests[0]
+    if isinstance(first, AllReduce):
+        tensors = [outgoing(request, n) for request in requests]  # type: ignore[arg-type]
+        for ledger in ledgers:
+            ledger.reduced(first, tensors[0].nbytes, n)
+            if fp16 and first.op != "max" and not first.levels:
+                ledger.fp16_error = max(_fp16_error(tensors), _zero_if_nan(ledger.fp16_error))
+        return [incoming(_combined(tensors, first.op), first, n)] * n
+    if isinstance(first, AllGather):
+        payloads: list[Payload] = [request.payload for request in requests]  # type: ignore[misc,union-attr]
+        longest = max(payload.nbytes for payload in payloads)
+        for ledger, payload in zip(ledgers, payloads, strict=True):
+            ledger.count("all_gather", payload.nbytes, (n - 1) * longest)
+        return [payloads] * n
+    sent = requests[first.root].payload  # type: ignore[union-attr]
+    assert sent is not None
+    for worker, ledger in enumerate(ledgers):
+        own = sent.nbytes if worker == first.root else 0
+        ledger.count("broadcast", own, sent.nbytes if n > 1 else 0)
+    return [sent] * n
+
+
+def _combined(tensors: Sequence[Tensor], op: str) -> Tensor:
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total = torch.maximum(total, tensor) if op == "max" else total.add_(tensor)
+    return total
+
+
+def _fp16_error(tensors: Sequence[Tensor]) -> float:
+    exact = torch.stack([tensor.reshape(-1) for tensor in tensors]).double().sum(0)
+    half = _combined([tensor.reshape(-1).half() for tensor in tensors], "sum").double()
+    error = float((half - exact).norm() / exact.norm()) if exact.any() else 0.0
+    return error if math.isfinite(error) else math.inf
+
+
+def _zero_if_nan(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+class Group:
+    """A process group, as exchanges see it. All workers must make the same calls in one order.
+
+    Args:
+        group: of `torch.distributed`; None is the default one.
+        device: where the tensors are, and where bytes must lie to be sent.
+
+    Attributes:
+        rank: of this worker in the group.
+        workers: n.
+        traffic: what this worker moved.
+        seconds: where its time went.
+    """
+
+    def __init__(self, group: Any = None, device: torch.device | str = "cpu") -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise RuntimeError("torch.distributed must be initialized before a Group, got neither")
+        self.group, self.device = group, torch.device(device)
+        self.rank, self.workers = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("group must have this process in it, got one that has not")
+        self.traffic, self.seconds = Traffic(), Seconds()
+
+    def perform(self, request: Collective) -> Any:
+        """The result of one collective."""
+        if isinstance(request, AllReduce):
+            return self._reduce(request)
+        return self._gather(request) if isinstance(request, AllGather) else self._spread(request)
+
+    def tell(self, *facts: int) -> list[list[int]]:
+        """The facts of all workers, by rank: 64-bit integers, equally many on each."""
+        own = torch.tensor(facts, dtype=torch.int64, device=self.device)
+        others = [torch.empty_like(own) for _ in range(self.workers)]
+        with self._spending("communicate"):
+            dist.all_gather(others, own, group=self.group)
+        self.traffic.count("control", own.nbytes, (self.workers - 1) * own.nbytes)
+        return [other.tolist() for other in others]
+
+    def _reduce(self, request: AllReduce) -> Tensor:
+        tensor = outgoing(request, self.workers).clone()
+        op = dist.ReduceOp.MAX if request.op == "max" else dist.ReduceOp.SUM
+        with self._spending("communicate"):
+            dist.all_reduce(tensor, op, group=self.group)
+        self.traffic.reduced(request, tensor.nbytes, self.workers)
+        return incoming(tensor, request, self.workers)
+
+    def _gather(self, request: AllGather) -> list[Payload]:
+        data = request.payload.to_bytes()
+        lengths = [length for (length,) in self.tell(len(data))]
+        own = self._tensor(data, max(lengths))
+        received = [torch.empty_like(own) for _ in lengths]
+        with self._spending("communicate"):
+            dist.all_gather(received, own, group=self.group)
+        self.traffic.count("all_gather", len(data), (self.workers - 1) * len(own))
+        payloads = [
+            self._payload(each, length) if worker != self.rank else request.payload
+            for worker, (each, length) in enumerate(zip(received, lengths, strict=True))
+        ]
+        return payloads
+
+    def _spread(self, request: Broadcast) -> Payload | None:
+        mine = self.rank == request.root
+        data = request.payload.to_bytes() if mine and request.payload else b""
+        length = max(length for (length,) in self.tell(len(data)))
+        message = self._tensor(data, length)
+        with self._spending("communicate"):
+            dist.broadcast(message, group=self.group, group_src=request.root)
+        self.traffic.count("broadcast", len(data), length if self.workers > 1 else 0)
+        return request.payload if mine else self._payload(message, length)
+
+    def _tensor(self, data: bytes, length: int) -> Tensor:
+        padded = torch.frombuffer(bytearray(data.ljust(length, b"\0")), dtype=torch.uint8)
+        return padded.to(self.device)
+
+    def _payload(self, message: Tensor, length: int) -> Payload:
+        with self._spending("decode"):
+            return from_bytes(message[:length].cpu().numpy().tobytes()).to(self.device)
+
+    @contextmanager
+    def _spending(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent = getattr(self.seconds, what) + time.perf_counter() - start
+        setattr(self.seconds, what, spent)

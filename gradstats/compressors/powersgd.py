@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradstats.compressors.base import (
+    AllReduce,
+    Collective,
+    Compressor,
+    Contract,
+    State,
+    Step,
+    alone,
+)
+from gradstats.compressors.low_rank import (
+    FACTOR_BITS,
+    LowRank,
+    as_matrix,
+    check_rank,
+    dense,
+    gaussian,
+    orthonormal,
+)
+from gradstats.compressors.payloads import Payload
+from gradstats.compressors.rng import Rng
+
+START = (0x50575247, 0x53474400)  # key of the first Q
+
+
+@dataclass(frozen=True)
+class PowerSGD(Compressor):
+    r"""One step of a power iteration over all workers, started from the last gradient's.
+
+    For M of n1 by n2, the gradient by its first dimension and the others, over workers w:
+
+    .. math:: P = \operatorname{orth}\Big(\frac1n \sum_w M_w Q\Big), \quad
+              Q' = \frac1n \sum_w M_w^T P, \quad \hat M = P Q'^T
+
+    and Q' starts the next step. Two dependent all-reduces of r n1 and r n2 elements. P is
+    orthonormal, so for one worker ‖M‖² = ‖M̂‖² + ‖M - M̂‖². Gradients of fewer than two dimensions,
+    and those that the factors would not make smaller, are sent as they are.
+
+    Args:
+        rank: r.
+
+    References:
+        Vogels et al., "PowerSGD", NeurIPS 2019.
+    """
+
+    rank: int = 2
+    name = "powersgd"
+    contract = Contract(
+        "all_reduce",
+        bits=FACTOR_BITS,
+        wants_feedback=True,
+        has_memory=True,
+        rounds=2,
+        needs=("matrix",),
+    )
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
+
+    def init(self, grad: Tensor) -> Tensor | None:
+        """Q, `[n2, r]`: normal, the same on every worker; None where it is sent dense."""
+        matrix = as_matrix(grad, self.rank)
+        if matrix is None:
+            return None
+        return gaussian(matrix.shape[1], self.rank, grad.device, START).to(matrix.dtype)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
+        """The exchange of one worker."""
+        step = alone(self.exchange(grad, state, rng))
+        return step.sent, step.state
+
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """See the class; this worker's memory counts the mean M̂ as sent."""
+        matrix = as_matrix(grad, self.rank)
+        if matrix is None:
+            return (yield from dense(grad, state))
+        p = yield AllReduce(matrix @ (state / state.abs().amax().clamp_min(1e-30)), "mean")
+        p = orthonormal(p)
+        q = yield AllReduce(matrix.T @ p, "mean")
+        update = (p @ q.T).to(grad.dtype).view(grad.shape)
+        # a step with NaN must not end all those after it
+        return Step(update, LowRank(p, q), q if bool(q.isfinite().all()) else state)
