@@ -1,7 +1,5 @@
 """Any compressor as the communication hook of DistributedDataParallel."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +25,19 @@ FSDP = (
     "replicas of a hybrid-sharded model, by a hook of your own around gradstats.exchange.drive"
 )
 TRIAL = (64, 48)  # of a matrix that is exchanged before the training
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """A parameter of a bucket.
+
+    Attributes:
+        number: from the last of the model.
+        grad: a view into the bucket, shaped as the parameter.
+    """
+
+    number: int
+    grad: Tensor
 
 
 class CompressorState:
@@ -270,19 +281,6 @@ def compress_hook(
     future: Future[Tensor] = Future(devices=devices)
     future.set_result(buffer)
     return future
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """A parameter of a bucket.
-
-    Attributes:
-        number: from the last of the model.
-        grad: a view into the bucket, shaped as the parameter.
-    """
-
-    number: int
-    grad: Tensor
 
 
 def _keys(unit: Sequence[_Member]) -> tuple[int, ...]:

@@ -71,7 +71,8 @@ class Memories:
         found = dict(self._saved)
         for keys, entry in self._entries.items():
             parts = divided(entry.state, entry.numels) if len(keys) > 1 else [entry.state]
-            found |= {key: plain(part) for key, part in zip(keys, parts, strict=True)}
+            for key, part, numel in zip(keys, parts, entry.numels, strict=True):
+                found[key] = {"numel": numel, "state": plain(part)}
         return found
 
     def load(self, saved: dict[int, Any]) -> None:
@@ -90,4 +91,10 @@ class Memories:
         if (key,) in self._entries:
             return self._entries.pop((key,)).state
         state = self._compressor.init(grad)
-        return restored(state, self._saved.pop(key)) if key in self._saved else state
+        if key not in self._saved:
+            return state
+        saved = self._saved.pop(key)
+        if saved["numel"] != grad.numel():
+            rule = f"the saved state of parameter {key} must be of {grad.numel()} elements"
+            raise ValueError(f"{rule}, got one of {saved['numel']}")
+        return restored(state, saved["state"])

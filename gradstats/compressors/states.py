@@ -79,11 +79,7 @@ def plain(state: State) -> Any:
 
 
 def restored(template: State, saved: Any) -> State:
-    """The state of which `plain` is `saved`; `template` is one of its form, such as a first one.
-
-    Raises:
-        ValueError: a tensor of another size.
-    """
+    """The state of which `plain` is `saved`; `template` has its form, as a first state has."""
     if is_dataclass(template) and not isinstance(template, type):
         found = {
             field.name: restored(getattr(template, field.name), saved[field.name])
@@ -93,10 +89,4 @@ def restored(template: State, saved: Any) -> State:
     if isinstance(template, tuple | list):
         pairs = zip(chain(template, repeat(None)), saved, strict=False)
         return type(template)(restored(*pair) for pair in pairs)
-    if not isinstance(template, Tensor):
-        return saved
-    if saved.numel() != template.numel():
-        raise ValueError(
-            f"a saved state must have {template.numel()} elements, got {saved.numel()}"
-        )
-    return saved.to(template).reshape(template.shape)
+    return saved.to(template.device) if isinstance(template, Tensor) else saved

@@ -9,9 +9,12 @@ from gradstats.exchange import drive, fused, simulate
 SHAPES = {"matrix": (48, 40), "bias": (30,), "conv": (16, 8, 3, 3)}
 STEPS = 2
 MEMBERS = [str(each) for name in COMPRESSORS for each in compressors(name, [0.05])]
-MEMORIES = [
-    f"ef({each})" for each in MEMBERS if compressor(each).contract.wants_feedback
-] + ["ef21(topk(0.05))", "velocity(clt-k(0.05))", "lowpass(clt-k(0.05))", "ef(topk(0.05) | qsgd)"]
+MEMORIES = [f"ef({each})" for each in MEMBERS if compressor(each).contract.wants_feedback] + [
+    "ef21(topk(0.05))",
+    "velocity(clt-k(0.05))",
+    "lowpass(clt-k(0.05))",
+    "ef(topk(0.05) | qsgd)",
+]
 SPECS = [spec for spec in MEMBERS + MEMORIES if "loss" not in compressor(spec).contract.needs]
 
 
