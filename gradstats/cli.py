@@ -22,6 +22,7 @@ from gradstats.options import (
     Specs,
     Steps,
     Worker,
+    Workers,
     check_axis,
     check_counts,
     check_kernels,
@@ -39,6 +40,7 @@ from gradstats.options import (
 from gradstats.printing import (
     bar,
     err_console,
+    print_aggregates,
     print_demo,
     print_fits,
     print_info,
@@ -156,20 +158,27 @@ def capture(
 def import_(
     files: Annotated[list[Path], typer.Argument(help=".npy, .npz, .pt or .safetensors files.")],
     out: Annotated[Path, typer.Option(help="The run to write.")],
+    workers: Annotated[
+        int, typer.Option(help="So many files in a row are those of one step's workers.")
+    ] = 1,
     if_exists: Annotated[str, typer.Option(help="error or overwrite.")] = "error",
 ) -> None:
-    """Make a run of gradients that were saved elsewhere, one file a step."""
+    """Make a run of gradients that were saved elsewhere, one file a step and worker."""
     from gradstats.importing import import_gradients
 
     if if_exists not in ("error", "overwrite"):
         raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
     with bar() as advance:
         store = import_gradients(
-            files, out, if_exists=if_exists, progress=lambda i, n: advance("import", i, n)
+            files,
+            out,
+            workers=workers,
+            if_exists=if_exists,
+            progress=lambda i, n: advance("import", i, n),
         )
     with store:
         rows = len(store.stream())
-    say(f"{out}: {rows} rows")
+    say(f"{out}: {rows} rows" + (f" of {workers} workers each" if workers > 1 else ""))
 
 
 @app.command()
@@ -272,6 +281,7 @@ def replay(
     steps: Steps = "::",
     point: Point = "",
     worker: Worker = 0,
+    workers: Workers = 1,
     ratios: Ratios = "0.1,0.01,0.001",
     seed: Seed = 0,
     device: Device = "cpu",
@@ -299,9 +309,14 @@ def replay(
                 feedback=words(feedback),
                 granularity=words(by),
             )
+            opened.beside(workers)
         with bar() as advance, use(kernels):
             rows = jobs.replay_jobs(
-                opened, planned, seed=seed, progress=lambda i, n: advance("replay", i, n)
+                opened,
+                planned,
+                workers=workers,
+                seed=seed,
+                progress=lambda i, n: advance("replay", i, n),
             )
             advance("time", 0, 1)
             timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
@@ -322,9 +337,12 @@ def replay(
         "seed": seed,
         "device": device,
         "kernels": kernels,
+        "workers": workers,
     }
     (folder / "settings.json").write_text(_json(settings))
     print_methods(methods)
+    if workers > 1:
+        print_aggregates(methods)
     remark(f"tables: {folder}")
 
 

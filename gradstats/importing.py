@@ -17,6 +17,7 @@ def import_gradients(
     files: Sequence[Path],
     out: str | Path,
     *,
+    workers: int = 1,
     if_exists: str = "error",
     progress: Callable[[int, int], None] | None = None,
 ) -> GradientStore:
@@ -29,6 +30,8 @@ def import_gradients(
         files: .npy (one array, named "gradient"), .npz, .pt (a tensor or a dict of tensors, loaded
             without running code) or .safetensors; all of one layout.
         out: the store to write.
+        workers: how many files in a row, in the order of the steps, are those of one step's
+            workers, such as the micro-batches of one batch; steps then count 0, 1, 2, ...
         if_exists: as `GradientStore.create` has it.
         progress: called with (files done, files).
 
@@ -36,7 +39,8 @@ def import_gradients(
         The store, open for appending.
 
     Raises:
-        ValueError: no files, a suffix or content this cannot read, or layouts that differ.
+        ValueError: no files, a suffix or content this cannot read, layouts that differ, or a
+            number of files that is not a multiple of the workers.
         ImportError: reading .safetensors needs the package of that name.
         FileExistsError: something is at `out`.
     """
@@ -45,14 +49,17 @@ def import_gradients(
         if path.suffix not in LOADERS:
             raise ValueError(f"files must end in {', '.join(LOADERS)}, got {str(path)!r}")
     numbered = numbered_steps(paths)
+    if workers < 1 or len(paths) % workers:
+        raise ValueError(f"workers must divide the {len(paths)} files, got {workers!r}")
     provenance = {"source": "import", "files": len(paths), "first": numbered[0][1].name}
     first = _load(numbered[0][1])  # before `out` is touched
     store = GradientStore.create(out, provenance=provenance, if_exists=if_exists)
     try:
-        for done, (step, path) in enumerate(numbered, 1):
-            _append(store, step, path, first)
+        for place, (number, path) in enumerate(numbered):
+            step, worker = divmod(place, workers)
+            _append(store, number if workers == 1 else step, worker, path, first)
             if progress:
-                progress(done, len(numbered))
+                progress(place + 1, len(numbered))
     except BaseException:
         store.close()
         raise
@@ -86,7 +93,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 
 
-def _append(store: GradientStore, step: int, path: Path, first: Named) -> None:
+def _append(store: GradientStore, step: int, worker: int, path: Path, first: Named) -> None:
     grads = _load(path)
     rows = f"{store.path} holds the files before it"
     if list(grads) != list(first):
@@ -94,7 +101,7 @@ def _append(store: GradientStore, step: int, path: Path, first: Named) -> None:
         fact = f"its names differ from the first file's: {', '.join(odd) or 'the order'}"
         raise ValueError(f"cannot import {path}: {fact}; {rows}")
     try:
-        store.append(step, grads)
+        store.append(step, grads, worker)
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot import {path}: {error}; {rows}") from error
 

@@ -25,6 +25,7 @@ from gradstats.runs import Progress, Run
 
 GRANULARITIES = ("model", "parameter")
 FEEDBACKS = ("none", "ef")
+WHOLE = "skipped: it needs whole matrices at these steps, which tracked elements are not"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def plan(
     """The jobs that a replay comes to: specs × ratios × feedback × granularity.
 
     Methods without memory run on full rows, methods with memory on consecutive ones: the tracked
-    elements.
+    elements. Methods that need matrices run on whole parameters.
 
     Raises:
         ValueError: unknown compressor, feedback or granularity.
@@ -103,7 +104,10 @@ def plan(
 def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> Job:
     if feedback == "ef" and not isinstance(compressor, Memory):
         compressor = ErrorFeedback(compressor)
-    kind, skipped = _rows_for(run, compressor.contract.has_memory)
+    matrices = "matrix" in compressor.contract.needs
+    if matrices:
+        granularity = "parameter"  # a vector has no rank
+    kind, skipped = _rows_for(run, compressor, matrices)
     if isinstance(compressor, Memory):
         feedback = compressor.label
     if granularity == "parameter":
@@ -119,29 +123,39 @@ def _in_parts(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
     return PerParameter(compressor, parts)
 
 
-def _rows_for(run: Run, memory: bool) -> tuple[str, str]:
-    if not memory:
-        return run.kind, ""
+def _rows_for(run: Run, compressor: Compressor, matrices: bool) -> tuple[str, str]:
+    """The rows that a method can run on, and why it cannot."""
+    # without feedback a matrix method remembers where to start, which an older step also tells
+    if not compressor.contract.has_memory or (matrices and not isinstance(compressor, Memory)):
+        return run.kind, WHOLE if matrices and run.kind != "full" else ""
     try:
-        return run.consecutive, ""
+        kind = run.consecutive
     except ValueError as error:
         return "track", f"skipped: {error}"
+    return kind, WHOLE if matrices and kind != "full" else ""
 
 
 def replay_jobs(
     run: Run,
     jobs: Sequence[Job],
     *,
+    workers: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
     deadline: float = math.inf,
 ) -> list[dict[str, Any]]:
     """Rows of the jobs, in one pass over each kind of rows; see `replaying.replay_rows`.
 
-    Past the deadline (of `time.monotonic`) the pass ends early: see `rows_expected`.
+    Several workers exchange their local gradients of the steps that all of them have. Past the
+    deadline (of `time.monotonic`) the pass ends early: see `rows_expected`.
+
+    Raises:
+        ValueError: fewer workers were captured.
     """
+    run.beside(workers)  # refused before the work
     rows = [
-        {**job.labels, "step": -1, **NOT_MEASURED, "n": 0, "status": job.skipped}
+        {**job.labels, "workers": workers, "step": -1, **NOT_MEASURED, "n": 0}
+        | {"status": job.skipped}
         for job in jobs
         if job.skipped
     ]
@@ -152,11 +166,11 @@ def replay_jobs(
         if not here or (rows and time.monotonic() > deadline):
             continue
         fraction = run.stream(kind).sampling_fraction
-        grads = run.gradients(kind)
+        grads = run.gradients(kind) if workers == 1 else run.together(workers, kind)
         losses = _losses(run, kind)
         made = [job.compressor for job in here]
         for row in replay_rows(grads, made, seed=seed, losses=losses):
-            labels = here[row.pop("index")].labels
+            labels = {**here[row.pop("index")].labels, "workers": workers}
             rows.append({**labels, **row, "sampling_fraction": fraction})
             if progress:
                 progress(len(rows), total)
@@ -184,6 +198,7 @@ def replay(
     ratios: Sequence[float] = RATIOS,
     feedback: Sequence[str] = ("none",),
     granularity: Sequence[str] = ("model",),
+    workers: int = 1,
     seed: int = 0,
 ) -> Any:
     """Replay captured gradients through compressors: one line a step and compressor.
@@ -195,13 +210,14 @@ def replay(
         ratios: target ratios, each in (0, 1].
         feedback: "none", "ef" (error feedback) or both.
         granularity: "model" (one threshold for all), "parameter" (one for each) or both.
+        workers: how many exchange; their local gradients must have been captured.
         seed: of the random methods.
 
     Returns:
         A pandas DataFrame with the columns of `gradstats.replaying.measure` and of `Job.labels`.
     """
     jobs = plan(run, compressors, ratios=ratios, feedback=feedback, granularity=granularity)
-    return extras.load("pandas").DataFrame(replay_jobs(run, jobs, seed=seed))
+    return extras.load("pandas").DataFrame(replay_jobs(run, jobs, workers=workers, seed=seed))
 
 
 def timing_rows(
@@ -219,6 +235,7 @@ def timing_rows(
     grad = last_finite(run)
     if grad is None:
         return []
+    parts = run.parts(run.kind)
     return [
         {
             "compressor": inner.spec,
@@ -227,11 +244,16 @@ def timing_rows(
             "feedback": feedback,
             "collective": inner.contract.collective,
             "n": grad.numel(),
-            **time_compressor(compressor, grad, seed=seed),
+            **time_compressor(_timeable(compressor, parts), grad, seed=seed),
         }
         for (_, feedback), compressor in _timed(specs, ratios).items()
         for inner in [_inner(compressor)]
     ]
+
+
+def _timeable(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
+    needs_matrices = "matrix" in compressor.contract.needs
+    return _in_parts(compressor, parts) if needs_matrices else compressor
 
 
 def _timed(

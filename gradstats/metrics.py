@@ -46,7 +46,7 @@ def closeness(grad: Tensor, sent: Tensor, residual: Tensor | None) -> dict[str, 
         error = ‖g - ĝ‖/‖g‖, cosine of g and ĝ, error_compensated = ‖e‖/‖ĝ + e‖ (which is error
         without feedback) and residual_ratio = ‖e‖/‖g‖ (NaN without).
     """
-    g, s = grad.double(), sent.double()
+    g, s = grad.double().reshape(-1), sent.double().reshape(-1)
     gg, gs, ss = _dot(g, g), _dot(g, s), _dot(s, s)
     error = _ratio(max(gg - 2 * gs + ss, 0.0), gg)
     angle = gs / math.sqrt(gg * ss) if gg * ss else math.nan

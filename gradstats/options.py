@@ -33,6 +33,9 @@ Specs = Annotated[
         help="Compressors with commas, e.g. topk,sidco-e(0.01); all: the reference methods too."
     ),
 ]
+Workers = Annotated[
+    int, typer.Option(help="How many workers exchange; their local gradients must be there.")
+]
 Kernels = Annotated[str, typer.Option(help="auto, or eager: the plain torch that defines them.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]

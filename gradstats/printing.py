@@ -112,6 +112,14 @@ def print_series(folder: Path) -> None:
     print_table(title, table.reset_index())
 
 
+def print_aggregates(methods: Any) -> None:
+    """Print one line a method: what became of the mean over several workers."""
+    columns = ["compressor", "feedback", "granularity", "nmse", "nmse_workers", "khat_over_k"]
+    columns += ["bits", "wire", "sum_bits", "fp16_error", "status"]
+    good = methods.sort_values("nmse")
+    print_table("Mean over workers: medians over steps", good[columns])
+
+
 def print_methods(methods: Any) -> None:
     """Print one line a method."""
     columns = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]

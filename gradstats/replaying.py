@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, linear_regression, median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradstats.compressors import Compressor, ErrorFeedback, Payload, Rng, from_bytes
+from gradstats.collectives import Traffic
+from gradstats.compressors import Collective, Compressor, ErrorFeedback, Rng, Step, from_bytes
+from gradstats.compressors.base import answer
+from gradstats.exchange import Exchange, simulate
 from gradstats.metrics import closeness
 
 Row = dict[str, Any]
+Clock = Callable[[Callable[[], Any]], tuple[float, Any]]
 SETTLED_CHANGE = 0.05
 STEPS_TO_SETTLE = 200
 WARM_UP = 3
@@ -23,7 +28,7 @@ TIMING_SECONDS = 1.0
 
 
 def replay_rows(
-    grads: Iterable[tuple[int, Tensor]],
+    grads: Iterable[tuple[int, Tensor | Sequence[Tensor]]],
     compressors: Sequence[Compressor],
     *,
     seed: int = 0,
@@ -32,7 +37,7 @@ def replay_rows(
     """Run compressors over gradients in order, each with its own state from step to step.
 
     Args:
-        grads: (step, flat gradient) in the order of training.
+        grads: (step, flat gradient, or those of several workers) in the order of training.
         compressors: all see every gradient.
         seed: of the random methods.
         losses: of the steps, for the methods that need them.
@@ -41,36 +46,51 @@ def replay_rows(
         A row a step and compressor: what `measure` gives, with index (of the compressor), step and
         status: "ok", or why there is no measurement. A compressor that fails is not called again.
     """
-    states: list[Any] = [None] * len(compressors)
-    failed: dict[int, str] = {}
-    started = False
-    for step, grad in grads:
-        broken = int((~grad.isfinite()).sum())
-        if not started and not broken:
-            started = True
-            for index, compressor in enumerate(compressors):
-                try:
-                    states[index] = compressor.init(grad)
-                except Exception as error:
-                    failed[index] = failure(error, "in init")
-        for index, compressor in enumerate(compressors):
-            where = {"index": index, "step": step}
-            status = failed.get(index, "ok")
-            if broken:
-                status = f"skipped: {broken} of {grad.numel()} elements are NaN or inf"
-            row: Row = {**NOT_MEASURED, "n": grad.numel()}
-            if status == "ok" and "loss" in compressor.contract.needs:
-                loss = (losses or {}).get(step, math.nan)
-                if math.isnan(loss):
-                    status = "skipped: the loss of this step was not captured"
-                else:
-                    states[index] = compressor.observe(states[index], loss)
-            if status == "ok":
-                try:
-                    row, states[index] = measure(compressor, grad, states[index], Rng(seed, step))
-                except Exception as error:  # anyone's compressor may run here
-                    status = failed[index] = failure(error, f"at step {step}")
-            yield {**where, **row, "status": status}
+    folded: list[_Fold] | None = None
+    for step, found in grads:
+        workers = [found] if isinstance(found, Tensor) else list(found)
+        numel = workers[0].numel()
+        broken = sum(int((~grad.isfinite()).sum()) for grad in workers)
+        if folded is None and not broken:
+            folded = [_Fold(compressor, workers) for compressor in compressors]
+        for index in range(len(compressors)):
+            row: Row = {**NOT_MEASURED, "n": numel}
+            if broken or folded is None:
+                status = f"skipped: {broken} of {numel * len(workers)} elements are NaN or inf"
+            else:
+                found_row, status = folded[index].step(step, workers, seed, losses or {})
+                row |= found_row
+            yield {"index": index, "step": step, **row, "status": status}
+
+
+class _Fold:
+    """One compressor on its way through the steps, with a state a worker."""
+
+    def __init__(self, compressor: Compressor, workers: Sequence[Tensor]) -> None:
+        self._compressor, self._failed = compressor, ""
+        try:
+            self._states = [compressor.init(grad) for grad in workers]
+        except Exception as error:  # anyone's compressor may run here
+            self._failed = failure(error, "in init")
+
+    def step(
+        self, step: int, workers: Sequence[Tensor], seed: int, losses: Mapping[int, float]
+    ) -> tuple[Row, str]:
+        """What was measured, and the status."""
+        if self._failed:
+            return {}, self._failed
+        if "loss" in self._compressor.contract.needs:
+            loss = losses.get(step, math.nan)
+            if math.isnan(loss):
+                return {}, "skipped: the loss of this step was not captured"
+            self._states = [self._compressor.observe(state, loss) for state in self._states]
+        try:
+            rng = Rng(seed, step, workers=len(workers))
+            row, self._states = measure(self._compressor, workers, self._states, rng)
+        except Exception as error:  # anyone's compressor may run here
+            self._failed = failure(error, f"at step {step}")
+            return {}, self._failed
+        return row, "ok"
 
 
 def compensated(
@@ -105,34 +125,79 @@ MEASURED = (
     "error",
     "error_compensated",
     "cosine",
+    "nmse",
+    "nmse_workers",
     "nbytes",
     "bits",
+    "wire",
+    "sum_bits",
+    "fp16_error",
     "residual_ratio",
 )
 NOT_MEASURED: Row = dict.fromkeys(MEASURED, math.nan)
 
 
-def measure(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple[Row, Any]:
-    """One step of one compressor, and how good it was.
+def measure(
+    compressor: Compressor, grads: Sequence[Tensor], states: Sequence[Any], rng: Rng
+) -> tuple[Row, list[Any]]:
+    """One step of one compressor on all workers, and how good the update was.
+
+    With g the mean of the workers' gradients g_w, ĝ the update and e the mean of the residuals:
+
+    Args:
+        compressor: on every worker.
+        grads: g_w, flat and alike.
+        states: of the workers.
+        rng: of worker 0.
 
     Returns:
-        The row and the next state. khat_over_k counts the elements sent, NaN without a target;
-        error = ‖g - ĝ‖/‖g‖ and cosine are against the gradient; error_compensated is against
-        gradient + residual; nbytes and bits (an element) are those of the payload;
-        residual_ratio = ‖e‖/‖g‖ after the step, NaN where nothing is held back.
+        The row and the next states. error = ‖g - ĝ‖/‖g‖ and cosine are against the mean gradient,
+        as an optimizer sees it; nmse = ‖g - ĝ‖²/‖g‖², and nmse_workers = ‖g - ĝ‖²/mean ‖g_w‖² as
+        the literature on mean estimation has it. error_compensated is against gradient + residual,
+        residual_ratio = ‖e‖/‖g‖ after the step, NaN where nothing is held back. Means over the
+        workers: khat_over_k counts the elements sent, NaN without a target; nbytes and bits (an
+        element) go to collectives; wire is what a ring makes of nbytes. sum_bits is the width of
+        the widest sum of integers, 0 without one; fp16_error what float sums over several workers
+        would lose in float16.
     """
-    payload, state = compressor.encode(grad, state, rng)
-    sent = compressor.received(payload, state)
-    k, asked = compressor.target_count(grad.numel()), compressor.ratio_asked is not None
+    n, numel = len(grads), grads[0].numel()
+    ledgers = [Traffic() for _ in grads]
+    exchanges = [
+        compressor.exchange(grad, state, replace(rng, worker=worker))
+        for worker, (grad, state) in enumerate(zip(grads, states, strict=True))
+    ]
+    steps = simulate(exchanges, ledgers, fp16=n > 1)
+    after = [step.state for step in steps]
+    mean = _mean(grads)
+    residuals = [state.residual.reshape(-1) for state in after if hasattr(state, "residual")]
+    near = closeness(mean, steps[0].update, _mean(residuals) if residuals else None)
+    k, asked = compressor.target_count(numel), compressor.ratio_asked is not None
+    nmse, nbytes = near["error"] ** 2, fmean(ledger.nbytes for ledger in ledgers)
     row = {
-        "n": grad.numel(),
+        "n": numel,
         "k": k,
-        "khat_over_k": payload.count / k if k and asked else math.nan,
-        "nbytes": payload.nbytes,
-        "bits": 8 * payload.nbytes / max(grad.numel(), 1),
-        **closeness(grad, sent, getattr(state, "residual", None)),
+        "khat_over_k": fmean(s.sent.count for s in steps) / k if k and asked else math.nan,
+        "nbytes": nbytes,
+        "bits": 8 * nbytes / max(numel, 1),
+        "wire": fmean(ledger.wire for ledger in ledgers),
+        "sum_bits": ledgers[0].sum_bits,
+        "fp16_error": ledgers[0].fp16_error,
+        "nmse": nmse,
+        "nmse_workers": nmse * _agreement(mean, grads),
+        **near,
     }
-    return row, state
+    return row, after
+
+
+def _agreement(mean: Tensor, grads: Sequence[Tensor]) -> float:
+    """‖g‖²/mean ‖g_w‖²: 1 where all workers have the same gradient."""
+    squares = fmean(float(grad.double().square().sum()) for grad in grads) if grads[1:] else 0.0
+    return float(mean.double().square().sum()) / squares if squares else 1.0
+
+
+def _mean(vectors: Sequence[Tensor]) -> Tensor:
+    """Itself where there is one, else the mean in float64."""
+    return vectors[0] if len(vectors) == 1 else torch.stack(list(vectors)).double().mean(0)
 
 
 def settled(residual_ratios: Sequence[float], target_ratio: float = 1.0) -> bool:
@@ -159,8 +224,9 @@ def time_compressor(compressor: Compressor, grad: Tensor, *, seed: int = 0) -> R
     """Seconds that encoding and decoding take: warm-up, then the medians of several runs.
 
     Encoding ends with what is handed to the network: the bytes of a payload that is gathered, the
-    values of one that is all-reduced. Decoding begins there and ends in a buffer to which it is
-    added. On a CUDA device times are those of events.
+    tensor of the last all-reduce. Decoding begins there, and ends in a buffer to which one payload
+    is added, or with the update that follows an all-reduce. On a CUDA device times are those of
+    events.
 
     Returns:
         encode_seconds and decode_seconds; NaN where the compressor fails (a replay says why).
@@ -179,9 +245,15 @@ def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
     decodings: list[float] = []
     deadline = time.perf_counter() + TIMING_SECONDS
     for i in range(WARM_UP + REPETITIONS):
-        seconds, (payload, state) = clock(lambda s=state: _to_network(compressor, grad, s, rng))  # type: ignore[misc]
-        encodings.append(seconds)
-        decodings.append(clock(lambda p=payload: _from_network(p, out))[0])  # type: ignore[misc]
+        if compressor.contract.collective == "all_reduce":
+            encoding, decoding, state = _timed_rounds(compressor.exchange(grad, state, rng), clock)
+        else:
+            encoding, (payload, state) = clock(
+                lambda s=state: _to_network(compressor, grad, s, rng)  # type: ignore[misc]
+            )
+            decoding, _ = clock(lambda p=payload: from_bytes(p).add_to(out))  # type: ignore[misc]
+        encodings.append(encoding)
+        decodings.append(decoding)
         if i > WARM_UP + 1 and time.perf_counter() > deadline:
             break
     return {
@@ -190,16 +262,28 @@ def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
     }
 
 
-def _to_network(
-    compressor: Compressor, grad: Tensor, state: Any, rng: Rng
-) -> tuple[Payload | bytes, Any]:
+def _timed_rounds(exchange: Exchange[Step], clock: Clock) -> tuple[float, float, Any]:
+    """Seconds up to the last collective and after it, and the state then."""
+    encoding, result = 0.0, None
+    while True:
+        seconds, found = clock(lambda r=result: _next(exchange, r))  # type: ignore[misc]
+        if isinstance(found, Step):
+            return encoding, seconds, found.state
+        encoding += seconds
+        result = answer(found)
+
+
+def _next(exchange: Exchange[Step], result: Any) -> Collective | Step:
+    try:
+        return exchange.send(result)
+    except StopIteration as end:
+        step: Step = end.value
+        return step
+
+
+def _to_network(compressor: Compressor, grad: Tensor, state: Any, rng: Rng) -> tuple[bytes, Any]:
     payload, state = compressor.encode(grad, state, rng)
-    return payload if payload.summable else payload.to_bytes(), state
-
-
-def _from_network(received: Payload | bytes, out: Tensor) -> None:
-    payload = from_bytes(received) if isinstance(received, bytes) else received
-    payload.add_to(out)
+    return payload.to_bytes(), state
 
 
 def _wall_seconds(work: Callable[[], Any]) -> tuple[float, Any]:

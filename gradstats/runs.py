@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,43 @@ class Run:
         for row in self.rows(kind):
             yield self.gradient(row, kind)
 
+    def beside(self, workers: int) -> tuple[Run, ...]:
+        """The first workers' rows of the same selection; itself for one.
+
+        Raises:
+            ValueError: fewer were captured, or their gradients are those after a reduction.
+        """
+        if workers == 1:
+            return (self,)
+        there = self.store.workers
+        if not 1 < workers <= len(there):
+            remedy = "gradstats import --workers makes some of micro-batches"
+            rule = f"workers must be from 1 to {len(there)}, those captured, got {workers!r}"
+            raise ValueError(f"{rule}; {remedy}")
+        found = tuple(replace(self, worker=worker) for worker in there[:workers])
+        points = {run.point or (run.points or ("unknown",))[0] for run in found}
+        if points - {"local", "unknown"}:
+            fact = f"got the point {', '.join(sorted(points))}"
+            raise ValueError(f"gradients of several workers must be local ones, {fact}")
+        return found
+
+    def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
+        """(step, flat gradient of each worker) of the selected steps that all of them have.
+
+        Raises:
+            ValueError: as `beside`, or they track other elements.
+        """
+        runs = self.beside(workers)
+        ids = [run.stream(kind).element_ids or {} for run in runs]
+        if any(other.keys() != ids[0].keys() for other in ids) or any(
+            not np.array_equal(other[dtype], ids[0][dtype]) for other in ids for dtype in other
+        ):
+            raise ValueError("workers must track the same elements, got different ones")
+        rows = [{int(run.stream(kind).steps[row]): row for row in run.rows(kind)} for run in runs]
+        for step in sorted(set(rows[0]).intersection(*rows[1:])):
+            pairs = zip(runs, rows, strict=True)
+            yield step, [run.gradient(of[step], kind)[1] for run, of in pairs]
+
     def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
         """(step, flat gradient of the selected parameters) of one row."""
         stream = self.stream(kind)
@@ -206,7 +243,12 @@ class Run:
         """
         whole = {parameter.name: parameter.numel for parameter in self.store.parameters}
         return tuple(
-            Part(parameter.name, parameter.numel, dense=whole[parameter.name] < MIN_NUMEL)
+            Part(
+                parameter.name,
+                parameter.numel,
+                dense=whole[parameter.name] < MIN_NUMEL,
+                shape=parameter.shape if kind == "full" else (),
+            )
             for parameter in self.stream(kind).parameters
             if parameter.name in self.selected
         )

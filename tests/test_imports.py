@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "exchange": ("collectives", "compressors"),
     "memories": ("compressors",),
     "ddp_hooks": ("collectives", "compressors", "exchange", "memories"),
-    "replaying": ("compressors", "metrics", "network", "summary"),
+    "replaying": ("collectives", "compressors", "exchange", "metrics"),
     "contract_laws": ("compressors",),
     "compressor_laws": ("compressors", "contract_laws", "examples", "exchange"),
     "testing": ("compressor_laws", "families"),

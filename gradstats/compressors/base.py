@@ -182,10 +182,6 @@ class Compressor(ABC):
         """The state once the loss of the coming step is known; of use where `needs` has "loss"."""
         return state
 
-    def received(self, payload: Payload, state: State) -> Tensor:
-        """The gradient as a receiver has it after this step, `[d]`."""
-        return payload.decode()
-
     def __or__(self, stage: object) -> Compressor:
         """What is left of this compressor's payload after another stage, see `pipe.Pipe`."""
         from gradstats.compressors.pipe import Pipe  # which is a compressor itself
@@ -226,6 +222,14 @@ def _written(value: object) -> str:
     return float.__repr__(value) if isinstance(value, float) else str(value)
 
 
+def answer(request: Collective) -> Any:
+    """The result of a collective of a worker that is alone."""
+    if isinstance(request, AllReduce):
+        mean_of_integers = request.levels and request.op == "mean"
+        return request.tensor.float() if mean_of_integers else request.tensor.clone()
+    return [request.payload] if isinstance(request, AllGather) else request.payload
+
+
 def alone(exchange: Generator[Collective, Any, Step]) -> Step:
     """The step of a worker that has no other to exchange with."""
     result: Any = None
@@ -235,11 +239,7 @@ def alone(exchange: Generator[Collective, Any, Step]) -> Step:
         except StopIteration as end:
             step: Step = end.value
             return step
-        if isinstance(request, AllReduce):
-            mean_of_integers = request.levels and request.op == "mean"
-            result = request.tensor.float() if mean_of_integers else request.tensor.clone()
-        else:
-            result = [request.payload] if isinstance(request, AllGather) else request.payload
+        result = answer(request)
 
 
 def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:

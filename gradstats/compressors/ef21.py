@@ -64,11 +64,6 @@ class EF21(Memory):
         _learn(state.own, payload.decode())
         return payload, Estimates(state.own, state.mean, inner)
 
-    def received(self, payload: Payload, state: State) -> Tensor:
-        """The estimate."""
-        estimate: Tensor = state.own.reshape(-1)
-        return estimate
-
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
