@@ -48,7 +48,8 @@ def closeness(grad: Tensor, sent: Tensor, residual: Tensor | None) -> dict[str, 
     """
     g, s = grad.double().reshape(-1), sent.double().reshape(-1)
     gg, gs, ss = _dot(g, g), _dot(g, s), _dot(s, s)
-    error = _ratio(max(gg - 2 * gs + ss, 0.0), gg)
+    lost = gg - 2 * gs + ss
+    error = _ratio(max(lost, 0.0), gg) if math.isfinite(lost) else math.inf  # a sum overflowed
     angle = gs / math.sqrt(gg * ss) if gg * ss else math.nan
     if residual is None:
         held = {"error_compensated": error, "residual_ratio": math.nan}

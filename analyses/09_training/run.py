@@ -1,4 +1,4 @@
-"""Does training with compressed gradients converge, what does it send, and does it resume exactly?"""
+"""Does training with compressed gradients converge, what does it send, does it resume exactly?"""
 
 from __future__ import annotations
 

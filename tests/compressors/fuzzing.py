@@ -37,6 +37,11 @@ SPECS = (
     "co3(fp4)",
     "co3(fp8)",
     "lossless",
+    "powersgd",
+    "svd(3)",
+    "thc",
+    "qsgd-shared(bucket=100)",
+    "count-sketch",
 )
 
 
@@ -56,8 +61,9 @@ def payloads():
     grads = [torch.randn(n, generator=generator) ** 3 for n in (1, 37, 1000, 4096)]
     for spec in SPECS:
         member = compressor(spec)
-        for grad in grads:
-            payload, _ = member.encode(grad, member.init(grad), Rng(seed=len(grad)))
+        for flat in grads:
+            grad = flat.view(-1, 8) if len(flat) % 8 == 0 else flat
+            payload, _ = member.encode(grad, member.init(grad), Rng(seed=len(flat)))
             yield spec, payload.to_bytes()
 
 

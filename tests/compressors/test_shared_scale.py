@@ -1,0 +1,265 @@
+"""Methods whose workers agree before they send: sums of integers, places in turn, sketches."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.stats import norm
+
+from gradstats.collectives import Traffic, incoming, outgoing
+from gradstats.compressors import AllReduce, Rng, compressor
+from gradstats.compressors.alphabets import CLIP, Lattice
+from gradstats.exchange import simulate
+
+D = 4000
+
+
+def gradient(worker, d=D):
+    return torch.randn(d, generator=torch.Generator().manual_seed(worker)) * (1 + worker)
+
+
+def exchanged(spec, workers, step=0, states=None, grads=None):
+    """The steps of all workers, and the ledger of the first."""
+    member = compressor(spec)
+    grads = [gradient(worker) for worker in range(workers)] if grads is None else grads
+    states = [member.init(grad) for grad in grads] if states is None else states
+    ledgers = [Traffic() for _ in grads]
+    steps = simulate(
+        [
+            member.exchange(grad, state, Rng(0, step, "", worker, workers))
+            for worker, (grad, state) in enumerate(zip(grads, states, strict=True))
+        ],
+        ledgers,
+    )
+    return steps, ledgers[0]
+
+
+@pytest.mark.parametrize(
+    "levels", [2, 3, 4, 5, 15, 16, 31, 33, 61, 255, 511, 5000, 40_000, 70_000]
+)
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 16, 100])
+def test_sums_of_integers_are_those_of_their_digits(levels, workers):
+    rng = np.random.default_rng(levels + workers)
+    for numel in (0, 1, 7, 64, 1001):
+        integers = rng.integers(0, levels, (workers, numel))
+        integers[:, : numel // 3] = levels - 1  # the largest sums there are
+        requests = [AllReduce(torch.from_numpy(row), "sum", levels) for row in integers]
+        sent = [outgoing(request, workers) for request in requests]
+        assert all(tensor.dtype in (torch.int64, torch.int32) for tensor in sent)
+        total = sum(sent[1:], sent[0].clone())
+        assert incoming(total, requests[0], workers).tolist() == integers.sum(0).tolist()
+        mean = incoming(total, AllReduce(requests[0].tensor, "mean", levels), workers)
+        np.testing.assert_allclose(mean.numpy(), integers.sum(0) / workers, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("levels", "workers", "bits"),
+    [(3, 2, 64 / 27), (3, 8, 64 / 15), (15, 2, 64 / 13), (15, 4, 6.4)],
+)
+def test_sums_take_as_many_digits_as_a_word_holds(levels, workers, bits):
+    request = AllReduce(torch.zeros(27 * 15 * 13 * 10, dtype=torch.int64), "sum", levels)
+    sent = outgoing(request, workers)
+    assert 8 * sent.nbytes / request.tensor.numel() == pytest.approx(bits, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sum_bits"), [("qsgd-shared", 6), ("terngrad-shared", 4), ("thc", 7), ("intsgd", 0)]
+)
+def test_the_width_of_sums_is_told(spec, sum_bits):
+    """4 workers: sums up to 4 · 14, 4 · 2, 4 · 30; IntSGD begins with floats."""
+    _, ledger = exchanged(spec, 4)
+    assert ledger.sum_bits == sum_bits
+
+
+@pytest.mark.parametrize(
+    "spec", ["qsgd-shared(bucket=128)", "qsgd-shared(norm=l2)", "terngrad-shared(0)"]
+)
+def test_shared_scales_round_to_the_two_neighbours_and_keep_the_mean(spec):
+    workers = 3
+    mean = torch.stack([gradient(worker) for worker in range(workers)]).mean(0)
+    updates = torch.stack([exchanged(spec, workers, step)[0][0].update for step in range(200)])
+    off = updates.double().mean(0) - mean
+    spread = updates.double().std(0) / 200**0.5
+    assert float((off / spread.clamp_min(1e-12)).square().mean()) == pytest.approx(1, abs=0.15)
+
+
+def test_shared_qsgd_rounds_to_multiples_of_the_largest_norm():
+    workers, bucket, s = 2, 512, 7
+    steps, _ = exchanged("qsgd-shared", workers)
+    grads = torch.stack([gradient(worker) for worker in range(workers)])
+    for start in range(0, D, bucket):
+        scale = float(grads[:, start : start + bucket].abs().max())
+        for step, grad in zip(steps, grads, strict=True):
+            sent = step.sent.decode()[start : start + bucket]
+            multiples = sent * s / scale
+            torch.testing.assert_close(multiples, multiples.round(), rtol=0, atol=1e-5)
+            assert float((sent - grad[start : start + bucket]).abs().max()) <= scale / s * 1.0001
+
+
+@pytest.mark.parametrize(("bits", "grid"), [(1, 3), (2, 5), (2, 6), (3, 9)])
+def test_thcs_levels_are_the_best_of_all_subsets(bits, grid):
+    """Brute force, with the loss integrated numerically."""
+
+    def lost(low, high):
+        return quad(lambda x: (x - low) * (high - x) * norm.pdf(x), low, high)[0]
+
+    points = CLIP * (2 * np.arange(grid + 1) / grid - 1)
+    subsets = itertools.combinations(range(1, grid), (1 << bits) - 2)
+    losses = {
+        (0, *inner, grid): sum(
+            lost(points[a], points[b]) for a, b in itertools.pairwise((0, *inner, grid))
+        )
+        for inner in subsets
+    }
+    found = Lattice(bits, grid).integers()
+    assert losses[found] == pytest.approx(min(losses.values()), rel=1e-9)
+
+
+def test_thc_loses_what_a_clipped_normal_law_loses():
+    """One worker: NMSE = E[(x - clip x)²] + what rounding at random loses."""
+    z = np.array(Lattice(4, 30).integers())
+    levels = CLIP * (2 * z / 30 - 1)
+    rounding = sum(
+        quad(lambda x, a=a, b=b: (x - a) * (b - x) * norm.pdf(x), a, b)[0]
+        for a, b in itertools.pairwise(levels)
+    )
+    clipping = 2 * quad(lambda x: (x - CLIP) ** 2 * norm.pdf(x), CLIP, 12)[0]
+    grad = gradient(0, 1 << 16)
+    (step,), _ = exchanged("thc", 1, grads=[grad])
+    nmse = float((step.update - grad).square().sum() / grad.square().sum())
+    assert nmse == pytest.approx(rounding + clipping, rel=0.03)
+
+
+def test_thc_brings_what_was_clipped_by_feedback():
+    member = compressor("ef(thc)")
+    grad = gradient(0)
+    state, total = member.init(grad), torch.zeros(D)
+    for step in range(60):
+        payload, state = member.encode(grad, state, Rng(step=step))
+        payload.add_to(total)
+    torch.testing.assert_close(total + state.residual, 60 * grad, rtol=1e-4, atol=1e-3)
+    assert float(state.residual.norm() / grad.norm()) < 1
+
+
+def test_intsgd_sets_its_step_by_the_updates_before():
+    workers, bits = 4, 8
+    member = compressor("intsgd")
+    grads = [gradient(worker) for worker in range(workers)]
+    mean = torch.stack(grads).mean(0)
+    steps, ledger = exchanged("intsgd", workers, grads=grads)
+    torch.testing.assert_close(steps[0].update, mean)
+    assert ledger.nbytes == 4 * D, "the first step is exact"
+    r = float(mean.double().square().sum())
+    assert steps[0].state == pytest.approx(r)
+    states = [step.state for step in steps]
+    alpha = (D / (2 * workers * r)) ** 0.5
+    steps, ledger = exchanged("intsgd", workers, 1, states, grads)
+    assert 8 * ledger.nbytes / D == pytest.approx(bits, rel=0.01)
+    limit = 127 // workers
+    for step, grad in zip(steps, grads, strict=True):
+        integers = step.sent.decode().double() * alpha
+        torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-3)
+        assert float(integers.abs().max()) <= limit + 1e-3
+        inside = (grad.double() * alpha).abs() < limit - 1
+        assert float((integers - grad.double() * alpha)[inside].abs().max()) <= 1.001
+    after = 0.9 * r + 0.1 * float(steps[0].update.double().square().sum())
+    assert steps[0].state == pytest.approx(after)
+    assert member.init(grads[0]) == 0
+
+
+def test_clt_k_lets_the_workers_choose_in_turn():
+    workers = 3
+    grads = [gradient(worker) for worker in range(workers)]
+    for step in range(5):
+        steps, ledger = exchanged("clt-k(0.01)", workers, step)
+        leader = grads[step % workers]
+        places = leader.abs().topk(40).indices.sort().values
+        expected = torch.zeros(D)
+        expected[places] = torch.stack(grads).mean(0)[places]
+        for each in steps:
+            torch.testing.assert_close(each.update, expected)
+        assert ledger.volumes["all_reduce"].nbytes == 4 * 40
+        assert (ledger.volumes["broadcast"].nbytes > 0) == (step % workers == 0)
+
+
+def test_lowpass_is_scalecoms_filter():
+    grads = [gradient(worker).double() for worker in range(8)]
+    member = compressor("lowpass(topk(0.01), beta=0.3)")
+    state, memory = member.init(grads[0]), torch.zeros(D, dtype=torch.float64)
+    for grad in grads:
+        payload, state = member.encode(grad, state)
+        waiting = memory + grad
+        sent = torch.zeros_like(waiting)
+        places = waiting.abs().topk(40).indices
+        sent[places] = waiting[places]
+        torch.testing.assert_close(payload.decode(), sent)
+        memory = 0.7 * memory + 0.3 * (waiting - sent)
+        torch.testing.assert_close(state.residual, memory)
+
+
+def test_lowpass_of_beta_one_is_error_feedback():
+    plain, filtered = compressor("ef(topk(0.01))"), compressor("lowpass(topk(0.01), beta=1)")
+    states = [member.init(gradient(0)) for member in (plain, filtered)]
+    for worker in range(4):
+        sent = []
+        for i, member in enumerate((plain, filtered)):
+            payload, states[i] = member.encode(gradient(worker), states[i])
+            sent.append(payload.decode())
+        assert torch.equal(*sent)
+
+
+@pytest.mark.parametrize(
+    ("rows", "estimate", "expected", "tolerance"),
+    [(1, "mean", 5.0, 0.06), (5, "mean", 1.0, 0.06), (5, "median", 1.27, 0.06)],
+)
+def test_count_sketch_loses_what_theory_says(rows, estimate, expected, tolerance):
+    """D = 20,000 in rows of 4,000: (d - 1)/(C R) for the mean; the median was measured."""
+    grad = gradient(0, 20_000)
+    member = compressor(f"count-sketch({rows / 5}, rows={rows}, estimate={estimate})")
+    nmse = [
+        float((member.encode(grad, None, Rng(step=step))[0].decode() - grad).square().sum())
+        / float(grad.square().sum())
+        for step in range(12)
+    ]
+    assert np.mean(nmse) == pytest.approx(expected, rel=tolerance)
+
+
+def test_count_sketch_is_linear():
+    steps, _ = exchanged("count-sketch(estimate=mean)", 3)
+    mean = torch.stack([gradient(worker) for worker in range(3)]).mean(0)
+    payload, _ = compressor("count-sketch(estimate=mean)").encode(mean, None, Rng())
+    torch.testing.assert_close(steps[0].update, payload.decode(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_heavy_element_is_found_in_a_sketch():
+    grad = torch.zeros(D)
+    grad[777] = -50.0
+    payload, _ = compressor("count-sketch").encode(grad + gradient(0) * 0.01, None, Rng())
+    assert int(payload.decode().abs().argmax()) == 777
+    assert float(payload.decode()[777]) == pytest.approx(-50, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("thc(9)", "bits"),
+        ("thc(4, grid=14)", "grid"),
+        ("intsgd(1)", "bits"),
+        ("intsgd(beta=1.0)", "beta"),
+        ("count-sketch(0)", "share"),
+        ("count-sketch(rows=4)", "odd"),
+        ("count-sketch(rows=65)", "rows"),
+        ("count-sketch(estimate=mode)", "estimate"),
+        ("lowpass(topk(0.1), beta=0)", "beta"),
+        ("qsgd-shared(1)", "bits"),
+        ("terngrad-shared(-1)", "clip"),
+        ("clt-k(0)", "ratio"),
+        ("powersgd | qsgd", "one message"),
+        ("topk(0.1) | thc", "one message"),
+    ],
+)
+def test_settings_out_of_range_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        compressor(spec)
