@@ -44,7 +44,8 @@ class CompressorState:
     """What `compress_hook` keeps on one worker; every worker makes one, at the same place.
 
     Making it is a collective: the workers compare their settings, and exchange a small matrix by
-    way of trial, so that what cannot work is refused before the training.
+    way of trial, so that what cannot work is refused before the training. Where
+    `torch.distributed` is not initialized yet, this happens in the first backward pass.
 
     Args:
         process_group: as DistributedDataParallel has it; None is the default one.
@@ -68,8 +69,7 @@ class CompressorState:
 
     Raises:
         ValueError: settings out of range, or not the same on all workers.
-        RuntimeError: torch.distributed is not initialized, or the backend cannot carry this
-            compressor's collectives.
+        RuntimeError: the backend cannot carry this compressor's collectives.
     """
 
     def __init__(
@@ -97,10 +97,23 @@ class CompressorState:
         self._sent = self._asked = 0
         self._numbers: dict[Tensor, int] = {}
         self._memories = Memories(self.compressor)
-        self._group = Group(process_group)
-        self._group.device = _device(process_group)
+        self._process_group = process_group
+        self._joined: Group | None = None
+        if dist.is_available() and dist.is_initialized():
+            self._join()
+
+    def _join(self) -> Group:
+        """Meet the other workers; refuses what cannot work."""
+        self._joined = group = Group(self._process_group)
+        group.device = _device(self._process_group)
         self._agree_on_settings()
         self._try()
+        return group
+
+    @property
+    def _group(self) -> Group:
+        # trainers that set up torch.distributed themselves are handed a state before they do
+        return self._joined or self._join()
 
     @property
     def traffic(self) -> Traffic:
@@ -158,6 +171,9 @@ class CompressorState:
     def reduce(self, bucket: dist.GradBucket) -> None:  # type: ignore[name-defined]
         """Replace a bucket's gradients by what those of all workers come to."""
         buffer = bucket.buffer()
+        if buffer.is_sparse:
+            fact = "got sparse ones, make the embedding with sparse=False"
+            raise ValueError(f"gradients must be dense to be compressed, {fact}")
         self._group.device = buffer.device
         members = self._members(bucket)
         broken = self._tell(members, _broken(buffer))
@@ -195,8 +211,8 @@ class CompressorState:
         return any(flag for _, flag in told)
 
     def _compress(self, members: Sequence[_Member]) -> None:
-        large = [m for m in members if m.grad.dim() > 1 and m.grad.numel() >= self.min_numel]
-        small = [member for member in members if member not in large]
+        large = [member for member in members if self._is_large(member.grad)]
+        small = [member for member in members if not self._is_large(member.grad)]
         each = [[member] for member in large]
         units = [large] if large and self.by == "bucket" else each
         scale = self.scaler.get_scale() if self.scaler else 1.0
@@ -216,6 +232,9 @@ class CompressorState:
             if self.compressor.ratio_asked is not None:
                 self._sent += step.sent.count
                 self._asked += self.compressor.target_count(step.sent.numel)
+
+    def _is_large(self, grad: Tensor) -> bool:
+        return grad.dim() > 1 and grad.numel() >= self.min_numel
 
     def _exchange(self, unit: Sequence[_Member]) -> Exchange[Step]:
         grads, keys = _grads(unit), _keys(unit)

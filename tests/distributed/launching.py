@@ -62,4 +62,4 @@ def main():
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # a backward pass that was interrupted leaves threads that end in an abort
+    os._exit(0)  # gloo's threads may abort a process that ends while a group is in use

@@ -4,6 +4,7 @@ import copy
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -470,3 +471,39 @@ def sharded(worker, workers):
     except (TypeError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+class Looking(nn.Module):
+    """An embedding with sparse gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 8, sparse=True), nn.Linear(8, 2)
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids))
+
+
+def sparse(worker, workers):
+    """What a model with sparse gradients is told."""
+    model = DistributedDataParallel(Looking())
+    model.register_comm_hook(CompressorState(None, "topk(0.01)"), compress_hook)
+    try:
+        model(torch.tensor([1, 2])).sum().backward()
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def early(worker, workers, meeting):
+    """A state that is made before the process group, as some trainers have it."""
+    dist.destroy_process_group()
+    state = CompressorState(None, "ef(topk(0.05))", by="parameter", min_numel=MIN_NUMEL)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=worker, world_size=workers
+    )
+    model = DistributedDataParallel(net())
+    model.register_comm_hook(state, compress_hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, worker, range(STEPS))
+    return weights(model)
