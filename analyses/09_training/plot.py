@@ -10,7 +10,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
-LEFT_OUT = ("plain DDP", "dense, another seed")
+LEFT_OUT = ("plain DDP", "dense, another seed", "Top-k", "Top-k, 5 %", "SIDCo-E, 5 %")
 
 
 def main() -> None:
@@ -29,12 +29,12 @@ def main() -> None:
         )
         for ax, x in ((left, "step"), (right, "megabytes")):
             seaborn.lineplot(
-                points, x=x, y="loss", hue="method", style="method", ax=ax, legend=ax is right
+                points, x=x, y="loss", hue="method", style="method", ax=ax, legend=ax is left
             )
             ax.set(ylabel=f"training loss, mean over {report['bin']} steps")
         left.set(title=f"{workers} workers")
         right.set(xscale="log", xlabel="megabytes that a worker sends on a ring, so far")
-        right.legend(fontsize="small", title=None)
+        left.legend(fontsize="small", title=None, ncols=2)
     figure.savefig(FOLDER / "loss.png", dpi=110)
 
 

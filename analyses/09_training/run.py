@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import tempfile
+from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -18,13 +20,18 @@ from training import BATCH, Training, join, pictures
 
 import gradstats
 
-RATIO = 0.01
+Data = tuple[torch.Tensor, torch.Tensor]
+RATIO, HIGHER = 0.01, 0.05
 METHODS = {
     "plain DDP": "",
     "dense": "none",
     "Top-k": f"ef(topk({RATIO}))",
     "ExactThreshold": f"ef(exact-threshold({RATIO}))",
     "SIDCo-E": f"ef(sidco-e({RATIO}))",
+    "Top-k, 5 %": f"ef(topk({HIGHER}))",
+    "ExactThreshold, 5 %": f"ef(exact-threshold({HIGHER}))",
+    "SIDCo-E, 5 %": f"ef(sidco-e({HIGHER}))",
+    "ExactThreshold, velocity": f"velocity(exact-threshold({RATIO}))",
     "QSGD, 4 bits": "qsgd",
     "PowerSGD, rank 2": "ef(powersgd)",
     "CO3, fp4": "ef(co3, gamma=0.7)",
@@ -32,38 +39,50 @@ METHODS = {
     "THC": "ef(thc)",
     "CLT-k": f"ef(clt-k({RATIO}))",
 }
+OTHER_SEED = "dense, another seed"
 HELD_OUT = 2_000
+WARM_UP = 5  # steps that are not timed
 BIN = 20  # steps that a point of the report is the mean of
 
 
-def work(rank: int, workers: int, folder: str, options: argparse.Namespace) -> None:
-    """What one worker does; worker 0 writes the rows."""
+def work(rank: int, workers: int, folder: str, options: argparse.Namespace, what: str) -> None:
+    """What one worker does; worker 0 writes what was found."""
     path = Path(folder)
-    join(rank, workers, str(path / f"meeting-{workers}"))
+    join(rank, workers, str(path / f"meeting-{workers}-{what}"))
     images, labels = torch.load(path / "pictures.pt", mmap=True)
     seen = (images[HELD_OUT:], labels[HELD_OUT:])
-    unseen = (images[:HELD_OUT].contiguous(), labels[:HELD_OUT])
-    found: dict[str, Any] = {}
-    seeds = [("dense, another seed", "none", 1)]
-    for name, spec, seed in [*((name, spec, 0) for name, spec in METHODS.items()), *seeds]:
-        training = Training(spec, seen, options.steps, seed)
-        rows = training.run(options.steps)
-        found[name] = {
-            "spec": spec,
-            "rows": binned(rows),
-            **totals(rows),
-            "accuracy": training.accuracy(unseen),
-            "weights": training.check(),
+    if what == "timings":
+        found: dict[str, Any] = {
+            "timings": {name: timed(spec, seen, options) for name, spec in options.chosen.items()}
         }
-        if rank == 0:
-            told = {key: value for key, value in found[name].items() if key != "rows"}
-            print(workers, name, told, flush=True)
-    resumed = {name: resume(spec, seen, path, options) for name, spec in METHODS.items() if spec}
+    else:
+        unseen = (images[:HELD_OUT].contiguous(), labels[:HELD_OUT])
+        found = {"methods": trained(seen, unseen, options)}
+        found["resumed"] = {
+            name: resume(spec, seen, path, options)
+            for name, spec in options.chosen.items()
+            if spec
+        }
     if rank == 0:
-        report = {"methods": found, "resumed": resumed}
-        (path / f"workers-{workers}.json").write_text(json.dumps(report))
+        (path / f"{what}-{workers}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def trained(seen: Data, unseen: Data, options: argparse.Namespace) -> dict[str, Any]:
+    """A whole training of every method, and a dense one from another seed."""
+    found: dict[str, Any] = {}
+    plan = [(name, spec, 0) for name, spec in options.chosen.items()]
+    plan += [] if options.only else [(OTHER_SEED, "none", 1)]
+    for name, spec, seed in plan:
+        training = Training(spec, seen, options.steps, seed)
+        rows = training.run(options.steps)
+        end = {"accuracy": training.accuracy(unseen), "weights": training.check()}
+        found[name] = {"spec": spec, "rows": binned(rows), **totals(rows), **end}
+        if dist.get_rank() == 0:
+            told = {key: value for key, value in found[name].items() if key != "rows"}
+            print(dist.get_world_size(), name, told, flush=True)
+    return found
 
 
 def binned(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -80,18 +99,13 @@ def binned(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What one run comes to: losses, bytes and milliseconds a step, k̂/k."""
+    """What one run comes to: the loss of the last tenth, bytes a step, k̂/k."""
     last = rows[-len(rows) // 10 :]
-    found = {
-        "loss": fmean(row["loss"] for row in last),
-        "milliseconds": 1e3 * median(row["seconds"] for row in rows),
-    }
+    found = {"loss": fmean(row["loss"] for row in last)}
     if "nbytes" not in last[0]:
         return found
     for kind in ("nbytes", "wire"):
         found[f"{kind}_a_step"] = last[-1][kind] / len(rows)
-    for kind in ("encode", "communicate", "decode"):
-        found[f"{kind}_milliseconds"] = 1e3 * last[-1][kind] / len(rows)
     kept = [row["khat_over_k"] for row in rows if row["khat_over_k"] == row["khat_over_k"]]
     if kept:
         tenth = sorted(kept)[len(kept) // 10], sorted(kept)[-1 - len(kept) // 10]
@@ -103,7 +117,19 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def resume(spec: str, data: Any, folder: Path, options: argparse.Namespace) -> bool:
+def timed(spec: str, data: Data, options: argparse.Namespace) -> dict[str, float]:
+    """Medians of milliseconds a step, and of what the hook spent of them."""
+    training = Training(spec, data, options.steps)
+    training.run(WARM_UP)
+    rows = training.run(WARM_UP + (4 if options.quick else 60))
+    found = {"step": 1e3 * median(row["seconds"] for row in rows)}
+    for kind in ("encode", "communicate", "decode") if spec else ():
+        spent = [after[kind] - before[kind] for before, after in pairwise(rows)]
+        found[kind] = 1e3 * median(spent)
+    return found
+
+
+def resume(spec: str, data: Data, folder: Path, options: argparse.Namespace) -> bool:
     """Whether a training that stops, is saved and goes on ends with the same weights."""
     half, whole = options.resumed // 2, options.resumed
     straight = Training(spec, data, options.steps)
@@ -121,13 +147,13 @@ def main() -> None:
     """Write report.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few steps, two workers")
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("GRADSTATS_DATA", "data"))
-    )
+    parser.add_argument("--timings", action="store_true", help="only time, into the report")
+    parser.add_argument("--only", default="", help="glob: those methods alone, into the report")
+    folder = Path(os.environ.get("GRADSTATS_DATA", "data"))
+    parser.add_argument("--data", type=Path, default=folder)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
-    options.steps, options.resumed = (30, 6) if options.quick else (800, 40)
-    limit = HELD_OUT + (1_000 if options.quick else 20_000)
+    options.steps, options.resumed = (12, 4) if options.quick else (800, 40)
     report: dict[str, Any] = {
         "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
         "versions": {"gradstats": gradstats.__version__, "torch": torch.__version__},
@@ -136,14 +162,26 @@ def main() -> None:
         "bin": BIN,
         "workers": {},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        images, labels, report["pictures"] = pictures(options.data, limit)
-        torch.save((images, labels), Path(folder) / "pictures.pt")
+    if options.timings or options.only:
+        report = json.loads(options.out.read_text())
+    options.chosen = {n: spec for n, spec in METHODS.items() if fnmatch(n, options.only or "*")}
+    for what in ("timings",) if options.timings else ("trainings", "timings"):
         for workers in (2,) if options.quick else (2, 4):
-            mp.spawn(work, (workers, folder, options), nprocs=workers)
-            found = (Path(folder) / f"workers-{workers}.json").read_text()
-            report["workers"][str(workers)] = json.loads(found)
+            found, report["pictures"] = launched(workers, options, what)
+            kept = report["workers"].setdefault(str(workers), {})
+            for part, lines in found.items():
+                kept.setdefault(part, {}).update(lines)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def launched(workers: int, options: argparse.Namespace, what: str) -> tuple[dict[str, Any], str]:
+    """What so many processes find, and the data they have."""
+    limit = HELD_OUT + (1_000 if options.quick else 20_000)
+    with tempfile.TemporaryDirectory() as folder:
+        images, labels, source = pictures(options.data, limit)
+        torch.save((images, labels), Path(folder) / "pictures.pt")
+        mp.spawn(work, (workers, folder, options, what), nprocs=workers)
+        return json.loads((Path(folder) / f"{what}-{workers}.json").read_text()), source
 
 
 if __name__ == "__main__":
