@@ -36,6 +36,7 @@ class Settings:
     track: int | None = DEFAULT_TRACK
     summary: bool = False
     shadow: Sequence[str] = ()
+    weights: bool = False
     at: str | Sequence[str] = "auto"
     parameters: str | Sequence[str] = "*"
     max_bytes: int | str = "20GB"
@@ -92,6 +93,7 @@ def _start(optimizer: Optimizer, settings: Settings) -> None:
         track=settings.track,
         summary=settings.summary,
         shadow=settings.shadow,
+        weights=settings.weights,
         at=settings.at,
         parameters=settings.parameters,
         max_bytes=settings.max_bytes,

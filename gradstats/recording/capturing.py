@@ -58,6 +58,7 @@ def capture(
     summary: bool = False,
     on_summary: OnSummary | None = None,
     shadow: Sequence[str] = (),
+    weights: bool = False,
     at: str | Sequence[str] = "auto",
     parameters: str | Sequence[str] = "*",
     max_bytes: int | str = "20GB",
@@ -89,6 +90,7 @@ def capture(
             implies ``summary``.
         shadow: Compressors, such as ``"ef(topk(0.01))"``, that get the tracked elements of every
             step beside the training and keep their memories; what each did is stored.
+        weights: Keep the parameters' values with every full row, as they were in the forward pass.
         at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
             every process), "reduced" (as the optimizer is about to get it, before
             ``clip_grad_norm_``), "clipped" (after), or several. "auto" is "local" under
@@ -147,6 +149,7 @@ def capture(
             slots=_WAITING[kind],
             element_ids=ids if kind == "track" else None,
             wait=when_full == "block",
+            weights=weights,
         )
         for point in points
         for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)

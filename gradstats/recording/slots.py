@@ -42,6 +42,7 @@ class Slot:
         cost: Bytes its row takes on disk.
         flat: One vector a dtype; in host memory, but on the device for Summaries.
         present: One truth value a parameter: it had a gradient.
+        weights: As `flat`, the values of the parameters; empty where they are not wanted.
         sparse: Indices and values of sparse gradients by the parameter's place in the table.
         scalars: float64, NaN where not known.
         numbers: The same memory as an array.
@@ -58,6 +59,7 @@ class Slot:
         self.cost = 0
         self.present = np.zeros(0, dtype=bool)
         self.flat = empty(widths, **({"device": device} if on_device else {"pin_memory": pinned}))
+        self.weights = empty(widths, pin_memory=pinned) if source.weights else {}
         self.sparse: dict[int, tuple[Tensor, Tensor]] = {}
         self.scalars = torch.empty(6, dtype=torch.float64, device="cpu", pin_memory=pinned)
         self.numbers = self.scalars.numpy()  # the same memory

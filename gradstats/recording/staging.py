@@ -34,6 +34,7 @@ class Source:
         slots: How many rows may wait to be written.
         element_ids: Sampled elements by dtype, sorted; None for whole rows.
         wait: Wait for the writer when all slots are in use, rather than stage nothing.
+        weights: Copy the parameters' values too, of whole rows.
 
     Attributes:
         cost: Bytes that one row takes on disk, sparse gradients aside.
@@ -51,7 +52,9 @@ class Source:
         slots: int,
         element_ids: Mapping[str, np.ndarray] | None = None,
         wait: bool = True,
+        weights: bool = False,
     ) -> None:
+        self.weights = weights and kind == "full"
         self.kind, self.point, self.element_ids = kind, point, element_ids
         self.densified: str | None = None
         self.fires = [0] * len(table)
@@ -70,6 +73,7 @@ class Source:
         ]
         self._sharded = any(hasattr(tensor, "to_local") for tensor in tensors)
         self._scratch: dict[str, Tensor] = {}
+        self._weight_scratch: dict[str, Tensor] = {}
         self._views: list[Tensor] = []
         self._scratch_views: list[Tensor] = []
         self._samples = self._place_samples(element_ids or {})
@@ -80,7 +84,8 @@ class Source:
     def nbytes(self) -> int:
         """Bytes of one row's vectors."""
         itemsize = {dtype: getattr(torch, dtype).itemsize for dtype in self._widths}
-        return sum(width * itemsize[dtype] for dtype, width in self._widths.items())
+        once: int = sum(width * itemsize[dtype] for dtype, width in self._widths.items())
+        return (2 if self.weights else 1) * once
 
     @property
     def elements(self) -> int:
@@ -184,10 +189,27 @@ class Source:
             slot.ready.record()
         for dtype in () if self._direct else self._flats:
             self.lane.send(self._flats[dtype], slot.flat[dtype], slot)
+        if self.weights:
+            self._copy_weights(slot)
         kept = sum(i.nbytes + v.nbytes for i, v in slot.sparse.values())
         slot.cost = self.cost + kept
         self._slot = None
         return slot
+
+    def _copy_weights(self, slot: Slot) -> None:
+        """Copy the values that the gradients were taken at: no step has changed them yet."""
+        flats = slot.weights
+        if not self._direct:
+            flats = self._weight_scratch = self._weight_scratch or empty(
+                self._widths, device=self.lane.device
+            )
+            self.lane.before_overwriting()
+        dense = [i for i, (p, _) in enumerate(self._members) if p.layout == "dense"]
+        views = self._laid_out(flats)
+        values = [local(self._tensors[i]) for i in dense]
+        torch._foreach_copy_([views[i] for i in dense], values)
+        for dtype in () if self._direct else flats:
+            self.lane.send(flats[dtype], slot.weights[dtype], slot)
 
     def abandon(self) -> None:
         """Drop the row that is being made, if there is one."""
@@ -291,6 +313,12 @@ class Source:
                 f"cannot record {parameter.name!r}: its gradient is {grad.dtype} and the store "
                 f"holds {parameter.dtype}; attach after the model has its final dtype"
             )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a parameter lies on this process: of a sharded one (DTensor) the shard."""
+    found = tensor.detach()
+    return cast(Tensor, found.to_local()) if hasattr(found, "to_local") else found
 
 
 def gradient_of(tensor: nn.Parameter) -> Tensor | None:

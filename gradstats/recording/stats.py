@@ -13,7 +13,7 @@ class Stats:
         full_rows: Whole gradients on disk.
         tracked_rows: Rows of tracked elements on disk.
         summary_rows: Rows of Summaries on disk.
-        nbytes: Bytes of gradient in them.
+        nbytes: Bytes of gradients and weights in them.
         dropped: Rows that were due and could not be stored.
         thinned: Full rows passed over because of ``max_bytes``.
         nonfinite: Rows on disk that hold a NaN or an infinity.

@@ -167,7 +167,11 @@ class Writer:
             self._on_loss(slots[0].step, sum(slot.cost for slot in slots), error)
         else:
             self.rows[kind] += len(slots)
-            self.nbytes += sum(flat.nbytes for slot in slots for flat in slot.flat.values())
+            self.nbytes += sum(
+                flat.nbytes
+                for slot in slots
+                for flat in (*slot.flat.values(), *slot.weights.values())
+            )
             self.nonfinite += sum(not math.isfinite(square) for square in squares)
             for slot in slots:
                 self._seen |= slot.present
@@ -221,7 +225,8 @@ class Writer:
             "clip_coefficient": limit / (norm + 1e-6) if norm + 1e-6 > limit else norm * 0 + 1,
         }
         flat = {} if slot.source.kind == "summary" else slot.flat
-        return Row(slot.step, flat, slot.present, coordinates, ragged=ragged)
+        weights = slot.weights or None
+        return Row(slot.step, flat, slot.present, coordinates, weights, ragged)
 
 
 def _summaries(slot: Slot, table: Sequence[Parameter]) -> dict[str, Summary]:

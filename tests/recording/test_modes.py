@@ -175,3 +175,47 @@ def test_the_recipes_of_the_docs_log_what_they_say(path, training, name):
     assert set(logged) == {0, 1}
     assert len(logged[1]) == 4
     assert logged[1][key] == pytest.approx(value.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("at", ["local", "reduced", "clipped"])
+def test_weights_are_those_that_the_gradients_were_taken_at(path, training, at):
+    before = []
+    with capture(
+        training.model, training.optimizer, path, full=every(2), track=20, weights=True, at=at
+    ) as cap:
+        for _ in range(5):
+            before.append([p.detach().clone() for p in training.model.parameters()])
+            cap.log(loss=training.step())
+    stream = GradientStore.open(path).stream(0)
+    names = [name for name, _ in training.model.named_parameters()]
+    assert stream.steps.tolist() == [0, 2, 4]
+    for row, step in enumerate((0, 2, 4)):
+        for name, weight in zip(names, before[step], strict=True):
+            assert torch.equal(stream.read(row, name, "weight"), weight)
+            assert not torch.equal(stream.read(row, name), weight)
+
+
+def test_without_being_asked_for_there_are_no_weights(path, training):
+    with capture(training.model, training.optimizer, path, full=every(1), track=None) as cap:
+        cap.log(loss=training.step())
+    with pytest.raises(LookupError, match="carry none"):
+        GradientStore.open(path).stream(0).read(0, None, "weight")
+
+
+def test_weights_count_as_bytes_of_a_row(path, training):
+    rows = 3
+    sizes = []
+    for weights in (False, True):
+        with capture(
+            training.model,
+            training.optimizer,
+            path,
+            full=every(1),
+            track=None,
+            weights=weights,
+            if_exists="overwrite",
+        ) as cap:
+            for _ in range(rows):
+                cap.log(loss=training.step())
+        sizes.append(cap.stats.nbytes)
+    assert sizes[1] == 2 * sizes[0] > 0
