@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradstats.compressors import compressor
     from gradstats.examples import load_example
+    from gradstats.factorised import factorised_rows
     from gradstats.fits import fit
     from gradstats.frontier import equal_bits
     from gradstats.jobs import replay
@@ -33,6 +34,7 @@ __all__ = [
     "compressor",
     "equal_bits",
     "every",
+    "factorised_rows",
     "fit",
     "load_example",
     "log_spaced",
@@ -55,6 +57,7 @@ _HOMES = {
     "every": "recording",
     "log_spaced": "recording",
     "window": "recording",
+    "factorised_rows": "factorised",
     "equal_bits": "frontier",
     "fit": "fits",
     "open": "runs",
@@ -65,7 +68,17 @@ _HOMES = {
     "summarize_segments": "summary",
     "sidco_threshold": "thresholds",
 }
-_MODULES = ("compressors", "families", "metrics", "network", "plot", "recording", "thresholds")
+_MODULES = (
+    "compressors",
+    "ddp_hooks",
+    "families",
+    "lowrank",
+    "metrics",
+    "network",
+    "plot",
+    "recording",
+    "thresholds",
+)
 
 
 def __getattr__(name: str) -> Any:

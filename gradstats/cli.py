@@ -118,6 +118,9 @@ def capture(
     shadow: Annotated[
         str, typer.Option(metavar="SPECS", help="Compressors that run beside the training.")
     ] = "",
+    weights: Annotated[
+        bool, typer.Option(help="Keep the weights too, with every whole gradient.")
+    ] = False,
     at: Annotated[
         str, typer.Option(help="auto, or local, reduced, clipped, several with commas.")
     ] = "auto",
@@ -144,6 +147,7 @@ def capture(
             track=track or None,
             summary=summary,
             shadow=split_specs(shadow),
+            weights=weights,
             at=words(at),
             parameters=parameters,
             max_bytes=max_bytes,
@@ -353,6 +357,9 @@ def report(
     compressors: Specs = "",
     workers: Annotated[int, typer.Option(help="Workers of the network to project on.")] = 8,
     gbits: Annotated[float, typer.Option(help="Gbit/s of its links.")] = 10.0,
+    factorised: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A run of the same model in factors.")
+    ] = None,
     by: By = "module-type",
     parameters: Parameters = "*",
     steps: Steps = "::",
@@ -365,6 +372,7 @@ def report(
     out: Out = None,
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
+    from gradstats import runs
     from gradstats.grouping import check_by
     from gradstats.kernels import use
     from gradstats.network import Network
@@ -376,8 +384,10 @@ def report(
     with open_run(run, **selection) as opened, bar() as advance, use(kernels):
         with usage():
             check_by(opened, by)
+        native = runs.open(factorised) if factorised else None
         path = make_report(
             opened,
+            factorised=native,
             budget=parse_seconds(budget),
             compressors=chosen_specs(compressors),
             network=Network(workers=workers, bandwidth=gbits * 1e9 / 8),

@@ -89,6 +89,7 @@ def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
 def rank_table(
     run: Run,
     *,
+    quantity: str = "grad",
     most_rows: int = 32,
     executor: Executor | None = None,
     progress: Progress | None = None,
@@ -97,6 +98,7 @@ def rank_table(
 
     Args:
         run: selects parameters and steps; its full rows are read.
+        quantity: of the gradients, "grad", or of the weights, "weight", where the rows hold them.
         most_rows: at most that many of them, evenly spaced.
         executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
         progress: called with (rows done, rows).
@@ -110,7 +112,7 @@ def rank_table(
     chosen = [rows[place] for place in places]
     lines: list[Row] = []
     for done, found in enumerate(
-        in_order(partial(_ranks, run), chosen if rows else [], executor), 1
+        in_order(partial(_ranks, run, quantity), chosen if rows else [], executor), 1
     ):
         lines += found
         if progress:
@@ -119,7 +121,7 @@ def rank_table(
     return extras.load("pandas").DataFrame(lines, columns=columns)
 
 
-def _ranks(run: Run, row: int) -> list[Row]:
+def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
     stream, lines = run.stream("full"), []
     for part in stream.parameters:
         if part.name not in run.selected or len(part.shape) < 2 or min(part.shape[:2]) < 2:
@@ -127,7 +129,8 @@ def _ranks(run: Run, row: int) -> list[Row]:
         line: Row = {"step": int(stream.steps[row]), "parameter": part.name}
         line["module_type"] = part.module_type
         try:
-            line |= asdict(effective_rank(stream.read(row, part.name).to(run.device)))
+            found = stream.read(row, part.name, quantity).to(run.device)
+            line |= asdict(effective_rank(found))
             lines.append({**line, "status": "ok"})
         except (ValueError, LookupError, StoreFormatError) as error:
             lines.append({**line, "status": str(error)})

@@ -13,6 +13,7 @@ from typing import Any
 from gradstats import extras
 from gradstats.compressors import SUPPORTED, Compressor, Memory, compressor
 from gradstats.compressors import compressors as compressors_of
+from gradstats.factorised import factorised_rows
 from gradstats.fits import TABLES, FitSettings, fit_steps, fit_tables, with_spread
 from gradstats.fitting import RATIOS
 from gradstats.frontier import HYBRIDS, MOST_ELEMENTS, equal_bits
@@ -46,7 +47,7 @@ MOST_FITTED_ROWS = 16  # compensated ones
 MOST_RANKED_ROWS = 8
 COMPENSATED = "topk(0.01)"
 KEPT = [*TABLES, "fits_by_part", "fits_compensated", "ranks", "series"]
-KEPT += ["replay", "methods", "timings", "equal_bits"]
+KEPT += ["replay", "methods", "timings", "equal_bits", "factorised", "weight_ranks"]
 
 
 def report(
@@ -58,6 +59,7 @@ def report(
     ratios: Sequence[float] = RATIOS,
     compressors: Sequence[str | Compressor] = tuple(SUPPORTED),
     network: Network | None = None,
+    factorised: Run | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -72,6 +74,7 @@ def report(
         ratios: target ratios, each in (0, 1].
         compressors: specs in the grammar, or instances.
         network: that exchanges are projected on; default 8 workers at 10 Gbit/s.
+        factorised: a captured run of the same model in factors, see `gradstats.factorised`.
         seed: of the random methods.
         progress: called with (stage, done, of how many).
 
@@ -93,7 +96,7 @@ def report(
         Path(out) if out else results_folder(run), _settings(run, ratios, compressors, seed)
     )
     last = _fit(run, results, by, tell)
-    _fit_more(run, results, budget, tell)
+    _fit_more(run, results, budget, tell, factorised)
     _time(run, results, compressors, tell)
     _replay(run, results, compressors, deadline, tell)
     methods = tables.methods_table(results.table("replay"), results.table("timings"), network)
@@ -129,10 +132,19 @@ def _fit(run: Run, results: Results, by: str, tell: Progress) -> Summary | None:
     return last.summary if last.status == "ok" else None
 
 
-def _fit_more(run: Run, results: Results, budget: float, tell: Progress) -> None:
-    """Keep the tables of ranks, of elements over the steps, and of compensated gradients."""
+def _fit_more(
+    run: Run, results: Results, budget: float, tell: Progress, native: Run | None
+) -> None:
+    """Keep tables of ranks, low rank, elements over the steps, and compensated gradients."""
     told = partial(tell, "ranks")
     results.keep("ranks", rank_table(run, most_rows=MOST_RANKED_ROWS, progress=told))
+    if run.rows("full"):
+        told = partial(tell, "low rank")
+        found = factorised_rows(run, native=native, most_rows=MOST_RANKED_ROWS, progress=told)
+        results.keep("factorised", found)
+        if "weight" in run.stream("full").quantities:
+            weights = rank_table(run, quantity="weight", most_rows=MOST_RANKED_ROWS)
+            results.keep("weight_ranks", weights)
     tracked = len(run.rows("track"))
     if tracked > 1:
         results.keep("series", over_steps(run, progress=partial(tell, "over steps")))

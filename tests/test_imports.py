@@ -74,6 +74,8 @@ MAY_IMPORT = {
         "runs",
         "summary",
     ),
+    "lowrank": (),
+    "factorised": ("runs",),
     "fit_folder": ("evolution", "fits", "over_steps", "reporting", "results", "runs"),
     "jobs": ("compressors", "fitting", "replaying", "runs"),
     "plot": ("compressibility", "evolution", "families", "goodness", "summary"),
@@ -81,6 +83,7 @@ MAY_IMPORT = {
     "results": ("runs", "store"),
     "pipeline": (
         "compressors",
+        "factorised",
         "fits",
         "fitting",
         "frontier",

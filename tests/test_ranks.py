@@ -9,6 +9,7 @@ import torch
 import gradstats
 from gradstats.over_steps import rank_table
 from gradstats.ranks import effective_rank
+from gradstats.store import GradientStore
 
 
 def expected(matrix):
@@ -78,3 +79,12 @@ def test_a_matrix_without_a_gradient_has_a_status(run_writer, tmp_path):
     assert status[0, "v"] == status[1, "w"] == "ok"
     vectors = gradstats.open(run_writer(tmp_path / "v.zarr", {0: {"b": torch.ones(3)}}))
     assert len(rank_table(vectors)) == 0
+
+
+def test_weights_have_ranks_too(tmp_path):
+    path = tmp_path / "run.zarr"
+    with GradientStore.create(path) as store:
+        store.append(0, {"w": torch.ones(4, 5)}, weights={"w": torch.eye(4, 5)})
+    run = gradstats.open(path)
+    assert rank_table(run)["stable_rank"].tolist() == [pytest.approx(1)]
+    assert rank_table(run, quantity="weight")["stable_rank"].tolist() == [pytest.approx(4)]

@@ -80,7 +80,7 @@ def test_the_store_is_left_untouched(reported):
 
 def test_the_folder_holds_page_figures_and_tables(reported):
     _, folder, _ = reported
-    for name in ("fits", "thresholds", "timings", "replay", "methods"):
+    for name in ("fits", "thresholds", "timings", "replay", "methods", "factorised"):
         assert len(pandas.read_parquet(folder / f"{name}.parquet"))
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["ratios"] == [0.1]

@@ -44,6 +44,7 @@ def sections(last: Summary | None, tables: Tables) -> list[Section]:
             list(_compressibility_figures(last, tables)),
             list(_compressibility_tables(tables)),
         ),
+        Section("Low rank", list(_low_rank_figures(tables)), list(_low_rank(tables))),
         Section("With error feedback", *_compensated(tables)),
         Section("Elements over the steps", *_over_steps(tables)),
         Section("All methods", [], [_methods(tables)]),
@@ -191,6 +192,33 @@ def _compressibility_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
             "hold 90 % of the squares.",
             ranks.groupby("parameter", sort=False)[columns].median().reset_index(),
         )
+
+
+def _low_rank_figures(tables: Tables) -> Iterator[Drawing]:
+    ranks = tables.get("weight_ranks")
+    if ranks is not None and (ranks["status"] == "ok").any():
+        yield (
+            "weight-ranks",
+            "Directions that the weights have, of those they could have. Band from the 10th to "
+            "the 90th percentile of parameters.",
+            partial(plot.ranks, ranks),
+        )
+
+
+def _low_rank(tables: Tables) -> Iterator[tuple[str, Table]]:
+    rows = tables.get("factorised")
+    if rows is None or not len(rows):
+        return
+    columns = ["error", "cosine", "captured", "weight_error", "nbytes", "step_seconds"]
+    keys = ["method", "kind", "error_on", "status"]
+    yield (
+        "Factorised training changes the model, so its rows stand apart: nothing is encoded. "
+        "bound: no method of that rank loses less of these gradients. counterfactual: what the "
+        "gradients of the factors would do to their product, from the weights of this run. "
+        "model-change: a run of the factorised model itself, exact on its own gradient. "
+        "captured: share of the squares in directions that low rank can follow.",
+        rows.groupby(keys, sort=False, dropna=False)[columns].median().reset_index(),
+    )
 
 
 def _compensated(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]:

@@ -1,0 +1,129 @@
+"""Does Pufferfish keep the accuracy, send fewer bytes and cost nothing to encode?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from models import numel
+from training import METHODS, Task, Training, join, pictures, words
+
+import gradstats
+from gradstats.factorised import Share, factorised_rows
+from gradstats.network import Network
+from gradstats.over_steps import rank_table
+
+WORKERS = 2
+PARTS = ("compute", "encode", "communicate", "decode", "other")
+NETWORKS = {"10 Gbit/s": Network(), "1 Gbit/s": Network(bandwidth=1e9 / 8)}
+
+
+def task_of(name: str, options: argparse.Namespace) -> Task:
+    """The task at its scale."""
+    if name == "pictures":
+        width, batch, limit = (4, 8, 500) if options.quick else (16, 32, 20_000)
+        return pictures(options.data, width=width, batch=batch, limit=limit)
+    return words(options.data, size=16 if options.quick else 200, batch=4 if options.quick else 10)
+
+
+def work(rank: int, name: str, folder: str, options: argparse.Namespace) -> None:
+    """What one worker does; worker 0 writes what was found."""
+    join(rank, WORKERS, f"{folder}/meeting-{name}")
+    task = task_of(name, options)
+    found: dict[str, Any] = {}
+    for method, how in METHODS.items():
+        path = Path(folder) / f"{name}.zarr" if method == "dense" else None
+        training = Training(task, how, options.steps[name], path)
+        rows = training.run(judged=options.judged)
+        found[method] = {
+            "spec": how.spec,
+            "switch": how.switch,
+            "parameters": [training.full, numel(training.model)],
+            "rows": rows,
+            "milliseconds": steady(training),
+        }
+        if rank == 0:
+            print(name, method, found[method]["parameters"], rows[-1], flush=True)
+    if rank == 0:
+        (Path(folder) / f"{name}.json").write_text(
+            json.dumps({"data": task.source, "methods": found})
+        )
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def steady(training: Training, steps: int = 10) -> dict[str, float]:
+    """Milliseconds of each part of a step, over more steps at the end of the training.
+
+    The communication is that of two processes on one machine; modelled are those of eight workers.
+    """
+    training.spent = dict.fromkeys(PARTS, 0.0)
+    seconds, traffic = training.group.seconds, training.group.traffic
+    seconds.encode = seconds.communicate = seconds.decode = 0.0
+    before = {kind: volume.nbytes for kind, volume in traffic.volumes.items()}
+    for number in range(steps):
+        training.step(training.steps - 1 - number % 2)
+    found = {part: 1e3 * training.spent[part] / steps for part in PARTS}
+    sent = {k: (v.nbytes - before[k]) / steps for k, v in traffic.volumes.items()}
+    for label, network in NETWORKS.items():
+        modelled = network.all_reduce(sent["all_reduce"]) if sent["all_reduce"] else 0.0
+        modelled += network.all_gather(sent["all_gather"]) if sent["all_gather"] else 0.0
+        found[f"modelled at {label}"] = 1e3 * modelled
+    return {**found, "nbytes": sent["all_reduce"] + sent["all_gather"]}
+
+
+def captured(path: Path, share: Share) -> dict[str, Any]:
+    """Effective ranks over training, and what low rank would do to these gradients."""
+    run = gradstats.open(path)
+    found: dict[str, Any] = {}
+    for quantity in ("grad", "weight"):
+        table = rank_table(run, quantity=quantity)
+        table = table[table["status"] == "ok"]
+        for name in ("stable_rank", "entropy_rank", "r90", "r99"):
+            table[name] = table[name] / table["full"]
+        columns = ["step", "parameter", "stable_rank", "entropy_rank", "r90", "r99", "full"]
+        found[f"{quantity}_ranks"] = table[columns].round(4).to_dict("records")
+    rows = factorised_rows(run, share=share)
+    found["rows"] = json.loads(rows.to_json(orient="records", double_precision=6))
+    return found
+
+
+def main() -> None:
+    """Write report.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny models, a few steps")
+    folder = Path(os.environ.get("GRADSTATS_DATA", "data"))
+    parser.add_argument("--data", type=Path, default=folder)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
+    options = parser.parse_args()
+    options.steps = (
+        {"pictures": 8, "words": 8} if options.quick else {"pictures": 400, "words": 600}
+    )
+    options.judged = 2 if options.quick else 8
+    report: dict[str, Any] = {
+        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
+        "workers": WORKERS,
+        "versions": {"gradstats": gradstats.__version__, "torch": torch.__version__},
+        "steps": options.steps,
+        "tasks": {},
+    }
+    share = Share(METHODS["Pufferfish"].switch, 1.0)
+    for name in ("pictures", "words"):
+        with tempfile.TemporaryDirectory() as folder_of_run:
+            mp.spawn(work, (name, folder_of_run, options), nprocs=WORKERS)
+            found = json.loads((Path(folder_of_run) / f"{name}.json").read_text())
+            found |= captured(Path(folder_of_run) / f"{name}.zarr", share)
+        report["tasks"][name] = found
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

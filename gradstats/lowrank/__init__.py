@@ -1,0 +1,26 @@
+"""Factorised training: models whose matrices are products of two factors (Pufferfish)."""
+
+from gradstats.lowrank.factorizing import Change, Factorization, factorize
+from gradstats.lowrank.layers import (
+    LowRankAttention,
+    LowRankConv2d,
+    LowRankLinear,
+    LowRankLSTM,
+)
+from gradstats.lowrank.switching import RankTracker, VanillaWarmUp, stable_rank
+from gradstats.lowrank.warming import balanced, warm_start
+
+__all__ = [
+    "Change",
+    "Factorization",
+    "LowRankAttention",
+    "LowRankConv2d",
+    "LowRankLSTM",
+    "LowRankLinear",
+    "RankTracker",
+    "VanillaWarmUp",
+    "balanced",
+    "factorize",
+    "stable_rank",
+    "warm_start",
+]
