@@ -44,6 +44,7 @@ from gradstats.printing import (
     print_demo,
     print_fits,
     print_info,
+    print_low_rank,
     print_methods,
     print_series,
     remark,
@@ -287,6 +288,12 @@ def replay(
     worker: Worker = 0,
     workers: Workers = 1,
     ratios: Ratios = "0.1,0.01,0.001",
+    rank_ratio: Annotated[
+        float, typer.Option(help="Rows of a factorised model of this rank ratio too; 0: none.")
+    ] = 0.0,
+    factorised: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A run of the same model in factors.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     kernels: Kernels = "auto",
@@ -294,10 +301,12 @@ def replay(
 ) -> None:
     """Replay captured gradients through compressors and compare them."""
     from gradstats import extras, jobs
+    from gradstats.factorised import factorised_rows
     from gradstats.kernels import use
     from gradstats.network import Network
     from gradstats.reporting import tables
     from gradstats.results import results_folder
+    from gradstats.runs import open as open_native
 
     pandas = extras.load("pandas")  # what is missing is said before the work
     specs = chosen_specs(compressors)
@@ -324,6 +333,11 @@ def replay(
             )
             advance("time", 0, 1)
             timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
+        low_rank = None
+        if rank_ratio:
+            with usage():
+                native = open_native(factorised) if factorised else None
+                low_rank = factorised_rows(opened, rank_ratio=rank_ratio, native=native)
         _remark_point(opened)
         folder = out or results_folder(opened) / "replay"
     folder.mkdir(parents=True, exist_ok=True)
@@ -347,6 +361,9 @@ def replay(
     print_methods(methods)
     if workers > 1:
         print_aggregates(methods)
+    if low_rank is not None:
+        low_rank.to_parquet(folder / "factorised.parquet", index=False)
+        print_low_rank(low_rank)
     remark(f"tables: {folder}")
 
 

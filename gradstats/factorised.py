@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from gradstats import extras
+from gradstats.ranks import GATES
 from gradstats.runs import Progress, Run
 
 Row = dict[str, Any]
 FLOAT_BYTES = 4
-GATES = {"LSTM": 4, "MultiheadAttention": 3}  # matrices that lie in one parameter
+FULL_RANK = {"Embedding", "EmbeddingBag", "Bilinear", "GRU", "RNN", "Conv1d", "Conv3d"}
+FULL_RANK |= {f"ConvTranspose{dimensions}d" for dimensions in (1, 2, 3)}
 COLUMNS = [
     "method",
     "kind",
@@ -112,7 +114,8 @@ def factorised_rows(
     r"""What low rank would send of a run's model, and what its gradients would lose.
 
     Matrices are those that `gradstats.lowrank.factorize` would replace at the same ratio:
-    convolutions by their output channels, LSTMs a gate, attention a projection, embeddings not.
+    convolutions by their output channels, LSTMs a gate, attention a projection; not embeddings,
+    nor layers without a rule.
     With G the gradient of a matrix, W its weight, U_h S V_hᵀ the best rank-r approximation of W:
 
     - `lowrank/bound`: the best rank-r approximation of G, :math:`\text{error}^2 = \sum_{i>r}
@@ -180,7 +183,9 @@ def _sizes(full: float, low: float, share: Share) -> Row:
 
 def _matrices(run: Run, rank_ratio: float) -> Iterator[_Matrix]:
     for part in run.stream("full").parameters:
-        if part.name not in run.selected or len(part.shape) < 2 or "Embedding" in part.module_type:
+        if part.name not in run.selected or len(part.shape) < 2:
+            continue
+        if part.module_type in FULL_RANK:
             continue
         gates = GATES.get(part.module_type, 1)
         m, n = part.shape[0] // gates, math.prod(part.shape[1:])

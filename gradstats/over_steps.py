@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from gradstats import extras
 from gradstats.grouping import in_order
-from gradstats.ranks import EffectiveRank, effective_rank
+from gradstats.ranks import GATES, EffectiveRank, effective_rank
 from gradstats.runs import Run
 from gradstats.series import series_columns
-from gradstats.store import StoreFormatError
+from gradstats.store import Parameter, StoreFormatError
 
 Progress = Callable[[int, int], None]  # done, of how many
 Row = dict[str, Any]
@@ -104,7 +105,8 @@ def rank_table(
         progress: called with (rows done, rows).
 
     Returns:
-        A pandas DataFrame, a line a row and matrix: step, parameter, module_type, the fields of
+        A pandas DataFrame, a line a row and matrix (of an LSTM a gate, `weight_hh_l0[2]`, of fused
+        attention a projection): step, parameter, module_type, the fields of
         `EffectiveRank`, and status: "ok", or why there is no rank.
     """
     rows = run.rows("full")
@@ -121,6 +123,14 @@ def rank_table(
     return extras.load("pandas").DataFrame(lines, columns=columns)
 
 
+def _of_gates(found: Tensor, part: Parameter) -> Iterator[Row]:
+    """The ranks of each matrix of a parameter: an LSTM's gates and projections are their own."""
+    count = GATES.get(part.module_type, 1)
+    for gate, matrix in enumerate(found.chunk(count)):
+        name = {"parameter": f"{part.name}[{gate}]"} if count > 1 else {}
+        yield {**name, **asdict(effective_rank(matrix)), "status": "ok"}
+
+
 def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
     stream, lines = run.stream("full"), []
     for part in stream.parameters:
@@ -130,8 +140,7 @@ def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
         line["module_type"] = part.module_type
         try:
             found = stream.read(row, part.name, quantity).to(run.device)
-            line |= asdict(effective_rank(found))
-            lines.append({**line, "status": "ok"})
+            lines += [{**line, **each} for each in _of_gates(found, part)]
         except (ValueError, LookupError, StoreFormatError) as error:
             lines.append({**line, "status": str(error)})
     return lines

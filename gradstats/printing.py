@@ -120,6 +120,13 @@ def print_aggregates(methods: Any) -> None:
     print_table("Mean over workers: medians over steps", good[columns])
 
 
+def print_low_rank(rows: Any) -> None:
+    """Print one line a kind of row of factorised training."""
+    from gradstats.reporting.tables import low_rank
+
+    print_table("Low rank: a changed model, not an encoder", low_rank(rows))
+
+
 def print_methods(methods: Any) -> None:
     """Print one line a method."""
     columns = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]

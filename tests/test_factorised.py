@@ -193,3 +193,19 @@ def test_settings_out_of_range_are_refused(run, run_writer, tmp_path, gradients_
     tracked = run_writer(tmp_path / "t.zarr", {0: gradients_of(0)}, full=(), tracked=50)
     with pytest.raises(ValueError, match="must have whole gradients"):
         factorised_rows(gradstats.open(tracked))
+
+
+def test_the_command_line_has_them_beside_a_replay(run, tmp_path):
+    from typer.testing import CliRunner
+
+    from gradstats.cli import app
+
+    words = ["replay", str(run.store.path), "--compressors", "bf16", "--feedback", "none"]
+    words += ["--rank-ratio", "0.25", "--out", str(tmp_path)]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    assert "Low rank: a changed model, not an encoder" in told.output
+    kept = pandas.read_parquet(tmp_path / "factorised.parquet")
+    assert set(kept["kind"]) == {"bound", "counterfactual"}
+    refused = CliRunner().invoke(app, [*words[:-3], "2", "--out", str(tmp_path)])
+    assert refused.exit_code == 2

@@ -75,7 +75,7 @@ MAY_IMPORT = {
         "summary",
     ),
     "lowrank": (),
-    "factorised": ("runs",),
+    "factorised": ("ranks", "runs"),
     "fit_folder": ("evolution", "fits", "over_steps", "reporting", "results", "runs"),
     "jobs": ("compressors", "fitting", "replaying", "runs"),
     "plot": ("compressibility", "evolution", "families", "goodness", "summary"),

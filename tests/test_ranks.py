@@ -9,7 +9,7 @@ import torch
 import gradstats
 from gradstats.over_steps import rank_table
 from gradstats.ranks import effective_rank
-from gradstats.store import GradientStore
+from gradstats.store import GradientStore, parameter_table
 
 
 def expected(matrix):
@@ -88,3 +88,19 @@ def test_weights_have_ranks_too(tmp_path):
     run = gradstats.open(path)
     assert rank_table(run)["stable_rank"].tolist() == [pytest.approx(1)]
     assert rank_table(run, quantity="weight")["stable_rank"].tolist() == [pytest.approx(4)]
+
+
+def test_gates_and_projections_are_matrices_of_their_own(tmp_path):
+    kinds = {"lstm": "LSTM", "attention": "MultiheadAttention", "fc": "Linear"}
+    shapes = {"lstm": (12, 3), "attention": (9, 3), "fc": (12, 3)}
+    table = parameter_table(
+        [(name, shape, torch.float32) for name, shape in shapes.items()], module_types=kinds
+    )
+    grads = {name: torch.eye(3).repeat(shape[0] // 3, 1) for name, shape in shapes.items()}
+    grads["lstm"][3:6] = torch.ones(3, 3)
+    with GradientStore.create(tmp_path / "run.zarr", table) as store:
+        store.append(0, grads)
+    found = rank_table(gradstats.open(tmp_path / "run.zarr")).set_index("parameter")
+    names = [f"lstm[{gate}]" for gate in range(4)] + [f"attention[{i}]" for i in range(3)]
+    assert list(found.index) == [*names, "fc"]
+    assert found["stable_rank"].tolist() == pytest.approx([3, 1, 3, 3, 3, 3, 3, 3])

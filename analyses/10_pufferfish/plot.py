@@ -31,6 +31,7 @@ def training(report: dict[str, Any]) -> Figure:
                 for point in method["rows"]
             ]
         )
+        highest = 1.3 * found["methods"]["dense"]["rows"][1]["held_out_loss"]
         for ax, (x, label) in zip(row, AXES.items(), strict=True):
             seaborn.lineplot(
                 points,
@@ -43,6 +44,7 @@ def training(report: dict[str, Any]) -> Figure:
                 legend=x == "step",
             )
             ax.set(title=task, xlabel=label, ylabel="held-out loss")
+            ax.set_ylim(0.97 * points["held_out_loss"].min(), highest)
         row[1].set(xscale="log")
         row[0].legend(title=None, fontsize="small")
     return figure
@@ -87,7 +89,7 @@ def ranks(report: dict[str, Any]) -> Figure:
             ax=ax,
         )
         ax.set(title=task, ylabel="effective rank over full rank", ylim=(0, 1))
-        ax.legend(title=None, fontsize="small")
+        ax.legend(title=None, fontsize="small", loc="upper right", bbox_to_anchor=(1, 0.9))
     return figure
 
 

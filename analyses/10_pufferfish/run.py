@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import os
 import platform
@@ -40,6 +41,8 @@ def work(rank: int, name: str, folder: str, options: argparse.Namespace) -> None
     task = task_of(name, options)
     found: dict[str, Any] = {}
     for method, how in METHODS.items():
+        if not fnmatch.fnmatch(method, options.only):
+            continue
         path = Path(folder) / f"{name}.zarr" if method == "dense" else None
         training = Training(task, how, options.steps[name], path)
         rows = training.run(judged=options.judged)
@@ -102,6 +105,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny models, a few steps")
     folder = Path(os.environ.get("GRADSTATS_DATA", "data"))
     parser.add_argument("--data", type=Path, default=folder)
+    parser.add_argument("--only", default="*", help="glob: those methods, into a report there is")
+    parser.add_argument("--task", default="*", help="glob: those tasks, into a report there is")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
     options.steps = (
@@ -115,13 +120,18 @@ def main() -> None:
         "steps": options.steps,
         "tasks": {},
     }
+    if options.only != "*" or options.task != "*":
+        report = json.loads(options.out.read_text())
     share = Share(METHODS["Pufferfish"].switch, 1.0)
-    for name in ("pictures", "words"):
+    for name in fnmatch.filter(("pictures", "words"), options.task):
         with tempfile.TemporaryDirectory() as folder_of_run:
             mp.spawn(work, (name, folder_of_run, options), nprocs=WORKERS)
             found = json.loads((Path(folder_of_run) / f"{name}.json").read_text())
-            found |= captured(Path(folder_of_run) / f"{name}.zarr", share)
-        report["tasks"][name] = found
+            if "dense" in found["methods"]:
+                found |= captured(Path(folder_of_run) / f"{name}.zarr", share)
+        kept = report["tasks"].setdefault(name, found)
+        kept["methods"] |= found["methods"]
+        kept |= {part: lines for part, lines in found.items() if part != "methods"}
         options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -54,7 +54,7 @@ METHODS = {
     "Pufferfish": Method(switch=0.25),
     "factorised from the start": Method(switch=0.0),
     "PowerSGD, rank 2": Method("ef(powersgd)"),
-    "Signum": Method("signum", rate={"pictures": 0.01, "words": 3e-4}, momentum=0.0),
+    "Signum": Method("signum", rate={"pictures": 0.01, "words": 3e-5}, momentum=0.0),
 }
 
 

@@ -11,7 +11,7 @@ from gradstats import extras, plot
 from gradstats.families import FAMILIES, FitError
 from gradstats.reporting import laws
 from gradstats.reporting.page import Section
-from gradstats.reporting.tables import headline_ratio
+from gradstats.reporting.tables import headline_ratio, low_rank
 from gradstats.summary import Summary
 
 Table = Any
@@ -209,15 +209,13 @@ def _low_rank(tables: Tables) -> Iterator[tuple[str, Table]]:
     rows = tables.get("factorised")
     if rows is None or not len(rows):
         return
-    columns = ["error", "cosine", "captured", "weight_error", "nbytes", "step_seconds"]
-    keys = ["method", "kind", "error_on", "status"]
     yield (
         "Factorised training changes the model, so its rows stand apart: nothing is encoded. "
         "bound: no method of that rank loses less of these gradients. counterfactual: what the "
         "gradients of the factors would do to their product, from the weights of this run. "
         "model-change: a run of the factorised model itself, exact on its own gradient. "
         "captured: share of the squares in directions that low rank can follow.",
-        rows.groupby(keys, sort=False, dropna=False)[columns].median().reset_index(),
+        low_rank(rows),
     )
 
 

@@ -84,6 +84,14 @@ def _exchange(line: dict[str, Any], network: Network) -> float:
     return float(encode + network.workers * decode + network.all_gather(nbytes))
 
 
+def low_rank(rows: Table) -> Table:
+    """Medians over steps of the rows of factorised training, one line a kind."""
+    keys = ["method", "kind", "error_on", "status"]
+    columns = ["error", "cosine", "captured", "weight_error", "nbytes", "amortised_nbytes"]
+    grouped = rows.groupby(keys, sort=False, dropna=False)
+    return grouped[[*columns, "step_seconds"]].median().reset_index()
+
+
 def ranking(methods: Table) -> Table:
     """The first screen's rows: at most ten ranked by time, then the unsettled, without rank.
 
