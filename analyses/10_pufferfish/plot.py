@@ -1,4 +1,4 @@
-"""Draw report.json: loss against steps, bytes and seconds; parts of a step; effective ranks."""
+"""Draw report.json: loss and accuracy by steps, bytes, seconds; parts of a step; ranks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ AXES = {
 }
 
 
-def training(report: dict[str, Any]) -> Figure:
-    """Held-out loss against three things, a row of panels a task."""
+def training(report: dict[str, Any], measure: str = "held_out_loss") -> Figure:
+    """Held-out loss or accuracy against three things, a row of panels a task."""
     figure = Figure(figsize=(14, 4.2 * len(report["tasks"])), layout="constrained")
     axes = figure.subplots(len(report["tasks"]), 3, squeeze=False)
     for row, (task, found) in zip(axes, report["tasks"].items(), strict=True):
@@ -36,15 +36,16 @@ def training(report: dict[str, Any]) -> Figure:
             seaborn.lineplot(
                 points,
                 x=x,
-                y="held_out_loss",
+                y=measure,
                 hue="method",
                 style="method",
                 markers=True,
                 ax=ax,
                 legend=x == "step",
             )
-            ax.set(title=task, xlabel=label, ylabel="held-out loss")
-            ax.set_ylim(0.97 * points["held_out_loss"].min(), highest)
+            ax.set(title=task, xlabel=label, ylabel=measure.replace("_", " "))
+            if measure == "held_out_loss":
+                ax.set_ylim(0.97 * points[measure].min(), highest)
         row[1].set(xscale="log")
         row[0].legend(title=None, fontsize="small")
     return figure
@@ -94,8 +95,9 @@ def ranks(report: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
-    """Write training.png, parts.png and ranks.png."""
+    """Write training.png, accuracy.png, parts.png and ranks.png."""
     report = json.loads((FOLDER / "report.json").read_text())
+    training(report, "accuracy").savefig(FOLDER / "accuracy.png", dpi=110)
     for draw in (training, parts, ranks):
         draw(report).savefig(FOLDER / f"{draw.__name__}.png", dpi=110)
 
