@@ -66,7 +66,7 @@ def work(rank: int, workers: int, folder: str, options: argparse.Namespace, what
     if rank == 0:
         (path / f"{what}-{workers}.json").write_text(json.dumps(found))
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort a process that ends while a group is in use
 
 
 def trained(seen: Data, unseen: Data, options: argparse.Namespace) -> dict[str, Any]:
