@@ -216,7 +216,7 @@ class Group:
 
     def __init__(self, group: Any = None, device: torch.device | str = "cpu") -> None:
         if not dist.is_available() or not dist.is_initialized():
-            raise RuntimeError("torch.distributed must be initialized before a Group, got neither")
+            raise RuntimeError("torch.distributed must be initialized first, got no process group")
         self.group, self.device = group, torch.device(device)
         self.rank, self.workers = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from gradstats.collectives import Group
 from gradstats.compressors import compressor
+from gradstats.ddp_hooks import CompressorState
 from tests.distributed.exchanges import SHAPES, SPECS, in_simulation
 from tests.distributed.launching import launch
 
@@ -85,3 +87,11 @@ def test_the_collectives_of_a_bucket_are_fused(launched, spec):
         volumes = found[spec][1].volumes
         made = {kind: volumes[kind].calls / 2 for kind in volumes if kind != "control"}
         assert {kind: n for kind, n in made.items() if n} == calls
+
+
+def test_without_torch_distributed_there_is_no_group():
+    with pytest.raises(RuntimeError, match="must be initialized first"):
+        Group()
+    state = CompressorState(None, "topk(0.01)")
+    with pytest.raises(RuntimeError, match="must be initialized first"):
+        _ = state.traffic
