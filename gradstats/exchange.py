@@ -38,6 +38,7 @@ def simulate(
             hang.
 
     Example:
+        >>> import torch
         >>> from gradstats.compressors import compressor
         >>> top = compressor("topk(0.5)")
         >>> workers = [torch.tensor([4.0, 1.0]), torch.tensor([0.0, 2.0])]

@@ -117,6 +117,7 @@ def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):
         "compressors": ["topk", "bf16"],
         "network": Network(workers=4, bandwidth=1e9 / 8),
         "by": "module-type",
+        "factorised": None,
         "out": out,
         "ratios": [0.1],
         "seed": 2,

@@ -18,7 +18,8 @@ def error(grad, sent):
 
 def test_every_supported_method_has_its_rows_in_order():
     rows = equal_bits(GRAD)
-    assert {row["method"] for row in rows} >= set(SUPPORTED)
+    assert {row["method"] for row in rows} >= set(SUPPORTED) - {"powersgd"}
+    assert not any(row["method"] == "powersgd" for row in rows), "a vector has no rank"
     assert sum(row["compressor"] in ("eden", "eden(4)") for row in rows) == 2
     known = [row["over_topk"] for row in rows if not math.isnan(row["over_topk"])]
     assert known == sorted(known)

@@ -50,7 +50,7 @@ def test_the_lines_work_as_pasted(page, tmp_path):
     (lines,) = [block for block in blocks if "register_comm_hook" in block]
     lines = lines.replace("ddp_model = DistributedDataParallel(model)\n", "")
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(lines=lines))
+    script.write_text(SCRIPT.replace("{lines}", lines))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     ran = subprocess.run(
         [*command, "--standalone", script],
