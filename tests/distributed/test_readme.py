@@ -34,7 +34,7 @@ for _ in range(100):
     optimizer.step()
     losses.append(loss.item())
 assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
-print(f"{state.traffic.nbytes} {state.khat_over_k}\n", end="", flush=True)
+print(f"{state.traffic.nbytes} {state.khat_over_k}\\n", end="", flush=True)
 own = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 other = [torch.empty_like(own) for _ in range(2)]
 dist.all_gather(other, own)
