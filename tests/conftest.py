@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import gradstats
@@ -20,6 +21,15 @@ from tests.s3 import server, url  # noqa: F401  (fixtures)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+
+# the same examples on every machine, and none fails by the clock; `make soak` draws others
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "soak", settings.get_profile("suite"), derandomize=False, database=None, max_examples=2000
+)
+settings.load_profile(os.environ.get("GRADSTATS_HYPOTHESIS", "suite"))
 
 Named = Mapping[str, Tensor]
 SHAPES = {

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from matplotlib import image
 
+from tests.waiting import PATIENCE
+
 
 def browser():
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -46,7 +48,7 @@ def browse(path, folder, *options):
         [browser(), *flags, *options, path.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
     return done.stdout, done.stderr

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gradstats.store import GradientStore, Row, StoreFormatError, layout, parameter_table, spool
+from tests.waiting import wait_until
 
 obstore = pytest.importorskip("obstore", reason="needs obstore (the cloud extra)")
 
@@ -92,9 +93,7 @@ def test_nothing_is_listed_while_rows_are_sent(url, monkeypatch):
 def test_rows_that_have_arrived_are_readable_before_closing(url):
     with created(url) as store:
         append(store, range(2))
-        deadline = time.monotonic() + 30
-        while store.unsent and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: not store.unsent)
         check(url, range(2))
         assert not list(store.folder.rglob("grad_float32/c.*")), "sent rows still take disk"
 
@@ -116,9 +115,7 @@ def test_a_lost_connection_delays_rows_and_never_loses_one(url, server):
         server.stop()
         try:
             append(store, range(3, 6))
-            deadline = time.monotonic() + 30
-            while not store.fault and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(lambda: store.fault)
             assert "cannot reach s3://bucket" in store.fault
             assert store.unsent >= 6
         finally:
@@ -195,8 +192,7 @@ def test_a_track_of_one_element_goes_on_from_what_is_left_here(url, server, monk
     store.set_track(ids)
     tracked = Row(0, {"float32": torch.ones(1)}, np.array([True, True]))
     store.append_rows([tracked], kind="track")
-    while store.unsent:
-        time.sleep(0.01)
+    wait_until(lambda: not store.unsent)
     server.stop()
     try:
         store.append_rows([row(0)])
@@ -214,8 +210,7 @@ def test_a_track_of_one_element_goes_on_from_what_is_left_here(url, server, monk
 def test_a_writer_on_another_machine_is_noticed_and_not_written_over(url, monkeypatch, tmp_path):
     first = created(url)
     append(first, range(2))
-    while first.unsent:
-        time.sleep(0.01)
+    wait_until(lambda: not first.unsent)
     monkeypatch.setenv("GRADSTATS_SPOOL", str(tmp_path / "elsewhere"))
     with GradientStore.create(url, TABLE, if_exists="resume") as second:
         second.set_track(IDS)

@@ -89,7 +89,7 @@ def test_threads_change_nothing(threads):
         torch.set_num_threads(before)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=1, max_size=200),
     st.integers(1, 220),

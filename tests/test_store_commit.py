@@ -11,6 +11,7 @@ import torch
 import zarr
 
 from gradstats.store import GradientStore, Row, StoreFormatError, files, parameter_table, writing
+from tests.waiting import PATIENCE
 
 TABLE = parameter_table([("w", (100, 50), "float32"), ("b", (300,), "bfloat16")])
 IDS = {"float32": np.arange(0, 5000, 7)}
@@ -74,7 +75,7 @@ def test_sigkill_at_any_instant_loses_no_acknowledged_row(tmp_path):
         child = context.Process(target=write_until_killed, args=(path, theirs), daemon=True)
         child.start()
         theirs.close()
-        assert ours.poll(60), "the child wrote no row"
+        assert ours.poll(PATIENCE), "the child wrote no row"
         time.sleep(rng.uniform(0, 0.04))
         child.kill()
         child.join()

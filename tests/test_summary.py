@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -64,7 +64,6 @@ def test_bins_are_those_of_frexp():
     assert np.array_equal(summary.counts, np.unique(cell, return_counts=True)[1])
 
 
-@settings(deadline=None)
 @given(FLOATS)
 def test_every_element_is_counted_once(values):
     summary = summarize(values)
@@ -83,7 +82,6 @@ def test_every_element_is_counted_once(values):
     assert np.all(summary.counts > 0)
 
 
-@settings(deadline=None)
 @given(FLOATS, st.lists(st.integers(0, 60), max_size=4), st.randoms(use_true_random=False))
 def test_parts_add_to_the_whole_in_any_order(values, cuts, random):
     parts = [summarize(part) for part in np.split(values, sorted(cuts))]
@@ -264,7 +262,6 @@ def test_excess_spreads_inside_its_bins():
     assert summarize(magnitudes).excess(1.99).var == pytest.approx(0.01**2 / 12, rel=0.01)
 
 
-@settings(deadline=None)
 @given(st.floats(1e-6, 10), st.floats(1e-6, 10))
 def test_kept_falls_and_excess_counts_what_it_keeps(one, other):
     summary = sample("gpd 0.2")[0]

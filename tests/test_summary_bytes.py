@@ -48,7 +48,7 @@ def test_a_summary_takes_a_few_kilobytes():
     assert len(to_bytes([summarize(grad)])) < 14_000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damage_is_named_or_gives_summaries(data):
     whole = to_bytes([summarize(torch.tensor([1.0, -2.0, 0.5]))])

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
@@ -201,7 +201,6 @@ def test_adaptation_decides_on_the_mean_of_five_steps():
     assert stages.update(1.0, target_ratio=0.01).count == 2  # mean 1.26; `stages` is untouched
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 50), max_size=80), st.sampled_from(["step", "reverse", "escape"]))
 def test_stages_stay_in_their_range(khats, rule):
     stages = Stages(rule=rule)
@@ -210,7 +209,6 @@ def test_stages_stay_in_their_range(khats, rule):
         assert 1 <= stages.count <= most_stages(0.01) == 7
 
 
-@settings(deadline=None)
 @given(st.floats(1e-6, 1.0), st.integers(1, 9), st.floats(0.05, 0.5))
 def test_stage_ratios_multiply_to_the_target(ratio, stages, first):
     ratios = stage_ratios(ratio, stages, first)
@@ -229,7 +227,6 @@ def draw(seed, n=4000):
     return torch.from_numpy(values).float()
 
 
-@settings(deadline=None)
 @given(SEEDS, VARIANTS, st.integers(1, 4), st.integers(-30, 30))
 def test_sign_and_binary_unit_change_nothing(seed, variant, stages, exponent):
     grad = draw(seed)
@@ -239,7 +236,6 @@ def test_sign_and_binary_unit_change_nothing(seed, variant, stages, exponent):
         assert scaled == pytest.approx(value * unit, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(SEEDS, VARIANTS, st.integers(1, 4), st.floats(1e-6, 1e6))
 def test_the_unit_matters_up_to_the_grid(seed, variant, stages, unit):
     """Mean and variance are exact; mean ln|g| and later stages rest on bins of width 1/128."""
@@ -250,7 +246,6 @@ def test_the_unit_matters_up_to_the_grid(seed, variant, stages, unit):
     assert scaled == pytest.approx(value * unit, rel=slack)
 
 
-@settings(deadline=None)
 @given(SEEDS, VARIANTS, st.integers(1, 4), st.floats(0.001, 1.0))
 def test_selection_is_a_threshold_set(seed, variant, stages, ratio):
     grad = draw(seed)
@@ -261,7 +256,6 @@ def test_selection_is_a_threshold_set(seed, variant, stages, ratio):
     assert threshold == sidco_threshold(summarize(grad), ratio, variant=variant, stages=stages)
 
 
-@settings(deadline=None)
 @given(SEEDS, VARIANTS, st.floats(1e-4, 1.0), st.floats(1e-4, 1.0))
 def test_one_stage_is_monotone_in_the_ratio(seed, variant, one, other):
     grad = draw(seed)
@@ -270,7 +264,6 @@ def test_one_stage_is_monotone_in_the_ratio(seed, variant, one, other):
     assert thresholds[0] >= thresholds[1]
 
 
-@settings(deadline=None)
 @given(st.floats(1e-3, 1e3), st.floats(1e-6, 1.0))
 def test_p_meets_e_where_mean_squared_is_the_variance(mean, ratio):
     moments = Moments(1000, mean, mean * mean)

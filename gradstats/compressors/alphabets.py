@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass, fields
-from functools import cache
-from typing import ClassVar
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 from torch import Tensor
 
 Floats = NDArray[np.float64]
 Code = tuple[int, int, int]
-ITERATIONS = 100_000  # of Lloyd's algorithm, more than 8 bits need
-PRECISE = 1e-13
+TABLES = 64  # kept in memory: whoever sends payloads chooses how many there are
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,12 @@ class Alphabet(ABC):
         """The largest level."""
         return float(self.levels()[-1])
 
-    @cache  # noqa: B019  (there are few alphabets, and they are small)
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """L, the number of levels, which are not built for it."""
+
+    @lru_cache(TABLES)  # noqa: B019  (alphabets are small)
     def levels(self) -> Tensor:
         """Float32 `[L]`, strictly rising."""
         return torch.from_numpy(self.exact_levels().astype(np.float32))
@@ -48,6 +53,17 @@ class Alphabet(ABC):
     @abstractmethod
     def exact_levels(self) -> Floats:
         """Float64 `[L]`, strictly rising."""
+
+
+@cache
+def codebooks() -> dict[str, NDArray[Any]]:
+    """The levels that take long to find: constants of the format, made by data/codebooks.py.
+
+    `gauss` holds the 2^(b-1) positive levels of every `Gauss(b)` one behind the other, b = 1 … 8;
+    `lattice` the 2^b integers of every `Lattice(b, g)`, in the order of b and then of g.
+    """
+    with (files(__package__) / "codebooks.npz").open("rb") as file:
+        return dict(np.load(file))
 
 
 def _both_signs(magnitudes: Floats) -> Floats:
@@ -64,6 +80,11 @@ class Sign(Alphabet):
     """-1 and 1."""
 
     kind = 1
+
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        return 2
 
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
@@ -84,6 +105,11 @@ class Uniform(Alphabet):
     def __post_init__(self) -> None:
         _check(1 <= self.steps <= 32767, self)
 
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        return 2 * self.steps + 1
+
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
         return np.arange(-self.steps, self.steps + 1) / self.steps
@@ -103,6 +129,11 @@ class Exponential(Alphabet):
     def __post_init__(self) -> None:
         _check(1 <= self.steps <= 120, self)
 
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        return 2 * self.steps + 3
+
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
         return _both_signs(0.5 ** np.arange(self.steps, -1, -1.0))
@@ -113,6 +144,11 @@ class Powers(Alphabet):
     """0 and ± all normal powers of 2 of float32: 2^-126, …, 2^127."""
 
     kind = 4
+
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        return 2 * 254 + 1
 
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
@@ -138,18 +174,16 @@ class Gauss(Alphabet):
     def __post_init__(self) -> None:
         _check(1 <= self.bits <= 8, self)
 
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        return 1 << self.bits
+
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
-        n = 1 << self.bits
-        levels = ndtri((np.arange(n) + 0.5) / n)
-        for _ in range(ITERATIONS):
-            edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
-            density = np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi)
-            means = -np.diff(density) / np.diff(ndtr(edges))
-            moved, levels = np.abs(means - levels).max(), means
-            if moved < PRECISE:
-                break
-        return np.asarray((levels - levels[::-1]) / 2)
+        half = 1 << (self.bits - 1)
+        positive = codebooks()["gauss"][half - 1 : 2 * half - 1]
+        return np.concatenate([-positive[::-1], positive])
 
 
 @dataclass(frozen=True)
@@ -165,6 +199,12 @@ class MiniFloat(Alphabet):
 
     def __post_init__(self) -> None:
         _check(0 <= self.format < len(FORMATS), self)
+
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        _, mantissa, _, top, unused = FORMATS[self.format]
+        return 2 * (((top + 1) << mantissa) - 1 - unused) + 1
 
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
@@ -202,6 +242,11 @@ class DynamicTree(Alphabet):
 
     kind = 7
 
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        return 256
+
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
         magnitudes = [
@@ -223,7 +268,7 @@ class Lattice(Alphabet):
 
     .. math:: \sum_j \int_{l_j}^{l_{j+1}} (x - l_j)(l_{j+1} - x) \varphi(x) dx,
 
-    found by dynamic programming.
+    found by dynamic programming (data/codebooks.py).
 
     Attributes:
         bits: 1 to 8.
@@ -241,40 +286,23 @@ class Lattice(Alphabet):
     def __post_init__(self) -> None:
         _check(1 <= self.bits <= 8 and (1 << self.bits) - 1 <= self.grid <= 255, self)
 
-    @cache  # noqa: B019  (there are few alphabets, and they are small)
-    def integers(self) -> tuple[int, ...]:
-        """The z, rising."""
-        points = CLIP * (2 * np.arange(self.grid + 1) / self.grid - 1)
-        loss = _rounding_loss(points)
-        best, before = loss[0], []
-        for _ in range((1 << self.bits) - 2):
-            # the last level may move to any point, from any before it
-            every = best[:, None] + loss
-            before.append(every.argmin(0))
-            best = every.min(0)
-        places = [self.grid]
-        for choice in reversed(before):
-            places.append(int(choice[places[-1]]))
-        return (0, *reversed(places))
+    @property
+    def size(self) -> int:
+        """See `Alphabet.size`."""
+        return 1 << self.bits
+
+    def integers(self) -> NDArray[np.uint8]:
+        """The z, rising, `[2^bits]`."""
+        before = sum((257 - (1 << b)) << b for b in range(1, self.bits))
+        first = before + ((self.grid + 1 - self.size) << self.bits)
+        return np.asarray(codebooks()["lattice"][first : first + self.size])
 
     def exact_levels(self) -> Floats:
         """See `Alphabet.exact_levels`."""
-        return 2 * np.array(self.integers()) / self.grid - 1
+        return 2 * self.integers().astype(np.float64) / self.grid - 1
 
 
 CLIP = float(ndtri(1 - 1 / 64))  # a standard normal value is beyond it once in 32
-
-
-def _rounding_loss(points: Floats) -> Floats:
-    """What rounding between points i < j loses, `[i, j]`; inf elsewhere."""
-    density = np.exp(-(points**2) / 2) / np.sqrt(2 * np.pi)
-    mass = ndtr(points)
-    low, high = points[:, None], points
-    zeroth = mass - mass[:, None]
-    first = density[:, None] - density
-    second = zeroth + (points * density)[:, None] - points * density
-    found = (low + high) * first - second - low * high * zeroth
-    return np.where(low < high, found, np.inf)
 
 
 KINDS: dict[int, type[Alphabet]] = {

@@ -25,7 +25,7 @@ from gradstats.kernels import codes
 OWN_LEVELS = 0  # in the place of an alphabet's kind: every bucket sends levels of its own
 MOST_LEVELS = 1 << 16
 ROTATED, MOVED = 1, 2  # flags
-WIDEST_ROTATION = 1 << 16
+WIDEST_BUCKET = 1 << 16  # of a gradient that is shorter: decoding may fill a bucket up
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +124,16 @@ class Coded(Payload):
         """See `Payload.read`."""
         numel = reader.numel()
         alphabet, levels = _read_alphabet(reader)
-        bucket = reader.number(max(reader.max_numel, WIDEST_ROTATION), "bucket")
+        bucket = reader.number(max(numel, WIDEST_BUCKET), "bucket")
         unit = reader.real()
         flags = reader.number(ROTATED + MOVED, "flags")
         rotation = reader.key() if flags & ROTATED else None
         if (
             bucket < 1
             or flags == ROTATED + MOVED
-            or (rotation and (bucket > WIDEST_ROTATION or bucket & (bucket - 1)))
+            or (rotation and (bucket > max(numel, 1) or bucket & (bucket - 1)))
         ):
-            raise PayloadError(f"bucket must be at least 1, got {bucket}")
+            raise PayloadError(f"bucket must be at least 1, got {bucket} of {numel} elements")
         symbols = _padded(numel, bucket) if rotation else numel
         buckets = -(-symbols // bucket)
         dtype = reader.dtype()
@@ -156,7 +156,7 @@ def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
         alphabet = alphabet_of((kind, first, second))
     except ValueError as error:
         raise PayloadError(f"cannot decode payload: {error}") from error
-    return alphabet, len(alphabet.levels())
+    return alphabet, alphabet.size
 
 
 def _padded(numel: int, bucket: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import ClassVar, Self
@@ -16,7 +16,7 @@ from torch import Tensor
 from gradstats.compressors import entropy
 from gradstats.compressors.alphabets import Alphabet
 from gradstats.compressors.co3_scale import NARROWEST, WIDEST, symbol_probabilities
-from gradstats.compressors.wire import PayloadError, Reader, Section, blob, real
+from gradstats.compressors.wire import PayloadError, Reader, Section, blob, real, refused
 from gradstats.kernels import codes
 
 
@@ -40,7 +40,7 @@ class Coder(ABC):
     @classmethod
     @abstractmethod
     def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
-        """The coder whose sections come next; its n symbols are checked."""
+        """The coder whose sections come next; its n symbols are checked, see `Reader.checks`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,8 @@ class Packed(Coder):
     def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
         """See `Coder.read`."""
         data = reader.tensor(codes.packed_nbytes(n, levels), torch.uint8)
-        _checked(lambda: codes.unpack(data, n, levels))
+        with refused():
+            codes.unpack(data, n, levels)
         return cls(data)
 
 
@@ -91,7 +92,8 @@ class ANS(Coder):
     def packed(self, n: int, levels: int) -> Tensor:
         """See `Coder.packed`."""
         if n not in self._symbols:
-            symbols = entropy.decode_symbols(self.data, n, self.frequencies)
+            with refused():
+                symbols = entropy.decode_symbols(self.data, n, self.frequencies)
             self._symbols[n] = codes.pack(torch.from_numpy(symbols), levels)
         return self._symbols[n]
 
@@ -107,7 +109,8 @@ class ANS(Coder):
         if frequencies.sum() != 1 << entropy.BITS:
             raise PayloadError(f"frequencies must sum to 2^16, got {frequencies.sum()}")
         found = cls(bytes(reader.blob()), frequencies)
-        _checked(lambda: found.packed(n, levels))
+        if reader.checks(n):
+            found.packed(n, levels)
         return found
 
 
@@ -141,11 +144,14 @@ class ModelANS(ANS):
     def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
         """See `Coder.read`."""
         shape, scale = reader.real(), reader.real()
+        data = bytes(reader.blob())
         if alphabet is None or not (NARROWEST <= shape <= WIDEST and 1e-6 < scale < 1e6):
             raise PayloadError(f"model must have a shape and a scale, got {shape}, {scale}")
-        frequencies = _frequencies(shape, scale, alphabet)
-        found = cls(bytes(reader.blob()), frequencies, shape, scale)
-        _checked(lambda: found.packed(n, levels))
+        if levels > MODELLED:
+            raise PayloadError(f"model must have at most {MODELLED} levels, got {levels}")
+        found = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
+        if reader.checks(n):
+            found.packed(n, levels)
         return found
 
 
@@ -184,13 +190,9 @@ class ZeroRuns(Coder):
 
     def symbols(self, n: int) -> NDArray[np.uint8]:
         """The n symbols, `[n]`."""
-        found = np.frombuffer(self.data, np.uint8).astype(np.int64)
-        repeats = np.where(found < FIRST_RUN, 1, found - FIRST_RUN + 2)
-        if repeats.sum() != -(-n // DIGITS):
-            raise ValueError(f"runs must hold {n} symbols, got {repeats.sum()} bytes of five")
-        whole = np.repeat(np.where(found < FIRST_RUN, found, ALL_ZERO), repeats)
-        digits = whole[:, np.newaxis] // 3 ** np.arange(DIGITS) % 3
-        return digits.ravel()[:n].astype(np.uint8)
+        folded = np.frombuffer(self.data, np.uint8)
+        whole = np.where(folded < FIRST_RUN, folded, ALL_ZERO)
+        return np.asarray(TERNARY[np.repeat(whole, REPEATS[folded])].ravel()[:n])
 
     def packed(self, n: int, levels: int) -> Tensor:
         """See `Coder.packed`."""
@@ -205,20 +207,18 @@ class ZeroRuns(Coder):
         """See `Coder.read`."""
         if levels != 3:
             raise PayloadError(f"runs of zeros must be of 3 levels, got {levels}")
-        found = cls(bytes(reader.blob()))
-        _checked(lambda: found.symbols(n))
-        return found
+        data = bytes(reader.blob())
+        fives = int(REPEATS[np.frombuffer(data, np.uint8)].sum(dtype=np.int64))
+        if fives != -(-n // DIGITS):
+            raise PayloadError(f"runs must hold {n} symbols, got {fives} bytes of five")
+        return cls(data)
 
 
 DIGITS, ALL_ZERO = 5, 121  # ternary digits in a byte, and five ones
 FIRST_RUN, LONGEST_RUN = 243, 14
-
-
-def _checked(decode: Callable[[], object]) -> None:
-    try:
-        decode()
-    except ValueError as error:
-        raise PayloadError(f"cannot decode payload: {error}") from error
+TERNARY = (np.arange(FIRST_RUN)[:, np.newaxis] // 3 ** np.arange(DIGITS) % 3).astype(np.uint8)
+REPEATS = np.maximum(np.arange(256) - FIRST_RUN + 2, 1).astype(np.uint8)
+MODELLED = 256  # levels
 
 
 CODERS: tuple[type[Coder], ...] = (Packed, ANS, ModelANS, ZeroRuns)

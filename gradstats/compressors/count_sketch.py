@@ -24,6 +24,7 @@ from gradstats.kernels.philox import philox
 
 ESTIMATES = ("median", "mean")
 MOST_ROWS = 64
+CHUNK = 1 << 16  # elements whose estimates, one a row, are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +51,12 @@ class Sketch(Payload):
 
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
-        rows = torch.stack(
-            [
-                self.table[row, bucket] * sign
-                for row, (bucket, sign) in enumerate(
-                    hashes(self.key, self.table.shape, self.numel, self.table.device)
-                )
-            ]
-        )
+        places = torch.arange(self.numel, device=self.table.device)
+        return torch.cat([self._estimates(part) for part in torch.split(places, CHUNK)])
+
+    def _estimates(self, places: Tensor) -> Tensor:
+        each = enumerate(hashes(self.key, self.table.shape, places))
+        rows = torch.stack([self.table[row, bucket] * sign for row, (bucket, sign) in each])
         return rows.median(0).values if self.estimate == "median" else rows.mean(0)
 
     def sections(self) -> Iterator[Section]:
@@ -132,7 +131,8 @@ class CountSketch(Compressor):
         flat = flat if flat.dtype == torch.float64 else flat.float()
         columns = max(1, round(self.share * flat.numel() / self.rows))
         table = flat.new_zeros(self.rows, columns)
-        for row, (bucket, sign) in enumerate(hashes(key, table.shape, flat.numel(), flat.device)):
+        places = torch.arange(flat.numel(), device=flat.device)
+        for row, (bucket, sign) in enumerate(hashes(key, table.shape, places)):
             table[row].index_add_(0, bucket, flat * sign)
         return Sketch(table, flat.numel(), key, self.estimate), state
 
@@ -146,12 +146,11 @@ class CountSketch(Compressor):
 
 
 def hashes(
-    key: tuple[int, int], shape: tuple[int, ...], numel: int, device: torch.device
+    key: tuple[int, int], shape: tuple[int, ...], places: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each row the bucket and the sign of every element."""
+    """For each row the bucket and the sign of the elements at these places."""
     rows, columns = shape
-    counters = torch.arange(numel, device=device)
     for pair in range(-(-rows // 2)):
-        words = philox((key[0], key[1] ^ pair), counters)
+        words = philox((key[0], key[1] ^ pair), places)
         for bucket, sign in ((words[0], words[1]), (words[2], words[3]))[: rows - 2 * pair]:
             yield bucket % columns, 1 - 2 * (sign & 1)

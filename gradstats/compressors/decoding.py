@@ -25,7 +25,7 @@ MAX_NUMEL = 1 << 31
 
 
 def from_bytes(data: bytes, *, max_numel: int = MAX_NUMEL) -> Payload:
-    """Read a payload from its bytes alone.
+    """Read a payload from its bytes alone, in time and memory that go with their number.
 
     Args:
         data: what `to_bytes` gave.

@@ -29,7 +29,7 @@ MAX_N = 1 << 60  # sums of two gaps, and 7 more bits, fit into 64
 LIMBS = range(1, 9)  # bytes of a varint after the first: 9 · 7 bits hold any gap below MAX_N
 FRACTION = 256  # bits behind the point where powers of 1 - ρ are compared
 INVERSE_GOLDEN = (math.isqrt(5 << 2 * FRACTION) - (1 << FRACTION)) >> 1  # (φ - 1)·2^FRACTION
-ONES_IN = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.int64)
+ONES_IN = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 
 def encode_indices(indices: Indices, n: int, code: str) -> bytes:
@@ -241,7 +241,7 @@ def _decode_bitmap(data: Bytes, k: int, n: int) -> Indices:
     _check_size(data, _bytes_of(n))
     places = np.flatnonzero(data)
     used = data[places]
-    ones = int(ONES_IN[used].sum())
+    ones = int(ONES_IN[used].sum(dtype=np.int64))
     if ones != k:
         raise ValueError(f"bitmap must have {k} ones, got {ones}")
     bits = np.flatnonzero(np.unpackbits(used, bitorder="little"))
@@ -264,8 +264,11 @@ def _decode_golomb(data: Bytes, k: int, n: int) -> Indices:
     split = _bytes_of(k * b)
     if data.size < split:
         raise ValueError(f"code of indices must have {split} bytes or more, got {data.size}")
+    zeros = 8 * (data.size - split) - int(ONES_IN[data[split:]].sum(dtype=np.int64))
+    if not k <= zeros < k + 8:
+        raise ValueError(f"code of indices must hold {k} gaps, got {zeros}")
     ends = np.flatnonzero(np.unpackbits(data[split:], bitorder="little") == 0)
-    used = int(ends[k - 1]) + 1 if 0 < k <= ends.size else 0
+    used = int(ends[k - 1]) + 1 if k else 0
     _check_size(data, split + _bytes_of(used))
     if ends.size != k + 8 * (data.size - split) - used:
         raise ValueError(f"code of indices must end after {k} gaps, and have 0 behind them")

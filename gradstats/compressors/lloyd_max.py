@@ -1,26 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import gamma, gammainc
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor, Contract, State
 from gradstats.compressors.coded import Coded
+from gradstats.compressors.max_quantizer import levels
 from gradstats.compressors.quantizing import coded_bits, own_levels
 from gradstats.compressors.rng import Rng
 from gradstats.families import DWeibull, Family, FitError, GenNorm, Laplace
 from gradstats.kernels import codes
 from gradstats.summary import summarize
 
-Floats = NDArray[np.float64]
 LAWS: dict[str, type[Family]] = {"gennorm": GenNorm, "dweibull": DWeibull}
-ITERATIONS, PRECISE = 20_000, 1e-10
 GRID = 64  # shapes are multiples of 1/64, so that levels are found once
 
 
@@ -81,52 +76,3 @@ class LloydMax(Compressor):
             return round(law.parameters["shape"] * GRID) / GRID, law.parameters["scale"]
         except FitError:
             return 1.0, Laplace.fit(summary).scale
-
-
-@cache
-def levels(law: str, shape: float, bits: int, m: float = 0.0) -> Floats:
-    r"""The positive levels of the best symmetric quantiser of a law of scale 1, `[2^(bits-1)]`.
-
-    A level is :math:`\int x^{M+1} f / \int x^M f` over its cell, and cells meet halfway.
-
-    Args:
-        law: "gennorm" or "dweibull".
-        shape: of the law.
-        bits: for 2^bits levels.
-        m: M.
-
-    Example:
-        >>> (levels("gennorm", 2.0, 2) * 2**0.5).round(4).tolist()  # of the standard normal law
-        [0.4528, 1.5104]
-    """
-    moment = MOMENTS[law]
-    n = 1 << (bits - 1)
-    found = np.arange(1, n + 1) * moment(m + 1, np.array(np.inf), shape) * 2
-    found = found / (moment(m, np.array(np.inf), shape) * (n + 1))
-    for _ in range(ITERATIONS):
-        edges = np.concatenate([[0.0], (found[1:] + found[:-1]) / 2, [np.inf]])
-        below = np.diff(moment(m, edges, shape))
-        means = np.diff(moment(m + 1, edges, shape)) / np.maximum(below, 1e-300)
-        means = np.where(below > 0, means, found)
-        moved, found = float(np.abs(means - found).max()), means
-        if moved < PRECISE * found[-1]:
-            break
-    return found
-
-
-def _gennorm(k: float, x: Floats, shape: float) -> Floats:
-    """∫₀ˣ t^k f of GenNorm(shape, 1)."""
-    a = (k + 1) / shape
-    return np.asarray(gamma(a) / gamma(1 / shape) / 2 * gammainc(a, x**shape))
-
-
-def _dweibull(k: float, x: Floats, shape: float) -> Floats:
-    """∫₀ˣ t^k f of the double Weibull law of scale 1."""
-    a = 1 + k / shape
-    return np.asarray(gamma(a) / 2 * gammainc(a, x**shape))
-
-
-MOMENTS: dict[str, Callable[[float, Floats, float], Floats]] = {
-    "gennorm": _gennorm,
-    "dweibull": _dweibull,
-}

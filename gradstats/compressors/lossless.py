@@ -11,7 +11,7 @@ from gradstats.compressors import entropy
 from gradstats.compressors.base import Bound, Compressor, Contract, State
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
-from gradstats.compressors.wire import PayloadError, Reader, Section, blob, code_of, raw, varint
+from gradstats.compressors.wire import Reader, Section, blob, code_of, raw, refused, varint
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,8 @@ class Planes(Payload):
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
         width = self.dtype.itemsize
-        planes = entropy.decompress_bytes(self.data, self.numel * width)
+        with refused():
+            planes = entropy.decompress_bytes(self.data, self.numel * width)
         values = entropy.from_byte_planes(planes, width)
         if not self.numel:
             return torch.zeros(0, dtype=self.dtype)
@@ -54,10 +55,8 @@ class Planes(Payload):
         """See `Payload.read`."""
         dtype, numel = reader.float_dtype(), reader.numel()
         found = cls(bytes(reader.blob()), numel, dtype)
-        try:
+        if reader.checks(numel):
             found.decode()
-        except ValueError as error:
-            raise PayloadError(f"cannot decode payload: {error}") from error
         return found
 
 

@@ -48,7 +48,11 @@ class Payload(ABC):
 
     @abstractmethod
     def decode(self) -> Tensor:
-        """The gradient as the receiver sees it, `[numel]`."""
+        """The gradient as the receiver sees it, `[numel]`.
+
+        Raises:
+            PayloadError: bad entropy-coded elements, too many for `from_bytes` to look at.
+        """
 
     @property
     def summable(self) -> bool:

@@ -16,7 +16,15 @@ from gradstats import kernels
 from gradstats.compressors import index_codes
 from gradstats.compressors.payloads import Dense, Payload, left, written
 from gradstats.compressors.rng import Stream
-from gradstats.compressors.wire import PayloadError, Reader, Section, blob, size, varint
+from gradstats.compressors.wire import (
+    PayloadError,
+    Reader,
+    Section,
+    blob,
+    refused,
+    size,
+    varint,
+)
 
 
 class Scattered(Payload):
@@ -118,10 +126,8 @@ class Sparse(Scattered):
         numel = reader.numel()
         code = index_codes.CODES[reader.number(len(index_codes.CODES) - 1, "index code")]
         count = reader.number(numel, "count")
-        try:
+        with refused():
             places = index_codes.decode_indices(reader.blob(), count, numel, code)
-        except ValueError as error:
-            raise PayloadError(f"cannot decode payload: {error}") from error
         return cls(_read_kept(reader, count), numel, torch.from_numpy(places), code)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,7 @@ class THC(Compressor):
             rounding="stochastic",
             key=rng.own.key,
         )
-        table = torch.tensor(alphabet.integers(), device=flat.device)
+        table = torch.from_numpy(alphabet.integers().astype(np.int64)).to(flat.device)
         mean = yield AllReduce(table[symbols.long()], "mean", levels=self.grid + 1)
         levels = in_buckets((2 * mean - self.grid) / self.grid, block) * scales[:, None]
         update = codes.unrotate(levels.reshape(-1), flat.numel(), block, turn)

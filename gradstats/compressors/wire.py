@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,22 @@ DTYPES = (
 FLOATS = DTYPES[:4]  # those that a gradient may have
 RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DEEPEST = 4  # payloads inside payloads
+CHECKED, CHECKED_PER_BYTE = 1 << 16, 64  # entropy-coded elements that are decoded to be checked
 
 Section = bytes | Tensor
 
 
 class PayloadError(ValueError):
     """Bytes that are not a payload, or not an intact one."""
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """A ValueError is a PayloadError."""
+    try:
+        yield
+    except ValueError as error:
+        raise PayloadError(f"cannot decode payload: {error}") from error
 
 
 def varint(number: int) -> bytes:
@@ -98,6 +109,8 @@ def _checksum(body: bytes | memoryview) -> int:
 class Reader:
     """Reads a payload's body from its start; believes nothing.
 
+    Time and memory go with the length of the body, whatever it claims.
+
     Args:
         body: of an envelope.
         kinds: the payload classes, each in the place that its `kind` says.
@@ -108,6 +121,7 @@ class Reader:
         self._body = body
         self._kinds = kinds
         self._place = self._depth = 0
+        self._checkable = CHECKED + CHECKED_PER_BYTE * len(body)
         self.max_numel = max_numel
 
     def payload(self, max_numel: int) -> Any:
@@ -134,6 +148,16 @@ class Reader:
             )
         self._place += length
         return self._body[self._place - length : self._place]
+
+    def checks(self, elements: int) -> bool:
+        """Whether to decode these entropy-coded elements now, so that bad ones are refused.
+
+        A few bytes may claim any number of them. Those of a whole body are checked up to 65,536
+        and 64 a byte; more than that are found to be bad when they are decoded.
+        """
+        affordable = elements <= self._checkable
+        self._checkable -= elements * affordable
+        return affordable
 
     def number(self, most: int, what: str) -> int:
         """A varint, at most `most`."""

@@ -20,6 +20,7 @@ from gradstats.compressors.alphabets import (
     DynamicTree,
     Exponential,
     Gauss,
+    Lattice,
     Powers,
     Sign,
     Uniform,
@@ -29,6 +30,7 @@ from gradstats.kernels import eager_codes
 from gradstats.kernels.eager_codes import Rounding
 
 EVERY = [Sign(), Uniform(1), Uniform(127), Exponential(4), Powers(), Gauss(1), Gauss(4)]
+EVERY += [Gauss(8), Lattice(1, 1), Lattice(4, 30), Lattice(7, 200), Lattice(8, 255)]
 EVERY += [CO3_FP4, CO3_FP8, CO3_FP8_143, E2M1, E4M3, E5M2, E2M3, E3M2, DynamicTree()]
 
 
@@ -38,6 +40,7 @@ def test_levels_rise_and_codes_come_back(alphabet):
     assert levels.dtype == torch.float32
     assert bool((levels.diff() > 0).all())
     assert alphabet_of(alphabet.code) == alphabet
+    assert alphabet.size == len(levels)
     assert all(0 <= number < 1 << 16 for number in alphabet.code)
 
 

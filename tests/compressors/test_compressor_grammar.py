@@ -24,7 +24,6 @@ from gradstats.compressors.sidco import SIDCo
 from gradstats.compressors.threshold import HardThreshold
 from gradstats.compressors.topk import TopK
 
-settings.register_profile("quick", derandomize=True, database=None, deadline=None)
 RATIO = st.floats(0, 1, exclude_min=True)
 PLAIN = st.one_of(
     st.sampled_from([NoCompression(), BF16()]),
@@ -41,7 +40,7 @@ PLAIN = st.one_of(
 )
 
 
-@settings(settings.get_profile("quick"), max_examples=300)
+@settings(max_examples=300)
 @given(PLAIN | st.builds(ErrorFeedback, PLAIN))
 def test_round_trip(member):
     assert compressor(str(member)) == member
@@ -122,7 +121,7 @@ def test_what_is_not_in_the_grammar_is_refused_with_its_reason(spec, message):
 def test_a_spec_of_nonsense_never_raises_anything_but_value_error():
     pieces = ["ef", "topk", "bf16", "(", ")", ",", "=", "0.1", "-", "ratio", ":", "a:b", "é", " "]
 
-    @settings(settings.get_profile("quick"), max_examples=300)
+    @settings(max_examples=300)
     @given(st.lists(st.sampled_from(pieces), max_size=8).map("".join))
     def parse(spec):
         try:

@@ -114,12 +114,12 @@ def test_thcs_levels_are_the_best_of_all_subsets(bits, grid):
         for inner in subsets
     }
     found = Lattice(bits, grid).integers()
-    assert losses[found] == pytest.approx(min(losses.values()), rel=1e-9)
+    assert losses[tuple(found.tolist())] == pytest.approx(min(losses.values()), rel=1e-9)
 
 
 def test_thc_loses_what_a_clipped_normal_law_loses():
     """One worker: NMSE = E[(x - clip x)²] + what rounding at random loses."""
-    z = np.array(Lattice(4, 30).integers())
+    z = Lattice(4, 30).integers().astype(float)
     levels = CLIP * (2 * z / 30 - 1)
     rounding = sum(
         quad(lambda x, a=a, b=b: (x - a) * (b - x) * norm.pdf(x), a, b)[0]

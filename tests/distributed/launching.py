@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds in which all of a launch must be done
 
 
 def launch(module, function, world, folder, *arguments):
@@ -52,7 +53,7 @@ def main():
         init_method=f"file://{meeting}",
         rank=int(rank),
         world_size=int(world),
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=PATIENCE),
     )
     work = getattr(importlib.import_module(module), function)
     torch.save(work(int(rank), int(world), *arguments), out)

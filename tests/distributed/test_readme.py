@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.distributed.launching import ROOT
+from tests.waiting import PATIENCE
 
 SCRIPT = """
 import os
@@ -56,7 +57,7 @@ def test_the_lines_work_as_pasted(page, tmp_path):
         [*command, "--standalone", script],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
         cwd=tmp_path,
     )

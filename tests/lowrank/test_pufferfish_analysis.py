@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 FOLDER = Path(__file__).parents[2] / "analyses/10_pufferfish"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="not in a source tree")
 METHODS = ["dense", "Pufferfish", "factorised from the start", "PowerSGD, rank 2", "Signum"]
@@ -19,7 +21,7 @@ def quick(tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("GRADSTATS_DATA", None)
     command = [sys.executable, "run.py", "--quick", "--data", str(out.parent), "--out", str(out)]
-    subprocess.run(command, check=True, env=environment, timeout=280, cwd=FOLDER)
+    subprocess.run(command, check=True, env=environment, timeout=PATIENCE, cwd=FOLDER)
     return json.loads(out.read_text())
 
 

@@ -12,7 +12,8 @@ import time
 import torch
 
 from gradstats.recording import capture, every
-from tests.recording.victims import PATIENCE, RATE, STRIDE, TRACK, Net, one_step
+from tests.recording.victims import RATE, STRIDE, TRACK, Net, one_step
+from tests.waiting import wait_until
 
 NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000  # of unshare(2)
 PAGE, DISK_BYTES = 4096, 8_000_000
@@ -51,14 +52,6 @@ def fill(ballast, pages):
         file.truncate(max(0, file.tell() - PAGE * pages))
 
 
-def wait_for(true):
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError("no row was stored after space was freed")
-        time.sleep(0.01)
-
-
 def train(folder, out, launch, frees, said):
     """Train with the disk full again and again, each time but for another number of pages."""
     torch.set_num_threads(1)
@@ -79,7 +72,7 @@ def train(folder, out, launch, frees, said):
         for pages in frees:
             for _ in range(3):
                 one_step(cap, model, optimizer, launch)
-            wait_for(lambda: told.count(cap.step - 2) == len(launch.points))
+            wait_until(lambda: told.count(cap.step - 2) == len(launch.points))
             fill(folder / "ballast", pages)
             for _ in range(6):
                 one_step(cap, model, optimizer, launch)

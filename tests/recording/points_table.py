@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradstats.store import GradientStore
 from tests.recording import workers
 from tests.recording.ways import WAYS
+from tests.waiting import PATIENCE
 
 POINTS = ("local", "reduced", "clipped")
 PAGE = Path(__file__).parents[2] / "docs" / "capture.md"
@@ -173,7 +174,7 @@ def on_workers(folder):
         for rank in range(WORLD)
     ]
     try:
-        assert [process.wait(timeout=180) for process in running] == [0] * WORLD
+        assert [process.wait(timeout=PATIENCE) for process in running] == [0] * WORLD
     finally:
         for process in running:
             process.kill()

@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from tests.recording.victims import PATIENCE
+from tests.waiting import PATIENCE
 
 PRELOAD = ["torch._dynamo", "gradstats.kernels.cpu", "tests.recording.victims"]
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch
 from gradstats.recording import capture, every
 from gradstats.recording.staging import Source
 from gradstats.store import GradientStore
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -22,13 +22,6 @@ def path(tmp_path):
 
 def no_space(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def wait_until(true):
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_full_disk_drops_rows_and_says_so_once(path, training, monkeypatch, capsys, read):
@@ -181,23 +174,23 @@ from gradstats.recording import capture, every
 rng = torch.Generator().manual_seed(int(sys.argv[2]))
 model = torch.nn.Linear(50, 40)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-capture(model, optimizer, sys.argv[1], full=every(3), track=500, if_exists="resume")
-print("ready", flush=True)
+cap = capture(model, optimizer, sys.argv[1], full=every(3), track=500, if_exists="resume")
 while True:
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=rng)
     optimizer.step()
+    print(cap.stats.full_rows, flush=True)
 """
 
 
 def test_a_killed_training_leaves_a_store_that_opens_with_exact_rows(path, tmp_path, read):
     script = tmp_path / "train.py"
     script.write_text(KILLED)
-    for seed, seconds in enumerate((0.3, 1.1)):
+    for seed, rows in enumerate((4, 30)):
         command = [sys.executable, str(script), str(path), str(seed)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-            assert child.stdout.readline() == b"ready\n"
-            time.sleep(seconds)
+            while int(child.stdout.readline()) < rows:
+                pass
             child.send_signal(signal.SIGKILL)
     for kind, stride in (("full", 3), ("track", 1)):
         stream = read(path, kind)

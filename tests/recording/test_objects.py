@@ -16,6 +16,7 @@ from gradstats.recording.command import run_command
 from gradstats.store import GradientStore, spool
 from tests.recording.test_command import SCRIPT
 from tests.recording.workers import STEPS, expected
+from tests.waiting import PATIENCE, wait_until
 
 WORKERS = Path(__file__).with_name("workers.py")
 
@@ -45,7 +46,7 @@ def test_a_lost_connection_is_said_once_and_training_goes_on(url, server, traini
             if step == 4:
                 server.stop()
             if step == 8:
-                wait_for(lambda: cap.stats.unsent and cap._writer._store.fault)
+                wait_until(lambda: cap.stats.unsent and cap._writer._store.fault)
                 server.start()
             training.step()
     assert cap.stats.dropped == cap.stats.unsent == 0
@@ -63,7 +64,7 @@ def test_rows_that_never_arrived_are_counted_and_can_be_sent(
     with capture(training.model, training.optimizer, url, full=every(1), track=None) as cap:
         training.step()
         training.step()
-        wait_for(lambda: cap.stats.full_rows and not cap.stats.unsent)
+        wait_until(lambda: cap.stats.full_rows and not cap.stats.unsent)
         server.stop()
         for _ in range(3):
             training.step()
@@ -118,7 +119,7 @@ def test_two_workers_write_one_run(url, tmp_path):
         for rank in range(2)
     ]
     for process in processes:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
     store = GradientStore.open(url)
     assert store.workers == (0, 1)
@@ -155,15 +156,6 @@ def test_every_command_reads_a_url(url, training, tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
     name = url.rpartition("/")[2].removesuffix(".zarr")
     assert (tmp_path / f"{name}.results" / "replay" / "replay.parquet").exists()
-
-
-def wait_for(condition):
-    import time
-
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 def test_rows_left_behind_keep_their_segment(url, server, make_training, monkeypatch):

@@ -12,6 +12,7 @@ from torch import nn
 import gradstats
 from gradstats.recording import capture, every
 from gradstats.store import GradientStore
+from tests.waiting import PATIENCE
 
 FORKING = """
 import sys, threading, warnings
@@ -58,7 +59,7 @@ def test_threads_and_forking_loaders_are_harmless(path, tmp_path, layer):
         env={**os.environ, "NUMBA_THREADING_LAYER": layer},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "12 24 24 0\n"
@@ -130,7 +131,7 @@ def test_a_second_run_cannot_write_to_the_path_of_the_first(path, tmp_path):
     with capture(model, torch.optim.SGD(model.parameters()), path):
         for if_exists in ("resume", "overwrite"):
             command = [sys.executable, str(script), str(path), if_exists]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
             assert ended.stdout == "BlockingIOError\n", ended.stderr
     assert GradientStore.open(path).workers == (0,)
 

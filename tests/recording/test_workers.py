@@ -11,6 +11,7 @@ import torch
 
 from gradstats.store import GradientStore
 from tests.recording.workers import MICRO, STEPS, Branch, batch, expected, net
+from tests.waiting import PATIENCE
 
 SCRIPT = Path(__file__).with_name("workers.py")
 
@@ -35,7 +36,7 @@ def run(name, path, world=2):
         for rank in range(world)
     ]
     try:
-        return [(*p.communicate(timeout=120), p.returncode)[::-1] for p in processes]
+        return [(*p.communicate(timeout=PATIENCE), p.returncode)[::-1] for p in processes]
     finally:
         for process in processes:
             process.kill()

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.recording import capture, every
+from tests.waiting import PATIENCE
 
 STEPS, MICRO, STRIDE, TRACK, RATE, LIMIT = 16, 2, 2, 50, 0.1, 3.0
-PATIENCE = 100  # seconds; a rank waits 60 for a rank 0 that died while it attached
 
 
 @dataclass(frozen=True)
