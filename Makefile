@@ -1,10 +1,17 @@
 # Every target does its own set-up: on a fresh machine with Python (3.11 or newer), make and git, `make demo` just works.
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
+PYTHON  ?= python3
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+PYTEST  := $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo demo-quick test soak lint clean
+# Set-up leaves compiling to the first import: it must be allowed to write.
+unexport PYTHONDONTWRITEBYTECODE
+.PHONY: help demo demo-quick fast test soak lint clean
+
+help:                   ## what can be made: this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(READY)          ## train, capture, fit, replay, report: about two minutes
 	$(BIN)/gradstats demo --out demo.zarr --overwrite
@@ -12,21 +19,25 @@ demo: $(READY)          ## train, capture, fit, replay, report: about two minute
 demo-quick: $(READY)    ## the same in about twenty seconds; feedback rows are labelled unsettled
 	$(BIN)/gradstats demo --quick --out demo.zarr --overwrite
 
-lint: $(READY)
+lint: $(READY)          ## ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint              ## ruff, mypy --strict, pytest with doctests
-	$(BIN)/python -m pytest
+fast: lint              ## what to run on every change: all but the tests marked slow, under two minutes
+	$(PYTEST) -m 'not slow and not soak'
 
-soak: $(READY)          ## the full numbers of the tests marked soak: about four minutes, 4 GB of memory
+test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, under ten minutes
+	$(PYTEST)
+
+soak: $(READY)          ## the full numbers of the tests marked soak: about six minutes, 4 GB of memory
 	$(BIN)/python analyses/07_soak/run.py
+
+clean:                  ## remove the virtual environment and what the demo wrote
+	rm -rf $(VENV) demo.zarr demo.results
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
-
-clean:
-	rm -rf $(VENV) demo.zarr demo.results

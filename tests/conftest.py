@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
+
 import numpy as np
 import pytest
 import torch

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from training import BATCH, Training, join, pictures
+from training import Training, join, pictures
 
 import gradstats
 
@@ -40,7 +40,6 @@ METHODS = {
     "CLT-k": f"ef(clt-k({RATIO}))",
 }
 OTHER_SEED = "dense, another seed"
-HELD_OUT = 2_000
 WARM_UP = 5  # steps that are not timed
 BIN = 20  # steps that a point of the report is the mean of
 
@@ -50,13 +49,13 @@ def work(rank: int, workers: int, folder: str, options: argparse.Namespace, what
     path = Path(folder)
     join(rank, workers, str(path / f"meeting-{workers}-{what}"))
     images, labels = torch.load(path / "pictures.pt", mmap=True)
-    seen = (images[HELD_OUT:], labels[HELD_OUT:])
+    seen = (images[options.held_out :], labels[options.held_out :])
     if what == "timings":
         found: dict[str, Any] = {
             "timings": {name: timed(spec, seen, options) for name, spec in options.chosen.items()}
         }
     else:
-        unseen = (images[:HELD_OUT].contiguous(), labels[:HELD_OUT])
+        unseen = (images[: options.held_out].contiguous(), labels[: options.held_out])
         found = {"methods": trained(seen, unseen, options)}
         found["resumed"] = {
             name: resume(spec, seen, path, options)
@@ -75,7 +74,7 @@ def trained(seen: Data, unseen: Data, options: argparse.Namespace) -> dict[str, 
     plan = [(name, spec, 0) for name, spec in options.chosen.items()]
     plan += [] if options.only else [(OTHER_SEED, "none", 1)]
     for name, spec, seed in plan:
-        training = Training(spec, seen, options.steps, seed)
+        training = Training(spec, seen, options.steps, options.batch, seed)
         rows = training.run(options.steps)
         end = {"accuracy": training.accuracy(unseen), "weights": training.check()}
         found[name] = {"spec": spec, "rows": binned(rows), **totals(rows), **end}
@@ -119,9 +118,9 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def timed(spec: str, data: Data, options: argparse.Namespace) -> dict[str, float]:
     """Medians of milliseconds a step, and of what the hook spent of them."""
-    training = Training(spec, data, options.steps)
+    training = Training(spec, data, options.steps, options.batch)
     training.run(WARM_UP)
-    rows = training.run(WARM_UP + (4 if options.quick else 60))
+    rows = training.run(WARM_UP + options.timed)
     found = {"step": 1e3 * median(row["seconds"] for row in rows)}
     for kind in ("encode", "communicate", "decode") if spec else ():
         spent = [after[kind] - before[kind] for before, after in pairwise(rows)]
@@ -132,12 +131,12 @@ def timed(spec: str, data: Data, options: argparse.Namespace) -> dict[str, float
 def resume(spec: str, data: Data, folder: Path, options: argparse.Namespace) -> bool:
     """Whether a training that stops, is saved and goes on ends with the same weights."""
     half, whole = options.resumed // 2, options.resumed
-    straight = Training(spec, data, options.steps)
+    straight = Training(spec, data, options.steps, options.batch)
     straight.run(whole)
-    stopped = Training(spec, data, options.steps)
+    stopped = Training(spec, data, options.steps, options.batch)
     stopped.run(half)
     stopped.save(folder)
-    again = Training(spec, data, options.steps, seed=0)
+    again = Training(spec, data, options.steps, options.batch)
     again.load(folder)
     again.run(whole)
     return straight.check() == again.check()
@@ -153,12 +152,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=folder)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
-    options.steps, options.resumed = (12, 4) if options.quick else (800, 40)
+    options.steps, options.resumed, options.timed = (8, 4, 2) if options.quick else (800, 40, 60)
+    options.batch, options.held_out = (16, 100) if options.quick else (128, 2_000)
     report: dict[str, Any] = {
         "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
         "versions": {"gradstats": gradstats.__version__, "torch": torch.__version__},
         "steps": options.steps,
-        "batch": BATCH,
+        "batch": options.batch,
         "bin": BIN,
         "workers": {},
     }
@@ -176,7 +176,7 @@ def main() -> None:
 
 def launched(workers: int, options: argparse.Namespace, what: str) -> tuple[dict[str, Any], str]:
     """What so many processes find, and the data they have."""
-    limit = HELD_OUT + (1_000 if options.quick else 20_000)
+    limit = options.held_out + (1_000 if options.quick else 20_000)
     with tempfile.TemporaryDirectory() as folder:
         images, labels, source = pictures(options.data, limit)
         torch.save((images, labels), Path(folder) / "pictures.pt")

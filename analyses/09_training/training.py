@@ -23,7 +23,6 @@ from gradstats.ddp_hooks import CompressorState, compress_hook
 
 ARCHIVE = "cifar10-jpeg.zip"
 WIDTHS = (16, 32, 64)
-BATCH = 128  # of all workers together
 CHECKED = 25  # steps after which the workers compare their weights
 
 
@@ -92,12 +91,15 @@ class Training:
         spec: of the compressor; "" for DistributedDataParallel without a hook.
         data: pictures and classes to train on.
         steps: of the whole training, for the schedule.
+        batch: pictures of a step, of all workers together.
         seed: of the weights and of the batches.
     """
 
-    def __init__(self, spec: str, data: tuple[Tensor, Tensor], steps: int, seed: int = 0) -> None:
+    def __init__(
+        self, spec: str, data: tuple[Tensor, Tensor], steps: int, batch: int, seed: int = 0
+    ) -> None:
         torch.manual_seed(seed)
-        self.data, self.seed = data, seed
+        self.data, self.batch, self.seed = data, batch, seed
         self.model = DistributedDataParallel(ResNet8())
         self.state = CompressorState(None, spec, by="parameter") if spec else None
         if self.state:
@@ -131,8 +133,8 @@ class Training:
     def _one_step(self) -> Tensor:
         images, labels = self.data
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
-        share = BATCH // dist.get_world_size()
-        rows = torch.randint(len(images), (BATCH,), generator=rng)
+        share = self.batch // dist.get_world_size()
+        rows = torch.randint(len(images), (self.batch,), generator=rng)
         rows = rows[dist.get_rank() * share :][:share]
         x = images[rows]
         dx, dy, mirror = torch.randint(9, (3,), generator=rng).tolist()

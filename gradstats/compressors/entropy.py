@@ -85,8 +85,9 @@ def _together(freq: NDArray[np.int64]) -> int:
 
 def _joint(freq: NDArray[np.int64], together: int) -> NDArray[np.int64]:
     """Frequencies of symbols that are coded as one: a + L b."""
-    both = np.outer(freq, freq).ravel().astype(np.float64)
-    return frequencies(both) if together == 2 else freq
+    if together == 1:
+        return freq
+    return frequencies(np.outer(freq, freq).ravel().astype(np.float64))
 
 
 def _model(freq: NDArray[np.int64]) -> Any:

@@ -98,6 +98,7 @@ def hostile():
         "65,535 levels for no element": coded(widest, 0, PACKED, scales=b""),
         "65,535 levels for one element": coded(widest, 1, PACKED, b"\1\0"),
         "a model of 65,535 levels": coded(widest, 1, MODEL, model, long(b"\1\0\0\0")),
+        "frequencies of 65,535 levels": coded(widest, 1, ANS, skewed(65535), long(b"\1\0\0\0")),
         "a model of 239 levels": coded(alphabets.CO3_FP8_143, 1, MODEL, model, long(b"")),
         "65,536 own levels for no element": coded((0, 65536, 0), 0, PACKED, scales=b""),
         "2^31 symbols of a word": coded(

@@ -15,7 +15,7 @@ from gradstats.compressors.alphabets import Gauss, Lattice, codebooks
 from gradstats.compressors.lloyd_max import GRID
 from gradstats.compressors.max_quantizer import levels
 from gradstats.families import DWeibull, GenNorm
-from tests.recording.processes import soaked
+from tests.processes import soaked
 
 SCRIPT = Path(__file__).parents[2] / "data" / "codebooks.py"
 PDFS = {"gennorm": stats.gennorm, "dweibull": stats.dweibull}

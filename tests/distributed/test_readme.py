@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.distributed.launching import ROOT
 from tests.waiting import PATIENCE
+
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import os

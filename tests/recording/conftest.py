@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gradstats.store import GradientStore, Stream
-from tests.recording.processes import Nursery
+from tests.processes import Nursery
 
 
 class Training:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gradstats.store import GradientStore
+from tests.processes import heard, soaked
 from tests.recording import full_disk
 from tests.recording.exact import check_exact
-from tests.recording.processes import heard, soaked
 from tests.recording.victims import PATIENCE, STRIDE, Launch
 
 

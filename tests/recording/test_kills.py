@@ -9,9 +9,9 @@ import pytest
 import zarr
 
 from gradstats.store import GradientStore, parameter_table
+from tests.processes import heard, soaked
 from tests.recording import victims
 from tests.recording.exact import check_exact
-from tests.recording.processes import heard, soaked
 from tests.recording.victims import PATIENCE, STEPS, STRIDE, Launch
 
 KINDS = ("full", "track", "summary")

@@ -1,7 +1,6 @@
 """Recordings into an object store, whose connection may be lost at any time."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,11 +13,10 @@ from gradstats import cli
 from gradstats.recording import capture, every
 from gradstats.recording.command import run_command
 from gradstats.store import GradientStore, spool
+from tests.processes import run_workers
 from tests.recording.test_command import SCRIPT
-from tests.recording.workers import STEPS, expected
-from tests.waiting import PATIENCE, wait_until
-
-WORKERS = Path(__file__).with_name("workers.py")
+from tests.recording.workers import STEPS, expected, work
+from tests.waiting import wait_until
 
 
 def test_a_recording_into_an_object_store_is_exact(url, training, capfd):
@@ -108,19 +106,8 @@ def test_a_restarted_training_adds_a_segment(url, make_training):
 
 
 def test_two_workers_write_one_run(url, tmp_path):
-    meeting = tmp_path / "meeting"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKERS), "ddp_points", str(rank), "2", str(meeting), url],
-            cwd=WORKERS.parents[2],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, said
+    ends = run_workers(work, 2, tmp_path, "ddp_points", url)
+    assert [code for code, _, _ in ends] == [0, 0], ends
     store = GradientStore.open(url)
     assert store.workers == (0, 1)
     for rank in range(2):

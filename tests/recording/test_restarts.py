@@ -12,7 +12,7 @@ import torch
 import gradstats
 from gradstats.recording.distribution import Distribution, shared_store
 from gradstats.store import GradientStore
-from tests.recording.processes import soaked
+from tests.processes import soaked
 
 PATIENCE, FIRST, SECOND, CHECKPOINT = 240, 7, 6, 4
 

@@ -14,7 +14,7 @@ import gradstats
 from gradstats.health import findings
 from gradstats.recording import capture, every
 from gradstats.store import GradientStore
-from tests.recording.processes import soaked
+from tests.processes import soaked
 
 
 def tiny(count):

@@ -1,19 +1,12 @@
 """Several gloo processes: each wrapper, each point, against a training without processes."""
 
-import subprocess
-import sys
-import uuid
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from gradstats.store import GradientStore
-from tests.recording.workers import MICRO, STEPS, Branch, batch, expected, net
-from tests.waiting import PATIENCE
-
-SCRIPT = Path(__file__).with_name("workers.py")
+from tests.processes import run_workers
+from tests.recording.workers import MICRO, STEPS, Branch, batch, expected, net, work
 
 
 @pytest.fixture
@@ -23,29 +16,13 @@ def path(tmp_path):
 
 def run(name, path, world=2):
     """Run one function of workers.py on every worker; (exit code, stdout, stderr) of each."""
-    # a file of each run's own: what an earlier one left there would be believed
-    meeting = path.with_name(f"meeting-{uuid.uuid4().hex}")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), name, str(rank), str(world), str(meeting), str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=SCRIPT.parents[2],
-        )
-        for rank in range(world)
-    ]
-    try:
-        return [(*p.communicate(timeout=PATIENCE), p.returncode)[::-1] for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    return run_workers(work, world, path.parent, name, str(path))
 
 
 def succeed(name, path, world=2):
     ended = run(name, path, world)
     assert [code for code, _, _ in ended] == [0] * world, ended
-    return [(out, err) for _, err, out in ended]
+    return [(out, err) for _, out, err in ended]
 
 
 def rows_of(path, worker, point, kind="full"):

@@ -1,7 +1,6 @@
 """What the processes of test_workers.py run: each function is one training on one worker."""
 
 import os
-import sys
 from contextlib import nullcontext
 
 import torch
@@ -226,11 +225,9 @@ def rank_0_fails(rank, world, path):
         print(type(error).__name__, error)
 
 
-if __name__ == "__main__":
-    name, rank, world, meeting, path = sys.argv[1:]
-    rank, world = int(rank), int(world)
+def work(rank, world, meeting, name, path):
+    """Run one of the functions above on one worker."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     globals()[name](rank, world, path)
-    sys.stdout.flush()
     dist.barrier()
     dist.destroy_process_group()
