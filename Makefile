@@ -22,7 +22,7 @@ demo-quick: $(READY)    ## the same in about twenty seconds; feedback rows are l
 lint: $(READY)          ## ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers $(WORKERS)
 
 fast: lint              ## what to run on every change: all but the tests marked slow, under two minutes
 	$(PYTEST) -m 'not slow and not soak'

@@ -1,6 +1,7 @@
 """A small run, made once, and the means to make others."""
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
@@ -124,38 +126,61 @@ def gradients_of() -> Callable[[int], dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> Callable[..., Path]:
+    """`made_once(name, make)`: a folder that the first of the test processes makes for all."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                make(shared / name)
+                (shared / f"{name}.made").touch()
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(made_once) -> Path:
     """3 whole rows at steps 0, 100 and 200; 2,000 of 8,064 elements tracked over 220 steps."""
-    return write_run(
-        tmp_path_factory.mktemp("runs") / "small.zarr",
+    return made_once("small.zarr", write_small_run)
+
+
+def write_small_run(path: Path) -> None:
+    write_run(
+        path,
         {step: small_gradients(step) for step in range(TRACKED_STEPS)},
         full=FULL_STEPS,
         tracked=TRACKED,
         module_types=MODULE_TYPES,
     )
+    path.with_suffix(".sha256").write_text(json.dumps(fingerprint(path)))
 
 
-def fingerprint(folder: Path) -> dict[Path, str]:
+def fingerprint(folder: Path) -> dict[str, str]:
     return {
-        path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
         if path.is_file()
     }
 
 
 @pytest.fixture(scope="session")
-def reported(small_run, tmp_path_factory) -> tuple[str, Path, bool]:
-    """A report on the small run: its page, its folder, and whether the store is as it was."""
-    folder = tmp_path_factory.mktemp("report")
-    before = fingerprint(small_run)
-    path = gradstats.report(
-        gradstats.open(small_run),
-        out=folder,
-        ratios=(0.1,),
-        compressors=("none", "bf16", "topk", "threshold", "sidco-e"),
-    )
-    assert path == folder / "report.html"
-    return path.read_text(encoding="utf-8"), folder, before == fingerprint(small_run)
+def reported(small_run, made_once) -> tuple[str, Path]:
+    """A report on the small run: its page, and its folder."""
+
+    def report(folder: Path) -> None:
+        path = gradstats.report(
+            gradstats.open(small_run),
+            out=folder,
+            ratios=(0.1,),
+            compressors=("none", "bf16", "topk", "threshold", "sidco-e"),
+        )
+        assert path == folder / "report.html"
+
+    folder = made_once("report", report)
+    return (folder / "report.html").read_text(encoding="utf-8"), folder
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ def sample(law, n, seed, dtype=torch.float32):
     return summarize(torch.from_numpy(values).to(dtype))
 
 
+@pytest.mark.slow
 def test_under_the_law_p_values_are_uniform():
     """Although the parameters come from the same data: a plain KS p-value would sit near 1."""
     p_values = [
@@ -57,6 +58,7 @@ def test_a_subsample_that_cannot_be_fitted_is_a_fit_error():
         bootstrap_p_value(Laplace, summarize(torch.zeros(50)), np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_holm_multiplies_the_smallest_by_the_groups_and_stays_ordered():
     p_values = {"a": 0.01, "b": 0.04, "c": 0.03}
     rows = [{"family": "t", "group": group, "bootstrap_p": p} for group, p in p_values.items()]

@@ -9,6 +9,8 @@ from matplotlib import image
 
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 
 def browser():
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -18,7 +20,7 @@ def browser():
 @pytest.mark.browser
 @pytest.mark.skipif(browser() is None, reason="no chromium, chromium-browser or google-chrome")
 def test_a_browser_shows_the_page_with_every_picture_and_no_error(reported, tmp_path):
-    page, folder, _ = reported
+    page, folder = reported
     # a copy that says in its own title how many pictures were decoded
     probe = "onload = () => { const all = [...document.images]; document.title = "
     probe += "`${all.filter(i => i.complete && i.naturalWidth > 99).length} of ${all.length}` }"

@@ -13,7 +13,10 @@ from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "analyses/06_capture_overhead"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="not in a source tree")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER.exists(), reason="not in a source tree"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,7 @@ def test_import_and_look_at_gradients_of_ones_own(call, tmp_path):
     assert "overwrite" in err
 
 
+@pytest.mark.slow
 def test_capture_runs_any_command_and_passes_its_exit_code_on(tmp_path, call):
     script, path = tmp_path / "train.py", tmp_path / "run.zarr"
     script.write_text(TRAINING)
@@ -203,6 +204,7 @@ def processor_seconds(*words):
     return min(took)
 
 
+@pytest.mark.slow
 def test_help_costs_little_beside_the_library_that_prints_it():
     bare = processor_seconds("-c", "import typer.rich_utils")
     assert processor_seconds("-m", "gradstats.cli", "--help") < 2 * bare

@@ -44,6 +44,7 @@ import torch
         (["fit", "RUN", "--nonsense"], "nonsense"),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_option_exits_with_2_and_names_the_value(
     call, small_run, tmp_path, monkeypatch, words, said
 ):
@@ -95,6 +96,7 @@ def test_other_failures_exit_with_1_and_name_the_remedy(call, small_run, tmp_pat
         assert "pip install 'gradstats[analysis]'" in err
 
 
+@pytest.mark.slow
 def test_a_parameter_that_never_had_a_gradient_is_named(call, run_writer, tmp_path):
     grads = {0: {"w": torch.ones(5), "frozen": torch.ones(5)}, 1: {"w": torch.ones(5)}}
     path = run_writer(tmp_path / "f.zarr", grads)

@@ -171,6 +171,7 @@ def test_both_forms_give_the_same_bytes(dtype, n):
 
 
 @pytest.mark.parametrize("bucket", [1, 7, 1000, 1 << 19, (1 << 19) + 1, 1 << 21])
+@pytest.mark.slow
 def test_norms_against_numpy(bucket):
     n = (1 << 20) + 77
     values = torch.randn(n, generator=torch.Generator().manual_seed(2))

@@ -11,10 +11,13 @@ from gradstats.kernels import codes, eager_codes
 from gradstats.kernels.eager_codes import Rounding
 from tests.test_codes import KEY, symbols
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="triton is not installed")
 cuda_codes = pytest.importorskip("gradstats.kernels.cuda_codes")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LEVELS = [2, 3, 11, 15, 16, 31, 247, 256]
+OTHERS = [pytest.param(count, marks=pytest.mark.soak) for count in (11, 16, 31, 247)]
+LEVELS = [2, 3, 15, 256, *OTHERS]
 
 
 @pytest.mark.parametrize("rounding", codes.ROUNDINGS)

@@ -27,6 +27,7 @@ def test_a_power_of_the_rank_is_a_power_law_with_that_exponent(p):
 
 
 @pytest.mark.parametrize("law", [stats.expon, stats.halfnorm, stats.uniform, stats.gamma(0.5)])
+@pytest.mark.slow
 def test_light_tails_are_no_power_law(law):
     found = decay(summarize(law.isf(SHARES).astype(np.float32)))
     assert not found.power_law
@@ -40,6 +41,7 @@ def test_a_power_tail_has_the_inverse_of_its_index(law, exponent):
     assert found.exponent == pytest.approx(exponent, rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_over_samples():
     """95 % of the intervals of 60 samples, within four binomial standard deviations."""
     covered = 0
@@ -66,6 +68,7 @@ def test_few_elements_cannot_tell_a_curve():
         (np.arange(150.0), "ranks 100 to 15 of 149 magnitudes are fewer than 100"),
     ],
 )
+@pytest.mark.slow
 def test_too_few_magnitudes_are_a_reason(values, reason):
     with pytest.raises(ValueError, match=f"cannot fit a decay: {reason}"):
         decay(summarize(np.float64(values)))

@@ -140,6 +140,7 @@ def test_summaries_are_made_of_full_rows_where_there_are_none(run, tmp_path):
     assert gradstats.open(again).summaries(at_10) == found
 
 
+@pytest.mark.slow
 def test_processes_read_a_zip_file_each_by_itself(run, tmp_path):
     copy(run, tmp_path / "copy.zarr.zip", Smaller(dtype="float32"))
     opened = gradstats.open(tmp_path / "copy.zarr.zip")

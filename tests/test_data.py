@@ -19,7 +19,10 @@ from gradstats.store import GradientStore
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
-pytestmark = pytest.mark.skipif(not (DATA / "make.py").exists(), reason="not in a source tree")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (DATA / "make.py").exists(), reason="not in a source tree"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ EXTREME = (
 
 
 @pytest.mark.parametrize("law", MEMBERS, ids=repr)
+@pytest.mark.slow
 def test_members_obey_the_laws(law):
     check_family(law)
 
@@ -136,6 +137,7 @@ def draws(oracle, seed, n=50_000):
     + [(GenNorm, stats.halfgennorm, shape) for shape in (0.5, 1.0, 3.0)]
     + [(LogNorm, stats.lognorm, shape) for shape in (0.4, 1.5)],
 )
+@pytest.mark.slow
 def test_mle_is_that_of_scipy(cls, half, shape):
     grad, magnitudes = draws(half(shape, scale=0.01), seed=7)
     reference_shape, _, reference_scale = half.fit(magnitudes, floc=0)
@@ -254,6 +256,7 @@ def test_shapes_follow_numpy(law):
 
 
 @pytest.mark.parametrize("shape", [0.5, 1.0, 3.0, 12.0])
+@pytest.mark.slow
 def test_the_likelihood_of_t_is_that_of_scipy(shape):
     grad = stats.t(shape, scale=0.01).rvs(50_000, random_state=np.random.default_rng(7))
     reference = stats.t.fit(grad, floc=0)

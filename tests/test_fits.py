@@ -56,6 +56,7 @@ def test_spread_between_steps_stands_beside_the_standard_errors(run):
     assert table["scale_spread"].unique() == pytest.approx([np.std(table["scale"], ddof=1)])
 
 
+@pytest.mark.slow
 def test_executors_give_what_one_thread_gives(run):
     expected = gradstats.fit(run, families=[Laplace])
     for executor in (ThreadPoolExecutor(3), ProcessPoolExecutor(2, get_context("spawn"))):
@@ -64,6 +65,7 @@ def test_executors_give_what_one_thread_gives(run):
         pandas.testing.assert_frame_equal(table, expected)
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_what_one_thread_gives(run):
     distributed = pytest.importorskip("distributed", reason="needs gradstats[dask]")
     expected = gradstats.fit(run, families=[Laplace])
@@ -108,6 +110,7 @@ def test_a_dead_parameter_and_a_missing_row_are_rows_with_a_status(run_writer, t
     assert sum(value == "ok" for value in status.values()) == 5
 
 
+@pytest.mark.slow
 def test_a_bootstrap_is_corrected_over_the_groups_of_a_step(run):
     table = gradstats.fit(run, by="parameter", families=["laplace"], ratios=[0.1], bootstrap=9)
     for _, rows in table.groupby("step"):
@@ -150,6 +153,7 @@ def interrupted(run, settings, folder, rows):
             fit_into(run, settings, folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on_where_it_was(small_run, tmp_path, monkeypatch):
     run = gradstats.open(small_run, steps=(0, 40, 1), parameters="fc.*")
     settings = fit_settings(**QUICK, by="parameter", kind="track")
@@ -195,6 +199,7 @@ def test_the_axis_is_named_and_steps_are_not_fitted(run):
         gradstats.fit(run, axis="steps", families=["laplace"])
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_axes(call, small_run, tmp_path):
     code, shown, err = call("fit", small_run, "--axis", "steps", "--out", tmp_path / "s")
     assert (code, err) == (0, f"tables: {tmp_path / 's'}")

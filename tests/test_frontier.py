@@ -29,6 +29,7 @@ def test_every_supported_method_has_its_rows_in_order():
 
 
 @pytest.mark.parametrize("spec", ["sign", "mxfp4", "co3", "qsgd(3)", "sidco-e(0.01)"])
+@pytest.mark.slow
 def test_the_yardstick_is_the_best_top_k_of_as_many_bytes(spec):
     (row,) = equal_bits(GRAD, [spec])
     member = compressor(spec)

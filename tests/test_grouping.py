@@ -165,6 +165,7 @@ def test_a_run_of_tracked_rows_alone_is_summarised_as_the_sample_it_is(
         )
 
 
+@pytest.mark.slow
 def test_executors_give_what_one_thread_gives(run):
     serial = every_group(run, by="parameter")
     context = multiprocessing.get_context("spawn")
@@ -192,6 +193,7 @@ def test_results_come_in_order_from_few_tasks_at_a_time():
         assert list(results) == [item * item for item in range(3, 10_000)]
 
 
+@pytest.mark.slow
 def test_one_job_is_this_process():
     with workers(1) as executor:
         assert executor is None

@@ -174,6 +174,7 @@ def python(code):
     ).stdout
 
 
+@pytest.mark.slow
 def test_importing_costs_little_beside_torch_and_pulls_in_no_analysis():
     code = f"""
 import sys, time
@@ -189,6 +190,7 @@ print(share, *(name for name in {HEAVY!r} if name in sys.modules))
     assert min(float(share) for share, *_ in runs) < 0.02  # of torch's own import
 
 
+@pytest.mark.slow
 def test_a_core_installation_can_summarise_and_compress():
     """What analysis brings is not needed: those packages cannot be imported here."""
     absent = ("pandas", "matplotlib", "seaborn", "numba", "jinja2", "pyarrow", "statsmodels")

@@ -14,6 +14,8 @@ import torch
 from gradstats.store import GradientStore, Row, StoreFormatError, layout, parameter_table, spool
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 obstore = pytest.importorskip("obstore", reason="needs obstore (the cloud extra)")
 
 TABLE = parameter_table([("w", (100, 50), "float32"), ("b", (300,), "bfloat16")])

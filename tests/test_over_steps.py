@@ -61,6 +61,7 @@ def test_undefined_values_are_nan_without_a_warning():
 
 
 @pytest.mark.parametrize("block", [1 << 22, 220 * 300])
+@pytest.mark.slow
 def test_every_tracked_element_is_a_line_whatever_the_block(
     small_run, gradients_of, monkeypatch, block
 ):

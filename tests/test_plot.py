@@ -164,6 +164,7 @@ NAMES += "estimation error_against_bytes equal_bits overhead residuals".split()
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_figure_goes_where_it_is_told_or_makes_its_own(drawings, name):
     given = pyplot.figure().subplots()
     assert drawings[name](ax=given) is given
@@ -331,6 +332,7 @@ def test_a_long_run_has_no_more_points_than_a_short_one():
     [[0.5], [0.5] * 100, [0.5, -0.25], [1e-30, 1e30], [0.0, 2.0]],
     ids=["one element", "constant", "two", "far apart", "a zero"],
 )
+@pytest.mark.slow
 def test_odd_gradients_can_be_drawn(values):
     summary = summarize(np.array(values, np.float32))
     for draw in (plot.density, plot.survival, plot.qq):

@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 
 import gradstats
 from gradstats import pipeline
+from tests.conftest import fingerprint
+
+pytestmark = pytest.mark.slow
 
 SPECS = ("none", "bf16", "topk", "threshold", "sidco-e")
 FEW = ("bf16", "topk", "sidco-e")
@@ -74,12 +77,13 @@ def counted(monkeypatch):
     return counts
 
 
-def test_the_store_is_left_untouched(reported):
-    assert reported[2]
+def test_the_store_is_left_untouched(small_run, reported):
+    written = json.loads(small_run.with_suffix(".sha256").read_text())
+    assert fingerprint(small_run) == written
 
 
 def test_the_folder_holds_page_figures_and_tables(reported):
-    _, folder, _ = reported
+    _, folder = reported
     for name in ("fits", "thresholds", "timings", "replay", "methods", "factorised"):
         assert len(pandas.read_parquet(folder / f"{name}.parquet"))
     settings = json.loads((folder / "settings.json").read_text())
@@ -92,7 +96,7 @@ def test_the_folder_holds_page_figures_and_tables(reported):
 
 
 def test_the_page_is_small_and_loads_nothing(reported):
-    page, folder, _ = reported
+    page, folder = reported
     assert (folder / "report.html").stat().st_size < 5_000_000
     assert not re.search(r"https?://|@import|url\(", page)
     reader = Reader(page)

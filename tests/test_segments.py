@@ -82,6 +82,7 @@ def check(summary, segment):
 @pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")  # in huge float64
 @pytest.mark.parametrize("numba", [True, False], ids=["numba", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.slow
 def test_segments_of_every_length_and_kind(dtype, numba, monkeypatch):
     monkeypatch.setattr(kernels, "HAVE_NUMBA", numba)
     flat, offsets = mixed(dtype)

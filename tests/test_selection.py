@@ -42,6 +42,7 @@ def test_short_vectors(dtype, n):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.slow
 def test_long_vectors_by_a_sample(dtype):
     check(draws(20 * N, dtype, seed=1), 1, 20, 2_000, 30_000)
 
@@ -80,6 +81,7 @@ def test_a_sample_that_misleads_changes_nothing():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.slow
 def test_threads_change_nothing(threads):
     values, before = draws(2**19 * 3 + 5, torch.float32, seed=5), torch.get_num_threads()
     try:

@@ -64,6 +64,7 @@ def assert_plain_zarr_agrees(path):
 
 
 @pytest.mark.skipif(not hasattr(files, "fcntl"), reason="needs POSIX signals and locks")
+@pytest.mark.slow
 def test_sigkill_at_any_instant_loses_no_acknowledged_row(tmp_path):
     path = tmp_path / "run.zarr"
     context = multiprocessing.get_context("forkserver")
@@ -104,6 +105,7 @@ def assert_swept(path):
             assert alone.shape == array.shape
 
 
+@pytest.mark.slow
 def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monkeypatch):
     """Fail the first write of an append, then the second, ... until one append succeeds."""
     store = GradientStore.create(tmp_path / "run.zarr", TABLE)

@@ -129,6 +129,7 @@ def test_more_exponential_stages_drift_past_one(law, expected):
         (2.0, 1.992143),
     ],
 )
+@pytest.mark.slow
 def test_closed_form_gamma_shape(shape, estimate):
     s = math.log(shape) - special.digamma(shape)
     law = DGamma.from_moments(Moments(N, 1.0, 1 / shape, -s))

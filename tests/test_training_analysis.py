@@ -11,7 +11,10 @@ import pytest
 from tests.waiting import PATIENCE
 
 FOLDER = Path(__file__).parents[1] / "analyses/09_training"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="not in a source tree")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER.exists(), reason="not in a source tree"),
+]
 
 
 @pytest.fixture(scope="module")

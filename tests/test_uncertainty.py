@@ -28,6 +28,7 @@ def sample(law, n, seed):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
+@pytest.mark.slow
 def test_intervals_cover_as_often_as_they_say(law):
     """95 % of 200 intervals, within four binomial standard deviations."""
     covered = dict.fromkeys(law.parameters, 0)

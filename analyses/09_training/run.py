@@ -40,7 +40,6 @@ METHODS = {
     "CLT-k": f"ef(clt-k({RATIO}))",
 }
 OTHER_SEED = "dense, another seed"
-WARM_UP = 5  # steps that are not timed
 BIN = 20  # steps that a point of the report is the mean of
 
 
@@ -119,8 +118,8 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
 def timed(spec: str, data: Data, options: argparse.Namespace) -> dict[str, float]:
     """Medians of milliseconds a step, and of what the hook spent of them."""
     training = Training(spec, data, options.steps, options.batch)
-    training.run(WARM_UP)
-    rows = training.run(WARM_UP + options.timed)
+    training.run(options.warm_up)
+    rows = training.run(options.warm_up + options.timed)
     found = {"step": 1e3 * median(row["seconds"] for row in rows)}
     for kind in ("encode", "communicate", "decode") if spec else ():
         spent = [after[kind] - before[kind] for before, after in pairwise(rows)]
@@ -152,8 +151,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=folder)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
-    options.steps, options.resumed, options.timed = (8, 4, 2) if options.quick else (800, 40, 60)
-    options.batch, options.held_out = (16, 100) if options.quick else (128, 2_000)
+    options.steps, options.resumed, options.timed = (4, 2, 2) if options.quick else (800, 40, 60)
+    options.batch, options.held_out = (8, 50) if options.quick else (128, 2_000)
+    options.warm_up = 1 if options.quick else 5  # steps that are not timed
     report: dict[str, Any] = {
         "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
         "versions": {"gradstats": gradstats.__version__, "torch": torch.__version__},

@@ -87,6 +87,7 @@ def test_closed_forms_are_the_integrals(shape, scale):
 
 
 @pytest.mark.parametrize("shape", [0.5, 1.0, 2.0])
+@pytest.mark.slow
 def test_co3_on_its_own_law_takes_the_entropy_and_makes_the_error(shape):
     """A quantile grid of the law, so that nothing is left to chance."""
     n = 200_000

@@ -62,6 +62,7 @@ INDEPENDENT = [
 
 
 @pytest.mark.parametrize(("law", "shape", "bits", "m"), INDEPENDENT)
+@pytest.mark.slow
 def test_levels_are_those_of_an_independent_solution(law, shape, bits, m):
     found = levels(law, shape, bits, float(m))
     np.testing.assert_allclose(found, by_quadrature(law, shape, bits, m), rtol=1e-7)

@@ -25,6 +25,7 @@ def loud(tmp_path, monkeypatch):
     return module.Loud, compile(check, "docs/adding-a-compressor.md", "exec")
 
 
+@pytest.mark.slow
 def test_the_example_obeys_the_laws_and_speaks_the_grammar(loud):
     member, check = loud
     exec(check, {"Loud": member})

@@ -38,6 +38,7 @@ def count(spec, grad):
 
 
 @pytest.mark.parametrize(("name", "law", "ratio", "golden"), CASES)
+@pytest.mark.slow
 def test_counts_are_those_of_the_released_code(grid, name, law, ratio, golden):
     """Within 2 % or three elements; our counts inside the loops are interpolated in a bin."""
     k = 1_000_000 * ratio

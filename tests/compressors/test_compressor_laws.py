@@ -21,17 +21,30 @@ from gradstats.compressors.payloads import Dense
 from gradstats.compressors.scattered import Masked, Sparse, sparse
 from gradstats.testing import check_compressor
 
-RATIOS = [0.1, 0.01, 0.001, 1.0]
-MEMBERS = [str(each) for name in COMPRESSORS for each in compressors(name, RATIOS)]
 WITH_FEEDBACK = [str(each) for name in COMPRESSORS for each in compressors(f"ef({name})", [0.01])]
 
 
-@pytest.mark.parametrize("spec", dict.fromkeys(MEMBERS + WITH_FEEDBACK))
+def members(*ratios):
+    return [str(each) for name in COMPRESSORS for each in compressors(name, ratios)]
+
+
+def marked(specs, mark, known):
+    return [pytest.param(spec, marks=mark) for spec in specs if spec not in known]
+
+
+FIRST = members(0.01)
+SECOND = members(1.0) + WITH_FEEDBACK
+SPECS = FIRST + marked(SECOND, pytest.mark.slow, FIRST)
+SPECS += marked(members(0.1, 0.001), pytest.mark.soak, FIRST + SECOND)
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_every_member_obeys_the_laws(spec):
     check_compressor(compressor(spec), fresh_process=False)
 
 
 @pytest.mark.parametrize("spec", ["randomk(0.01)", "dgc(0.01)"])
+@pytest.mark.slow
 def test_laws_hold_wherever_the_random_numbers_start(spec):
     rng = Rng(seed=7, step=100, parameter="weight", worker=2)
     check_compressor(compressor(spec), rng=rng, fresh_process=False)
@@ -385,11 +398,13 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 def test_the_unbroken_base_of_the_broken_ones_obeys_the_laws():
     check_compressor(Broken())
 
 
 @pytest.mark.parametrize("member", BROKEN, ids=lambda member: member.__name__)
+@pytest.mark.slow
 def test_the_law_suite_rejects(member):
     with pytest.raises(AssertionError) as caught:
         check_compressor(member(), fresh_process=False)

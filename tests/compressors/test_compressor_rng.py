@@ -101,6 +101,7 @@ def test_a_subset_costs_its_own_size():
 
 
 @pytest.mark.parametrize(("k", "numel"), [(1, 3), (2, 4), (2, 5), (3, 6)])
+@pytest.mark.slow
 def test_all_subsets_are_equally_likely(k, numel):
     """The whole law, and with it single elements and pairs: chi-square over all k-subsets."""
     counts = dict.fromkeys(combinations(range(numel), k), 0)

@@ -5,6 +5,7 @@ import pytest
 from tests.compressors.fuzzing import SPECS, fuzz
 
 
+@pytest.mark.slow
 def test_fifty_thousand_mutants():
     found = fuzz(50_000, seed=1)
     assert found.raw > 20_000

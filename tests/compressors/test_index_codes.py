@@ -136,6 +136,7 @@ def test_the_cheapest_is_the_shortest():
 
 
 @pytest.mark.parametrize("code", CODES)
+@pytest.mark.slow
 def test_mutants_are_refused_or_rise_in_range(code):
     rng = np.random.default_rng(4)
     originals = [(encode_indices(i, n, code), len(i), n) for i, n in SMALL.values()]

@@ -166,6 +166,7 @@ def test_atomos_probabilities_have_the_least_variance(sigma, rank):
     assert float((s[here] ** 2 / found[here]).sum()) <= least.fun * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_atomos_second_moment_is_the_sum_of_squares_over_probabilities():
     grad = matrix(3)
     s = np.linalg.svd(grad.numpy(), compute_uv=False)

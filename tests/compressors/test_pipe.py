@@ -28,6 +28,7 @@ def encoded(spec, grad=GRAD):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.slow
 def test_pipes_obey_the_laws(spec):
     check_compressor(compressor(spec), fresh_process=False)
 

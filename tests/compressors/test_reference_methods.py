@@ -132,6 +132,7 @@ def test_natural():
 
 
 @pytest.mark.parametrize(("law", "omega"), [("gaussian", 62.5), ("laplace", 49.2), ("t3", 40.1)])
+@pytest.mark.slow
 def test_wangni(law, omega):
     member, grad = compressor("wangni(0.01)"), grid(law)
     found = [member.encode(grad, None, Rng(step=step))[0] for step in range(20)]
@@ -140,6 +141,7 @@ def test_wangni(law, omega):
     assert np.mean([p.count for p in found]) == pytest.approx(4000, rel=0.02)
 
 
+@pytest.mark.slow
 def test_wangni_saturates_what_is_large():
     grad = torch.tensor([100.0, 1.0, 1.0, 1.0, 1.0])
     seen = torch.stack([decoded("wangni(0.4)", grad, Rng(step=step)) for step in range(2000)])

@@ -8,11 +8,13 @@ from gradstats.compressors.states import plain
 from tests.distributed.launching import launch
 from tests.distributed.trainings import RESUMED, SPECS, STEPS, simulated
 
+pytestmark = pytest.mark.slow
+
 WAYS = [(spec, by) for spec in SPECS for by in ("parameter", "bucket")]
 COMPRESSED = [800, 1200, 120]  # elements of the weights; biases go dense
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
+@pytest.fixture(scope="module", params=[1, 2, pytest.param(4, marks=pytest.mark.soak)])
 def launched(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hooks")
     return launch("tests.distributed.trainings", "every_way", request.param, folder)

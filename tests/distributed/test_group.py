@@ -9,6 +9,8 @@ from gradstats.ddp_hooks import CompressorState
 from tests.distributed.exchanges import SHAPES, SPECS, in_simulation
 from tests.distributed.launching import launch
 
+pytestmark = pytest.mark.slow
+
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # sums in 16 bits
 
 

@@ -78,7 +78,10 @@ def test_published_numbers_of_multiplications(models, name, keep, full, low):
     assert models.macs(found.model.eval(), x) == pytest.approx(low, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["VGG", "ResNet18", "Words"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("VGG", marks=pytest.mark.soak), "ResNet18", "Words"]
+)
+@pytest.mark.slow
 def test_a_warm_start_of_full_rank_is_the_model_itself(models, name):
     """At a rank that loses nothing: every gate and convolution of rank 2 to begin with."""
     torch.manual_seed(0)

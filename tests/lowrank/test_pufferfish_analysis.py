@@ -11,7 +11,10 @@ import pytest
 from tests.waiting import PATIENCE
 
 FOLDER = Path(__file__).parents[2] / "analyses/10_pufferfish"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="not in a source tree")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER.exists(), reason="not in a source tree"),
+]
 METHODS = ["dense", "Pufferfish", "factorised from the start", "PowerSGD, rank 2", "Signum"]
 
 

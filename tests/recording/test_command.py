@@ -16,6 +16,8 @@ from gradstats.recording.command import run_command
 from gradstats.store import GradientStore, StoreFormatError
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import os, sys
 import torch

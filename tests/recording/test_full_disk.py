@@ -9,6 +9,8 @@ from tests.recording import full_disk
 from tests.recording.exact import check_exact
 from tests.recording.victims import PATIENCE, STRIDE, Launch
 
+pytestmark = pytest.mark.slow
+
 
 @soaked("times", 5, 25)
 def test_a_disk_full_again_and_again(tmp_path, process, times, record_property):
@@ -17,10 +19,10 @@ def test_a_disk_full_again_and_again(tmp_path, process, times, record_property):
     frees = [0, *rng.integers(1, 40, times - 1).tolist()]
     out = tmp_path / "out.zarr"
     child, pipe = process(full_disk.train, tmp_path / "disk", out, launch, frees)
-    said = heard(pipe, 5 * PATIENCE)
+    said = heard(pipe)
     if isinstance(said, str):
         pytest.skip(said)
-    child.join(30)
+    child.join(PATIENCE)
     assert child.exitcode == 0
     steps, stats, err = said
     assert steps == 9 * times + 1

@@ -14,6 +14,8 @@ from tests.recording import victims
 from tests.recording.exact import check_exact
 from tests.recording.victims import PATIENCE, STEPS, STRIDE, Launch
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("full", "track", "summary")
 WAYS = [
     {"points": ("reduced",)},

@@ -18,6 +18,8 @@ from tests.recording.test_command import SCRIPT
 from tests.recording.workers import STEPS, expected, work
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_recording_into_an_object_store_is_exact(url, training, capfd):
     with capture(training.model, training.optimizer, url, full=every(2), track=50) as cap:

@@ -5,6 +5,8 @@ import torch
 
 from tests.recording.points_table import BEGIN, END, PAGE, phrase, table
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_table_of_the_page_is_what_rows_hold(tmp_path):
     committed = PAGE.read_text().split(BEGIN)[1].split(END)[0]

@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 
+import pytest
 import torch
 
 import gradstats
 from gradstats.recording.distribution import Distribution, shared_store
 from gradstats.store import GradientStore
 from tests.processes import soaked
+from tests.waiting import PATIENCE
 
-PATIENCE, FIRST, SECOND, CHECKPOINT = 240, 7, 6, 4
+pytestmark = pytest.mark.slow
+
+FIRST, SECOND, CHECKPOINT = 7, 6, 4
 
 # every element of a gradient is 1000 * attempt + 100 * rank + step of the attempt
 TRAINING = """
@@ -36,8 +40,16 @@ for step in range({second} if attempt else {first}):
     model(torch.full((1, 6), 1000.0 * attempt + 100 * rank + step)).sum().backward()
     optimizer.step()
 if not attempt:
-    time.sleep(1.5)  # longer than rows wait to be committed
-    os._exit(9) if rank == 1 else time.sleep(60)  # torchrun ends this one
+    from gradstats.store import GradientStore
+
+    def last_stored(worker):
+        steps = GradientStore.open({path!r}).stream(worker, "track").steps
+        return max(steps, default=-1)
+
+    # the row of a step is stored after the next step: that of the last one is lost
+    while not all(last_stored(worker) == {first} - 2 for worker in (0, 1)):
+        time.sleep(0.05)
+    os._exit(9) if rank == 1 else time.sleep(300)  # torchrun ends this one
 dist.destroy_process_group()
 """
 CAPTURE = """
@@ -53,10 +65,10 @@ def free_port():
         return one.getsockname()[1]
 
 
-def torchrun(tmp_path, capture, *before):
+def torchrun(tmp_path, path, capture, *before):
     """Run a training of two workers that may start once more."""
     script = tmp_path / "train.py"
-    script.write_text(TRAINING.format(capture=capture, first=FIRST, second=SECOND))
+    script.write_text(TRAINING.format(capture=capture, first=FIRST, second=SECOND, path=str(path)))
     words = ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
     words += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     command = [*before, sys.executable, "-m", "torch.distributed.run", *words, str(script)]
@@ -98,8 +110,7 @@ def test_a_script_that_resumes_at_its_checkpoint(tmp_path):
     """Steps 4 to 6 are done again: readers see those of the second attempt."""
     path = tmp_path / "run.zarr"
     start = f"{CHECKPOINT} if attempt else 0"
-    torchrun(tmp_path, CAPTURE.format(path=str(path), start=start))
-    # the row of a step is committed after the next step: the last one of the first attempt is lost
+    torchrun(tmp_path, path, CAPTURE.format(path=str(path), start=start))
     check_rows(path, [(0, range(FIRST - 1)), (CHECKPOINT, range(SECOND))])
     run = gradstats.open(path, worker=1)
     told = [(step, grad[0].item()) for step, grad in run.gradients("track")]
@@ -117,7 +128,7 @@ def test_a_command_that_torchrun_restarts(tmp_path, if_exists):
         GradientStore.create(path).close()
     words = ["--full-every", "2", "--track", "5", "--if-exists", if_exists, "--out", str(path)]
     wrapper = [sys.executable, "-m", "gradstats.cli", "capture", *words, "--"]
-    torchrun(tmp_path, "", *wrapper)
+    torchrun(tmp_path, path, "", *wrapper)
     # it attaches at the first step, whose local gradients have gone by
     check_rows(path, [(0, range(1, FIRST - 1)), (0, range(1, SECOND))])
 

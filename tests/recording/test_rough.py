@@ -14,6 +14,8 @@ from gradstats.recording import capture, every
 from gradstats.store import GradientStore
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 FORKING = """
 import sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)

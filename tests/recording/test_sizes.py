@@ -63,6 +63,7 @@ def recorded(path, count):
     return counts, len(list(Path(path).rglob("*")))
 
 
+@pytest.mark.slow
 def test_nothing_is_quadratic_in_the_number_of_parameters(tmp_path):
     recorded(tmp_path / "first.zarr", 250)  # imports what is imported late
     few, files = recorded(tmp_path / "few.zarr", 250)

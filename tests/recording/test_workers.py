@@ -8,6 +8,8 @@ from gradstats.store import GradientStore
 from tests.processes import run_workers
 from tests.recording.workers import MICRO, STEPS, Branch, batch, expected, net, work
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def path(tmp_path):
