@@ -63,3 +63,5 @@ def test_help_names_every_target_with_its_text():
     assert ran.returncode == 0, ran.stderr
     shown = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines())
     assert sorted(shown) == sorted(phony.split())
+    for target, text in shown.items():
+        assert re.search(rf"^{target}:.*## {re.escape(text)}$", makefile, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The full numbers of the tests of faults: kills, full disks, restarts, sizes."""
+"""The full numbers of the tests marked soak, and random examples of those of hypothesis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tests(words: list[str]) -> tuple[int, dict[str, dict[str, object]]]:
         file = Path(folder, "junit.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-o", "junit_family=xunit1"]
         command += [f"--junitxml={file}", *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADSTATS_HYPOTHESIS": "soak"}
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         cases = ET.parse(file).iter("testcase")
         return code, {case.get("name", ""): facts(case) for case in cases}
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     files = [f"tests/recording/{name}.py" for name in QUICK]
     started = time.monotonic()
-    code, found = tests(files if options.quick else ["-m", "soak", "tests"])
+    code, found = tests(files if options.quick else ["-m", "soak or hypothesis", "tests"])
 
     def total(name: str) -> int:
         return sum(int(row.get(name, 0)) for row in found.values())
