@@ -8,7 +8,7 @@ PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Set-up leaves compiling to the first import: it must be allowed to write.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help demo demo-quick fast test soak lint style clean
+.PHONY: help demo demo-quick fast test soak gpu lint style clean
 
 help:                   ## what can be made: this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,6 +34,10 @@ test: lint              ## all that continuous integration runs: ruff, mypy --st
 
 soak: $(READY)          ## the full numbers of the tests marked soak: about six minutes, 4 GB of memory
 	$(BIN)/python analyses/07_soak/run.py
+
+gpu: $(READY)           ## check and time everything on a GPU of your own: about six minutes
+	$(BIN)/python analyses/11_gpu/run.py
+	$(BIN)/python analyses/11_gpu/plot.py
 
 clean:                  ## remove the virtual environment and what the demo wrote
 	rm -rf $(VENV) demo.zarr demo.results
