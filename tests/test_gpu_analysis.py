@@ -101,7 +101,9 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path):
     broken += "cuda.compact = lambda values, t: [each[:-1] for each in right(values, t)]\n"
     source = (FOLDER / "run.py").read_text()
     source = source.replace("Path(__file__).parent", f"Path({str(FOLDER)!r})")
-    script.write_text(source.replace("    started =", f"    exec({broken!r}, {{}})\n    started ="))
+    script.write_text(
+        source.replace("    started =", f"    exec({broken!r}, {{}})\n    started =")
+    )
     out = tmp_path / "report.json"
     words = ["--device", "cpu", "--quick", "--part", "correct", "--out", str(out)]
     ran = subprocess.run([sys.executable, script, *words], capture_output=True, timeout=PATIENCE)
