@@ -51,7 +51,7 @@ def work(rank: int, name: str, folder: str, options: argparse.Namespace) -> None
             "switch": how.switch,
             "parameters": [training.full, numel(training.model)],
             "rows": rows,
-            "milliseconds": steady(training),
+            "milliseconds": steady(training, options.timed),
         }
         if rank == 0:
             print(name, method, found[method]["parameters"], rows[-1], flush=True)
@@ -63,7 +63,7 @@ def work(rank: int, name: str, folder: str, options: argparse.Namespace) -> None
     os._exit(0)  # gloo's threads may abort a process that ends while a group is in use
 
 
-def steady(training: Training, steps: int = 10) -> dict[str, float]:
+def steady(training: Training, steps: int) -> dict[str, float]:
     """Milliseconds of each part of a step, over more steps at the end of the training.
 
     The communication is that of two processes on one machine; modelled are those of eight workers.
@@ -112,7 +112,7 @@ def main() -> None:
     options.steps = (
         {"pictures": 8, "words": 8} if options.quick else {"pictures": 400, "words": 600}
     )
-    options.judged = 2 if options.quick else 8
+    options.judged, options.timed = (2, 2) if options.quick else (8, 10)
     report: dict[str, Any] = {
         "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
         "workers": WORKERS,

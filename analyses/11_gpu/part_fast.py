@@ -39,13 +39,13 @@ def checks(where: Where) -> Checks:
                 yield f"{label}: {name}", partial(vector.measure, name, None)
 
 
-# method -> reads and writes of the whole vector that can't be avoided, and what is sent beside
+# method -> reads and writes of whole vectors that can't be avoided; what is sent is little beside
 SELECTIONS = {
     "torch.topk": (1, 0),
     "exact-threshold": (1, 0),
     "sidco-e": (2, 0),
     "sidco-e(stages=0)": (2, 0),
-    "ef(exact-threshold)": (3, 1),
+    "ef(exact-threshold)": (2, 1),
 }
 OTHERS = {
     "summarize": (1, 0),
@@ -95,7 +95,8 @@ class Vector:
         """Of the copy's bandwidth for the bytes that must move, and of torch.topk's time."""
         passes = {"copy": 2, "sum": 1}.get(name)
         reads, writes = {**SELECTIONS, **OTHERS}.get(name, (passes, 0))
-        moved = (reads + writes) * self.n * self.dtype.itemsize
+        wide = 4 if "decode" in name else self.dtype.itemsize  # of what is added to
+        moved = (reads + writes) * self.n * wide
         found = {"gb_per_s": moved / ms / 1e6}
         copy = self.measured.get((self.n, self.dtype, "copy", None))
         if copy:

@@ -32,10 +32,9 @@ def marked(specs, mark, known):
     return [pytest.param(spec, marks=mark) for spec in specs if spec not in known]
 
 
-FIRST = members(0.01)
-SECOND = members(1.0) + WITH_FEEDBACK
+FIRST, SECOND = members(0.01), WITH_FEEDBACK
 SPECS = FIRST + marked(SECOND, pytest.mark.slow, FIRST)
-SPECS += marked(members(0.1, 0.001), pytest.mark.soak, FIRST + SECOND)
+SPECS += marked(members(0.1, 0.001, 1.0), pytest.mark.soak, FIRST + SECOND)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -7,7 +7,6 @@ test holds the page to it.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -19,9 +18,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.store import GradientStore
+from tests.processes import run_workers
 from tests.recording import workers
 from tests.recording.ways import WAYS
-from tests.waiting import PATIENCE
 
 POINTS = ("local", "reduced", "clipped")
 PAGE = Path(__file__).parents[2] / "docs" / "capture.md"
@@ -165,20 +164,19 @@ def on_worker(rank, folder):
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
 
 
+def work(rank, world, meeting, folder):
+    """One worker."""
+    meet = {"init_method": f"file://{meeting}", "rank": rank, "world_size": world}
+    dist.init_process_group("gloo", **meet)
+    on_worker(rank, folder)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def on_workers(folder):
     """(way, point) -> what rows hold, on rank 0 and on the others."""
-    meeting = Path(folder, f"meeting-{uuid.uuid4().hex}")
-    words = [sys.executable, "-m", "tests.recording.points_table", "--rank"]
-    running = [
-        subprocess.Popen([*words, str(rank), str(meeting), str(folder)], cwd=PAGE.parents[1])
-        for rank in range(WORLD)
-    ]
-    try:
-        assert [process.wait(timeout=PATIENCE) for process in running] == [0] * WORLD
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+    ends = run_workers(work, WORLD, folder, str(folder))
+    assert [code for code, _, _ in ends] == [0] * WORLD, ends
     return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 
@@ -208,16 +206,7 @@ def filled(page, text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--rank", nargs=3, metavar=("RANK", "MEETING", "FOLDER"))
     options = parser.parse_args()
-    if options.rank:
-        rank, meeting, folder = int(options.rank[0]), *options.rank[1:]
-        meet = {"init_method": f"file://{meeting}", "rank": rank, "world_size": WORLD}
-        dist.init_process_group("gloo", **meet)
-        on_worker(rank, folder)
-        dist.barrier()
-        dist.destroy_process_group()
-        return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         text = table(folder)

@@ -12,6 +12,7 @@ from torch import nn
 import gradstats
 from gradstats.recording import capture, every
 from gradstats.store import GradientStore
+from tests.processes import run_workers
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -115,26 +116,20 @@ def test_rows_of_one_kind_are_undone_by_a_restart_that_wrote_another(path, train
     assert run.rows("full") == [0]
 
 
-SECOND = """
-import sys, torch
-from gradstats.recording import capture
-model = torch.nn.Linear(12, 9)
-try:
-    capture(model, torch.optim.SGD(model.parameters()), sys.argv[1], if_exists=sys.argv[2])
-except (BlockingIOError, ValueError) as error:
-    print(type(error).__name__)
-"""
+def second_run(_rank, _world, _meeting, path, if_exists):
+    model = nn.Linear(12, 9)
+    try:
+        capture(model, torch.optim.SGD(model.parameters()), path, if_exists=if_exists)
+    except (BlockingIOError, ValueError) as error:
+        sys.stdout.write(f"{type(error).__name__}\n")
 
 
 def test_a_second_run_cannot_write_to_the_path_of_the_first(path, tmp_path):
-    script = tmp_path / "second.py"
-    script.write_text(SECOND)
     model = nn.Linear(12, 9)
     with capture(model, torch.optim.SGD(model.parameters()), path):
         for if_exists in ("resume", "overwrite"):
-            command = [sys.executable, str(script), str(path), if_exists]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-            assert ended.stdout == "BlockingIOError\n", ended.stderr
+            ((code, out, err),) = run_workers(second_run, 1, tmp_path, str(path), if_exists)
+            assert (code, out) == (0, "BlockingIOError\n"), err
     assert GradientStore.open(path).workers == (0,)
 
 
