@@ -34,7 +34,7 @@ def checks(where: Where) -> Checks:
     yield "weights with whole rows", partial(with_weights, where)
     yield "torch.compile", partial(compiled, where)
     for step in ("off", "full"):
-        yield f"no synchronisation in an {step}-step", partial(nobody_waits, where, step)
+        yield f"no synchronisation, {step} step", partial(nobody_waits, where, step)
     yield "stall of a full row over a copy to the host", partial(stall, where)
     yield "cost of an off-step", partial(off_step, where)
 
