@@ -497,6 +497,7 @@ def sparse(worker, workers):
 
 def early(worker, workers, meeting):
     """A state that is made before the process group, as some trainers have it."""
+    dist.barrier()  # the other worker may still be connecting
     dist.destroy_process_group()
     state = CompressorState(None, "ef(topk(0.05))", by="parameter", min_numel=MIN_NUMEL)
     dist.init_process_group(
