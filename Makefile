@@ -32,7 +32,7 @@ fast: style             ## what to run on every change: ruff and all tests but t
 test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, under ten minutes
 	$(PYTEST)
 
-soak: $(READY)          ## the full numbers of the tests marked soak: about six minutes, 4 GB of memory
+soak: $(READY)          ## the full numbers of the tests marked soak: about ten minutes, 4 GB of memory
 	$(BIN)/python analyses/07_soak/run.py
 
 gpu: $(READY)           ## check and time everything on a GPU of your own: about six minutes
