@@ -63,7 +63,8 @@ def run(where: Where, path: Path, command: list[str]) -> dict[str, Any]:
         raise LeftOut("there is no run: see the check above")
     for package in ("pandas", "seaborn", "pyarrow", "jinja2"):
         __import__(package)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path_of = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path_of)}
     ran = subprocess.run(
         [sys.executable, "-m", "gradstats.cli", *command],
         capture_output=True,

@@ -137,6 +137,7 @@ def outcome(error: Exception) -> dict[str, str]:
         return {"status": "left out", "reason": str(error)}
     if isinstance(error, ImportError) and not (error.name or "").startswith("gradstats"):
         return {"status": "left out", "reason": str(error)}
+    traceback.print_exception(error)
     return {"status": "failed", "reason": traceback.format_exception_only(error)[-1].strip()}
 
 
