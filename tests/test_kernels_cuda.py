@@ -68,6 +68,26 @@ def test_triton_finds_the_largest(dtype, n):
             assert same_pair(chosen, eager.largest(vector, k))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("content", ["ordinary", "ties", "zeros", "odd", "misleading"])
+def test_triton_finds_the_largest_by_a_sample(dtype, content, monkeypatch):
+    """Whatever the sample says: too few candidates or too many are found out."""
+    monkeypatch.setattr(cuda_selection, "SAMPLE", 256)
+    n = 2 * cuda.BLOCK + 77
+    values = draws(n, dtype, seed=3)
+    if content == "ties":
+        values = values.sign()
+    if content == "zeros":
+        values[torch.rand(n, generator=torch.Generator().manual_seed(1)) < 0.999] = 0
+    if content == "odd":
+        values[5::7] = specials(dtype).repeat(n)[: len(values[5::7])]
+    if content == "misleading":
+        values[:: n // 256] = 1e4  # the elements of the sample, and no others
+    for k in (1, 30, n // 100, n // 5):
+        chosen = [each.cpu() for each in cuda_selection.largest(values.to(DEVICE), k)]
+        assert same_pair(chosen, eager.largest(values, k))
+
+
 COMPILE = """
 import torch, triton
 from triton.backends.compiler import GPUTarget
@@ -89,19 +109,22 @@ for dtype in (torch.float32, torch.float64, torch.float16):
     grid, wide, bits = GRIDS[dtype], dtype in cuda.FLOATS, 8 * dtype.itemsize
     shift, pointer = grid.shift if wide else 0, f"*fp{bits}"
     constants = {"SHIFT": shift, "KEYS": 1 << (bits - shift), "FLOAT": cuda.FLOATS.get(dtype)}
-    constants |= {"BLOCK": cuda.BLOCK, "WINDOW": cuda.WINDOW}
+    constants |= {"BLOCK": cuda.COUNTED, "WINDOW": cuda.WINDOW}
     types = {"patterns": f"*i{bits}", "first": "*i32", "sums": "*fp64", "n": "i32"}
+    types["near"] = "*i32"
     types |= dict.fromkeys(["counts", "specials", "kept", "starts", "indices"], "*i64")
     types |= dict.fromkeys(["values", "limit", "out"], pointer)
-    compile_all((cuda._count, cuda._above, cuda._write), types, constants)
+    compile_all([cuda._count], types, constants)
+    compile_all([cuda._above, cuda._write], types, constants | {"BLOCK": cuda.BLOCK})
 
-    constants = {"SHIFT": bits - 12, "BINS": 2048, "BLOCK": cuda.BLOCK}
+    constants = {"SHIFT": bits - 12, "BINS": 2048, "BLOCK": cuda.COUNTED}
     constants |= {"INFINITE": INFINITY[dtype], "MASK": (1 << bits - 1) - 1}
     types = {"patterns": f"*i{bits}", "n": "i32", "values": pointer, "out": pointer}
     names = ["prefix", "counts", "kth", "above", "equal", "missing", "indices"]
     types |= dict.fromkeys(names, "*i64")
-    selection = cuda_selection._digits, cuda_selection._classes, cuda_selection._write_largest
-    compile_all(selection, types, constants)
+    compile_all([cuda_selection._digits], types | {"counts": "*i32"}, constants)
+    selection = cuda_selection._classes, cuda_selection._write_largest
+    compile_all(selection, types, constants | {"BLOCK": cuda.BLOCK})
 """
 
 

@@ -80,7 +80,7 @@ def work(rank: int, workers: int, backend: str, device: str, quick: bool, folder
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if device != "cpu":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.device(device).index or 0)
     dist.init_process_group(
         backend,
         init_method=f"file://{folder}/meeting",

@@ -74,6 +74,7 @@ def run(where: Where, path: Path, command: list[str]) -> dict[str, Any]:
         timeout=max(10.0, where.seconds),
     )
     if ran.returncode:
+        print(ran.stderr[-6_000:], flush=True)
         last = [line for line in ran.stderr.splitlines() if line.strip()][-1:]
         raise RuntimeError(f"exit code {ran.returncode}: {' '.join(last)}")
     return {}

@@ -1,4 +1,4 @@
-"""The kernels in triton. So far they have run in triton's interpreter only, never on a GPU."""
+"""The kernels in triton."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from gradstats.kernels.grid import (
 )
 
 BLOCK = 1 << 13  # elements that a program takes at a time
-WINDOW = 1 << 12  # keys counted in shared memory: 16 octaves of float32, of either sign
+COUNTED = 1 << 10  # of them where it counts: what it keeps of each fits into registers
+WINDOW = 1 << 12  # keys that each program counts apart: 16 octaves of float32, of either sign
 ABOVE = 64  # bins of the window above the largest magnitude of a sample
 SAMPLE = 1 << 12
-PROGRAMS = 4  # a multiprocessor
+PROGRAMS = 8  # per multiprocessor
 
 
 @triton.jit
 def _count(
     patterns,  # `[n]`
     first,  # `[1]` magnitude bin that the window begins with
-    counts,  # `[KEYS]`
+    near,  # `[programs, WINDOW]` counts of the keys inside the window
+    counts,  # `[KEYS]` counts of the others
     specials,  # `[5]` NaN, inf, -inf, 0, -0
     sums,  # `[programs, 4]` of x, |x|, x², and the largest |x|
     n,
@@ -40,16 +42,17 @@ def _count(
     BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
-    # Keys inside the window are counted in shared memory, the few others by atomics; zeros, which
-    # may be most of the elements, in registers.
+    # Each program counts the keys inside the window in a row of its own, so that programs do not
+    # wait for each other at the few keys that most elements have; zeros, which may be most of the
+    # elements, in registers. (tl.histogram compares every element with every one of its bins.)
     low = tl.load(first)
-    near = tl.zeros([WINDOW], tl.int32)
-    positive_zeros = 0
-    negative_zeros = 0
-    total = tl.zeros([1], tl.float64)
-    total_abs = tl.zeros([1], tl.float64)
-    total_sq = tl.zeros([1], tl.float64)
-    largest = tl.zeros([1], tl.float64)
+    row = near + tl.program_id(0) * WINDOW
+    positive_zeros = tl.zeros([BLOCK], tl.int32)
+    negative_zeros = tl.zeros([BLOCK], tl.int32)
+    total = tl.zeros([BLOCK], tl.float64)
+    total_abs = tl.zeros([BLOCK], tl.float64)
+    total_sq = tl.zeros([BLOCK], tl.float64)
+    largest = tl.zeros([BLOCK], tl.float64)
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
         places = tl.full([BLOCK], BLOCK, tl.int64) * block + tl.arange(0, BLOCK)
         there = places < n
@@ -57,35 +60,32 @@ def _count(
         key = (bits >> SHIFT).to(tl.int32) & (KEYS - 1)
         negative = key >= KEYS // 2
         zero = there & ((bits << 1) == 0)
-        positive_zeros += tl.sum((zero & ~negative).to(tl.int32))
-        negative_zeros += tl.sum((zero & negative).to(tl.int32))
+        positive_zeros += (zero & ~negative).to(tl.int32)
+        negative_zeros += (zero & negative).to(tl.int32)
         place = (key & (KEYS // 2 - 1)) - low
         inside = (place >= 0) & (place < WINDOW // 2)
         slot = tl.where(inside, place + tl.where(negative, WINDOW // 2, 0), 0)
-        near += tl.histogram(slot, WINDOW, mask=there & ~zero & inside)
-        tl.atomic_add(counts + key, 1, mask=there & ~zero & ~inside)
+        tl.atomic_add(row + slot, 1, mask=there & ~zero & inside, sem="relaxed")
+        tl.atomic_add(counts + key, 1, mask=there & ~zero & ~inside, sem="relaxed")
         if FLOAT is not None:
             x = bits.to(FLOAT, bitcast=True).to(tl.float64)
             nan = there & (x != x)
             infinite = there & (tl.abs(x) == float("inf"))
-            tl.atomic_add(specials + places * 0, 1, mask=nan)
-            tl.atomic_add(specials + tl.where(negative, 2, 1), 1, mask=infinite)
+            tl.atomic_add(specials + places * 0, 1, mask=nan, sem="relaxed")
+            which = tl.where(negative, 2, 1)
+            tl.atomic_add(specials + which, 1, mask=infinite, sem="relaxed")
             x = tl.where(there & ~nan & ~infinite, x, 0.0)
-            total += tl.sum(x)
-            total_abs += tl.sum(tl.abs(x))
-            total_sq += tl.sum(x * x)
-            largest = tl.maximum(largest, tl.max(tl.abs(x)))
-    slots = tl.arange(0, WINDOW)
-    bins = low + slots % (WINDOW // 2)
-    keys = tl.where(slots >= WINDOW // 2, bins + KEYS // 2, bins)
-    tl.atomic_add(counts + keys, near, mask=near > 0)
-    tl.atomic_add(specials + 3, positive_zeros)
-    tl.atomic_add(specials + 4, negative_zeros)
-    row = sums + 4 * tl.program_id(0) + tl.arange(0, 1)
-    tl.store(row, total)
-    tl.store(row + 1, total_abs)
-    tl.store(row + 2, total_sq)
-    tl.store(row + 3, largest)
+            total += x
+            total_abs += tl.abs(x)
+            total_sq += x * x
+            largest = tl.maximum(largest, tl.abs(x))
+    tl.atomic_add(specials + 3, tl.sum(positive_zeros))
+    tl.atomic_add(specials + 4, tl.sum(negative_zeros))
+    own = sums + 4 * tl.program_id(0)
+    tl.store(own, tl.sum(total))
+    tl.store(own + 1, tl.sum(total_abs))
+    tl.store(own + 2, tl.sum(total_sq))
+    tl.store(own + 3, tl.max(largest))
 
 
 @triton.jit
@@ -115,17 +115,21 @@ def count(values: Tensor) -> Tally:
     grid, wide = GRIDS[values.dtype], values.dtype in FLOATS
     shift = grid.shift if wide else 0
     keys = 1 << (grid.bits - shift)
-    programs = min(triton.cdiv(len(values), BLOCK), _most_programs(values.device))
+    programs = min(triton.cdiv(len(values), COUNTED), most_programs(values.device))
     counts = torch.zeros(keys + 5, dtype=torch.int64, device=values.device)
     sums = torch.zeros((programs, 4), dtype=torch.float64, device=values.device)
     if programs:
         patterns = values.view(INTEGERS[values.dtype.itemsize])
         first = _window(patterns, grid, shift, keys)
-        sizes = {"SHIFT": shift, "KEYS": keys, "BLOCK": BLOCK, "WINDOW": WINDOW}
-        where = (patterns, first, counts, counts[keys:], sums)
+        near = torch.zeros((programs, WINDOW), dtype=torch.int32, device=values.device)
+        sizes = {"SHIFT": shift, "KEYS": keys, "BLOCK": COUNTED, "WINDOW": WINDOW}
+        where = (patterns, first, near, counts, counts[keys:], sums)
         _count[(programs,)](
-            *where, len(values), **sizes, FLOAT=FLOATS.get(values.dtype), **OPTIONS
+            *where, len(values), **sizes, FLOAT=FLOATS.get(values.dtype), num_warps=4
         )
+        slots = torch.arange(WINDOW, device=values.device)
+        negative = (slots >= WINDOW // 2) * (keys // 2)
+        counts[:keys].index_add_(0, first + slots % (WINDOW // 2) + negative, near.sum(0))
     # one transfer, so that the host waits once
     both = torch.cat([counts, sums.view(torch.int64).reshape(-1)]).cpu().numpy()
     found, every = both[: keys + 5], both[keys + 5 :].view("float64").reshape(-1, 4)
@@ -156,7 +160,8 @@ def _window(patterns: Tensor, grid: Grid, shift: int, keys: int) -> Tensor:
     return first.to(torch.int32).reshape(1)
 
 
-def _most_programs(device: torch.device) -> int:
+def most_programs(device: torch.device) -> int:
+    """As many programs as keep a device busy."""
     if device.type != "cuda":
         return PROGRAMS  # in the interpreter
     return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
@@ -164,9 +169,13 @@ def _most_programs(device: torch.device) -> int:
 
 def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.compact`; one synchronisation, for the size."""
-    n, device = len(values), values.device
     exact = round_down(threshold, values.dtype)
-    limit = torch.tensor([exact], dtype=values.dtype, device=device)
+    return above(values, torch.full((1,), exact, dtype=values.dtype, device=values.device))
+
+
+def above(values: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and values with ~(|value| <= limit), for a limit `[1]` on the device."""
+    n, device = len(values), values.device
     kept = torch.zeros(triton.cdiv(n, BLOCK), dtype=torch.int64, device=device)
     if n:
         _above[(len(kept),)](values, limit, kept, n, BLOCK=BLOCK, **OPTIONS)

@@ -1,7 +1,9 @@
-"""The k largest in triton. So far it has run in triton's interpreter only, never on a GPU.
+"""The k largest in triton.
 
-A radix select: passes over some 11 bits of the magnitudes each narrow down the k-th largest on the
-device, so that the host never waits; a last pass writes the k elements in their order.
+The k-th largest of a sample says which magnitude the k-th largest surely reaches. The elements
+from there on, little more than k, are collected in one pass and sorted. Where the sample was
+wrong, or too many elements are equal, a radix select does it: passes over some 11 bits of the
+magnitudes each narrow down the k-th largest, and a last one writes the k elements in their order.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradstats.kernels.cuda import BLOCK, OPTIONS, _most_programs
+from gradstats.kernels.cuda import BLOCK, COUNTED, OPTIONS, above, most_programs
 from gradstats.kernels.grid import INFINITY, INTEGERS
 
-DIGIT = 11  # bits that a pass counts, in shared memory
+DIGIT = 11  # bits that a pass counts
+SAMPLE = 1 << 16  # elements of the sample
+SIGMAS = 6.0  # by which more of the sample are taken than their share
 
 
 @triton.jit
@@ -28,7 +32,7 @@ def _magnitude(patterns, places, there, INFINITE: tl.constexpr, MASK: tl.constex
 def _digits(
     patterns,  # `[n]`
     prefix,  # `[1]` the leading bits of the k-th magnitude
-    counts,  # `[BINS]`
+    counts,  # `[programs, BINS]`
     n,
     SHIFT: tl.constexpr,
     BINS: tl.constexpr,
@@ -37,14 +41,13 @@ def _digits(
     BLOCK: tl.constexpr,
 ):
     wanted = tl.load(prefix)
-    near = tl.zeros([BINS], tl.int32)
+    row = counts + tl.program_id(0) * BINS
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
         places = tl.full([BLOCK], BLOCK, tl.int64) * block + tl.arange(0, BLOCK)
         there = places < n
         digits = _magnitude(patterns, places, there, INFINITE, MASK) >> SHIFT
         here = there & (digits // BINS == wanted)
-        near += tl.histogram((digits % BINS).to(tl.int32), BINS, mask=here)
-    tl.atomic_add(counts + tl.arange(0, BINS), near.to(tl.int64), mask=near > 0)
+        tl.atomic_add(row + digits % BINS, 1, mask=here, sem="relaxed")
 
 
 @triton.jit
@@ -96,9 +99,50 @@ def _write_largest(
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `gradstats.kernels.largest`; the host does not wait for the device."""
+    """See `gradstats.kernels.largest`; one synchronisation, for the number of candidates."""
+    k = min(k, len(values))
+    if 0 < k < len(values) // 4 and len(values) > 4 * SAMPLE:
+        indices, near = above(values, _surely_below(values, k))
+        if k <= len(near) <= 4 * (k + SAMPLE):
+            return _largest_of(indices, near, k)
+    return _by_radix(values, k)
+
+
+def _magnitudes(values: Tensor) -> Tensor:
+    """Integers in the order of magnitude: finite < inf < NaN, and all NaN are equal."""
+    bits = 8 * values.dtype.itemsize - 1
+    wide = torch.int32 if bits < 32 else torch.int64
+    patterns = values.view(INTEGERS[values.dtype.itemsize]).to(wide) & ((1 << bits) - 1)
+    return patterns.clamp(max=INFINITY[values.dtype] + 1)
+
+
+def _surely_below(values: Tensor, k: int) -> Tensor:
+    """A limit `[1]` that more than k elements exceed, unless the sample is odd by `SIGMAS`."""
+    sample = values[:: len(values) // SAMPLE].contiguous()
+    share = k / len(values)
+    expected = share * len(sample)
+    rank = int(expected + SIGMAS * (expected * (1 - share)) ** 0.5 + 10)
+    reached = _magnitudes(sample).sort(descending=True).values[rank : rank + 1]
+    # the pattern before it; that of 0 has none, and becomes a NaN, which every element exceeds
+    return (reached - 1).to(INTEGERS[values.dtype.itemsize]).view(values.dtype)
+
+
+def _largest_of(indices: Tensor, near: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of the candidates, in their order; of equal ones the first."""
+    magnitudes = _magnitudes(near)
+    kth = magnitudes.sort(descending=True).values[k - 1]
+    equal = magnitudes == kth
+    larger = magnitudes > kth
+    chosen = larger | (equal & (equal.cumsum(0) <= k - larger.sum()))
+    target = torch.where(chosen, chosen.cumsum(0) - 1, k)  # place k takes what is not chosen
+    found = torch.empty(k + 1, dtype=torch.int64, device=near.device).scatter_(0, target, indices)
+    kept = torch.empty(k + 1, dtype=near.dtype, device=near.device).scatter_(0, target, near)
+    return found[:k], kept[:k]
+
+
+def _by_radix(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same for any values; the host does not wait for the device."""
     n, device = len(values), values.device
-    k = min(k, n)
     indices = torch.empty(k, dtype=torch.int64, device=device)
     out = torch.empty(k, dtype=values.dtype, device=device)
     if not k:
@@ -112,11 +156,11 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     while bits:
         width = min(DIGIT, bits)
         bits -= width
-        counts = torch.zeros(1 << width, dtype=torch.int64, device=device)
-        grid = (min(blocks, _most_programs(device)),)
-        _digits[grid](
-            patterns, kth, counts, n, SHIFT=bits, BINS=1 << width, **constants, **OPTIONS
-        )
+        programs = min(triton.cdiv(n, COUNTED), most_programs(device))
+        own = torch.zeros((programs, 1 << width), dtype=torch.int32, device=device)
+        sizes = {**constants, "SHIFT": bits, "BINS": 1 << width, "BLOCK": COUNTED}
+        _digits[(programs,)](patterns, kth, own, n, **sizes, num_warps=4)
+        counts = own.sum(0)
         from_top = counts.flip(0).cumsum(0)
         skipped = torch.searchsorted(from_top, left)  # digits that are larger than the k-th's
         left = left - torch.where(skipped > 0, from_top[(skipped - 1).clamp(min=0)], 0)
