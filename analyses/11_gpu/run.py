@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 # the most telling first, with the share of the time after which each has to end
-PARTS = {"correct": 0.35, "capture": 0.5, "fast": 0.75, "hook": 0.88, "whole": 1.0}
+PARTS = {"correct": 0.33, "capture": 0.42, "fast": 0.62, "hook": 0.72, "whole": 1.0}
 SECONDS = 360.0
 
 

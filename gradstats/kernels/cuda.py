@@ -19,7 +19,7 @@ from gradstats.kernels.grid import (
     tally_16_bit,
 )
 
-BLOCK = 1 << 13  # elements that a program takes at a time
+BLOCK = 1 << 12  # elements that a program takes at a time
 COUNTED = 1 << 10  # of them where it counts: what it keeps of each fits into registers
 WINDOW = 1 << 12  # keys that each program counts apart: 16 octaves of float32, of either sign
 ABOVE = 64  # bins of the window above the largest magnitude of a sample
@@ -106,7 +106,7 @@ def _write(values, limit, starts, indices, out, n, BLOCK: tl.constexpr):
     tl.store(out + order, x, mask=above)
 
 
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 FLOATS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
