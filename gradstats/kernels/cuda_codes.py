@@ -1,4 +1,4 @@
-"""Quantise and pack in triton. So far it has run in triton's interpreter only, never on a GPU.
+"""Quantise and pack in triton.
 
 A program makes words of consecutive symbols: it scales, finds each symbol among the boundaries,
 and packs, so that no array of symbols is ever written. Norms and rotations are plain torch.
