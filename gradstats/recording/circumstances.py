@@ -30,8 +30,11 @@ class Circumstances:
         unscaled_early: It had divided the gradients before its step.
         skipped: It left the optimizer out.
         clipped_in_parts: Clipping by several calls, or not of all that is recorded: no norm.
-        backwards: Backward passes of the step.
+        backwards: Backward passes that made the gradients of the step; None if some of them
+            were before the recording began.
     """
+
+    backwards: int | None
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -45,6 +48,7 @@ class Circumstances:
         self._scale: Tensor | float = 1.0
         self._found: Tensor | None = None
         self._clipped: tuple[Tensor, float] | None = None
+        self._places: set[int] = set()  # that were clipped
 
     def tick(self) -> None:
         """A step begins."""
@@ -52,12 +56,22 @@ class Circumstances:
 
     def count_backward(self) -> None:
         """A backward pass has come by."""
-        self.backwards += 1
+        if self.backwards is not None:
+            self.backwards += 1
 
-    def clip(self, norm: Tensor, limit: float, *, whole: bool) -> None:
+    def clip(self, norm: Tensor, limit: float, places: set[int], *, whole: bool) -> None:
         """Gradients were clipped: of all recorded parameters that have one, or of some."""
         self.clipped_in_parts |= self._clipped is not None or not whole
         self._clipped = norm, limit
+        self._places |= places
+
+    def unclip(self, changed: set[int]) -> None:
+        """Gradients are others than those that were clipped: the norm is not theirs."""
+        gone = self._places & changed
+        if gone and gone == self._places:
+            self.clipped_in_parts, self._clipped, self._places = False, None, set()
+        elif gone:
+            self.clipped_in_parts = True
 
     def scale(self, scaler: Any, optimizer: Optimizer) -> None:
         """A GradScaler is about to step the optimizer, or to leave it out."""
@@ -80,7 +94,7 @@ class Circumstances:
             slot.note(CLIP_NORM, self._clipped[0])
             slot.note(CLIP_LIMIT, self._clipped[1])
         slot.facts = {
-            "micro_step": max(0, self.backwards - 1),
+            "micro_step": -1 if self.backwards is None else max(0, self.backwards - 1),
             "unscaled": int(self._unscaled(slot.source.point, early=early)),
             "world_size": self._world_size,
         }

@@ -1,7 +1,7 @@
 """The handle of a running recording: it hooks into the training and says what it saw."""
 
 import atexit
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from gradstats.recording import surroundings
 from gradstats.recording.circumstances import Circumstances
 from gradstats.recording.guard import Guard
 from gradstats.recording.hooking import LocalHooks, closure_of, hook_first, with_closure
+from gradstats.recording.marks import Marks
 from gradstats.recording.mentions import missing, surprises
 from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan, Rows
@@ -52,7 +53,10 @@ class Capture:
         self._writer = writer
         self._reports = reports
         self._seen = Circumstances(plan.world_size)
-        self._rows = Rows(sources, writer, plan, reports, self._seen, together=self._together)
+        self._marks, self._made = Marks(self._tensors), Marks(self._tensors)
+        self._rows = Rows(
+            sources, writer, plan, reports, self._seen, self._marks, together=self._together
+        )
         self._guard = Guard(reports)
         self._inside: int | None = None  # the step whose closure runs for the first time
         self._again = False  # a closure runs again: those gradients are no row's
@@ -117,8 +121,8 @@ class Capture:
             self._local_hooks.want(False)
             for hook in self._hooks:
                 hook.remove()
+            self._rows.undo()  # what was staged at a clipping that no step followed
             self._rows.hand_over()
-            self._rows.abandon()
             self._writer.close()
         except Exception as error:
             self._reports.once("close", f"cannot finish {self._writer.where}: {_fact(error)}")
@@ -151,9 +155,13 @@ class Capture:
         for number, optimizer in enumerate(self._optimizers):
             hook = self._before_step if self._together else self._before_part(number)
             yield optimizer.register_step_pre_hook(hook)
+        self._counts = self._together and plan.count_backwards is None
+        if any(tensor.grad is not None for tensor in self._tensors):
+            self._seen.backwards = None  # how many there were before, nobody knows
+            self._made.mark()
         if plan.count_backwards is not None:
             yield from plan.count_backwards(self._after_backward)
-        elif counting:
+        elif counting and not self._together:
             trained = [place for place, one in enumerate(self._tensors) if one.requires_grad]
             place = trained[-1] if trained else len(self._tensors) - 1
             yield hook_first(self._tensors[place], lambda _: self._after_backward(place))
@@ -161,7 +169,39 @@ class Capture:
     def _after_backward(self, place: int | None = None) -> None:
         if place is not None:
             self._begin_round_with(place)
-        self._seen.backwards += not self._again
+        if not self._again:
+            self._seen.count_backward()
+
+    def after_backward(self) -> None:
+        """Count a backward pass that made or changed recorded gradients of the step to come."""
+        step = self.step if self._inside is None else self._inside
+        if self._counts and step >= self._rows.due and not self._again:
+            self._guard.piece(self._count_backward, self._failed)
+
+    def _count_backward(self) -> None:
+        changed = self._made.changed(range(len(self._tensors)))
+        made = {place for place in changed if self._tensors[place].grad is not None}
+        if made and len([p for p in made if self._made.replaced(p)]) == self._present():
+            self._seen.backwards = 0  # none is left of an earlier one
+        if made:
+            self._seen.count_backward()
+        self._made.mark(changed)
+
+    def _present(self) -> int:
+        return sum(tensor.grad is not None for tensor in self._tensors)
+
+    def zeroed(self, parameters: Iterable[Tensor]) -> None:
+        """What was seen of these gradients belongs to a batch that makes no step."""
+        if (self.step if self._inside is None else self._inside) < self._rows.due:
+            return
+        places = (self._places[id(one)] for one in parameters if id(one) in self._places)
+        left_out = {place for place in places if self._owner.get(place) not in self._stepped}
+        if left_out and not self._again:
+            self._seen.backwards = 0
+            self._guard.piece(lambda: self._rows.restart(left_out), self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        self._reports.once("hook", f"cannot record step {self.step}: {_fact(error)}")
 
     def _after_accumulation(self, place: int) -> None:
         self._begin_round_with(place)
@@ -183,14 +223,31 @@ class Capture:
         """Stage the rows that show gradients before clipping."""
         if self._again or self._places.keys().isdisjoint(map(id, parameters)):
             return
-        if not self._together and self._rows.open:
-            places = {self._places[id(one)] for one in parameters if id(one) in self._places}
-            for place in places - self._early:
-                self._put(place, ("reduced",))
-            self._early |= places
+        places = {self._places[id(one)] for one in parameters if id(one) in self._places}
+        if any(map(self._is_over, places)):
+            self._finish_round()
         step = self.step if self._inside is None else self._inside
-        if step >= self._rows.due and self._rows.before:
-            self._guard.step(step, lambda: self._rows.take_before(step))
+        if step >= self._rows.due:
+            self._guard.step(step, lambda: self._before_clipping(step, places))
+
+    def _before_clipping(self, step: int, places: set[int]) -> None:
+        changed = self._unclip()
+        if self._together:
+            self._rows.take_before(step)
+            return
+        for place in (places - self._early) | (self._early & changed):
+            self._put(place, ("reduced",))
+        self._early |= places
+
+    def _unclip(self) -> set[int]:
+        """Places whose gradient is not as clipping left it; the norm of those is not theirs."""
+        changed = {place for place in self._marks.changed() if not self._is_over(place)}
+        self._seen.unclip(changed)
+        return changed
+
+    def _is_over(self, place: int) -> bool:
+        """Has an optimizer of a list updated this parameter in the round under way?"""
+        return self._owner.get(place) in self._stepped
 
     def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
         """Note the norm, if it is that of all gradients there are."""
@@ -199,17 +256,22 @@ class Capture:
         step = self.step if self._inside is None else self._inside
         if step < self._rows.due:
             return
-        clipped = set(map(id, parameters))
-        left = any(id(one) not in clipped and one.grad is not None for one in self._tensors)
-        self._seen.clip(norm, limit, whole=not left)
+        clipped = {self._places[id(one)] for one in parameters if id(one) in self._places}
+        self._guard.piece(lambda: self._note_clipping(clipped, limit, norm), self._failed)
+
+    def _note_clipping(self, clipped: set[int], limit: float, norm: Tensor) -> None:
+        others = (one for place, one in enumerate(self._tensors) if place not in clipped)
+        left = any(one.grad is not None for one in others)
+        self._seen.clip(norm, limit, clipped, whole=not left)
+        self._marks.mark()
 
     def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
         """Call ``step``; when it leaves the optimizer out, record what it was not given."""
         numbers = [n for n, one in enumerate(self._optimizers) if one is optimizer]
         if not numbers:
             return step()
-        self._seen.scale(scaler, optimizer)
         before = self.step
+        self._guard.piece(lambda: self._before_scaling(before, scaler, optimizer), self._failed)
         result = step()
         if self._together and self.step == before:
             self.step += 1
@@ -219,6 +281,12 @@ class Capture:
             self._seen.skipped = True
             self._take_part(numbers[0])
         return result
+
+    def _before_scaling(self, step: int, scaler: Any, optimizer: Any) -> None:
+        self._seen.scale(scaler, optimizer)
+        if self._together and step >= self._rows.due:
+            self._unclip()
+            self._rows.settle(step)
 
     def _before_step(
         self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -279,15 +347,21 @@ class Capture:
         self.step = step
         self._rows.undo()
         self._seen.forget()
+        self._marks.clear()
         self._look_ahead()
 
     def _take_part(self, number: int) -> None:
         """One optimizer of a list gets its gradients."""
+        changed = self._unclip()
         self._stepped.add(number)
         self._seen.at_step(self._optimizers[number])
-        for place in self._held[number] if self._rows.open else ():
-            late = ("clipped",) if place in self._early else ("reduced", "clipped")
-            self._put(place, late)
+        if not self._rows.open:
+            return
+        held = self._held[number]
+        for place in held:
+            early = place in self._early and place not in changed
+            self._put(place, ("clipped",) if early else ("reduced", "clipped"))
+        self._guard.piece(lambda: self._rows.weigh(held), self._failed)
 
     def _begin_round_with(self, place: int) -> None:
         """Another gradient of a parameter that was updated already is the next step's."""
@@ -307,10 +381,13 @@ class Capture:
             for subject, text in surprises(self._optimizers, self._groups, self._seen):
                 self._reports.once(subject, text)
             if self._together:
+                if not self._rows.settled:
+                    self._unclip()
                 self._seen.at_step(self._optimizers[0])
             self._rows.complete(step, self._optimizers[0])
         finally:
             self._seen.forget()
+            self._marks.clear()
             self._look_ahead()
 
     def _look_ahead(self) -> None:

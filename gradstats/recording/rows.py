@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from gradstats.recording.absence import LONG, Absence
 from gradstats.recording.budget import Budget
 from gradstats.recording.circumstances import Circumstances
+from gradstats.recording.marks import Marks
 from gradstats.recording.reports import Reports, shortened
 from gradstats.recording.schedules import Schedule
 from gradstats.recording.slots import POINTS, Slot
@@ -55,6 +56,7 @@ class Rows:
         plan: Which are due, and how many bytes there are.
         reports: Who says what went wrong.
         seen: What was seen around the step.
+        marks: The gradients as clipping left them.
         together: One optimizer gets all gradients at once; else all rows are made of pieces.
 
     Attributes:
@@ -62,6 +64,7 @@ class Rows:
         open: Sources whose row is being made piece by piece.
         pending: Rows of the last step, to which a loss can be logged.
         taken: The rows before clipping of this step are staged.
+        settled: What they hold is final, whatever happens to the gradients.
         dropped: Rows that were due and not staged.
         thinned: Rows that the budget left out.
         table: The parameters as this process holds them.
@@ -74,6 +77,7 @@ class Rows:
         plan: Plan,
         reports: Reports,
         seen: Circumstances,
+        marks: Marks,
         *,
         together: bool,
     ) -> None:
@@ -83,15 +87,17 @@ class Rows:
         self.due = plan.start_step
         self.open: list[Source] = []
         self.pending: list[Slot] = []
-        self.taken = False
+        self.taken = self.settled = False
         self.dropped = self.thinned = 0
         self._writer = writer
         self._plan = plan
         self._reports = reports
         self._seen = seen
+        self._marks = marks
         self._every_step = any(source.kind != "full" for source in sources)
         self.table = sources[0].table
         self._absence = Absence([p.name for p in self.table], [p.numel > 0 for p in self.table])
+        self._together = together
         self._asked = (-1, False)  # the last step the schedule was asked about, and its answer
 
     def look_ahead(self, step: int) -> None:
@@ -110,13 +116,39 @@ class Rows:
                 source.put(place, grad)
 
     def take_before(self, step: int) -> None:
-        """Stage the rows of the point before clipping, once a step."""
-        if self.taken:
+        """Stage the rows of the point before clipping; once they are, what has changed since.
+
+        Another micro-batch may follow the clipping, or the batch may be left out: what is staged
+        holds only as long as the gradients stay as clipping left them.
+        """
+        if self.settled:
             return
-        self.hand_over()
-        self.taken = True
-        for source in self._due(step, self.before):
-            self._stage(source, step)
+        if not self.taken:
+            self.hand_over()
+            self.taken = True
+            for source in self._due(step, self.before):
+                self._stage(source, step)
+            return
+        changed = self._marks.changed(range(len(self.table)))
+        self._marks.mark(changed)
+        for slot in list(self.pending) if changed else ():
+            try:
+                slot.source.patch(slot, sorted(changed))
+            except Exception as error:
+                self._void(slot)
+                self.give_up(step, error)
+
+    def settle(self, step: int) -> None:
+        """What is staged before clipping is final: a scaler is about to divide the gradients."""
+        if self.taken:
+            self.take_before(step)
+            self.settled = True
+
+    def weigh(self, places: Sequence[int]) -> None:
+        """Copy values of parameters into the rows made of pieces that want them."""
+        for source in self.open:
+            if source.weights:
+                source.weigh(places)
 
     def complete(self, step: int, optimizer: Optimizer) -> None:
         """Complete the rows of a step, whose gradients the optimizer is about to get."""
@@ -130,16 +162,25 @@ class Rows:
                 self._seen.describe(slot, optimizer, early=early)
             self._watch(step)
         finally:
-            self.taken = False
+            self.taken = self.settled = False
 
     def undo(self) -> None:
         """Drop what is staged of the step under way, which did not take place."""
         self.abandon()
-        for slot in self.pending if self.taken else ():
-            self._plan.budget.take(-slot.cost)
-            slot.source.pool.give_back(slot)
-        self.pending = [] if self.taken else self.pending
-        self.taken = False
+        for slot in list(self.pending) if self.taken else ():
+            self._void(slot)
+        self.taken = self.settled = False
+
+    def _void(self, slot: Slot) -> None:
+        self.pending.remove(slot)
+        self._plan.budget.take(-slot.cost)
+        slot.source.pool.give_back(slot)
+
+    def restart(self, places: Iterable[int]) -> None:
+        """Gradients were zeroed: what was put of them belongs to a batch that was left out."""
+        for source in self.open:
+            if any(source.fires):
+                source.forget(places)
 
     def hand_over(self) -> None:
         """Let the writer have the last step's rows: nothing can be logged to them any more."""
@@ -217,9 +258,9 @@ class Rows:
                 source.abandon()  # no backward since the step before, or attached after it
                 continue
             try:
-                counts = Counter(fired for fired in source.fires if fired)
-                if source.point == "local" and counts:
+                if source.point == "local" and not self._together:
                     # a weight used twice under reentrant checkpointing fires twice: most do not
+                    counts = Counter(fired for fired in source.fires if fired)
                     self._seen.backwards = counts.most_common(1)[0][0]
                 self._add(source.end())
             except Exception as error:

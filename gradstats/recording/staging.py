@@ -6,7 +6,7 @@ reach it) and one transfer into pinned memory on a side stream, whose end is an 
 writer. The training thread waits for neither.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -77,8 +77,10 @@ class Source:
         self._views: list[Tensor] = []
         self._scratch_views: list[Tensor] = []
         self._samples = self._place_samples(element_ids or {})
+        self._shapes = [torch.Size(parameter.shape) for parameter in table]
         self._slot: Slot | None = None
         self._flats: Mapping[str, Tensor] = {}
+        self._weighed: set[int] = set()  # parameters whose values are copied already
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +132,21 @@ class Source:
             self.abandon()
             raise
 
+    def patch(self, slot: Slot, places: Iterable[int]) -> None:
+        """Copy some gradients, as they are now, into a row that was staged and not handed over."""
+        self._slot = slot
+        self._flats = slot.flat if self._direct else self._on_device()
+        slot.present = slot.present.copy()
+        try:
+            for place in places:
+                grad = gradient_of(self._members[place][1])
+                slot.present[place] = grad is not None
+                slot.sparse.pop(place, None)
+                self._copy(place, grad)
+            self._send()
+        finally:
+            self._slot = None
+
     def begin(self, step: int) -> bool:
         """Start a row to be made of pieces; False where no slot is free."""
         if not self._take_slot(step):
@@ -146,6 +163,7 @@ class Source:
         slot.step = step
         slot.numbers[:] = np.nan
         slot.sparse, slot.facts = {}, {}
+        self._weighed = set()
         self._flats = slot.flat if self._direct else self._on_device()
         if self.kind != "track":
             self._views = slot.views = slot.views or self._laid_out(slot.flat)
@@ -176,6 +194,13 @@ class Source:
             # take() indexes in the order of the shape whatever the strides are, uncopied
             torch.take(self._dense(parameter, grad), ids, out=self._flats[parameter.dtype][span])
 
+    def forget(self, places: Iterable[int]) -> None:
+        """What was put of these parameters is no gradient of this step."""
+        for place in places:
+            cast(Slot, self._slot).present[place] = False
+            cast(Slot, self._slot).sparse.pop(place, None)
+            self.fires[place] = 0
+
     def end(self) -> Slot:
         """Finish the row: what was never put has no gradient."""
         slot = cast(Slot, self._slot)
@@ -185,31 +210,41 @@ class Source:
 
     def _finished(self) -> Slot:
         slot = cast(Slot, self._slot)
+        if self.weights:
+            self.weigh(range(len(self._members)))
+            flats = {} if self._direct else self._weight_scratch
+            for dtype in flats:
+                self.lane.send(flats[dtype], slot.weights[dtype], slot)
+        return self._send()
+
+    def _send(self) -> Slot:
+        """The gradients on their way to the host."""
+        slot = cast(Slot, self._slot)
         if self._direct and slot.ready is not None:
             slot.ready.record()
         for dtype in () if self._direct else self._flats:
             self.lane.send(self._flats[dtype], slot.flat[dtype], slot)
-        if self.weights:
-            self._copy_weights(slot)
         kept = sum(i.nbytes + v.nbytes for i, v in slot.sparse.values())
         slot.cost = self.cost + kept
         self._slot = None
         return slot
 
-    def _copy_weights(self, slot: Slot) -> None:
-        """Copy the values that the gradients were taken at: no step has changed them yet."""
+    def weigh(self, places: Iterable[int]) -> None:
+        """Copy values that gradients were taken at, once per row, before a step changes them."""
+        slot = cast(Slot, self._slot)
         flats = slot.weights
         if not self._direct:
             flats = self._weight_scratch = self._weight_scratch or empty(
                 self._widths, device=self.lane.device
             )
             self.lane.before_overwriting()
-        dense = [i for i, (p, _) in enumerate(self._members) if p.layout == "dense"]
+        left = [i for i in places if i not in self._weighed]
+        dense = [i for i in left if self._members[i][0].layout == "dense"]
         views = self._laid_out(flats)
-        values = [local(self._tensors[i]) for i in dense]
-        torch._foreach_copy_([views[i] for i in dense], values)
-        for dtype in () if self._direct else flats:
-            self.lane.send(flats[dtype], slot.weights[dtype], slot)
+        if dense:
+            values = [local(self._tensors[i]) for i in dense]
+            torch._foreach_copy_([views[i] for i in dense], values)
+        self._weighed.update(left)
 
     def abandon(self) -> None:
         """Drop the row that is being made, if there is one."""
@@ -257,7 +292,12 @@ class Source:
         grads = [tensor.grad for tensor in self._tensors]
         if self._sharded:
             grads = [gradient_of(tensor) for tensor in self._tensors]
-        alone = [i for i, g in enumerate(grads) if g is None or g.dtype is not self._dtypes[i]]
+        dtypes, shapes = self._dtypes, self._shapes  # others would be cast, or broadcast
+        alone = [
+            i
+            for i, g in enumerate(grads)
+            if g is None or g.dtype is not dtypes[i] or g.shape != shapes[i]
+        ]
         views, others = self._views, cast(list[Tensor], grads)
         slot.present = self._everyone
         if alone:
@@ -281,7 +321,7 @@ class Source:
     def _keep_sparse(self, place: int, grad: Tensor) -> None:
         """Copy indices and values as they are; the writer adds up those that repeat."""
         slot = cast(Slot, self._slot)
-        self._check_dtype(self._members[place][0], grad)
+        self._check(self._members[place][0], grad)
         if grad.layout != torch.sparse_coo:
             grad = grad.to_sparse_coo()  # type: ignore[no-untyped-call]
         grad = grad.detach()
@@ -301,13 +341,18 @@ class Source:
         return self._scratch
 
     def _dense(self, parameter: Parameter, grad: Tensor) -> Tensor:
-        self._check_dtype(parameter, grad)
+        self._check(parameter, grad)
         if grad.layout != torch.strided:
             self.densified = parameter.name
             return grad.detach().to_dense()
         return grad.detach()
 
-    def _check_dtype(self, parameter: Parameter, grad: Tensor) -> None:
+    def _check(self, parameter: Parameter, grad: Tensor) -> None:
+        if grad.shape != parameter.shape:
+            raise ValueError(
+                f"cannot record {parameter.name!r}: its gradient is {tuple(grad.shape)} and the "
+                f"store holds {parameter.shape}; attach after the model has its final shapes"
+            )
         if grad.dtype != getattr(torch, parameter.dtype):
             raise TypeError(
                 f"cannot record {parameter.name!r}: its gradient is {grad.dtype} and the store "

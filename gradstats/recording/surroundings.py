@@ -2,10 +2,10 @@
 
 While a recording is on, functions of torch also tell it: the inner half of `clip_grad_norm_`,
 which knows the norm and has not clipped yet, FSDP1's method of that name, which knows it when it
-has, and `GradScaler.step`, which knows the loss scale and whether the optimizer was called. They
-still do what they did. Libraries that clip or scale by
-calling them (accelerate, transformers, Lightning) are seen as well; a script that clips by a
-formula of its own, or with `clip_grad_value_`, is not.
+has, `GradScaler.step`, which knows the loss scale and whether the optimizer was called,
+`zero_grad` of optimizers and modules, and `backward`. They still do what they did. Libraries that
+clip or scale by calling them (accelerate, transformers, Lightning) are seen as well; a script that
+clips by a formula of its own, or with `clip_grad_value_`, is not.
 """
 
 import functools
@@ -27,23 +27,45 @@ class Listener(Protocol):
     def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
         """They were multiplied by min(1, limit / norm)."""
 
+    def after_backward(self) -> None:
+        """A backward pass has ended."""
+
+    def zeroed(self, parameters: Iterable[Tensor]) -> None:
+        """The gradients of these parameters are about to be zeroed or freed."""
+
     def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
         """A scaler that is on is about to step this optimizer: call ``step`` and return that."""
 
 
 _LISTENERS: list[Listener] = []
 _CLIP = "_clip_grads_with_norm_"  # in torch >= 2.6; where it is missing, clipping is not seen
+_BACKWARD = "_engine_run_backward"  # where it is missing, micro-batches are not counted
 _inside_fsdp = False
+_depth = 0  # of backward passes: reentrant checkpointing runs one inside another
 
 
 def _places() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     """What is replaced: its owner, its name, and what makes the replacement."""
-    yield clip_grad, _CLIP, _clip
-    yield torch.nn.utils, "clip_grads_with_norm_", _clip
+    yield *_inner(clip_grad, _CLIP), _clip
     yield torch.amp.GradScaler, "step", _step
+    yield torch.autograd, _BACKWARD, _backward
+    yield torch.optim.Optimizer, "zero_grad", _zero
+    yield torch.nn.Module, "zero_grad", _zero
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     if hasattr(fsdp, "FullyShardedDataParallel"):
         yield fsdp.FullyShardedDataParallel, "clip_grad_norm_", _fsdp_clip
+
+
+def _inner(module: Any, name: str) -> tuple[Any, str]:
+    """The function inside torch's decorator: replaced there, also who imported it by name tells.
+
+    The decorator keeps it in a closure, whose cell is written to as an attribute is.
+    """
+    cells = getattr(getattr(module, name, None), "__closure__", None) or ()
+    for cell in cells:
+        if callable(cell.cell_contents):
+            return cell, "cell_contents"
+    return module, name
 
 
 def listen(listener: Listener) -> None:
@@ -88,6 +110,41 @@ def _clip(original: Callable[..., None]) -> Callable[..., None]:
         return None
 
     return clip
+
+
+def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        global _depth
+        _depth += 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            _depth -= 1
+            if kwargs.get("accumulate_grad") and not _depth and not torch.compiler.is_compiling():
+                for listener in tuple(_LISTENERS):
+                    listener.after_backward()
+
+    return backward
+
+
+def _zero(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        for listener in () if torch.compiler.is_compiling() else tuple(_LISTENERS):
+            listener.zeroed(_parameters(owner))
+        return original(owner, *args, **kwargs)
+
+    return zero_grad
+
+
+def _parameters(owner: Any) -> Iterator[Tensor]:
+    """Of an optimizer or a module."""
+    if isinstance(owner, torch.nn.Module):
+        yield from owner.parameters()
+        return
+    for group in owner.param_groups:
+        yield from group["params"]
 
 
 def _fsdp_clip(original: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,0 +1,71 @@
+"""Marks on gradients: has anybody changed or replaced one since it was last looked at?"""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Mark(NamedTuple):
+    """One gradient as it was: which tensor, and how often it had been written to by then.
+
+    Attributes:
+        grad: a weak reference, which keeps no memory; None where there was no gradient.
+        versions: autograd's counters of writes in place, of the tensor and of its local shard.
+    """
+
+    grad: "weakref.ref[Tensor] | None"
+    versions: tuple[int, int]
+
+
+class Marks:
+    """The gradients of some parameters as they were when they were marked.
+
+    A write in place counts up a tensor's version; a gradient that was freed and made again is
+    another tensor. Writes through `.data` count nothing up and are not seen.
+
+    Args:
+        tensors: The parameters.
+    """
+
+    def __init__(self, tensors: Sequence[nn.Parameter]) -> None:
+        self._tensors = tensors
+        self._marks: dict[int, Mark] = {}
+
+    def mark(self, places: Iterable[int] | None = None) -> None:
+        """Mark the gradients at these places, or all, as they are now."""
+        for place in range(len(self._tensors)) if places is None else places:
+            grad = self._tensors[place].grad
+            reference = None if grad is None else weakref.ref(grad)
+            self._marks[place] = Mark(reference, _versions(grad))
+
+    def changed(self, places: Iterable[int] | None = None) -> set[int]:
+        """Those of the places, or of all marked ones, whose gradient is not as it was marked."""
+        return {place for place in (self._marks if places is None else places) if self._is(place)}
+
+    def clear(self) -> None:
+        """Forget all marks."""
+        self._marks = {}
+
+    def _is(self, place: int) -> bool:
+        """Has the gradient at a place changed since its mark, or has it none?"""
+        mark, grad = self._marks.get(place), self._tensors[place].grad
+        if mark is None:
+            return True
+        if mark.grad is None or grad is None:
+            return mark.grad is not None or grad is not None
+        return mark.grad() is not grad or mark.versions != _versions(grad)
+
+    def replaced(self, place: int) -> bool:
+        """Is there a gradient, and is it another tensor than the marked one?"""
+        mark, grad = self._marks.get(place), self._tensors[place].grad
+        was = mark.grad() if mark is not None and mark.grad is not None else None
+        return grad is not None and was is not grad
+
+
+def _versions(grad: Tensor | None) -> tuple[int, int]:
+    if grad is None:
+        return (-1, -1)
+    local = getattr(grad, "_local_tensor", None)  # of a DTensor
+    return grad._version, -1 if local is None else local._version
