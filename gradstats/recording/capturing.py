@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,11 +20,17 @@ from gradstats.recording.distribution import Distribution, distribution, shared_
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
-from gradstats.recording.reports import Reports
+from gradstats.recording.reports import Reports, shortened
 from gradstats.recording.rows import Plan
 from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
-from gradstats.recording.selection import select, unwrap_model, unwrap_optimizer
+from gradstats.recording.selection import (
+    Selected,
+    left_out,
+    select,
+    unwrap_model,
+    unwrap_optimizer,
+)
 from gradstats.recording.shadowing import Shadow
 from gradstats.recording.sharding import backward_counter, tables
 from gradstats.recording.slots import KINDS, Kind, Point
@@ -139,6 +146,8 @@ def capture(
         raise ValueError(f"shadow runs on tracked elements: track must be on, got {track!r}")
     shadows: dict[str, Shadow] = {p: Shadow(shadow, seed) for p in points if shadow}
     whole, own = tables(model, chosen)
+    if weights:
+        _check_weights(chosen, own)
     ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
     sources = [
         Source(
@@ -169,6 +178,8 @@ def capture(
     except BaseException:
         store.close()
         raise
+    for line in _surprises(model, inner, chosen):
+        reports.news(line)
     for line in _introduction(store, sources, schedule, limit):
         reports.news(line)
     if spread.world_size > 1:
@@ -313,6 +324,35 @@ def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:
             "fewer parameters"
         )
     return limit
+
+
+def _check_weights(chosen: Sequence[Selected], table: Sequence[Parameter]) -> None:
+    """Check that weights fit into rows of their gradients' dtypes.
+
+    Raises:
+        ValueError: One does not.
+    """
+    for one, parameter in zip(chosen, table, strict=True):
+        dtype = getattr(torch, parameter.dtype)
+        if torch.promote_types(one.tensor.dtype, dtype) != dtype:
+            raise ValueError(
+                f"weights must be off: {one.name!r} is {one.tensor.dtype}, and its gradient, in "
+                f"whose rows it would be kept, {dtype}"
+            )
+
+
+def _surprises(
+    model: nn.Module, optimizers: Sequence[Optimizer], chosen: Sequence[Selected]
+) -> Iterator[str]:
+    """What is recorded that one may not expect, and what is not."""
+    frozen = left_out(model, optimizers)
+    if frozen:
+        what = f"{len(frozen)} frozen parameters are not recorded: {shortened(frozen)}"
+        yield f"{what}, whose dtypes get no gradients"
+    own = {id(tensor) for tensor in unwrap_model(model).parameters()}
+    if not any(id(one.tensor) in own for one in chosen):
+        text = "the optimizer holds copies of the parameters, equal in value: the rows are the"
+        yield f"{text} gradients of those copies, under the parameters' names"
 
 
 _SEEN = {

@@ -2,10 +2,11 @@
 
 import fnmatch
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 #: Attribute names that torch's wrappers put between a module and its parameters.
@@ -42,8 +43,10 @@ def select(
     if not named:
         raise ValueError(f"model must have parameters, got {type(model).__name__} without any")
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    held = {id(tensor) for group in groups for tensor in group["params"]}
-    trained = [one for one in named if id(one.tensor) in held]
+    held = {id(tensor): tensor for group in groups for tensor in group["params"]}
+    trained = [one for one in named if id(one.tensor) in held and _recordable(one)]
+    if held and not any(id(one.tensor) in held for one in named):
+        trained = _copies(named, list(held.values()), type(model).__name__)
     if not any(one.tensor.requires_grad for one in trained):
         raise ValueError(
             f"cannot record {type(model).__name__}: the optimizer holds {len(trained)} of its "
@@ -59,6 +62,57 @@ def select(
         )
     _check(chosen)
     return chosen
+
+
+def _recordable(one: Selected) -> bool:
+    """Not a frozen weight of a kind that never gets a gradient: quantized codes, float8."""
+    return one.tensor.requires_grad or (
+        one.tensor.is_floating_point() and one.tensor.dtype.itemsize > 1
+    )
+
+
+def left_out(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[str]:
+    """Names of parameters that an optimizer holds and that cannot get a gradient."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    held = {id(tensor) for group in groups for tensor in group["params"]}
+    every = _named_parameters(unwrap_model(model))
+    return [one.name for one in every if id(one.tensor) in held and not _recordable(one)]
+
+
+def _copies(named: Sequence[Selected], held: list[Tensor], model: str) -> list[Selected]:
+    """The optimizer's copies of the model's parameters, such as float32 masters, by their names.
+
+    A copy is what has the shape and the values of its parameter; of several alike the first.
+
+    Raises:
+        ValueError: They are not one copy of each parameter that is trained.
+    """
+    trained = [one for one in named if one.tensor.requires_grad]
+    copies, left = [], list(held)
+    for one in trained:
+        place = next((i for i, tensor in enumerate(left) if _is_copy(tensor, one.tensor)), None)
+        if place is not None:
+            copies.append(replace(one, tensor=cast(nn.Parameter, left.pop(place)), sparse=False))
+    if left or len(copies) != len(trained):
+        raise ValueError(
+            f"cannot record {model}: the optimizer holds none of its {len(named)} parameters, and "
+            f"its {len(held)} tensors are no copies of them, equal in shape and value; pass the "
+            "optimizer that trains this model, or as the model a torch.nn.ParameterList of the "
+            "tensors that the optimizer holds"
+        )
+    return copies
+
+
+def _is_copy(tensor: Tensor, parameter: Tensor) -> bool:
+    same = tensor.shape == parameter.shape and tensor.device == parameter.device
+    return same and torch.equal(tensor.detach().to(parameter.dtype), parameter.detach())
+
+
+def gradient_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of a parameter's gradient, which may be another than its own."""
+    if tensor.grad is not None:
+        return tensor.grad.dtype
+    return getattr(tensor, "grad_dtype", None) or tensor.dtype
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

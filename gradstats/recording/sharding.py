@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from gradstats.recording.hooking import hook_first
-from gradstats.recording.selection import Selected
+from gradstats.recording.selection import Selected, gradient_dtype
 from gradstats.store import Parameter, parameter_table
 
 
@@ -21,7 +21,7 @@ def tables(
     def laid_out(shapes: Sequence[Sequence[int]]) -> tuple[Parameter, ...]:
         return parameter_table(
             [
-                (one.name, shape, one.tensor.dtype)
+                (one.name, shape, gradient_dtype(one.tensor))
                 for one, shape in zip(chosen, shapes, strict=True)
             ],
             module_types={one.name: one.module_type for one in chosen},

@@ -120,7 +120,12 @@ LINEAR = nn.Linear(2, 2)
     ("model", "optimizer", "patterns", "message"),
     [
         (nn.ReLU(), sgd(LINEAR), "*", "must have parameters, got ReLU without any"),
-        (frozen(), sgd(LINEAR), "*", "holds 0 of its 2 parameters and none of them requires"),
+        (
+            frozen(),
+            sgd(LINEAR),
+            "*",
+            "holds none of its 2 parameters, and its 2 tensors are no copies",
+        ),
         (LINEAR, sgd(LINEAR), "conv*", r"got 'conv\*'; names: weight, bias"),
         (LINEAR, sgd(LINEAR), [], "must match a name of the model"),
         (c := nn.Linear(2, 2, dtype=torch.complex64), sgd(c), "*", "real floating point.*complex"),
