@@ -172,23 +172,26 @@ class Capture:
         if not self._again:
             self._seen.count_backward()
 
+    def before_backward(self) -> None:
+        """Without gradients, the next backward pass is the first of its step."""
+        if self._counting and all(tensor.grad is None for tensor in self._tensors):
+            self._seen.backwards = 0
+
     def after_backward(self) -> None:
         """Count a backward pass that made or changed recorded gradients of the step to come."""
-        step = self.step if self._inside is None else self._inside
-        if self._counts and step >= self._rows.due and not self._again:
+        if self._counting:
             self._guard.piece(self._count_backward, self._failed)
+
+    @property
+    def _counting(self) -> bool:
+        step = self.step if self._inside is None else self._inside
+        return self._counts and step >= self._rows.due and not self._again
 
     def _count_backward(self) -> None:
         changed = self._made.changed(range(len(self._tensors)))
-        made = {place for place in changed if self._tensors[place].grad is not None}
-        if made and len([p for p in made if self._made.replaced(p)]) == self._present():
-            self._seen.backwards = 0  # none is left of an earlier one
-        if made:
-            self._seen.count_backward()
         self._made.mark(changed)
-
-    def _present(self) -> int:
-        return sum(tensor.grad is not None for tensor in self._tensors)
+        if any(self._tensors[place].grad is not None for place in changed):
+            self._seen.count_backward()
 
     def zeroed(self, parameters: Iterable[Tensor]) -> None:
         """What was seen of these gradients belongs to a batch that makes no step."""

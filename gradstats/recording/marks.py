@@ -57,12 +57,6 @@ class Marks:
             return mark.grad is not None or grad is not None
         return mark.grad() is not grad or mark.versions != _versions(grad)
 
-    def replaced(self, place: int) -> bool:
-        """Is there a gradient, and is it another tensor than the marked one?"""
-        mark, grad = self._marks.get(place), self._tensors[place].grad
-        was = mark.grad() if mark is not None and mark.grad is not None else None
-        return grad is not None and was is not grad
-
 
 def _versions(grad: Tensor | None) -> tuple[int, int]:
     if grad is None:

@@ -356,7 +356,7 @@ class Source:
         if grad.dtype != getattr(torch, parameter.dtype):
             raise TypeError(
                 f"cannot record {parameter.name!r}: its gradient is {grad.dtype} and the store "
-                f"holds {parameter.dtype}; attach after the model and its gradients have their final dtype"
+                f"holds {parameter.dtype}; attach after both have their final dtype"
             )
 
 

@@ -27,6 +27,9 @@ class Listener(Protocol):
     def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
         """They were multiplied by min(1, limit / norm)."""
 
+    def before_backward(self) -> None:
+        """A backward pass begins."""
+
     def after_backward(self) -> None:
         """A backward pass has ended."""
 
@@ -116,14 +119,17 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backward(*args: Any, **kwargs: Any) -> Any:
         global _depth
+        outermost = kwargs.get("accumulate_grad") and not _depth
+        telling = tuple(_LISTENERS) if outermost and not torch.compiler.is_compiling() else ()
+        for listener in telling:
+            listener.before_backward()
         _depth += 1
         try:
             return original(*args, **kwargs)
         finally:
             _depth -= 1
-            if kwargs.get("accumulate_grad") and not _depth and not torch.compiler.is_compiling():
-                for listener in tuple(_LISTENERS):
-                    listener.after_backward()
+            for listener in telling:
+                listener.after_backward()
 
     return backward
 

@@ -124,7 +124,7 @@ LINEAR = nn.Linear(2, 2)
             frozen(),
             sgd(LINEAR),
             "*",
-            "holds none of its 2 parameters, and its 2 tensors are no copies",
+            "holds none of its 2 parameters",
         ),
         (LINEAR, sgd(LINEAR), "conv*", r"got 'conv\*'; names: weight, bias"),
         (LINEAR, sgd(LINEAR), [], "must match a name of the model"),
