@@ -11,7 +11,14 @@ from torch.optim import Optimizer
 from gradstats.recording import surroundings
 from gradstats.recording.circumstances import Circumstances
 from gradstats.recording.guard import Guard
-from gradstats.recording.hooking import LocalHooks, closure_of, hook_first, with_closure
+from gradstats.recording.hooking import (
+    LocalHooks,
+    closure_of,
+    hook_first,
+    inside,
+    untraced,
+    with_closure,
+)
 from gradstats.recording.marks import Marks
 from gradstats.recording.mentions import missing, surprises
 from gradstats.recording.reports import Reports
@@ -46,7 +53,6 @@ class Capture:
     ) -> None:
         self.step = plan.start_step
         self._optimizers = list(optimizers)
-        self._groups = [len(optimizer.param_groups) for optimizer in optimizers]
         self._together = len(optimizers) == 1
         self._tensors = list(tensors)
         self._places = {id(tensor): place for place, tensor in enumerate(tensors)}
@@ -62,6 +68,8 @@ class Capture:
         self._again = False  # a closure runs again: those gradients are no row's
         self._stepped: set[int] = set()  # optimizers of a list that were called in this step
         self._early: set[int] = set()  # places put before clipping
+        self._unrecorded = 0  # steps of other optimizers over recorded parameters
+        self._ids = ids_held(optimizers)
         groups = [optimizer.param_groups for optimizer in optimizers]
         self._held = [list(self._places_of(group)) for group in groups]
         self._owner = {place: n for n, places in enumerate(self._held) for place in places}
@@ -85,6 +93,7 @@ class Capture:
             thinned=self._rows.thinned,
             nonfinite=self._writer.nonfinite,
             unsent=self._writer.unsent,
+            unrecorded=self._unrecorded,
             seconds=self._guard.seconds,
             training_seconds=last - first,
         )
@@ -154,7 +163,7 @@ class Capture:
     def _attach(self, plan: Plan, *, counting: bool) -> Iterator[Any]:
         for number, optimizer in enumerate(self._optimizers):
             hook = self._before_step if self._together else self._before_part(number)
-            yield optimizer.register_step_pre_hook(hook)
+            yield optimizer.register_step_pre_hook(untraced(hook))
         self._counts = self._together and plan.count_backwards is None
         if any(tensor.grad is not None for tensor in self._tensors):
             self._seen.backwards = None  # how many there were before, nobody knows
@@ -291,6 +300,17 @@ class Capture:
             self._unclip()
             self._rows.settle(step)
 
+    def other_step(self, optimizer: Optimizer) -> None:
+        """Another optimizer may be about to update recorded parameters: count it, say it once."""
+        if any(optimizer is one for one in self._optimizers) or self._guard.away:
+            return
+        if self._places.keys().isdisjoint(ids_held([optimizer])) or inside(self._optimizers):
+            return
+        self._unrecorded += 1
+        name = type(optimizer).__name__
+        text = f"another optimizer ({name}) updates recorded parameters: its steps are no rows"
+        self._reports.once("other", f"{text}; capture with it, or with all of them as a list")
+
     def _before_step(
         self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -381,7 +401,7 @@ class Capture:
 
     def _record(self, step: int) -> None:
         try:
-            for subject, text in surprises(self._optimizers, self._groups, self._seen):
+            for subject, text in surprises(self._optimizers, self._ids, self._places, self._seen):
                 self._reports.once(subject, text)
             if self._together:
                 if not self._rows.settled:
@@ -397,6 +417,12 @@ class Capture:
         self._rows.look_ahead(self.step)
         # with several optimizers, a hook on a parameter says when a step is over
         self._local_hooks.want(bool(self._rows.open) or not self._together)
+
+
+def ids_held(optimizers: Iterable[Optimizer]) -> list[int]:
+    """Identities of the tensors that optimizers hold, in their order."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return [id(tensor) for group in groups for tensor in group["params"]]
 
 
 def _fact(error: Exception) -> str:

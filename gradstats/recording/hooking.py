@@ -1,8 +1,10 @@
 """Hooks on parameters and around closures."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -57,6 +59,22 @@ def hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> Removabl
         del hooks[key]
         hooks[key] = value
     return handle
+
+
+def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same hook, which a compiled optimizer step calls and does not compile."""
+    left_alone: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return left_alone
+
+
+def inside(optimizers: Sequence[Any]) -> bool:
+    """Is a method of one of them being called, as when a wrapper steps what it wraps?"""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if any(frame.f_locals.get("self") is one for one in optimizers):
+            return True
+    return False
 
 
 def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:

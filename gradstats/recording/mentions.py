@@ -1,6 +1,6 @@
 """What a recording says of a training, once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from torch.optim import Optimizer
 
@@ -10,18 +10,30 @@ from gradstats.store import Parameter
 
 
 def surprises(
-    optimizers: Sequence[Optimizer], groups: Sequence[int], seen: Circumstances
+    optimizers: Sequence[Optimizer],
+    held: Sequence[int],
+    recorded: Container[int],
+    seen: Circumstances,
 ) -> Iterator[tuple[str, str]]:
     """What the user may not expect of the step under way: subject and text.
 
     Args:
         optimizers: That are recorded.
-        groups: How many parameter groups each had.
+        held: Identities of the tensors that they held when the recording began.
+        recorded: Identities of those that are recorded.
         seen: What was seen around the step.
     """
-    if [len(optimizer.param_groups) for optimizer in optimizers] != list(groups):
-        text = "the optimizer got new parameter groups, which are not recorded"
-        yield "groups", f"{text}; attach after adding them"
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    now = [id(tensor) for group in groups for tensor in group["params"]]
+    if now != held:
+        new = len(set(now).difference(held))
+        gone = sum(one in recorded for one in set(held).difference(now))
+        if new:
+            text = f"the optimizer got {new} new parameters, which are not recorded"
+            yield "groups", f"{text}; attach after adding them"
+        if gone:
+            text = f"the optimizer no longer holds {gone} of the recorded parameters"
+            yield "gone", f"{text}: their rows are gradients that it does not get"
     if getattr(optimizers[0], "grad_scale", None) is not None:
         text = "the optimizer is fused and unscales by itself: rows of reduced gradients are"
         rest = "multiplied by GradScaler's loss scale (coordinate loss_scale, unscaled = 0)"

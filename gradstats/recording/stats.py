@@ -18,6 +18,7 @@ class Stats:
         thinned: Full rows passed over because of ``max_bytes``.
         nonfinite: Rows on disk that hold a NaN or an infinity.
         unsent: Rows on their way to an object store, or that did not arrive.
+        unrecorded: Steps that other optimizers took over recorded parameters.
         seconds: Time the training thread spent here.
         training_seconds: Time from the first to the last step looked at.
     """
@@ -30,6 +31,7 @@ class Stats:
     thinned: int = 0
     nonfinite: int = 0
     unsent: int = 0
+    unrecorded: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
 
@@ -41,6 +43,8 @@ class Stats:
         thinned = f", {self.thinned:,} passed over for max_bytes" if self.thinned else ""
         odd = f", {self.nonfinite:,} with NaN or inf" if self.nonfinite else ""
         odd += f", {self.unsent:,} not sent" if self.unsent else ""
+        others = f", {self.unrecorded:,} steps of other optimizers" if self.unrecorded else ""
+        odd += f"{others} not recorded" if others else ""
         return (
             f"{rows}, {format_bytes(self.nbytes)}, {self.dropped:,} dropped{thinned}{odd}, "
             f"{100 * share:.2g} % of training time"

@@ -16,6 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from gradstats.recording.hooking import untraced
 
 
 class Listener(Protocol):
@@ -36,11 +39,15 @@ class Listener(Protocol):
     def zeroed(self, parameters: Iterable[Tensor]) -> None:
         """The gradients of these parameters are about to be zeroed or freed."""
 
+    def other_step(self, optimizer: Any) -> None:
+        """An optimizer is about to step, one of the listener's or another."""
+
     def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
         """A scaler that is on is about to step this optimizer: call ``step`` and return that."""
 
 
 _LISTENERS: list[Listener] = []
+_HOOKS: list[Any] = []
 _CLIP = "_clip_grads_with_norm_"  # in torch >= 2.6; where it is missing, clipping is not seen
 _BACKWARD = "_engine_run_backward"  # where it is missing, micro-batches are not counted
 _inside_fsdp = False
@@ -71,8 +78,16 @@ def _inner(module: Any, name: str) -> tuple[Any, str]:
     return module, name
 
 
+def _any_step(optimizer: Any, *_: Any) -> None:
+    """A hook of all optimizers."""
+    for listener in tuple(_LISTENERS):
+        listener.other_step(optimizer)
+
+
 def listen(listener: Listener) -> None:
     """Tell ``listener`` from now on."""
+    if not _LISTENERS:
+        _HOOKS.append(register_optimizer_step_pre_hook(untraced(_any_step)))
     for owner, name, telling in _places():
         original = getattr(owner, name, None)
         if original is not None and not hasattr(original, "told_by_gradstats"):
@@ -87,6 +102,8 @@ def forget(listener: Listener) -> None:
     if listener not in _LISTENERS:
         return
     _LISTENERS.remove(listener)
+    while _HOOKS and not _LISTENERS:
+        _HOOKS.pop().remove()
     for owner, name, _ in () if _LISTENERS else _places():
         if hasattr(getattr(owner, name, None), "told_by_gradstats"):
             setattr(owner, name, getattr(owner, name).__wrapped__)

@@ -177,3 +177,103 @@ def test_a_frozen_quantized_weight_is_left_out(tmp_path, capsys):
     assert names == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert cap.stats.full_rows == 1
     assert "2 frozen parameters are not recorded: codes, narrow" in capsys.readouterr().err
+
+
+def test_another_optimizer_over_recorded_parameters_is_counted_and_said(tmp_path, capsys):
+    """Head first, then the body with an optimizer of its own."""
+    model = two()
+    head = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    with capture(model, head, tmp_path / "run.zarr", full=every(1)) as cap:
+        for step in range(3):
+            stepped(model, head, step)
+        every_one = torch.optim.Adam(model.parameters(), lr=0.1)
+        for step in range(7):
+            stepped(model, every_one, step)
+    assert (cap.stats.full_rows, cap.stats.unrecorded) == (3, 7)
+    said = capsys.readouterr().err
+    assert said.count("another optimizer (Adam) updates recorded parameters") == 1
+    assert "7 steps of other optimizers not recorded" in said
+
+
+def test_other_optimizers_of_other_parameters_are_nobodys_business(tmp_path, capsys):
+    model, other = two(), two()
+    optimizer, beside = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other))
+    with capture(model, optimizer, tmp_path / "run.zarr", full=every(1)) as cap:
+        for step in range(3):
+            stepped(model, optimizer, step)
+            stepped(other, beside, step)
+    assert (cap.stats.full_rows, cap.stats.unrecorded) == (3, 0)
+    assert "another optimizer" not in capsys.readouterr().err
+
+
+class Wrapping(torch.optim.Optimizer):
+    """An optimizer whose step is another one's, over the same groups."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.base = inner
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+def test_a_step_inside_a_recorded_step_is_the_same_one(tmp_path):
+    model = two()
+    optimizer = Wrapping(torch.optim.SGD(model.parameters(), lr=0.1))
+    with capture(model, optimizer, tmp_path / "run.zarr", full=every(1)) as cap:
+        for step in range(3):
+            stepped(model, optimizer, step)
+    assert (cap.stats.full_rows, cap.stats.unrecorded) == (3, 0)
+
+
+def extended(optimizer, extra):
+    optimizer.param_groups[0]["params"].extend(extra)
+
+
+def replaced(optimizer, extra):
+    optimizer.param_groups[0]["params"] = list(extra)
+
+
+def cleared(optimizer, extra):
+    optimizer.param_groups.clear()
+    optimizer.add_param_group({"params": list(extra)})
+
+
+@pytest.mark.parametrize(
+    ("change", "new", "gone"), [(extended, 2, 0), (replaced, 2, 2), (cleared, 2, 2)]
+)
+def test_groups_that_change_in_place_are_said(change, new, gone, tmp_path, capsys):
+    model = two()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with capture(model, optimizer, tmp_path / "run.zarr", full=every(1)):
+        stepped(model, optimizer, 0)
+        change(optimizer, model[1].parameters())
+        stepped(model, optimizer, 1)
+    said = capsys.readouterr().err
+    assert said.count(f"the optimizer got {new} new parameters") == 1
+    assert said.count(f"no longer holds {gone} of the recorded parameters") == bool(gone)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+@pytest.mark.parametrize("at", ["local", "reduced"])
+def test_a_compiled_step_is_compiled_as_without_a_recording(at, tmp_path):
+    from torch._dynamo.utils import counters
+
+    graphs = []
+    for recorded in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        model = two()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        if recorded:
+            settings = {"full": every(2), "track": 5, "at": at, "quiet": True}
+            cap = capture(model, optimizer, tmp_path / "run.zarr", **settings)
+        step = torch.compile(optimizer.step, backend="eager")
+        for number in range(5):
+            optimizer.zero_grad()
+            model(batch(number)).square().mean().backward()
+            step()
+        graphs.append((counters["stats"]["unique_graphs"], counters["stats"]["calls_captured"]))
+    cap.close()
+    assert graphs[0] == graphs[1]
+    assert (cap.stats.full_rows, cap.stats.tracked_rows) == (3, 5)
