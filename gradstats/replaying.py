@@ -251,7 +251,7 @@ def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
             encoding, (payload, state) = clock(
                 lambda s=state: _to_network(compressor, grad, s, rng)  # type: ignore[misc]
             )
-            decoding, _ = clock(lambda p=payload: from_bytes(p).add_to(out))  # type: ignore[misc]
+            decoding, _ = clock(lambda p=payload: from_bytes(p).to(out.device).add_to(out))  # type: ignore[misc]
         encodings.append(encoding)
         decodings.append(decoding)
         if i > WARM_UP + 1 and time.perf_counter() > deadline:

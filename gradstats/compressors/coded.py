@@ -94,7 +94,9 @@ class Coded(Payload):
             codes.add_dequantized(self._packed(), *self._tables(), out, weight)
 
     def _packed(self) -> Tensor:
-        return self.coder.packed(self.symbols, self.levels.shape[-1])
+        # an entropy coder decodes on the CPU, wherever the scales are
+        packed = self.coder.packed(self.symbols, self.levels.shape[-1])
+        return packed.to(self.scales.device)
 
     def _tables(self) -> tuple[Tensor | None, int, Tensor]:
         if self.alphabet is None:

@@ -153,8 +153,7 @@ class Masked(Scattered):
         """Int64 `[count]`."""
         if self.drawn is not None:
             return self.drawn
-        device = self.kept.values.device if isinstance(self.kept, Dense) else "cpu"
-        return self.stream.subset(self.count, self.numel, device)
+        return self.stream.subset(self.count, self.numel, self.kept.device)
 
     @property
     def summable(self) -> bool:
