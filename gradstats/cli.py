@@ -272,6 +272,8 @@ def fit(
                 fit_into(opened, settings, folder, executor=executor, progress=advance)
             else:
                 series_into(opened, folder, executor=executor, progress=advance)
+        for text in opened.remarks:
+            remark(text)
     (print_fits if over_elements else print_series)(folder)
     remark(f"tables: {folder}")
 
@@ -420,6 +422,13 @@ def report(
 def _remark_point(run: Run) -> None:
     """Say what was replayed, where that is not what a communication hook would get."""
     point = str(run.stream(run.kind).coordinates["point"][run.rows(run.kind)[0]])
+    for text in run.remarks:
+        remark(text)
+    if run.multiplied and point == "local":
+        remark(
+            "a DDP communication hook gets gradients multiplied by the loss scale, unless it is "
+            "told of the GradScaler: float16 loses less there than in this replay"
+        )
     if point in ("reduced", "clipped"):
         remark(
             f"these gradients are {point}: a DDP communication hook does not receive them, it "

@@ -104,10 +104,11 @@ def groups(
         executor: where the tasks run, one a row; default: here.
 
     Raises:
-        ValueError: unknown grouping, or nothing to summarise.
+        ValueError: unknown grouping, nothing to summarise, or a loss scale is not known.
     """
     check_by(run, by)
     kind = kind or run.fitted_kind
+    run.check(kind)
     task = partial(summarize_row, run, kind, by)
     return in_order(task, run.rows(kind)[first:], executor)
 
@@ -119,7 +120,7 @@ def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
     """
     stream, key = run.stream(kind), group_of(by)
     step = int(stream.steps[row])
-    wanted = [part for part in stream.parameters if part.numel and part.name in run.selected]
+    wanted = [part for part in run.reader(kind).parameters if part.numel]
     names = [name for name in dict.fromkeys(map(key, wanted)) if name]
     try:
         found, missing = _row_groups(run, kind, by, row), f"no gradient at step {step}"
@@ -132,12 +133,9 @@ def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
 
 
 def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
-    stream = run.stream(kind)
-    selected = [
-        part
-        for part, there in zip(stream.parameters, stream.present[row], strict=True)
-        if there and part.name in run.selected
-    ]
+    stream, reader = run.stream(kind), run.reader(kind)
+    there = {part.name for part, has in zip(stream.table, stream.present[row], strict=True) if has}
+    selected = [part for part in reader.parameters if part.name in there]
     if kind == "summary":
         made = run.summaries(row)
         return _joined(by, [(part, made[part.name]) for part in selected])
@@ -145,10 +143,17 @@ def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
     # the summaries of one grid add
     joint = None if by == "parameter" else _widest(dtypes)
     summaries: list[tuple[Parameter, Summary]] = []
-    for dtype in dtypes:
-        flat = stream.read_flat(row, dtype).to(run.device, joint)
-        parts = [part for part in selected if part.dtype == dtype]
+    dense = [part for part in selected if part.layout == "dense"]
+    for dtype in dict.fromkeys(part.dtype for part in dense):
+        flat = reader.flat(row, dtype)
+        flat = flat.to(run.device, joint and torch.promote_types(joint, flat.dtype))
+        parts = [part for part in dense if part.dtype == dtype]
         summaries += _summaries(flat, parts, stream.sampling_fraction)
+    for part in selected if kind == "full" else ():
+        if part.layout != "dense":
+            grad = reader.parameter(row, part.name)
+            grad = grad.to(run.device, joint and torch.promote_types(joint, grad.dtype))
+            summaries.append((part, summarize(grad)))
     return _joined(by, summaries)
 
 
@@ -174,7 +179,8 @@ def compensated_groups(
     """
     check_by(run, by)
     kind = run.consecutive
-    parts = [part for part in run.stream(kind).parameters if part.name in run.selected]
+    run.check(kind)
+    parts = run.reader(kind).parameters
     offsets = [0, *accumulate(part.numel for part in parts)]
     fraction = run.stream(kind).sampling_fraction
     fed = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)

@@ -150,9 +150,8 @@ def replay_jobs(
     deadline (of `time.monotonic`) the pass ends early: see `rows_expected`.
 
     Raises:
-        ValueError: fewer workers were captured.
+        ValueError: fewer workers were captured, or a loss scale is not known.
     """
-    run.beside(workers)  # refused before the work
     rows = [
         {**job.labels, "workers": workers, "step": -1, **NOT_MEASURED, "n": 0}
         | {"status": job.skipped}
@@ -160,6 +159,9 @@ def replay_jobs(
         if job.skipped
     ]
     todo = [job for job in jobs if not job.skipped]
+    for kind in {job.kind for job in todo}:
+        for each in run.beside(workers):
+            each.check(kind)
     total = rows_expected(run, jobs)
     for kind in ("full", "track"):
         here = [job for job in todo if job.kind == kind]

@@ -55,7 +55,9 @@ def replay_rows(
             folded = [_Fold(compressor, workers) for compressor in compressors]
         for index in range(len(compressors)):
             row: Row = {**NOT_MEASURED, "n": numel}
-            if broken or folded is None:
+            if not numel:
+                status = "skipped: there is no element"
+            elif broken or folded is None:
                 status = f"skipped: {broken} of {numel * len(workers)} elements are NaN or inf"
             else:
                 found_row, status = folded[index].step(step, workers, seed, losses or {})
