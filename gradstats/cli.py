@@ -421,14 +421,13 @@ def report(
 
 def _remark_point(run: Run) -> None:
     """Say what was replayed, where that is not what a communication hook would get."""
+    from gradstats.jobs import UNDER_A_SCALE
+
     point = str(run.stream(run.kind).coordinates["point"][run.rows(run.kind)[0]])
     for text in run.remarks:
         remark(text)
     if run.multiplied and point == "local":
-        remark(
-            "a DDP communication hook gets gradients multiplied by the loss scale, unless it is "
-            "told of the GradScaler: float16 loses less there than in this replay"
-        )
+        remark(UNDER_A_SCALE)
     if point in ("reduced", "clipped"):
         remark(
             f"these gradients are {point}: a DDP communication hook does not receive them, it "

@@ -25,6 +25,10 @@ from gradstats.runs import Progress, Run
 
 GRANULARITIES = ("model", "parameter")
 FEEDBACKS = ("none", "ef")
+UNDER_A_SCALE = (
+    "A DDP communication hook gets gradients multiplied by the loss scale, unless it is told of "
+    "the GradScaler: float16 loses less there than in a replay."
+)
 WHOLE = "skipped: it needs whole matrices at these steps, which tracked elements are not"
 
 

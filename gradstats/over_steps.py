@@ -46,9 +46,9 @@ def over_steps(
     rows = run.rows("track")
     run.check("track")
     if len(rows) < 2:
-        raise ValueError(
-            f"axis steps must have two tracked rows, got {len(rows)}: capture with track="
-        )
+        reader = run.reader("track")
+        remedy = reader.emptiness if reader.untracked else "capture with track="
+        raise ValueError(f"axis steps must have two tracked rows, got {len(rows)}: {remedy}")
     blocks = list(_blocks(run, len(rows)))
     tables = []
     for done, found in enumerate(in_order(partial(_block, run, rows), blocks, executor), 1):

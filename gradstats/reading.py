@@ -29,27 +29,22 @@ SHOWN = 5  # steps or names in a message
 def divisors(coordinates: Mapping[str, NDArray[Any]]) -> Floats:
     """What each stored row must be divided by to be the gradient, `[rows]`; NaN: not known.
 
-    It is the loss scale where the gradients are still multiplied by it (`unscaled` 0), 1 where
-    they are not. Rows that say neither (`unscaled` -1) are taken as they are, unless they name a
-    scale other than 1, or come from a capture (they have a world size), which leaves out only what
-    it does not know.
+    It is the loss scale where the gradients are still multiplied by it (`unscaled` 0), and 1 where
+    they are not (1). Rows that do not say (-1), as of gradients that were imported, are taken as
+    they are, unless they name a scale other than 1.
 
     Args:
         coordinates: of a stream.
 
     Example:
-        >>> columns = {"loss_scale": np.array([8.0, 8.0, np.nan, np.nan, np.nan])}
-        >>> columns |= {"unscaled": np.array([0, 1, 0, -1, -1])}
-        >>> divisors(columns | {"world_size": np.array([1, 1, 1, 0, 1])}).tolist()
+        >>> columns = {"loss_scale": np.array([8.0, 8.0, np.nan, np.nan, 8.0])}
+        >>> divisors(columns | {"unscaled": np.array([0, 1, 0, -1, -1])}).tolist()
         [8.0, 1.0, nan, 1.0, nan]
     """
     scale, unscaled = coordinates["loss_scale"], coordinates["unscaled"]
     told = np.isfinite(scale) & (scale > 0)
-    found = np.ones(len(scale))
-    multiplied = unscaled == 0
-    found[multiplied] = np.where(told, scale, np.nan)[multiplied]
-    captured = coordinates["world_size"] > 0
-    found[(unscaled == -1) & (np.where(told, scale != 1, captured))] = np.nan
+    found = np.where(unscaled == 0, np.where(told, scale, np.nan), 1.0)
+    found[(unscaled == -1) & told & (scale != 1)] = np.nan
     return found
 
 
@@ -87,6 +82,11 @@ class Reader:
     def sparse(self) -> tuple[str, ...]:
         """The selected parameters whose gradients are sparse."""
         return tuple(p.name for p in self.parameters if p.layout != "dense")
+
+    @property
+    def untracked(self) -> bool:
+        """Whether no track can hold any of the selected parameters: their gradients are sparse."""
+        return len(self.sparse) == len(self.parameters)
 
     @cached_property
     def divisors(self) -> Floats:
@@ -137,7 +137,7 @@ class Reader:
     @property
     def emptiness(self) -> str:
         """Why rows have no element of the selected parameters."""
-        if self.stream.kind == "track" and self.sparse:
+        if self.stream.kind == "track" and self.untracked:
             fact = f"tracks hold no sparse gradients, and those of {self._names} are"
             return f"{fact}; capture with full="
         return "they hold no element of the selected parameters"

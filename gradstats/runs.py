@@ -171,7 +171,7 @@ class Run:
             if follow and self.holds(kind):
                 return kind
         gaps = "have gaps" if self.rows("track") else "are not there: capture with track="
-        if self.rows("track") and not self.holds("track"):
+        if self.reader("track").untracked or (self.rows("track") and not self.holds("track")):
             gaps = f"do not help: {self.reader('track').emptiness}"
         raise ValueError(f"a method with memory needs consecutive steps; tracked rows {gaps}")
 
@@ -229,6 +229,7 @@ class Run:
 
     def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
         """(step, flat gradient of the selected parameters) of the selected rows, in order."""
+        self.check(kind)
         for row in self.rows(kind):
             yield self.gradient(row, kind)
 
@@ -259,6 +260,8 @@ class Run:
             ValueError: as `beside`, or they track other elements.
         """
         runs = self.beside(workers)
+        for run in runs:
+            run.check(kind)
         ids = [run.stream(kind).element_ids or {} for run in runs]
         if any(other.keys() != ids[0].keys() for other in ids) or any(
             not np.array_equal(other[dtype], ids[0][dtype]) for other in ids for dtype in other
