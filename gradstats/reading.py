@@ -122,8 +122,10 @@ class Reader:
             low, high = f"{scales.min():,.6g}", f"{scales.max():,.6g}"
             scale = low if low == high else f"{low} to {high}"
             fact = f"stored multiplied by a loss scale of {scale}, divided when they are read"
+            if kind == "shadow":
+                fact = f"compressors ran on gradients multiplied by a loss scale of {scale}"
             yield f"{len(scales)} of {len(found)} {kind} rows: {fact}"
-        if unknown:
+        if unknown and kind != "shadow":
             fact = "the loss scale was not recorded, they are refused when they are read"
             yield f"{unknown} of {len(found)} {kind} rows: {fact}; leave them out with steps="
         if rows and kind == "track" and self.sparse:

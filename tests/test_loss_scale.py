@@ -45,7 +45,7 @@ def scaled(tmp_path_factory):
     path, model = tmp_path_factory.mktemp("scaled") / "run.zarr", Constant()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
-    rows = {"full": every(1), "track": 500, "summary": True}
+    rows = {"full": every(1), "track": 500, "summary": True, "shadow": ["topk(0.1)"]}
     with capture(model, optimizer, path, at=POINTS, quiet=True, **rows):
         for _ in range(STEPS):
             optimizer.zero_grad()
@@ -144,6 +144,7 @@ def test_info_and_the_commands_say_what_was_divided(scaled, call, tmp_path):
     code, out, _ = call("info", scaled)
     assert code == 0
     assert said.replace("9 of 9", "18 of 18") in out
+    assert "18 of 18 shadow rows: compressors ran on gradients multiplied by a loss scale" in out
     for command in ("fit", "replay"):
         words = [command, scaled, "--out", tmp_path / command, "--ratios", "0.1"]
         words += ["--compressors", "fp16"] if command == "replay" else ["--families", "laplace"]
