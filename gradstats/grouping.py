@@ -40,12 +40,14 @@ class Group:
         name: "model", a module type, a parameter, or what the regular expression captured.
         summary: of its elements; of none where there is no gradient.
         status: "ok", or why there is no gradient.
+        left_out: names of its parameters that rows of this kind cannot hold.
     """
 
     step: int
     name: str
     summary: Summary
     status: str = "ok"
+    left_out: str = ""
 
 
 def group_of(by: str) -> Callable[[Parameter], str | None]:
@@ -118,18 +120,33 @@ def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
 
     A group without a gradient, and every group of a row that cannot be read, says so.
     """
-    stream, key = run.stream(kind), group_of(by)
-    step = int(stream.steps[row])
-    wanted = [part for part in run.reader(kind).parameters if part.numel]
-    names = [name for name in dict.fromkeys(map(key, wanted)) if name]
+    step, left_out = int(run.stream(kind).steps[row]), _left_out(run, kind, by)
     try:
         found, missing = _row_groups(run, kind, by, row), f"no gradient at step {step}"
     except StoreFormatError as error:
         found, missing = {}, str(error)
     return [
-        Group(step, name, found[name]) if name in found else Group(step, name, NOTHING, missing)
-        for name in names
+        Group(step, name, found.get(name, NOTHING), _status(name in found, held, missing), without)
+        for name, (held, without) in left_out.items()
     ]
+
+
+def _status(found: bool, held: bool, missing: str) -> str:
+    if not held:
+        return "tracks hold no sparse gradients; capture with full="
+    return "ok" if found else missing
+
+
+def _left_out(run: Run, kind: str, by: str) -> dict[str, tuple[bool, str]]:
+    """By group: whether rows of a kind hold elements of it, and the names of what they cannot."""
+    key, reader = group_of(by), run.reader(kind)
+    found: dict[str, tuple[bool, list[str]]] = {}
+    for part in reader.parameters:
+        name, sparse = key(part), kind == "track" and part.layout != "dense"
+        if name and (part.numel or sparse):
+            held, without = found.get(name, (False, []))
+            found[name] = held or part.numel > 0, [*without, part.name] if sparse else without
+    return {name: (held, ", ".join(without)) for name, (held, without) in found.items()}
 
 
 def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
@@ -182,12 +199,16 @@ def compensated_groups(
     run.check(kind)
     parts = run.reader(kind).parameters
     offsets = [0, *accumulate(part.numel for part in parts)]
-    fraction = run.stream(kind).sampling_fraction
+    fraction, left_out = run.stream(kind).sampling_fraction, _left_out(run, kind, by)
     fed = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
     for step, grad in compensated(run.gradients(kind), fed, seed=seed):
         found = summarize_segments(grad, offsets, fraction=fraction)
         pairs = [pair for pair in zip(parts, found, strict=True) if pair[0].numel]
-        yield [Group(step, name, summary) for name, summary in _joined(by, pairs).items()]
+        joined = _joined(by, pairs)
+        yield [
+            Group(step, name, joined.get(name, NOTHING), _status(True, held, ""), without)
+            for name, (held, without) in left_out.items()
+        ]
 
 
 def _summaries(

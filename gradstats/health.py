@@ -47,7 +47,8 @@ def findings(run: Run) -> list[Finding]:
     by_parameter: dict[str, list[Group]] = {}
     for row in chosen:
         for group in summarize_row(run, kind, "parameter", row):
-            by_parameter.setdefault(group.name, []).append(group)
+            if not group.left_out:
+                by_parameter.setdefault(group.name, []).append(group)
     return [one for name, groups in by_parameter.items() for one in _of_one(name, groups)]
 
 

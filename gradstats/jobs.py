@@ -171,13 +171,13 @@ def replay_jobs(
         here = [job for job in todo if job.kind == kind]
         if not here or (rows and time.monotonic() > deadline):
             continue
-        fraction = run.stream(kind).sampling_fraction
+        fraction, left_out = run.stream(kind).sampling_fraction, run.reader(kind).left_out
         grads = run.gradients(kind) if workers == 1 else run.together(workers, kind)
         losses = _losses(run, kind)
         made = [job.compressor for job in here]
         for row in replay_rows(grads, made, seed=seed, losses=losses):
             labels = {**here[row.pop("index")].labels, "workers": workers}
-            rows.append({**labels, **row, "sampling_fraction": fraction})
+            rows.append({**labels, **row, "sampling_fraction": fraction, "left_out": left_out})
             if progress:
                 progress(len(rows), total)
             if time.monotonic() > deadline:
@@ -220,7 +220,8 @@ def replay(
         seed: of the random methods.
 
     Returns:
-        A pandas DataFrame with the columns of `gradstats.replaying.measure` and of `Job.labels`.
+        A pandas DataFrame with the columns of `gradstats.replaying.measure` and of `Job.labels`,
+        sampling_fraction and left_out, the parameters that tracked rows do not hold, by name.
     """
     jobs = plan(run, compressors, ratios=ratios, feedback=feedback, granularity=granularity)
     return extras.load("pandas").DataFrame(replay_jobs(run, jobs, workers=workers, seed=seed))

@@ -128,8 +128,13 @@ class Reader:
         if unknown and kind != "shadow":
             fact = "the loss scale was not recorded, they are refused when they are read"
             yield f"{unknown} of {len(found)} {kind} rows: {fact}; leave them out with steps="
-        if rows and kind == "track" and self.sparse:
-            yield f"track rows hold nothing of parameters with sparse gradients: {self._names}"
+        if rows and self.left_out:
+            yield f"track rows hold nothing of parameters with sparse gradients: {self.left_out}"
+
+    @property
+    def left_out(self) -> str:
+        """The selected parameters that rows of this kind cannot hold, by name; "" for none."""
+        return self._names if self.stream.kind == "track" else ""
 
     @property
     def _names(self) -> str:

@@ -184,6 +184,30 @@ def test_what_tracks_leave_out_is_said_by_name(mixed, call, tmp_path):
     assert gradstats.open(path).stream("track").sampling_fraction == 30 / 108
 
 
+def test_the_tables_of_tracks_say_what_they_leave_out(mixed):
+    run = gradstats.open(mixed[0])
+    settings = {"families": ["laplace"], "ratios": [0.1]}
+    for how in ({"kind": "track"}, {"compensated": "topk(0.1)"}):
+        table = gradstats.fit(run, **settings, **how)
+        assert (table["notes"].str.contains("without words.weight: tracks hold no sparse")).all()
+        table = gradstats.fit(run, by="parameter", **settings, **how)
+        status = table.groupby("group", sort=False)["status"].agg(set)
+        assert list(status.index) == list(run.names)
+        assert status["words.weight"] == {"tracks hold no sparse gradients; capture with full="}
+        assert status["head.weight"] == {"ok"}
+    table = gradstats.replay(run, ["ef(topk(0.1))", "topk(0.1)"])
+    assert dict(zip(table["rows"], table["left_out"], strict=True)) == {
+        "track": "words.weight",
+        "full": "",
+    }
+    assert not gradstats.fit(run, **settings)["notes"].str.contains("words.weight").any()
+
+
+def test_what_tracks_cannot_hold_is_not_dead(tmp_path):
+    trained(tmp_path / "run.zarr", full=None, summary=False)
+    assert findings(gradstats.open(tmp_path / "run.zarr")) == []
+
+
 @pytest.fixture
 def tracked(tmp_path):
     """Tracked rows of a parameter with sparse gradients alone: none has an element."""

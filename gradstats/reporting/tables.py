@@ -54,7 +54,8 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
 
 def no_replay() -> Table:
     """The rows of a replay of nothing."""
-    columns = [*METHOD, "workers", "step", "n", *MEASURED, "status", "sampling_fraction", "whole"]
+    columns = [*METHOD, "workers", "step", "n", *MEASURED, "status", "sampling_fraction"]
+    columns += ["left_out", "whole"]
     return extras.load("pandas").DataFrame(columns=columns)
 
 
