@@ -50,12 +50,12 @@ def bootstrap_p_value(
     References:
         Stute, Manteiga and Quindimil, "Bootstrap based goodness-of-fit-tests", 1993.
     """
-    sample = _observed(_subsample(summary, min(size, summary.nonzero), rng), summary.dtype)
+    sample = _observed(_subsample(summary, min(size, summary.nonzero), rng), summary)
     law = family.fit(sample, method=method)
     distance = ks_distance(law, sample)
     farther = 0
     for _ in range(replicates):
-        simulated = _observed(np.abs(law.rvs(sample.nonzero, rng)), summary.dtype)
+        simulated = _observed(np.abs(law.rvs(sample.nonzero, rng)), summary)
         try:
             again = ks_distance(family.fit(simulated, method=method), simulated)
         except FitError:  # as unlike the data as can be
@@ -100,6 +100,7 @@ def _subsample(summary: Summary, size: int, rng: np.random.Generator) -> NDArray
     return np.asarray(low + (high - low) * rng.random(size))
 
 
-def _observed(magnitudes: NDArray[np.float64], dtype: str) -> Summary:
-    """The summary of magnitudes that were rounded to the gradient's dtype."""
-    return summarize(torch.from_numpy(magnitudes).to(getattr(torch, dtype)))
+def _observed(magnitudes: NDArray[np.float64], like: Summary) -> Summary:
+    """The summary of magnitudes that were rounded as the elements of another summary were."""
+    stored = torch.from_numpy(magnitudes / like.unit).to(getattr(torch, like.dtype))
+    return summarize(stored).scaled(like.unit)

@@ -272,6 +272,8 @@ def fit(
                 fit_into(opened, settings, folder, executor=executor, progress=advance)
             else:
                 series_into(opened, folder, executor=executor, progress=advance)
+        for text in opened.remarks:
+            remark(text)
     (print_fits if over_elements else print_series)(folder)
     remark(f"tables: {folder}")
 
@@ -419,7 +421,13 @@ def report(
 
 def _remark_point(run: Run) -> None:
     """Say what was replayed, where that is not what a communication hook would get."""
+    from gradstats.jobs import UNDER_A_SCALE
+
     point = str(run.stream(run.kind).coordinates["point"][run.rows(run.kind)[0]])
+    for text in run.remarks:
+        remark(text)
+    if run.multiplied and point == "local":
+        remark(UNDER_A_SCALE)
     if point in ("reduced", "clipped"):
         remark(
             f"these gradients are {point}: a DDP communication hook does not receive them, it "

@@ -89,7 +89,7 @@ def copy(
 
     Raises:
         FileExistsError: Something is at ``out``.
-        ValueError: Nothing is left to copy.
+        ValueError: Nothing is left to copy, or an element is beyond the range of the dtype.
         StoreFormatError: ``run`` is not a readable store.
     """
     smaller = smaller or Smaller()
@@ -273,7 +273,7 @@ class Layout:
         pieces: dict[str, list[Tensor]] = {}
         for old, new, places in zip(stream.table, self._table, self._places, strict=True):
             if old.dtype in flat:
-                piece = flat[old.dtype][places].to(getattr(torch, new.dtype))
+                piece = self._converted(row, flat[old.dtype][places], new)
                 pieces.setdefault(new.dtype, []).append(piece)
         return {dtype: torch.cat(parts) for dtype, parts in pieces.items()}
 
@@ -284,8 +284,24 @@ class Layout:
             if old.layout == "sparse" and self._stream.kind == "full":
                 ragged[f"indices_{place}"] = self._stream.read_ragged(row, f"indices_{place}")
                 values = as_values(self._stream.read_ragged(row, f"values_{place}"), old.dtype)
-                ragged[f"values_{place}"] = as_bits(values.to(getattr(torch, new.dtype)))
+                ragged[f"values_{place}"] = as_bits(self._converted(row, values, new))
         return ragged
+
+    def _converted(self, row: int, values: Tensor, new: Parameter) -> Tensor:
+        """Values of a row in the dtype of the copy, all of which it must hold."""
+        found = values.to(getattr(torch, new.dtype))
+        if found.dtype == values.dtype:
+            return found
+        lost = int((found.isinf() & values.isfinite()).sum())
+        if lost:
+            which = f"{lost} elements of {new.name!r} at step {int(self._stream.steps[row])}"
+            fact = f"stored they are up to {float(values[values.isfinite()].abs().max()):.3g}"
+            scale = float(self._stream.coordinates["loss_scale"][row])
+            if self._stream.coordinates["unscaled"][row] == 0:
+                fact = f"{fact}, multiplied by a loss scale of {scale:g}"
+            remedy = "choose another dtype, such as bfloat16"
+            raise ValueError(f"cannot copy {which} as {new.dtype}: {fact}; {remedy}")
+        return found
 
 
 def _kept(ids: Mapping[str, Any], smaller: Smaller) -> dict[str, NDArray[np.int64]]:

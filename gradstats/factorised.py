@@ -96,7 +96,7 @@ class _Matrix:
     def of(self, run: Run, row: int, quantity: str = "grad") -> Tensor:
         """Its gradient or weight in one row, float64; zero where it has no gradient."""
         try:
-            found = run.stream("full").read(row, self.name, quantity).to(run.device)
+            found = run.parameter(row, self.name, quantity)
         except LookupError:
             return torch.zeros(self.sides, dtype=torch.float64, device=run.device)
         return found.double().flatten(1).chunk(self.gates)[self.gate]
@@ -143,7 +143,7 @@ def factorised_rows(
         native rows.
 
     Raises:
-        ValueError: the ratio is out of range, or no row is whole.
+        ValueError: the ratio is out of range, no row is whole, or a loss scale is not known.
 
     References:
         Wang et al., "Pufferfish: Communication-efficient models at no extra cost", MLSys 2021.
@@ -153,6 +153,7 @@ def factorised_rows(
     rows = run.rows("full")
     if not rows:
         raise ValueError(f"run must have whole gradients, got none in {run}")
+    run.check("full")
     share = share or Share()
     matrices = list(_matrices(run, rank_ratio))
     full = sum(part.numel for part in run.parts("full"))
@@ -182,8 +183,8 @@ def _sizes(full: float, low: float, share: Share) -> Row:
 
 
 def _matrices(run: Run, rank_ratio: float) -> Iterator[_Matrix]:
-    for part in run.stream("full").parameters:
-        if part.name not in run.selected or len(part.shape) < 2:
+    for part in run.reader("full").parameters:
+        if len(part.shape) < 2:
             continue
         if part.module_type in FULL_RANK:
             continue

@@ -177,10 +177,18 @@ def _group_rows(
         return {"fits": failed_rows(group.status, **common)}
     more: dict[str, Any] = {"following": following, "bootstrap": settings.bootstrap}
     return {
-        "fits": fit_rows(group.summary, **common, **more),
+        "fits": _noted(fit_rows(group.summary, **common, **more), group),
         "thresholds": threshold_rows(group.summary, ratios=settings.ratios, stages=STAGES),
         "structure": [structure_row(group.summary, settings.ratios)],
     }
+
+
+def _noted(rows: Iterable[Row], group: Group) -> Iterator[Row]:
+    """The rows with what their group leaves out among the notes."""
+    left_out = f"without {group.left_out}: tracks hold no sparse gradients"
+    for row in rows:
+        notes = filter(None, (row["notes"], left_out if group.left_out else ""))
+        yield {**row, "notes": "; ".join(notes)}
 
 
 def fit_tables(

@@ -40,12 +40,14 @@ class Group:
         name: "model", a module type, a parameter, or what the regular expression captured.
         summary: of its elements; of none where there is no gradient.
         status: "ok", or why there is no gradient.
+        left_out: names of its parameters that rows of this kind cannot hold.
     """
 
     step: int
     name: str
     summary: Summary
     status: str = "ok"
+    left_out: str = ""
 
 
 def group_of(by: str) -> Callable[[Parameter], str | None]:
@@ -104,10 +106,11 @@ def groups(
         executor: where the tasks run, one a row; default: here.
 
     Raises:
-        ValueError: unknown grouping, or nothing to summarise.
+        ValueError: unknown grouping, nothing to summarise, or a loss scale is not known.
     """
     check_by(run, by)
     kind = kind or run.fitted_kind
+    run.check(kind)
     task = partial(summarize_row, run, kind, by)
     return in_order(task, run.rows(kind)[first:], executor)
 
@@ -117,27 +120,39 @@ def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
 
     A group without a gradient, and every group of a row that cannot be read, says so.
     """
-    stream, key = run.stream(kind), group_of(by)
-    step = int(stream.steps[row])
-    wanted = [part for part in stream.parameters if part.numel and part.name in run.selected]
-    names = [name for name in dict.fromkeys(map(key, wanted)) if name]
+    step, left_out = int(run.stream(kind).steps[row]), _left_out(run, kind, by)
     try:
         found, missing = _row_groups(run, kind, by, row), f"no gradient at step {step}"
     except StoreFormatError as error:
         found, missing = {}, str(error)
     return [
-        Group(step, name, found[name]) if name in found else Group(step, name, NOTHING, missing)
-        for name in names
+        Group(step, name, found.get(name, NOTHING), _status(name in found, held, missing), without)
+        for name, (held, without) in left_out.items()
     ]
+
+
+def _status(found: bool, held: bool, missing: str) -> str:
+    if not held:
+        return "tracks hold no sparse gradients; capture with full="
+    return "ok" if found else missing
+
+
+def _left_out(run: Run, kind: str, by: str) -> dict[str, tuple[bool, str]]:
+    """By group: whether rows of a kind hold elements of it, and the names of what they cannot."""
+    key, reader = group_of(by), run.reader(kind)
+    found: dict[str, tuple[bool, list[str]]] = {}
+    for part in reader.parameters:
+        name, sparse = key(part), kind == "track" and part.layout != "dense"
+        if name and (part.numel or sparse):
+            held, without = found.get(name, (False, []))
+            found[name] = held or part.numel > 0, [*without, part.name] if sparse else without
+    return {name: (held, ", ".join(without)) for name, (held, without) in found.items()}
 
 
 def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
-    stream = run.stream(kind)
-    selected = [
-        part
-        for part, there in zip(stream.parameters, stream.present[row], strict=True)
-        if there and part.name in run.selected
-    ]
+    stream, reader = run.stream(kind), run.reader(kind)
+    there = {part.name for part, has in zip(stream.table, stream.present[row], strict=True) if has}
+    selected = [part for part in reader.parameters if part.name in there]
     if kind == "summary":
         made = run.summaries(row)
         return _joined(by, [(part, made[part.name]) for part in selected])
@@ -145,10 +160,17 @@ def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
     # the summaries of one grid add
     joint = None if by == "parameter" else _widest(dtypes)
     summaries: list[tuple[Parameter, Summary]] = []
-    for dtype in dtypes:
-        flat = stream.read_flat(row, dtype).to(run.device, joint)
-        parts = [part for part in selected if part.dtype == dtype]
+    dense = [part for part in selected if part.layout == "dense"]
+    for dtype in dict.fromkeys(part.dtype for part in dense):
+        flat = reader.flat(row, dtype)
+        flat = flat.to(run.device, joint and torch.promote_types(joint, flat.dtype))
+        parts = [part for part in dense if part.dtype == dtype]
         summaries += _summaries(flat, parts, stream.sampling_fraction)
+    for part in selected if kind == "full" else ():
+        if part.layout != "dense":
+            grad = reader.parameter(row, part.name)
+            grad = grad.to(run.device, joint and torch.promote_types(joint, grad.dtype))
+            summaries.append((part, summarize(grad)))
     return _joined(by, summaries)
 
 
@@ -174,14 +196,19 @@ def compensated_groups(
     """
     check_by(run, by)
     kind = run.consecutive
-    parts = [part for part in run.stream(kind).parameters if part.name in run.selected]
+    run.check(kind)
+    parts = run.reader(kind).parameters
     offsets = [0, *accumulate(part.numel for part in parts)]
-    fraction = run.stream(kind).sampling_fraction
+    fraction, left_out = run.stream(kind).sampling_fraction, _left_out(run, kind, by)
     fed = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
     for step, grad in compensated(run.gradients(kind), fed, seed=seed):
         found = summarize_segments(grad, offsets, fraction=fraction)
         pairs = [pair for pair in zip(parts, found, strict=True) if pair[0].numel]
-        yield [Group(step, name, summary) for name, summary in _joined(by, pairs).items()]
+        joined = _joined(by, pairs)
+        yield [
+            Group(step, name, joined.get(name, NOTHING), _status(True, held, ""), without)
+            for name, (held, without) in left_out.items()
+        ]
 
 
 def _summaries(

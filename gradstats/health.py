@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+
 from gradstats.grouping import Group, summarize_row
 from gradstats.runs import Run
 
@@ -34,15 +36,19 @@ def findings(run: Run) -> list[Finding]:
     """Look at up to 16 rows of a run and name the parameters that are not well, in order.
 
     Rows are whole gradients where there are any, else Summaries, else tracked elements, in which a
-    parameter may have too few elements to say.
+    parameter may have too few elements to say. Rows whose loss scale is not known are left out.
     """
     kind = run.fitted_kind
-    rows = run.rows(kind)
+    unknown = np.isnan(run.reader(kind).divisors)
+    rows = [row for row in run.rows(kind) if not unknown[row]]
+    if not rows:
+        return []
     chosen = sorted({rows[-1 - i * len(rows) // LOOKED_AT] for i in range(LOOKED_AT)})
     by_parameter: dict[str, list[Group]] = {}
     for row in chosen:
         for group in summarize_row(run, kind, "parameter", row):
-            by_parameter.setdefault(group.name, []).append(group)
+            if not group.left_out:
+                by_parameter.setdefault(group.name, []).append(group)
     return [one for name, groups in by_parameter.items() for one in _of_one(name, groups)]
 
 

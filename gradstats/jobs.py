@@ -25,6 +25,10 @@ from gradstats.runs import Progress, Run
 
 GRANULARITIES = ("model", "parameter")
 FEEDBACKS = ("none", "ef")
+UNDER_A_SCALE = (
+    "A DDP communication hook gets gradients multiplied by the loss scale, unless it is told of "
+    "the GradScaler: float16 loses less there than in a replay."
+)
 WHOLE = "skipped: it needs whole matrices at these steps, which tracked elements are not"
 
 
@@ -150,9 +154,8 @@ def replay_jobs(
     deadline (of `time.monotonic`) the pass ends early: see `rows_expected`.
 
     Raises:
-        ValueError: fewer workers were captured.
+        ValueError: fewer workers were captured, or a loss scale is not known.
     """
-    run.beside(workers)  # refused before the work
     rows = [
         {**job.labels, "workers": workers, "step": -1, **NOT_MEASURED, "n": 0}
         | {"status": job.skipped}
@@ -160,18 +163,21 @@ def replay_jobs(
         if job.skipped
     ]
     todo = [job for job in jobs if not job.skipped]
+    for kind in {job.kind for job in todo}:
+        for each in run.beside(workers):
+            each.check(kind)
     total = rows_expected(run, jobs)
     for kind in ("full", "track"):
         here = [job for job in todo if job.kind == kind]
         if not here or (rows and time.monotonic() > deadline):
             continue
-        fraction = run.stream(kind).sampling_fraction
+        fraction, left_out = run.stream(kind).sampling_fraction, run.reader(kind).left_out
         grads = run.gradients(kind) if workers == 1 else run.together(workers, kind)
         losses = _losses(run, kind)
         made = [job.compressor for job in here]
         for row in replay_rows(grads, made, seed=seed, losses=losses):
             labels = {**here[row.pop("index")].labels, "workers": workers}
-            rows.append({**labels, **row, "sampling_fraction": fraction})
+            rows.append({**labels, **row, "sampling_fraction": fraction, "left_out": left_out})
             if progress:
                 progress(len(rows), total)
             if time.monotonic() > deadline:
@@ -214,7 +220,8 @@ def replay(
         seed: of the random methods.
 
     Returns:
-        A pandas DataFrame with the columns of `gradstats.replaying.measure` and of `Job.labels`.
+        A pandas DataFrame with the columns of `gradstats.replaying.measure` and of `Job.labels`,
+        sampling_fraction and left_out, the parameters that tracked rows do not hold, by name.
     """
     jobs = plan(run, compressors, ratios=ratios, feedback=feedback, granularity=granularity)
     return extras.load("pandas").DataFrame(replay_jobs(run, jobs, workers=workers, seed=seed))

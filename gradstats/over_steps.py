@@ -40,14 +40,15 @@ def over_steps(
         the flattened parameter), and the columns of `gradstats.series.series_columns`.
 
     Raises:
-        ValueError: fewer than two tracked rows.
+        ValueError: fewer than two tracked rows, or a loss scale is not known.
     """
     pandas = extras.load("pandas")
     rows = run.rows("track")
+    run.check("track")
     if len(rows) < 2:
-        raise ValueError(
-            f"axis steps must have two tracked rows, got {len(rows)}: capture with track="
-        )
+        reader = run.reader("track")
+        remedy = reader.emptiness if reader.untracked else "capture with track="
+        raise ValueError(f"axis steps must have two tracked rows, got {len(rows)}: {remedy}")
     blocks = list(_blocks(run, len(rows)))
     tables = []
     for done, found in enumerate(in_order(partial(_block, run, rows), blocks, executor), 1):
@@ -68,13 +69,11 @@ def _blocks(run: Run, rows: int) -> Iterator[tuple[str, int, int]]:
 def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
     """The columns of each parameter's elements in a block, one dictionary a parameter."""
     dtype, start, stop = block
-    stream = run.stream("track")
-    values = np.stack([stream.read_flat(row, dtype, start, stop).float().numpy() for row in rows])
+    stream, reader = run.stream("track"), run.reader("track")
+    values = np.stack([reader.elements(row, dtype, start, stop) for row in rows])
     consecutive = bool((np.diff(stream.steps[rows]) == 1).all())
     found = []
-    for place, (part, whole) in enumerate(
-        zip(stream.parameters, run.store.parameters, strict=True)
-    ):
+    for place, (part, whole) in enumerate(zip(stream.parameters, stream.table, strict=True)):
         low, high = max(start, part.offset), min(stop, part.offset + part.numel)
         if part.dtype != dtype or part.name not in run.selected or low >= high:
             continue
@@ -133,13 +132,13 @@ def _of_gates(found: Tensor, part: Parameter) -> Iterator[Row]:
 
 def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
     stream, lines = run.stream("full"), []
-    for part in stream.parameters:
-        if part.name not in run.selected or len(part.shape) < 2 or min(part.shape[:2]) < 2:
+    for part in run.reader("full").parameters:
+        if len(part.shape) < 2 or min(part.shape[:2]) < 2:
             continue
         line: Row = {"step": int(stream.steps[row]), "parameter": part.name}
         line["module_type"] = part.module_type
         try:
-            found = stream.read(row, part.name, quantity).to(run.device)
+            found = run.parameter(row, part.name, quantity)
             lines += [{**line, **each} for each in _of_gates(found, part)]
         except (ValueError, LookupError, StoreFormatError) as error:
             lines.append({**line, "status": str(error)})

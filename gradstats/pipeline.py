@@ -21,6 +21,7 @@ from gradstats.grouping import groups
 from gradstats.jobs import (
     FEEDBACKS,
     GRANULARITIES,
+    UNDER_A_SCALE,
     Job,
     last_finite,
     plan,
@@ -36,7 +37,7 @@ from gradstats.reporting.advice import advice, law_sentence
 from gradstats.reporting.page import Page, Section, render
 from gradstats.reporting.sections import draw, sections
 from gradstats.results import Results, results_folder, run_settings
-from gradstats.runs import Run
+from gradstats.runs import FITTED, Run
 from gradstats.summary import Summary
 
 Table = Any
@@ -82,7 +83,7 @@ def report(
         The path of `report.html`.
 
     Raises:
-        ValueError: the run has no row, or a setting is out of range.
+        ValueError: the run has no row, a loss scale is not known, or a setting is out of range.
         ImportError: a package of gradstats[analysis] is missing.
     """
     for module in ("pandas", "pyarrow", "seaborn", "jinja2"):
@@ -90,15 +91,20 @@ def report(
     tell = progress or (lambda stage, done, total: None)
     deadline = time.monotonic() + budget
     network = network or Network()
-    if not run.rows("full") and not run.rows("track"):
-        raise ValueError(f"run must have a row to report on, got none in {run}")
+    kind = run.fitted_kind
+    run.check(kind)
     results = Results(
         Path(out) if out else results_folder(run), _settings(run, ratios, compressors, seed)
     )
     last = _fit(run, results, by, tell)
     _fit_more(run, results, budget, tell, factorised)
-    _time(run, results, compressors, tell)
-    _replay(run, results, compressors, deadline, tell)
+    if kind == "summary" and not run.holds("track"):
+        results.skipped.append("No method was timed or replayed: the rows are Summaries.")
+        results.keep("timings", tables.timing_table([]))
+        results.keep("replay", tables.no_replay())
+    else:
+        _time(run, results, compressors, tell)
+        _replay(run, results, compressors, deadline, tell)
     methods = tables.methods_table(results.table("replay"), results.table("timings"), network)
     results.keep("methods", methods)
     tell("draw", 0, 1)
@@ -128,7 +134,7 @@ def _fit(run: Run, results: Results, by: str, tell: Progress) -> Summary | None:
     for name in ("thresholds", "reuse"):
         results.keep(name, model[name])
     results.keep("structure", parts["structure"])
-    ((last,),) = groups(run, first=len(run.rows(run.kind)) - 1)
+    ((last,),) = groups(run, first=len(run.rows(run.fitted_kind)) - 1)
     return last.summary if last.status == "ok" else None
 
 
@@ -295,7 +301,7 @@ def _page(
 
 def _facts(run: Run, results: Results) -> list[tuple[str, str]]:
     made = run.store.provenance
-    rows = {kind: run.rows(kind) for kind in ("full", "track")}
+    rows = {kind: run.rows(kind) for kind in FITTED}
     steps = [int(run.stream(kind).steps[row]) for kind, found in rows.items() for row in found]
     elements = sum(part.numel for part in run.parts("full"))
     tracked = (
@@ -308,13 +314,15 @@ def _facts(run: Run, results: Results) -> list[tuple[str, str]]:
         ("steps", f"{min(steps)}–{max(steps)}"),
         ("full rows", str(len(rows["full"]))),
         ("tracked rows", tracked if rows["track"] else "none"),
+        *([("rows of Summaries", str(len(rows["summary"])))] if rows["summary"] else []),
         ("captured on", str(made.get("device", "unknown"))),
         ("timed on", results.settings["device"]),
     ]
 
 
 def _points(run: Run) -> list[str]:
-    points = run.stream(run.kind).coordinates["point"][run.rows(run.kind)]
+    kind = run.fitted_kind
+    points = run.stream(kind).coordinates["point"][run.rows(kind)]
     return sorted({str(point) for point in points})
 
 
@@ -333,6 +341,9 @@ def _caveats(run: Run, results: Results, methods: Table) -> list[str]:
             f"The gradients were taken at the point “{', '.join(points)}”; a DDP "
             "communication hook sees local gradients, before the reduction."
         )
+    sentences += [f"{text[:1].upper()}{text[1:]}." for text in run.remarks]
+    if run.multiplied and points == ["local"]:
+        sentences.append(UNDER_A_SCALE)
     feedback = methods[(methods["feedback"] == "ef") & (methods["status"] == "ok")]
     if len(feedback):
         unsettled = int((feedback["settled"] != True).sum())  # noqa: E712

@@ -152,17 +152,23 @@ def print_info(run: Run) -> None:
         say(f"  {name}: {value}")
     for worker in store.workers:
         for kind in ("full", "track", "summary", "shadow"):
-            stream = replace(run, worker=worker).stream(kind)
+            of_worker = replace(run, worker=worker)
+            stream = of_worker.stream(kind)
             if len(stream):
                 steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
                 points = ", ".join(sorted(set(stream.coordinates["point"])))
                 say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}")
-    if any(run.rows(kind) for kind in FITTED):
+                for text in of_worker.reader(kind).remarks(range(len(stream))):
+                    say(f"    {text}")
+    if any(run.holds(kind) for kind in FITTED):
         for one in findings(run):
             say(f"  {one.parameter}: {one.state}, {one.detail}")
     for parameter in store.parameters:
         shape = "×".join(map(str, parameter.shape)) or "scalar"
-        say(f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}")
+        sparse = "  sparse gradients" if parameter.layout != "dense" else ""
+        tied = f"  tied with {', '.join(parameter.aliases)}" if parameter.aliases else ""
+        kind = f"{parameter.dtype}  {parameter.module_type}"
+        say(f"  {parameter.name}  {shape}  {kind}{sparse}{tied}")
 
 
 def print_demo(folder: Path, loss: float) -> None:

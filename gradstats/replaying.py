@@ -55,7 +55,9 @@ def replay_rows(
             folded = [_Fold(compressor, workers) for compressor in compressors]
         for index in range(len(compressors)):
             row: Row = {**NOT_MEASURED, "n": numel}
-            if broken or folded is None:
+            if not numel:
+                status = "skipped: there is no element"
+            elif broken or folded is None:
                 status = f"skipped: {broken} of {numel * len(workers)} elements are NaN or inf"
             else:
                 found_row, status = folded[index].step(step, workers, seed, losses or {})
@@ -251,7 +253,7 @@ def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
             encoding, (payload, state) = clock(
                 lambda s=state: _to_network(compressor, grad, s, rng)  # type: ignore[misc]
             )
-            decoding, _ = clock(lambda p=payload: from_bytes(p).add_to(out))  # type: ignore[misc]
+            decoding, _ = clock(lambda p=payload: from_bytes(p).to(out.device).add_to(out))  # type: ignore[misc]
         encodings.append(encoding)
         decodings.append(decoding)
         if i > WARM_UP + 1 and time.perf_counter() > deadline:

@@ -13,8 +13,9 @@ import torch
 
 import gradstats
 from gradstats import extras
-from gradstats.runs import Run
+from gradstats.runs import FITTED, Run
 from gradstats.store import InZip, StoreFormatError
+from gradstats.store.layout import ragged_dtypes
 
 Table = Any
 
@@ -72,7 +73,7 @@ def results_folder(run: Run) -> Path:
 
 def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
     """What the tables of a run depend on: the run itself, the selection, and `settings`."""
-    kinds = {kind: run.rows(kind) for kind in ("full", "track")}
+    kinds = {kind: run.rows(kind) for kind in FITTED}
     return {
         "gradstats": gradstats.__version__,
         "torch": torch.__version__,
@@ -95,11 +96,17 @@ def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
 
 def _checksum(run: Run) -> int:
     """CRC-32 of the last row: another run may have been written in the place of this one."""
+    kind = run.fitted_kind
+    row, stream = run.rows(kind)[-1], run.stream(kind)
     try:
-        last = run.stream(run.kind).read(run.rows(run.kind)[-1])
+        if kind == "summary":
+            return zlib.crc32(stream.read_bytes(row))
+        found = zlib.crc32(stream.read(row).view(torch.uint8).numpy().data)
+        for name in ragged_dtypes(kind, stream.table):
+            found = zlib.crc32(stream.read_ragged(row, name).tobytes(), found)
     except StoreFormatError:  # a damaged row is a row with a status, not the end
         return 0
-    return zlib.crc32(last.view(torch.uint8).numpy().data)
+    return found
 
 
 def device_name(device: str) -> str:

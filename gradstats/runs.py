@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.compressors import MIN_NUMEL, Part
+from gradstats.reading import Reader, last_told
 from gradstats.store import GradientStore, Stream
 from gradstats.summary import Summary
-from gradstats.summary_bytes import from_bytes
 
 Progress = Callable[[int, int], None]  # done, of how many
 KINDS = ("full", "track")  # of rows that are gradients
@@ -30,6 +28,10 @@ CONSECUTIVE = 0.99  # of the steps must follow the one before
 @dataclass(frozen=True)
 class Run:
     """A captured run, opened for reading.
+
+    What it reads are gradients: a loss scale that still multiplies stored rows is divided out
+    (rows of float16 and bfloat16 are then read as float32), and a sparse gradient has its zeros.
+    `stream(kind).read` gives a row as it is stored.
 
     Attributes:
         store: where it is.
@@ -91,6 +93,20 @@ class Run:
             self._streams[kind] = self._opened(kind)
         return self._streams[kind]
 
+    def reader(self, kind: str = "full") -> Reader:
+        """Reads the gradients of the selected parameters in the rows of one kind."""
+        if kind not in self._readers:
+            self._readers[kind] = Reader(self.stream(kind), self.selected)
+        return self._readers[kind]
+
+    def check(self, kind: str = "full") -> None:
+        """Check that the selected rows of one kind can be read as gradients.
+
+        Raises:
+            ValueError: a loss scale is not known, or the rows have no element to look at.
+        """
+        self.reader(kind).check(self.rows(kind))
+
     def _opened(self, kind: str) -> Stream:
         try:
             return self.store.stream(self.worker, kind)
@@ -111,12 +127,27 @@ class Run:
             ValueError: there is no row.
         """
         for kind in KINDS:
-            if self.rows(kind):
+            if self.holds(kind):
                 return kind
-        if self.rows("summary"):
+        if self.holds("summary"):
             remedy = "fit works on those; capture with full= or track= for the rest"
             raise ValueError(f"run must hold gradients, got only Summaries in {self}; {remedy}")
+        self.check("track")
         raise ValueError(f"run must have a row, got none in {self}")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What loss scales were divided out of the selected rows, and what these leave out."""
+        return [text for kind in FITTED for text in self.reader(kind).remarks(self.rows(kind))]
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether a loss scale multiplies selected gradients as they are stored."""
+        return any((self.reader(kind).divisors[self.rows(kind)] != 1).any() for kind in FITTED)
+
+    def holds(self, kind: str) -> bool:
+        """Whether a row of this kind is selected, and has an element of a selected parameter."""
+        return bool(self.rows(kind)) and self.reader(kind).numel > 0
 
     @property
     def fitted_kind(self) -> str:
@@ -125,7 +156,7 @@ class Run:
         Raises:
             ValueError: there is no row.
         """
-        return next((kind for kind in FITTED if self.rows(kind)), None) or self.kind
+        return next((kind for kind in FITTED if self.holds(kind)), None) or self.kind
 
     @property
     def consecutive(self) -> str:
@@ -136,9 +167,12 @@ class Run:
         """
         for kind in ("track", "full"):
             steps = self.stream(kind).steps[self.rows(kind)]
-            if len(steps) > 1 and (np.diff(steps) == 1).mean() > CONSECUTIVE:
+            follow = len(steps) > 1 and (np.diff(steps) == 1).mean() > CONSECUTIVE
+            if follow and self.holds(kind):
                 return kind
         gaps = "have gaps" if self.rows("track") else "are not there: capture with track="
+        if self.reader("track").untracked or (self.rows("track") and not self.holds("track")):
+            gaps = f"do not help: {self.reader('track').emptiness}"
         raise ValueError(f"a method with memory needs consecutive steps; tracked rows {gaps}")
 
     def rows(self, kind: str = "full") -> list[int]:
@@ -170,14 +204,17 @@ class Run:
         return {}
 
     @cached_property
-    def _kept(self) -> dict[str, Tensor | None]:
-        return {kind: self._elements(self.stream(kind)) for kind in KINDS}
+    def _readers(self) -> dict[str, Reader]:
+        return {}
 
     def read(self, step: int, parameter: str | None = None, *, kind: str = "full") -> Tensor:
         """The gradient of one step: flat, or of one parameter in its shape.
 
+        Flat it is that of all parameters, in table order, sparse ones with their zeros; a sparse
+        gradient alone is a coalesced sparse tensor.
+
         Raises:
-            ValueError: no row of that step, or no such parameter.
+            ValueError: no row of that step, no such parameter, or a loss scale is not known.
         """
         stream = self.stream(kind)
         rows = [row for row in self.rows(kind) if stream.steps[row] == step]
@@ -185,10 +222,14 @@ class Run:
             near = sorted(stream.steps, key=lambda other: abs(int(other) - step))[:3]
             shown = ", ".join(str(other) for other in sorted(near)) or "none"
             raise ValueError(f"step must have a {kind} row, the nearest are {shown}, got {step}")
-        return stream.read(rows[-1], parameter).to(self.device)
+        reader = Reader(stream, frozenset(part.name for part in stream.table))
+        row = rows[-1]
+        found = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
+        return found.to(self.device)
 
     def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
         """(step, flat gradient of the selected parameters) of the selected rows, in order."""
+        self.check(kind)
         for row in self.rows(kind):
             yield self.gradient(row, kind)
 
@@ -219,6 +260,8 @@ class Run:
             ValueError: as `beside`, or they track other elements.
         """
         runs = self.beside(workers)
+        for run in runs:
+            run.check(kind)
         ids = [run.stream(kind).element_ids or {} for run in runs]
         if any(other.keys() != ids[0].keys() for other in ids) or any(
             not np.array_equal(other[dtype], ids[0][dtype]) for other in ids for dtype in other
@@ -231,10 +274,16 @@ class Run:
 
     def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
         """(step, flat gradient of the selected parameters) of one row."""
-        stream = self.stream(kind)
-        keep = self._kept[kind]
-        grad = stream.read(row).to(self.device)
-        return int(stream.steps[row]), grad if keep is None else grad[keep]
+        grad = self.reader(kind).gradient(row)
+        return int(self.stream(kind).steps[row]), grad.to(self.device)
+
+    def parameter(self, row: int, name: str, quantity: str = "grad") -> Tensor:
+        """The gradient or the weight of one parameter in one full row, dense, in its shape.
+
+        Raises:
+            LookupError: it had no gradient in that row, or the row has no weights.
+        """
+        return self.reader("full").parameter(row, name, quantity).to_dense().to(self.device)
 
     def parts(self, kind: str = "full") -> tuple[Part, ...]:
         """The selected parameters as parts of what `gradients` yields.
@@ -249,18 +298,12 @@ class Run:
                 dense=whole[parameter.name] < MIN_NUMEL,
                 shape=parameter.shape if kind == "full" else (),
             )
-            for parameter in self.stream(kind).parameters
-            if parameter.name in self.selected
+            for parameter in self.reader(kind).parameters
         )
 
     def summaries(self, row: int) -> dict[str, Summary]:
         """By name, the Summaries of one row of kind "summary": of parameters with a gradient."""
-        stream = self.stream("summary")
-        names = [
-            p.name for p, there in zip(stream.table, stream.present[row], strict=True) if there
-        ]
-        found = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
-        return {name: summary for name, summary in found if name in self.selected}
+        return self.reader("summary").summaries(row)
 
     def shadow_rows(self) -> list[dict[str, Any]]:
         """What compressors did that ran beside the training, one row a step and compressor.
@@ -274,45 +317,6 @@ class Run:
             for line in json.loads(stream.read_bytes(row)):
                 found.append({**line, "step": int(steps[row])})
         return found
-
-    def _elements(self, stream: Stream) -> Tensor | None:
-        if len(self.names) == len(stream.parameters):
-            return None
-        selected = [parameter.name in self.selected for parameter in stream.parameters]
-        numels = [parameter.numel for parameter in stream.parameters]
-        mask = np.repeat(selected, numels)
-        return torch.from_numpy(np.flatnonzero(mask)).to(self.device)
-
-
-def last_told(
-    steps: NDArray[np.int64],
-    segments: NDArray[np.int64],
-    begins: Mapping[int, int] | None = None,
-) -> NDArray[np.bool_]:
-    """Which rows belong to the training as it went in the end, `[rows]`.
-
-    A restart from a checkpoint repeats steps: rows of an earlier segment from the first step of a
-    later one on were undone.
-
-    Args:
-        steps: of the rows.
-        segments: of the rows.
-        begins: the first step of each segment, where other rows than these tell it too.
-
-    Example:
-        >>> last_told(np.array([0, 1, 2, 1, 2]), np.array([0, 0, 0, 1, 1])).tolist()
-        [True, False, False, True, True]
-        >>> last_told(np.array([0, 10]), np.array([0, 0]), {0: 0, 1: 4}).tolist()
-        [True, False]
-    """
-    firsts = {int(each): int(steps[segments == each].min()) for each in np.unique(segments)}
-    firsts |= begins or {}
-    kept = np.zeros(len(steps), bool)
-    limit = np.iinfo(np.int64).max
-    for segment in sorted(firsts, reverse=True):
-        kept |= (segments == segment) & (steps < limit)
-        limit = min(limit, firsts[segment])
-    return kept
 
 
 def open(path: str | Path, **selection: Any) -> Run:

@@ -8,6 +8,7 @@ Every estimator, distance and plot then takes time that does not depend on the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from gradstats.kernels.grid import GRIDS, Grid
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.integer]
+BIN_BITS = 7  # of the mantissa that tell bins apart, on the grid of every dtype
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -79,6 +81,8 @@ class Summary:
         total, total_abs, total_sq: float64 sums of g, |g| and g² over the finite elements.
         max_abs: the largest finite magnitude, 0 if there is none.
         fraction: sampling fraction: 1 for whole gradients, less for tracked elements.
+        unit: the magnitude of a 1 of the grid: elements were counted after a division by it.
+            Always 1, but for those that `scaled` cannot put on the grid again.
     """
 
     dtype: str
@@ -95,6 +99,7 @@ class Summary:
     total_sq: float
     max_abs: float
     fraction: float = 1.0
+    unit: float = 1.0
 
     @cached_property
     def grid(self) -> Grid:
@@ -119,7 +124,8 @@ class Summary:
     @cached_property
     def edges(self) -> tuple[Floats, Floats]:
         """Smallest and largest magnitude of each bin, both inclusive, `[m]` each."""
-        return self.grid.edges(self.bins.astype(np.int64))
+        low, high = self.grid.edges(self.bins.astype(np.int64))
+        return (low, high) if self.unit == 1 else (low * self.unit, high * self.unit)
 
     @cached_property
     def centres(self) -> Floats:
@@ -183,12 +189,57 @@ class Summary:
         inside = (above[i] - wanted) / self.counts[::-1][i]
         return float(low + inside * (high - low))
 
+    def scaled(self, factor: float) -> Summary:
+        """The Summary of every element times `factor`.
+
+        Times a power of two that takes no element out of the normal numbers of its dtype it is
+        the Summary of those products, bit for bit. Any other keeps the bins, with edges times the
+        factor (`unit`). Nothing is rounded to the dtype, and nothing underflows.
+
+        Args:
+            factor: positive and finite.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not 0 < factor < math.inf:
+            raise ValueError(f"factor must be positive and finite, got {factor!r}")
+        unit = self.unit * factor
+        bins = self._moved(unit)
+        columns: dict[str, Any] = {"unit": unit} if bins is None else {"bins": bins, "unit": 1.0}
+        sums = {name: getattr(self, name) * factor for name in ("total", "total_abs", "max_abs")}
+        return replace(self, **columns, **sums, total_sq=self.total_sq * factor * factor)
+
+    def _moved(self, factor: float) -> Counts | None:
+        """The bins of what lies in these times a factor; None where the grid has no such bins."""
+        if factor == 1 or not len(self.bins):
+            return self.bins
+        mantissa, exponent = math.frexp(factor)
+        octave = 1 << BIN_BITS
+        bins = self.bins.astype(np.int64) + (exponent - 1) * octave
+        normal = min(int(self.bins[0]), int(bins[0])) >= octave
+        if mantissa != 0.5 or not normal or int(bins[-1]) >= self.grid.first_nonfinite:
+            return None
+        return narrow(bins)
+
+    def _in_unit(self, unit: float) -> Summary:
+        """Itself with bins in another unit, where the grid has them."""
+        bins = self._moved(self.unit / unit)
+        return self if bins is None else replace(self, bins=bins, unit=unit)
+
     def __add__(self, other: Summary) -> Summary:
         """The summary of both parts together. Counts are exact; sums are added in float64.
 
         Raises:
-            ValueError: the grids or the sampling fractions differ.
+            ValueError: the grids, their units or the sampling fractions differ.
         """
+        if self.unit != other.unit:
+            one, two = self._in_unit(other.unit), other._in_unit(self.unit)
+            if one.unit == other.unit:
+                return one + other
+            if two.unit == self.unit:
+                return self + two
+            raise ValueError(f"cannot add summaries: units {self.unit:g} and {other.unit:g}")
         if (self.dtype, self.fraction) != (other.dtype, other.fraction):
             raise ValueError(
                 f"cannot add summaries: dtype {self.dtype} at sampling fraction {self.fraction:g} "

@@ -26,8 +26,14 @@ def to_bytes(summaries: Iterable[Summary]) -> bytes:
     Each is its dtype's place among the grids, the widths of three columns, the number of bins m,
     the integer counts, the float64 sums with max|g| and the sampling fraction, and three columns
     of m unsigned integers: the differences of the bins, the positive and the negative counts.
+
+    Raises:
+        ValueError: a Summary is in another unit than 1: rows hold what was captured.
     """
     parts = list(summaries)
+    odd = next((part.unit for part in parts if part.unit != 1), None)
+    if odd is not None:
+        raise ValueError(f"unit of a Summary must be 1 to be written, got {odd!r}")
     return _HEAD.pack(VERSION, len(parts)) + b"".join(map(_encoded, parts))
 
 

@@ -62,6 +62,21 @@ def run(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("told", [{}, {"loss_scale": 65536.0, "unscaled": 0}])
+def test_a_dtype_that_cannot_hold_what_is_stored_is_refused_by_name(tmp_path, told):
+    """A loss scale takes elements beyond float16 that are within it without; none becomes inf."""
+    with GradientStore.create(tmp_path / "run.zarr") as store:
+        grad = torch.tensor([1.5, -2.0, torch.inf, 0.5]) * 65536
+        store.append(7, {"w": grad}, **told)
+    fact = r"up to 1\.31e\+05" + (", multiplied by a loss scale of 65536" if told else "")
+    with pytest.raises(ValueError, match=rf"2 elements of 'w' at step 7 as float16: .* {fact};"):
+        copy(tmp_path / "run.zarr", tmp_path / "half.zarr", Smaller(dtype="float16"))
+    copy(tmp_path / "run.zarr", tmp_path / "copy.zarr", Smaller(dtype="bfloat16"))
+    assert torch.equal(
+        GradientStore.open(tmp_path / "copy.zarr").stream().read(0), grad.bfloat16()
+    )
+
+
 def assert_equal_streams(one, other):
     assert one.table == other.table
     assert one.steps.tolist() == other.steps.tolist()

@@ -244,6 +244,22 @@ def test_times_are_positive_seconds_and_the_gradient_stays(spec):
     assert torch.equal(grad, before)
 
 
+def test_a_payload_is_decoded_on_the_device_of_the_gradient(monkeypatch):
+    """What is read from bytes lies on the CPU; a GPU's gradient could not be added to it."""
+    moved = []
+
+    class Read:
+        def to(self, device):
+            moved.append(device)
+            return self
+
+        def add_to(self, out):
+            assert moved[-1] == out.device
+
+    monkeypatch.setattr(replaying, "from_bytes", lambda data: Read())
+    assert time_compressor(compressor("topk(0.5)"), torch.ones(3))["decode_seconds"] >= 0
+
+
 def test_a_slow_compressor_is_timed_in_a_bounded_time(monkeypatch):
     """The clock of the deadline is the one thing replaced: encoding takes a second by it."""
     now = itertools.count()

@@ -60,7 +60,7 @@ class LloydMax(Compressor):
         half = scale * levels(self.law, shape, self.bits, self.m)
         book = torch.from_numpy(np.concatenate([-half[::-1], half])).to(torch.float32)
         rising = book if bool((book.diff() > 0).all()) else torch.linspace(-1, 1, len(book))
-        one = torch.ones(-(-flat.numel() // bucket))
+        one = torch.ones(-(-flat.numel() // bucket), device=flat.device)
         symbols = codes.to_symbols(flat, one, bucket, rising.to(flat.device), rounding="nearest")
         return own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket), state
 

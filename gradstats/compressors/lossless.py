@@ -22,11 +22,13 @@ class Planes(Payload):
         data: by `entropy.compress_bytes`.
         numel: number of elements.
         dtype: of the values.
+        place: the device that they are decoded to; it does not travel.
     """
 
     data: bytes
     numel: int
     dtype: torch.dtype
+    place: torch.device = torch.device("cpu")
     kind = 6
 
     @property
@@ -41,8 +43,8 @@ class Planes(Payload):
             planes = entropy.decompress_bytes(self.data, self.numel * width)
         values = entropy.from_byte_planes(planes, width)
         if not self.numel:
-            return torch.zeros(0, dtype=self.dtype)
-        return torch.frombuffer(bytearray(values), dtype=self.dtype)
+            return torch.zeros(0, dtype=self.dtype, device=self.place)
+        return torch.frombuffer(bytearray(values), dtype=self.dtype).to(self.place)
 
     def sections(self) -> Iterator[Section]:
         """Dtype, number, data."""
@@ -82,4 +84,4 @@ class Lossless(Compressor):
         """The bytes, by plane, compressed."""
         planes = entropy.byte_planes(raw(grad.reshape(-1)), grad.dtype.itemsize)
         data = entropy.compress_bytes(planes, self.level)
-        return Planes(data, grad.numel(), grad.dtype), state
+        return Planes(data, grad.numel(), grad.dtype, grad.device), state

@@ -69,6 +69,11 @@ class Payload(ABC):
         """Bytes that it takes inside another payload."""
         return sum(map(size, written(self)))
 
+    @property
+    def device(self) -> torch.device:
+        """Where `decode` puts the gradient: where the payload's tensors are, else the CPU."""
+        return _device(self) or torch.device("cpu")
+
     def to(self, device: torch.device) -> Self:
         """The payload with its tensors on a device; itself where they are there."""
         moved: Self = _moved(self, device)
@@ -91,10 +96,25 @@ class Payload(ABC):
         momentum.zero_()
 
 
+def _device(part: Any) -> torch.device | None:
+    """The device of the first tensor of a payload or of a part of one, or what it names."""
+    if isinstance(part, Tensor):
+        return part.device
+    if isinstance(part, torch.device):
+        return part
+    if isinstance(part, tuple):
+        return next(filter(None, map(_device, part)), None)
+    if not is_dataclass(part) or isinstance(part, type):
+        return None
+    return _device(tuple(getattr(part, field.name) for field in fields(part)))
+
+
 def _moved(part: Any, device: torch.device) -> Any:
     """A payload, or a part of one, with its tensors on a device."""
     if isinstance(part, Tensor):
         return part.to(device)
+    if isinstance(part, torch.device):
+        return part if part == device else device
     if isinstance(part, tuple):
         return tuple(_moved(each, device) for each in part)
     if not is_dataclass(part) or isinstance(part, type):

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradstats import extras
 from gradstats.network import Network
-from gradstats.replaying import settled
+from gradstats.replaying import MEASURED, settled
 
 Table = Any
 METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "rows"]
@@ -18,6 +18,10 @@ METHOD += ["wants_feedback"]
 TAIL = 4  # methods with memory are judged on the last quarter of their steps
 MOST_RANKED = 10
 FAR_BEHIND = 1.5  # times what Top-k holds back
+LINE = ["steps", "khat_over_k", "khat_low", "khat_high", "miss", "error", "error_compensated"]
+LINE += ["cosine", "bits", "nmse", "nmse_workers", "wire", "sum_bits", "fp16_error"]
+LINE += ["residual_ratio", "settled", "skipped_rows", "status"]
+COSTS = ["encode_seconds", "decode_seconds", "collective", "numel", "exchange_seconds"]
 TIMED = ["compressor", "method", "target_ratio", "feedback", "collective", "n"]
 TIMED += ["encode_seconds", "decode_seconds"]
 
@@ -34,6 +38,8 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
         network: that the exchange is projected on.
     """
     pandas = extras.load("pandas")
+    if not len(replayed):
+        return pandas.DataFrame(columns=[*METHOD, *LINE, *COSTS])
     lines = [
         {**dict(zip(METHOD, key, strict=True)), **_line(rows)}
         for key, rows in replayed.groupby(METHOD, dropna=False, sort=False)
@@ -44,6 +50,13 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
     )
     table["exchange_seconds"] = [_exchange(line, network) for line in table.to_dict("records")]
     return table
+
+
+def no_replay() -> Table:
+    """The rows of a replay of nothing."""
+    columns = [*METHOD, "workers", "step", "n", *MEASURED, "status", "sampling_fraction"]
+    columns += ["left_out", "whole"]
+    return extras.load("pandas").DataFrame(columns=columns)
 
 
 def _line(rows: Table) -> dict[str, Any]:

@@ -120,9 +120,14 @@ class Stream:
 
     @property
     def sampling_fraction(self) -> float:
-        """Stored elements of a row over all elements; 1.0 for full rows."""
-        whole = sum(p.numel for p in self.table)
-        return sum(p.numel for p in self.parameters) / whole if whole else 1.0
+        """Tracked elements over those they are drawn from; 1.0 for rows of all elements.
+
+        Parameters with sparse gradients take no part in a track.
+        """
+        whole = sum(widths(self.table).values())
+        if self.kind != "track" or not whole:
+            return 1.0
+        return sum(p.numel for p in self.parameters) / whole
 
     def read(self, row: int, parameter: str | None = None, quantity: str = "grad") -> torch.Tensor:
         """Read one row, or one parameter of it.
@@ -156,6 +161,9 @@ class Stream:
             fact = f"it had none at row {index} (step {self.steps[index]})"
             raise LookupError(f"cannot read the gradient of {parameter!r}: {fact}; see .present")
         p = self.parameters[place]
+        if p.layout != "dense" and quantity != "grad":
+            fact = "its gradients are sparse, and weights are kept of dense ones alone"
+            raise LookupError(f"cannot read the {quantity} of {parameter!r}: {fact}")
         if p.layout != "dense" and self.kind == "full":
             return self._read_sparse(index, place)
         flat = self._read_flat(index, p.dtype, quantity, p.offset, p.offset + p.numel)

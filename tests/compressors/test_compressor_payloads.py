@@ -9,9 +9,12 @@ import torch
 
 from gradstats.compressors import PayloadError, Rng, compressor, from_bytes
 from gradstats.compressors.index_codes import CODES
+from gradstats.compressors.lloyd_max import LloydMax
 from gradstats.compressors.payloads import Bundle, Constant, Dense
+from gradstats.compressors.rng import Stream
 from gradstats.compressors.scattered import Masked, Sparse
 from gradstats.compressors.wire import Reader, varint
+from gradstats.kernels import codes
 
 VERSION = 2
 DENSE, CONSTANT, SPARSE, MASKED, BUNDLE = range(5)
@@ -175,3 +178,57 @@ def test_varints_are_leb128(value):
 
 def test_payload_error_is_a_value_error():
     assert issubclass(PayloadError, ValueError)
+
+
+META = torch.device("meta")  # stands for a GPU: what is left on the CPU does not meet it
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_a_payload_says_where_it_decodes(name):
+    payload = PAYLOADS[name]
+    assert payload.device.type == payload.decode().device.type == "cpu"
+    assert payload.to(META).device == payload.to(META).to(META).device == META
+    assert from_bytes(payload.to_bytes()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("spec", ["co3", "3lc", "qsgd(bits=2) | ans", "qsgd"])
+def test_symbols_are_decoded_where_the_scales_are(spec, monkeypatch):
+    """An entropy coder works on the CPU; on a GPU its symbols met scales that lie elsewhere."""
+    member = compressor(spec)
+    payload = member.encode(GRAD, member.init(GRAD), Rng())[0].to(META)
+    met = []
+    monkeypatch.setattr(codes, "dequantize", lambda *given: met.extend(given) or GRAD)
+    payload.decode()
+    assert {each.device for each in met if isinstance(each, torch.Tensor)} == {META}
+
+
+def test_planes_are_decoded_where_their_gradient_was():
+    """The bytes have no device of their own."""
+    member = compressor("lossless")
+    payload = member.encode(GRAD, None)[0].to(META)
+    assert payload.decode().device == META
+    assert from_bytes(payload.to_bytes()).decode().equal(GRAD)
+    assert from_bytes(payload.to_bytes()).to(META).decode().device == META
+
+
+def test_drawn_places_lie_where_the_values_are(monkeypatch):
+    member = compressor("randomk(0.1) | mxfp4")
+    payload = from_bytes(member.encode(GRAD, None, Rng())[0].to_bytes()).to(META)
+    asked = []
+    monkeypatch.setattr(Stream, "subset", lambda self, k, n, device: asked.append(device))
+    _ = payload.indices
+    assert asked == [META]
+
+
+def test_lloyd_max_makes_its_tables_where_the_gradient_is(monkeypatch):
+    met = []
+
+    def spy(values, scales, bucket, levels, *, rounding):
+        met.extend([values, scales, levels])
+        return torch.zeros(len(values), dtype=torch.uint8, device=values.device)
+
+    monkeypatch.setattr(LloydMax, "_fitted", lambda self, flat: (1.0, 1.0))
+    monkeypatch.setattr(codes, "to_symbols", spy)
+    monkeypatch.setattr(codes, "pack", lambda symbols, levels: symbols)
+    payload = LloydMax().encode(GRAD.to(META), None)[0]
+    assert {each.device for each in met} == {payload.device} == {META}
