@@ -10,6 +10,7 @@ formula of its own, or with `clip_grad_value_`, is not.
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -31,7 +32,8 @@ class Listener(Protocol):
         """A scaler that is on is about to step this optimizer: call ``step`` and return that."""
 
 
-_LISTENERS: list[Listener] = []
+# weak: a training that is given up must not stay because torch's functions know its recording
+_LISTENERS: weakref.WeakKeyDictionary[Listener, None] = weakref.WeakKeyDictionary()
 _CLIP = "_clip_grads_with_norm_"  # in torch >= 2.6; where it is missing, clipping is not seen
 _inside_fsdp = False
 
@@ -54,14 +56,12 @@ def listen(listener: Listener) -> None:
             replacement: Any = telling(original)
             replacement.told_by_gradstats = True
             setattr(owner, name, replacement)
-    _LISTENERS.append(listener)
+    _LISTENERS[listener] = None
 
 
 def forget(listener: Listener) -> None:
     """Tell ``listener`` no more; after the last one torch is as it was."""
-    if listener not in _LISTENERS:
-        return
-    _LISTENERS.remove(listener)
+    _LISTENERS.pop(listener, None)
     for owner, name, _ in () if _LISTENERS else _places():
         if hasattr(getattr(owner, name, None), "told_by_gradstats"):
             setattr(owner, name, getattr(owner, name).__wrapped__)
