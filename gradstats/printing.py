@@ -152,11 +152,16 @@ def print_info(run: Run) -> None:
         say(f"  {name}: {value}")
     for worker in store.workers:
         for kind in ("full", "track", "summary", "shadow"):
-            stream = replace(run, worker=worker).stream(kind)
+            of_worker = replace(run, worker=worker)
+            stream = of_worker.stream(kind)
             if len(stream):
                 steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
                 points = ", ".join(sorted(set(stream.coordinates["point"])))
                 say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}")
+                undone = of_worker.undone(kind)
+                if undone:
+                    fact = f"{undone} of them undone by a later segment, which readers leave out"
+                    say(f"    {fact}: {len(stream) - undone} rows are read")
     if any(run.rows(kind) for kind in FITTED):
         for one in findings(run):
             say(f"  {one.parameter}: {one.state}, {one.detail}")

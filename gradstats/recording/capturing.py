@@ -19,8 +19,9 @@ from gradstats.recording.distribution import Distribution, distribution, shared_
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
+from gradstats.recording.ranks import group_is_missing
 from gradstats.recording.registry import make_way, register
-from gradstats.recording.reports import Reports
+from gradstats.recording.reports import Reports, write_line
 from gradstats.recording.rows import Plan
 from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
@@ -126,12 +127,15 @@ def capture(
     check_choice("local_by", local_by, LocalBy)
     inner = unwrap_optimizers(optimizer)
     chosen = select(model, inner, parameters)
+    tensors = [one.tensor for one in chosen]
     spread = distribution(model, chosen)
     points = spread.points(at)
     by_comm_hook = local_by == "comm_hook" and "local" in points
     if by_comm_hook:
         check_comm_hook(spread.ddp)
     if not points:
+        if group_is_missing():
+            write_line(_idle_by_environment(spread))
         return Idle(start_step)
     reports = Reports(quiet=quiet)
     schedule = as_schedule(full)
@@ -145,7 +149,7 @@ def capture(
     sources = [
         Source(
             own,
-            [one.tensor for one in chosen],
+            tensors,
             kind,
             point,
             slots=_WAITING[kind],
@@ -157,7 +161,7 @@ def capture(
         for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
     ]
     limit, place = _checked_limit(max_bytes, sources), as_place(path)
-    story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
+    story = provenance(unwrap_model(model), inner[0], tensors[0], seed=seed, command=sys.argv)
 
     shards = own if spread.sharded else None
     make_way(place)
@@ -173,7 +177,8 @@ def capture(
         for line in _introduction(store, sources, schedule, limit):
             reports.news(line)
         if spread.world_size > 1:
-            reports.news(_who(spread, points))
+            source = ", by RANK and WORLD_SIZE: no process group" if group_is_missing() else ""
+            reports.news(_who(spread, points) + source)
         plan = Plan(
             schedule,
             start_step,
@@ -186,7 +191,6 @@ def capture(
         lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
         writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
         undo.callback(_ended, writer)
-        tensors = [one.tensor for one in chosen]
         handle = Capture(unwrap_model(model), inner, tensors, sources, writer, plan, reports, told)
         undo.callback(handle.detach)
         if by_comm_hook:
@@ -384,6 +388,15 @@ def _introduction(
     )
     room = f"at most {format_bytes(limit + _TABLE_BYTES)}, {format_bytes(free)} free{way}"
     yield f"{'; '.join(rows)}; {room}"
+
+
+def _idle_by_environment(spread: Distribution) -> str:
+    """Say why a process is idle that may be alone: the variables may be left from another run."""
+    return (
+        f"not recorded: RANK and WORLD_SIZE say that this is rank {spread.rank} of "
+        f"{spread.world_size}, of which rank 0 records, and there is no process group; if this "
+        "process trains alone, unset RANK; else call capture after init_process_group"
+    )
 
 
 def _who(spread: Distribution, points: Sequence[Point]) -> str:
