@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gradstats.frontier import equal_bits
     from gradstats.jobs import replay
     from gradstats.pipeline import report
-    from gradstats.recording import at_steps, capture, every, log_spaced, window
+    from gradstats.recording import at_steps, capture, close_all, every, log_spaced, window
     from gradstats.runs import open
     from gradstats.store import GradientStore, StoreFormatError
     from gradstats.summary import Summary, summarize, summarize_segments
@@ -31,6 +31,7 @@ __all__ = [
     "Summary",
     "at_steps",
     "capture",
+    "close_all",
     "compressor",
     "equal_bits",
     "every",
@@ -54,6 +55,7 @@ _HOMES = {
     "report": "pipeline",
     "at_steps": "recording",
     "capture": "recording",
+    "close_all": "recording",
     "every": "recording",
     "log_spaced": "recording",
     "window": "recording",

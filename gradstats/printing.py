@@ -160,6 +160,10 @@ def print_info(run: Run) -> None:
                 say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}")
                 for text in of_worker.reader(kind).remarks(range(len(stream))):
                     say(f"    {text}")
+                undone = of_worker.undone(kind)
+                if undone:
+                    fact = f"{undone} of them undone by a later segment, which readers leave out"
+                    say(f"    {fact}: {len(stream) - undone} rows are read")
     if any(run.holds(kind) for kind in FITTED):
         for one in findings(run):
             say(f"  {one.parameter}: {one.state}, {one.detail}")

@@ -72,8 +72,10 @@ class Run:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
     def __repr__(self) -> str:
-        lengths = {kind: len(self.stream(kind)) for kind in (*KINDS, "summary")}
-        rows = " + ".join(f"{n} {kind} rows" for kind, n in lengths.items() if n or kind in KINDS)
+        kinds = [kind for kind in (*KINDS, "summary") if len(self.stream(kind)) or kind in KINDS]
+        rows = " + ".join(f"{len(self.stream(kind))} {kind} rows" for kind in kinds)
+        undone = sum(self.undone(kind) for kind in kinds)
+        rows += f" ({undone} of them undone)" if undone else ""
         return f"Run({str(self.store.path)!r}, {rows}, {len(self.names)} parameters)"
 
     @cached_property
@@ -188,6 +190,12 @@ class Run:
             inside &= steps < stop
         inside &= last_told(steps, coordinates["segment"], self._begins)
         return [int(row) for row in np.flatnonzero(inside)[::stride]]
+
+    def undone(self, kind: str = "full") -> int:
+        """How many rows of one kind a later segment did again: stored, and left out by `rows`."""
+        coordinates = self.stream(kind).coordinates
+        kept = last_told(coordinates["step"], coordinates["segment"], self._begins)
+        return int((~kept).sum())
 
     @cached_property
     def _begins(self) -> dict[int, int]:

@@ -7,14 +7,19 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from gradstats.recording import capture
+from gradstats.integrations.segments import Segments, said
 
 
 class LightningCallback(pl.Callback):
     """Record the gradients of a `Trainer`, from the first step to the end of the fit.
 
     A row's step counts calls of the optimizer. The loss is that of the batch the optimizer stepped
-    after. A fit that goes on from a checkpoint with this callback in it adds a segment.
+    after. A fit that goes on from a checkpoint with this callback in it adds a segment, and so
+    does every further fit with the same callback. A fit of a new `Trainer` counts its steps from
+    the beginning again; one that goes on in the same `Trainer` counts on.
+
+    Nothing is raised into the trainer: where attaching fails (say because there is something at
+    ``path``), the reason is printed and the fit is not recorded.
 
     Args:
         path: The store to write.
@@ -28,21 +33,27 @@ class LightningCallback(pl.Callback):
     def __init__(
         self, path: str | os.PathLike[str], *, optimizer: int = 0, **settings: Any
     ) -> None:
-        self.path = path
         self.optimizer = optimizer
-        self.settings = settings
-        self.capture: Any = None
-        self._step: int | None = None
+        self._segments = Segments(path, settings)
+        self._loaded = False  # from a checkpoint, since the last fit began
+        self._step: int | None = None  # to go on from
         self._seen = 0  # the next step's number, when the last batch ended
+
+    @property
+    def capture(self) -> Any:
+        """The handle of the last recording; None before the first, and where attaching failed."""
+        return self._segments.capture
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach."""
-        settings = dict(self.settings)
-        if self._step is not None:
-            settings |= {"start_step": self._step, "if_exists": "resume"}
-        optimizer = trainer.optimizers[self.optimizer]
-        self.capture = capture(trainer.model or pl_module, optimizer, self.path, **settings)
-        self._seen = self.capture.step
+        going_on = self._loaded or trainer.global_step > 0
+        step, self._loaded = self._next_step() if going_on else None, False
+        self._segments.begin(
+            lambda: (trainer.model or pl_module, trainer.optimizers[self.optimizer]),
+            start_step=step,
+            resume=step is not None,
+        )
+        self._seen = self.capture.step if self.capture is not None else 0
 
     def on_train_batch_end(
         self,
@@ -57,25 +68,30 @@ class LightningCallback(pl.Callback):
             return
         self._seen = self.capture.step
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if loss is not None:  # Lightning has divided it by the number of batches it accumulates
-            self.capture.log(loss=loss * trainer.accumulate_grad_batches)
+        with said("cannot log the loss"):
+            if loss is not None:  # Lightning has divided it by the number of batches
+                self.capture.log(loss=loss * trainer.accumulate_grad_batches)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the recording."""
-        if self.capture is not None:
-            self.capture.close()
+        self._segments.end()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Close the recording."""
-        if self.capture is not None:
-            self.capture.close()
+        self._segments.end()
 
     def state_dict(self) -> dict[str, Any]:
         """The step to go on from."""
-        return {"step": self.capture.step if self.capture is not None else self._step}
+        return {"step": self._next_step()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's step."""
-        self._step = state_dict["step"]
+        self._step, self._loaded = state_dict.get("step"), True
+        self._segments.end()
+
+    def _next_step(self) -> int | None:
+        if self.capture is not None and not self._loaded:
+            self._step = self.capture.step
+        return self._step

@@ -5,14 +5,19 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradstats.recording import capture
+from gradstats.integrations.segments import Segments, said
 
 
 class TransformersCallback(TrainerCallback):
     """Record the gradients of a `Trainer`, from the first step to the end of training.
 
     A row's step is the Trainer's global step. The loss stands on the rows when the Trainer logs it
-    at every step (``logging_steps=1``). A training that goes on from a checkpoint adds a segment.
+    at every step (``logging_steps=1``). A training that goes on from a checkpoint adds a segment,
+    and so does every further one with the same callback: a second ``train()``, a trial of a
+    hyperparameter search, a start with a smaller batch (``auto_find_batch_size``).
+
+    Nothing is raised into the Trainer: where attaching fails (say because there is something at
+    ``path``), the reason is printed and the training is not recorded.
 
     Args:
         path: The store to write.
@@ -23,9 +28,12 @@ class TransformersCallback(TrainerCallback):
     """
 
     def __init__(self, path: str | os.PathLike[str], **settings: Any) -> None:
-        self.path = path
-        self.settings = settings
-        self.capture: Any = None
+        self._segments = Segments(path, settings)
+
+    @property
+    def capture(self) -> Any:
+        """The handle of the last recording; None before the first, and where attaching failed."""
+        return self._segments.capture
 
     def on_train_begin(
         self,
@@ -35,10 +43,12 @@ class TransformersCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Attach."""
-        settings = {"start_step": state.global_step, **self.settings}
-        if state.global_step:
-            settings["if_exists"] = "resume"
-        self.capture = capture(kwargs["model"], kwargs["optimizer"], self.path, **settings)
+        chosen = self._segments.settings.get("start_step")
+        self._segments.begin(
+            lambda: (kwargs["model"], kwargs["optimizer"]),
+            start_step=state.global_step if chosen is None else chosen,
+            resume=bool(state.global_step),
+        )
 
     def on_log(
         self,
@@ -49,8 +59,9 @@ class TransformersCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Attach the loss, where it is that of one step."""
-        if self.capture is not None and args.logging_steps == 1 and "loss" in (logs or {}):
-            self.capture.log(loss=(logs or {})["loss"])
+        with said("cannot log the loss"):
+            if self.capture is not None and args.logging_steps == 1 and "loss" in (logs or {}):
+                self.capture.log(loss=(logs or {})["loss"])
 
     def on_train_end(
         self,
@@ -60,5 +71,4 @@ class TransformersCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Close the recording."""
-        if self.capture is not None:
-            self.capture.close()
+        self._segments.end()

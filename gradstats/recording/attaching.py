@@ -1,12 +1,14 @@
 """Attaching to a script that does not know of it: from its optimizer to its model, and capture."""
 
+import contextlib
 import gc
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstats.recording.budget import parse_bytes
@@ -19,17 +21,27 @@ from gradstats.recording.capturing import (
     check_rows_wanted,
 )
 from gradstats.recording.distribution import check_points
+from gradstats.recording.handle import Capture
+from gradstats.recording.idle import Idle
+from gradstats.recording.provenance import VARIABLE
+from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.reports import write_line
 from gradstats.recording.schedules import every
+from gradstats.recording.trainings import Trainings, restarted
 from gradstats.store import GradientStore, as_place
 
-#: The environment variable that carries `Settings` to the command's processes.
-VARIABLE = "GRADSTATS_CAPTURE"
+#: The recording of this process. Kept, so that it lasts as long as the model: a script may put
+#: another optimizer in the place of the one that is recorded.
+_recording: Capture | Idle | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set from the command line; as in `capture`."""
+    """What can be set from the command line; as in `capture`.
+
+    Attributes:
+        session: A folder of the command's own, in which its trainings get numbers; "" for none.
+    """
 
     out: str
     full_every: int | None = 500
@@ -45,6 +57,7 @@ class Settings:
     start_step: int = 0
     seed: int = 0
     quiet: bool = False
+    session: str = ""
 
     def check(self) -> None:
         """Check what can be before the command runs.
@@ -84,25 +97,37 @@ def attach(optimizer: Optimizer) -> None:
 
 
 def _start(optimizer: Optimizer, settings: Settings) -> None:
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    capture(
-        find_model(optimizer),
-        optimizer,
-        settings.out,
-        full=every(settings.full_every) if settings.full_every else None,
-        track=settings.track,
-        summary=settings.summary,
-        shadow=settings.shadow,
-        weights=settings.weights,
-        at=settings.at,
-        parameters=settings.parameters,
-        max_bytes=settings.max_bytes,
-        if_exists="resume" if restarted else settings.if_exists,
-        when_full=settings.when_full,
-        start_step=settings.start_step,
-        seed=settings.seed,
-        quiet=settings.quiet,
-    )
+    global _recording
+    model = find_model(optimizer)
+    with _store_of_this_training(settings) as (path, if_exists):
+        _recording = capture(
+            model,
+            optimizer,
+            path,
+            full=every(settings.full_every) if settings.full_every else None,
+            track=settings.track,
+            summary=settings.summary,
+            shadow=settings.shadow,
+            weights=settings.weights,
+            at=settings.at,
+            parameters=settings.parameters,
+            max_bytes=settings.max_bytes,
+            if_exists=if_exists,
+            when_full=settings.when_full,
+            start_step=settings.start_step,
+            seed=settings.seed,
+            quiet=settings.quiet,
+        )
+
+
+@contextlib.contextmanager
+def _store_of_this_training(settings: Settings) -> Iterator[tuple[str, IfExists]]:
+    """The path to record to, and what to do with a store there."""
+    if settings.session and rank_and_world()[0] == 0:
+        with Trainings(Path(settings.session)).claim(settings.out, settings.if_exists) as claimed:
+            yield claimed
+    else:  # rank 0 says where
+        yield settings.out, "resume" if restarted() else settings.if_exists
 
 
 def find_model(optimizer: Optimizer) -> nn.Module:
@@ -117,8 +142,9 @@ def find_model(optimizer: Optimizer) -> nn.Module:
     wanted = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
     # type() and not isinstance(): objects that pretend to be others may not survive being asked
     modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
-    owned = [(one, {id(tensor) for tensor in one.parameters()} & wanted) for one in modules]
-    owned.sort(key=lambda entry: sum(1 for _ in entry[0].modules()), reverse=True)
+    owned = [(one, {id(tensor) for tensor in _parameters_of(one)} & wanted) for one in modules]
+    owned = [(one, covered) for one, covered in owned if covered]
+    owned.sort(key=lambda entry: sum(1 for _ in nn.Module.modules(entry[0])), reverse=True)
     found: list[nn.Module] = []
     while wanted and owned:
         best, covered = max(owned, key=lambda entry: len(entry[1] & wanted))
@@ -134,6 +160,17 @@ def find_model(optimizer: Optimizer) -> nn.Module:
     if wanted:
         write_line(f"{len(wanted)} tensors of the optimizer belong to no module: not recorded")
     return found[0] if len(found) == 1 else _together(found)
+
+
+def _parameters_of(module: nn.Module) -> list[Tensor]:
+    """A module's parameters; none of one that does not say: then others own them.
+
+    By the method of torch's class, because those of others may need an argument.
+    """
+    try:
+        return [tensor for _, tensor in nn.Module.named_parameters(module)]
+    except Exception:
+        return []
 
 
 def _together(modules: Sequence[nn.Module]) -> nn.ModuleDict:

@@ -20,7 +20,9 @@ from gradstats.recording.distribution import Distribution, distribution, shared_
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
-from gradstats.recording.reports import Reports, shortened
+from gradstats.recording.ranks import group_is_missing
+from gradstats.recording.registry import make_way, register
+from gradstats.recording.reports import Reports, shortened, write_line
 from gradstats.recording.rows import Plan
 from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
@@ -124,19 +126,23 @@ def capture(
         FileExistsError: There is something at ``path``.
         OSError: The object store of a URL does not answer.
         StoreFormatError: What is at ``path`` is not a store that can be added to or replaced.
-        BlockingIOError: Another process writes to ``path``.
+        BlockingIOError: Another process writes to ``path``, or another recording of this one whose
+            optimizer is alive; `close_all` closes that.
         RuntimeError: The processes of a training do not agree on the store.
     """
     check_choice("when_full", when_full, WhenFull)
     check_choice("local_by", local_by, LocalBy)
     inner = unwrap_optimizers(optimizer)
     chosen = select(model, inner, parameters)
+    tensors = [one.tensor for one in chosen]
     spread = distribution(model, chosen)
     points = spread.points(at)
     by_comm_hook = local_by == "comm_hook" and "local" in points
     if by_comm_hook:
         check_comm_hook(spread.ddp)
     if not points:
+        if group_is_missing():
+            write_line(_idle_by_environment(spread))
         return Idle(start_step)
     reports = Reports(quiet=quiet)
     schedule = as_schedule(full)
@@ -152,7 +158,7 @@ def capture(
     sources = [
         Source(
             own,
-            [one.tensor for one in chosen],
+            tensors,
             kind,
             point,
             slots=_WAITING[kind],
@@ -164,40 +170,44 @@ def capture(
         for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
     ]
     limit, place = _checked_limit(max_bytes, sources), as_place(path)
-    story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
+    story = provenance(unwrap_model(model), inner[0], tensors[0], seed=seed, command=sys.argv)
 
     shards = own if spread.sharded else None
+    make_way(place)
     create = partial(_created, place, whole, story, if_exists, shards)
-    store, segment = shared_store(spread, place, create)
-    try:
+    with contextlib.ExitStack() as undo:
+        store, segment = shared_store(spread, place, create)
+        undo.callback(_give_back, store, spread)
         if spread.rank:
             store.claim(spread.rank, shards)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
         recording = spread.world_size if points[0] == "local" or spread.sharded else 1
         budget = Budget(max(0, (limit - store.nbytes) // recording))
-    except BaseException:
-        store.close()
-        raise
-    for line in _surprises(model, inner, chosen):
-        reports.news(line)
-    for line in _introduction(store, sources, schedule, limit):
-        reports.news(line)
-    if spread.world_size > 1:
-        reports.news(_who(spread, points))
-    plan = Plan(
-        schedule,
-        start_step,
-        budget,
-        thin=when_full == "thin",
-        world_size=spread.world_size,
-        by_comm_hook=by_comm_hook,
-        count_backwards=backward_counter(model) if spread.sharded else None,
-    )
-    lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
-    writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
-    handle = Capture(inner, [one.tensor for one in chosen], sources, writer, plan, reports)
-    if by_comm_hook:
-        register_comm_hook(spread.ddp, handle)
+        for line in _surprises(model, inner, chosen):
+            reports.news(line)
+        for line in _introduction(store, sources, schedule, limit):
+            reports.news(line)
+        if spread.world_size > 1:
+            source = ", by RANK and WORLD_SIZE: no process group" if group_is_missing() else ""
+            reports.news(_who(spread, points) + source)
+        plan = Plan(
+            schedule,
+            start_step,
+            budget,
+            thin=when_full == "thin",
+            world_size=spread.world_size,
+            by_comm_hook=by_comm_hook,
+            count_backwards=backward_counter(model) if spread.sharded else None,
+        )
+        lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
+        writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
+        undo.callback(_ended, writer)
+        handle = Capture(unwrap_model(model), inner, tensors, sources, writer, plan, reports, told)
+        undo.callback(handle.detach)
+        if by_comm_hook:
+            register_comm_hook(spread.ddp, handle)
+        register(handle, writer)
+        undo.pop_all()
     return handle
 
 
@@ -220,6 +230,20 @@ def _created(
     except BaseException:
         store.close()
         raise
+
+
+def _give_back(store: GradientStore, spread: Distribution) -> None:
+    """Leave the place as it was before an attach that failed, for the next one."""
+    # with several processes, others may write there by now
+    if store.fresh and spread.world_size == 1:
+        store.remove()
+    store.close()
+
+
+def _ended(writer: Writer) -> None:
+    """End the thread of a recording that never began."""
+    writer.end()
+    writer.join()
 
 
 def _declare(
@@ -256,14 +280,31 @@ def unwrap_optimizers(optimizer: Optimizers) -> list[Optimizer]:
     """The torch optimizers of what a user passes: one, a wrapper, or several.
 
     Raises:
-        TypeError: There is no torch optimizer inside.
+        TypeError: There is no torch optimizer inside, or none that takes hooks.
         ValueError: An empty sequence.
     """
     if isinstance(optimizer, Sequence):
         if not optimizer:
             raise ValueError("optimizer must be an optimizer or a list of some, got none")
-        return [unwrap_optimizer(one) for one in optimizer]
-    return [unwrap_optimizer(optimizer)]
+        return [_hooked(unwrap_optimizer(one)) for one in optimizer]
+    return [_hooked(unwrap_optimizer(optimizer))]
+
+
+def _hooked(optimizer: Optimizer) -> Optimizer:
+    """Check that torch calls hooks on an optimizer.
+
+    Raises:
+        TypeError: It does not: a wrapper that never ran Optimizer.__init__.
+    """
+    if hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return optimizer
+    kind = type(optimizer).__name__
+    inner = [name for name, one in vars(optimizer).items() if isinstance(one, Optimizer)]
+    names = " or ".join(f"optimizer.{name}" for name in inner) or "the optimizer that it wraps"
+    raise TypeError(
+        f"cannot record {kind}: it never ran Optimizer.__init__, so that torch calls no hooks "
+        f"on it; pass {names}"
+    )
 
 
 def _size(table: Sequence[Parameter]) -> int:
@@ -387,6 +428,15 @@ def _introduction(
     )
     room = f"at most {format_bytes(limit + _TABLE_BYTES)}, {format_bytes(free)} free{way}"
     yield f"{'; '.join(rows)}; {room}"
+
+
+def _idle_by_environment(spread: Distribution) -> str:
+    """Say why a process is idle that may be alone: the variables may be left from another run."""
+    return (
+        f"not recorded: RANK and WORLD_SIZE say that this is rank {spread.rank} of "
+        f"{spread.world_size}, of which rank 0 records, and there is no process group; if this "
+        "process trains alone, unset RANK; else call capture after init_process_group"
+    )
 
 
 def _who(spread: Distribution, points: Sequence[Point]) -> str:

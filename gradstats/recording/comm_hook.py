@@ -1,5 +1,6 @@
 """Local gradients by a DDP communication hook: what a compressor in its place would be given."""
 
+import weakref
 from typing import Any
 
 import torch.distributed as dist
@@ -32,7 +33,8 @@ def register_comm_hook(model: DistributedDataParallel | None, handle: Capture) -
     It stays when the recording is closed, since torch cannot take one off.
     """
     wrapped = check_comm_hook(model)
-    wrapped.register_comm_hook((handle, wrapped.process_group), _record_and_reduce)
+    state = weakref.ref(handle), wrapped.process_group  # the reducer holds it out of sight
+    wrapped.register_comm_hook(state, _record_and_reduce)
 
 
 def _name(hook: Any) -> str:
@@ -40,12 +42,14 @@ def _name(hook: Any) -> str:
 
 
 def _record_and_reduce(
-    state: tuple[Capture, dist.ProcessGroup],
+    state: tuple[weakref.ref[Capture], dist.ProcessGroup],
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> Future[Tensor]:
-    handle, group = state
-    for parameter, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
-        handle.put_local(parameter, grad)
+    reference, group = state
+    handle = reference()
+    if handle is not None:
+        for parameter, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            handle.put_local(parameter, grad)
     buffer = bucket.buffer().mul_(1 / dist.get_world_size(group))
     work = dist.all_reduce(buffer, group=group, async_op=True)
     future: Future[list[Tensor]] = work.get_future()

@@ -7,14 +7,16 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gradstats.recording.attaching import VARIABLE, Settings
-from gradstats.recording.capturing import recorded_streams
+from gradstats.recording.attaching import Settings
+from gradstats.recording.provenance import VARIABLE
 from gradstats.recording.reports import write_line
-from gradstats.store import GradientStore, Place, as_place
+from gradstats.recording.trainings import Entry, Trainings, rows_at
+from gradstats.store import Place, as_place
 
 _STARTUP = Path(__file__).with_name("startup.py")
 _NOT_FOUND = 127  # a shell's exit code for a command that does not exist
@@ -26,14 +28,16 @@ def run_command(
     out: str | os.PathLike[str],
     **settings: Any,
 ) -> int:
-    """Run a command and record the first optimizer that takes a step in it.
+    """Run a command and record the trainings in it, of each the first optimizer to take a step.
 
     Every Python below the command, however deep, attaches by itself; under a launcher such as
-    torchrun all workers write to one run.
+    torchrun all workers write to one run. Processes that train by themselves are trainings of
+    their own: the first is recorded at ``out``, the others beside it (``run-2.zarr``, ...), and at
+    the end they are listed.
 
     Args:
         argv: The command.
-        out: The store to write.
+        out: The store to write, of the first training.
         **settings: Those of `capture` that can be written down, with ``full_every=n`` for
             ``full=every(n)``: see `Settings`.
 
@@ -52,23 +56,31 @@ def run_command(
     path = path.absolute() if isinstance(path, Path) else path
     asked = Settings(out=str(path), **settings)
     asked.check()
-    before, made = _rows(path), _made_at(path)
+    before, made = rows_at(path), _made_at(path)
     try:
         with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
             shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
-            code = _run(argv, _environment(asked, folder))
+            code = _run(argv, _environment(replace(asked, session=folder), folder))
+            trainings = Trainings(Path(folder)).entries
     except OSError as error:
         write_line(f"cannot run {argv[0]!r}: {error.strerror}")
         return _NOT_FOUND
+    if len(trainings) > 1 and not asked.quiet:
+        write_line(_listed(trainings))
     if asked.if_exists == "overwrite" and _made_at(path) != made:
         before = 0  # another store lies there now
-    if _rows(path) > before:
+    if rows_at(path) > before or any(one.rows > 0 for one in trainings):
         return code
     write_line(
         f"nothing was recorded in {path}: the command took no torch optimizer step, or a line "
         "above says what was in the way"
     )
     return code or 1
+
+
+def _listed(trainings: Sequence[Entry]) -> str:
+    rows = ", ".join(f"{one.path} ({one.rows:,} rows)" for one in trainings)
+    return f"recorded {len(trainings)} trainings: {rows}"
 
 
 def _made_at(path: Path | Place) -> object:
@@ -109,10 +121,3 @@ def _signals(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _rows(path: Path | Place) -> int:
-    """Rows in the store at ``path``, 0 where there is none."""
-    if not path.exists():
-        return 0
-    return sum(len(stream) for stream in recorded_streams(GradientStore.open(path)))

@@ -18,7 +18,7 @@ from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.selection import Selected, unwrap_model
 from gradstats.recording.sharding import fsdp1_modules
 from gradstats.recording.slots import POINTS, Point
-from gradstats.store import GradientStore, Place
+from gradstats.store import GradientStore, Place, beside
 
 _PATIENCE = timedelta(seconds=60)
 _MEETINGS = itertools.count()
@@ -144,12 +144,14 @@ def shared_store(
         advice = "every rank must call capture, in the same order"
         raise RuntimeError(f"cannot record: rank 0 did not create {path}; {advice}") from error
     said = meeting.get(key).decode()
-    if not said.isdecimal():
+    segment, _, name = said.partition(" at ")
+    if not segment.isdecimal():
         raise RuntimeError(f"cannot record: on rank 0, {said}")
+    path = beside(path, name)
     if not (path / "zarr.json").exists():
         advice = "use a folder that all share, or at='reduced'"
         raise RuntimeError(f"cannot record: rank {spread.rank} does not see {path}; {advice}")
-    return GradientStore.open(path, "a"), int(said)
+    return GradientStore.open(path, "a"), int(segment)
 
 
 def _created(
@@ -173,5 +175,5 @@ def _announced(
     except BaseException as error:
         meeting.set(key, f"{type(error).__name__}: {error}")
         raise
-    meeting.set(key, str(segment))
+    meeting.set(key, f"{segment} at {store.path.name}")  # below a command it may be run-2.zarr
     return store, segment

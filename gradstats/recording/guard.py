@@ -31,7 +31,12 @@ class Guard:
     @property
     def away(self) -> bool:
         """Closed, or in a fork of the process."""
-        return self.closed or os.getpid() != self._process
+        return self.closed or self.forked
+
+    @property
+    def forked(self) -> bool:
+        """In a fork of the process that began the recording: it is none of this one's business."""
+        return os.getpid() != self._process
 
     def step(self, step: int, work: Callable[[], None]) -> None:
         """Do what a step asks for."""

@@ -1,14 +1,16 @@
 """The handle of a running recording: it hooks into the training and says what it saw."""
 
-import atexit
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstats.recording import surroundings
+from gradstats.recording import registry, surroundings
 from gradstats.recording.circumstances import Circumstances
 from gradstats.recording.guard import Guard
 from gradstats.recording.hooking import (
@@ -20,13 +22,15 @@ from gradstats.recording.hooking import (
     with_closure,
 )
 from gradstats.recording.marks import Marks
-from gradstats.recording.mentions import missing, surprises
+from gradstats.recording.mentions import farewell, surprises
 from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan, Rows
 from gradstats.recording.slots import LOSS
 from gradstats.recording.staging import Source
-from gradstats.recording.stats import Stats
-from gradstats.recording.writing import Writer
+from gradstats.recording.stats import Spent, Stats, stats_of
+from gradstats.recording.training import Training, weakly
+from gradstats.recording.writing import OnSummary, Writer
+from gradstats.store import Place
 
 
 class Capture:
@@ -38,21 +42,27 @@ class Capture:
     (an optimizer in backward) it is over when one of them is called again, or when a parameter
     that one of them updated gets another gradient.
 
+    It keeps neither model nor optimizer alive. It is kept by the optimizer and by whoever has it
+    in a variable, and closes by itself when both are gone, or when model and optimizers are.
+
     Attributes:
         step: Number the next optimizer step gets: what a restart passes as ``start_step``.
     """
 
     def __init__(
         self,
+        model: nn.Module,
         optimizers: Sequence[Optimizer],
         tensors: Sequence[nn.Parameter],
         sources: Sequence[Source],
         writer: Writer,
         plan: Plan,
         reports: Reports,
+        on_summary: OnSummary | None = None,
     ) -> None:
         self.step = plan.start_step
-        self._optimizers = list(optimizers)
+        self._training = Training(model, optimizers, weakly(self._leave))
+        self._on_summary = on_summary  # held for the writer, whose thread must not
         self._together = len(optimizers) == 1
         self._tensors = list(tensors)
         self._places = {id(tensor): place for place, tensor in enumerate(tensors)}
@@ -60,10 +70,12 @@ class Capture:
         self._reports = reports
         self._seen = Circumstances(plan.world_size)
         self._marks, self._made = Marks(self._tensors), Marks(self._tensors)
+        rest = replace(plan, count_backwards=None)  # that leads to the model
         self._rows = Rows(
-            sources, writer, plan, reports, self._seen, self._marks, together=self._together
+            sources, writer, rest, reports, self._seen, self._marks, together=self._together
         )
         self._guard = Guard(reports)
+        self._left = False
         self._inside: int | None = None  # the step whose closure runs for the first time
         self._again = False  # a closure runs again: those gradients are no row's
         self._stepped: set[int] = set()  # optimizers of a list that were called in this step
@@ -74,29 +86,42 @@ class Capture:
         self._held = [list(self._places_of(group)) for group in groups]
         self._owner = {place: n for n, places in enumerate(self._held) for place in places}
         local = any(source.point == "local" for source in sources) and not plan.by_comm_hook
-        self._local_hooks = LocalHooks(self._tensors if local else [], self._after_accumulation)
-        self._hooks = list(self._attach(plan, counting=not local))
-        surroundings.listen(self)
-        atexit.register(self.close)
-        self._look_ahead()
+        after = weakly(self._after_accumulation)
+        self._local_hooks = LocalHooks(self._tensors if local else [], after)
+        self._hooks: list[Any] = []
+        try:
+            for hook in self._attach(plan, counting=not local):
+                self._hooks.append(hook)
+            surroundings.listen(self)
+            self._look_ahead()
+        except BaseException:
+            self.detach()
+            raise
+
+    @property
+    def _optimizers(self) -> list[Optimizer]:
+        return self._training.optimizers
+
+    @property
+    def stepping(self) -> bool:
+        """Whether an optimizer is there that may take another step."""
+        return self._training.stepping
+
+    @property
+    def place(self) -> Path | Place:
+        """Where the store is."""
+        return self._writer.place
 
     @property
     def stats(self) -> Stats:
         """What was recorded by now."""
+        return stats_of(self._writer, self._spent)
+
+    @property
+    def _spent(self) -> Spent:
         first, last = self._guard.span or (0.0, 0.0)
-        return Stats(
-            full_rows=self._writer.rows["full"],
-            tracked_rows=self._writer.rows["track"],
-            summary_rows=self._writer.rows["summary"],
-            nbytes=self._writer.nbytes,
-            dropped=self._rows.dropped + self._writer.dropped,
-            thinned=self._rows.thinned,
-            nonfinite=self._writer.nonfinite,
-            unsent=self._writer.unsent,
-            unrecorded=self._unrecorded,
-            seconds=self._guard.seconds,
-            training_seconds=last - first,
-        )
+        rows, unrecorded = self._rows, self._unrecorded
+        return Spent(rows.dropped, rows.thinned, unrecorded, self._guard.seconds, last - first)
 
     def log(self, *, loss: Tensor | float) -> None:
         """Attach the loss to the step just done, without waiting for the device.
@@ -118,27 +143,53 @@ class Capture:
         self._guard.piece(note, failed)
 
     def close(self) -> None:
-        """Store what was recorded, detach from the optimizer and say what there is."""
-        if self._guard.away:
+        """Store what was recorded, detach from the optimizer and print what was recorded.
+
+        An interrupt (Ctrl-C) meanwhile loses nothing: the writer's thread finishes by itself, and
+        a second call waits for it.
+        """
+        self._leave()
+        self._writer.join()
+
+    def _leave(self) -> None:
+        """Detach, and leave the rest to the writer's thread; waits for nothing.
+
+        Without a call of `close` this is what the garbage collector does.
+        """
+        if self._left or self._guard.forked:
             return
-        if self._stepped:
-            self._finish_round()
-        self._guard.closed = True
         try:
-            atexit.unregister(self.close)
-            surroundings.forget(self)
-            self._local_hooks.want(False)
-            for hook in self._hooks:
-                hook.remove()
+            if self._stepped:
+                self._finish_round()
+            self.detach()
             self._rows.undo()  # what was staged at a clipping that no step followed
             self._rows.hand_over()
-            self._writer.close()
         except Exception as error:
             self._reports.once("close", f"cannot finish {self._writer.where}: {_fact(error)}")
-        text = missing(self._writer.never_present, self._rows.table)
-        if text:
-            self._reports.once("missing", text)
-        self._reports.news(f"{self._writer.where}: {self.stats}")
+        told = partial(farewell, self._reports, self._writer, self._spent, self._rows.table)
+        self._writer.end(told, self._on_summary)
+        self._left = True
+        registry.closed(self)
+        # whoever keeps the handle keeps no parameters
+        self._tensors = []
+        self._marks.forget()
+        self._made.forget()
+        self._local_hooks = LocalHooks([], lambda _: None)
+        self._on_summary = None
+        self._rows.release()
+        self._training.forget()
+
+    def detach(self) -> None:
+        """Take all hooks off; nothing is recorded any more."""
+        self._guard.closed = True
+        surroundings.forget(self)
+        self._local_hooks.want(False)
+        for hook in self._hooks:
+            hook.remove()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_hooks"):  # else the constructor failed before there was anything
+            self._leave()
 
     def __enter__(self) -> Self:
         return self
@@ -169,11 +220,12 @@ class Capture:
             self._seen.backwards = None  # how many there were before, nobody knows
             self._made.mark()
         if plan.count_backwards is not None:
-            yield from plan.count_backwards(self._after_backward)
+            yield from plan.count_backwards(weakly(self._after_backward))
         elif counting and not self._together:
             trained = [place for place, one in enumerate(self._tensors) if one.requires_grad]
             place = trained[-1] if trained else len(self._tensors) - 1
-            yield hook_first(self._tensors[place], lambda _: self._after_backward(place))
+            count = weakly(self._after_backward)
+            yield hook_first(self._tensors[place], lambda _: count(place))
 
     def _after_backward(self, place: int | None = None) -> None:
         if place is not None:

@@ -35,7 +35,8 @@ class LocalHooks:
             self._handles = []
 
     def _after(self, place: int) -> Callable[[Tensor], None]:
-        return lambda _: self._seen(place)
+        seen = self._seen  # not self: torch holds hooks where the garbage collector does not look
+        return lambda _: seen(place)
 
 
 def hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:

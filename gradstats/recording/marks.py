@@ -45,8 +45,12 @@ class Marks:
         return {place for place in (self._marks if places is None else places) if self._is(place)}
 
     def clear(self) -> None:
-        """Forget all marks."""
+        """Take all marks off."""
         self._marks = {}
+
+    def forget(self) -> None:
+        """Let go of the parameters."""
+        self._tensors, self._marks = [], {}
 
     def _is(self, place: int) -> bool:
         """Has the gradient at a place changed since its mark, or has it none?"""

@@ -5,7 +5,9 @@ from collections.abc import Container, Iterator, Sequence
 from torch.optim import Optimizer
 
 from gradstats.recording.circumstances import Circumstances
-from gradstats.recording.reports import shortened
+from gradstats.recording.reports import Reports, shortened
+from gradstats.recording.stats import Spent, stats_of
+from gradstats.recording.writing import Writer
 from gradstats.store import Parameter
 
 
@@ -41,6 +43,14 @@ def surprises(
     if seen.clipped_in_parts:
         text = "clip_grad_norm_ was called for a part of the gradients, or several times"
         yield "clips", f"{text}: clip_norm and clip_coefficient are NaN"
+
+
+def farewell(reports: Reports, writer: Writer, spent: Spent, table: Sequence[Parameter]) -> None:
+    """Say what was recorded, once all of it is written."""
+    text = missing(writer.never_present, table)
+    if text:
+        reports.once("missing", text)
+    reports.news(f"{writer.where}: {stats_of(writer, spent)}")
 
 
 def missing(never: Sequence[str], table: Sequence[Parameter]) -> str:

@@ -1,6 +1,8 @@
 """Where a recording comes from, without what is nobody's business."""
 
 import importlib.metadata
+import json
+import os
 import platform
 import re
 from collections.abc import Sequence
@@ -9,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+#: The environment variable that carries settings to the processes of `gradstats capture`.
+VARIABLE = "GRADSTATS_CAPTURE"
+#: The key under which a store says what --out was; the file's name alone.
+OUT = "out"
 
 _REDACTED = "<redacted>"
 _NAME = (
@@ -61,10 +68,15 @@ def _redact_inside(word: str) -> str:
 
 
 def provenance(
-    model: nn.Module, optimizer: Optimizer, *, seed: int, command: Sequence[str]
+    model: nn.Module,
+    optimizer: Optimizer,
+    parameter: Tensor,
+    *,
+    seed: int,
+    command: Sequence[str],
 ) -> dict[str, Any]:
-    """Describe a recording that begins now, as JSON values."""
-    device = next(model.parameters()).device
+    """Describe a recording that begins now, as JSON values; one of the parameters is given."""
+    device = parameter.device
     on_cuda = device.type == "cuda"
     versions = {name: _version(name) for name in ("gradstats", "torch", "numpy", "zarr")}
     return {
@@ -76,7 +88,14 @@ def provenance(
         "seed": seed,
         "versions": {"python": platform.python_version(), **versions, "cuda": torch.version.cuda},
         "platform": f"{platform.system()} {platform.machine()}",
+        **_below_a_command(),
     }
+
+
+def _below_a_command() -> dict[str, str]:
+    """What marks the stores of one command: trainings of the next may replace those."""
+    settings = os.environ.get(VARIABLE)
+    return {OUT: Path(json.loads(settings)["out"]).name} if settings else {}
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,12 @@ def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return (rank, world) if 0 <= rank < world else (0, 1)
     except (KeyError, ValueError):
         return 0, 1
+
+
+def group_is_missing() -> bool:
+    """Whether rank and world come from the environment alone."""
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized())

@@ -40,6 +40,7 @@ def shortened(names: Sequence[str], most: int = 4) -> str:
 
 def write_line(text: str) -> None:
     """Write one line to stderr, if there is one that takes it."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    # RuntimeError: the garbage collector ends a recording in the middle of another write
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
         sys.stderr.write(f"gradstats: {text}\n")
         sys.stderr.flush()

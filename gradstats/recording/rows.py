@@ -196,6 +196,10 @@ class Rows:
             source.abandon()
         self.open = []
 
+    def release(self) -> None:
+        """Let go of the sources, and of the parameters with them: no row is made any more."""
+        self.pieces, self.before, self.at, self.open = [], [], [], []
+
     def give_up(self, step: int, error: Exception) -> None:
         """Say that a row could not be staged; drop those that are being made."""
         self.dropped += 1

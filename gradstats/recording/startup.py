@@ -47,12 +47,12 @@ class _AfterTorchOptimizer:
 
 def _watch(optimizers: ModuleType) -> None:
     """Attach at the first optimizer step of this process."""
-    started = False
+    started = 0  # in this process; one that was forked from it and trains is another training
 
     def before_step(optimizer: Any, *_: Any) -> None:
         nonlocal started
-        if not started:
-            started = True
+        if started != os.getpid():
+            started = os.getpid()
             _attach(optimizer)
 
     optimizers.register_optimizer_step_pre_hook(before_step)

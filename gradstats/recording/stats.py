@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gradstats.recording.budget import format_bytes
+from gradstats.recording.writing import Writer
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,39 @@ class Stats:
             f"{rows}, {format_bytes(self.nbytes)}, {self.dropped:,} dropped{thinned}{odd}, "
             f"{100 * share:.2g} % of training time"
         )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a recording has done in the training's own thread.
+
+    Attributes:
+        dropped: Rows that were due and not staged.
+        thinned: Full rows passed over because of ``max_bytes``.
+        unrecorded: Steps that other optimizers took over recorded parameters.
+        seconds: Time the training thread spent here.
+        training_seconds: Time from the first to the last step looked at.
+    """
+
+    dropped: int = 0
+    thinned: int = 0
+    unrecorded: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+
+
+def stats_of(writer: Writer, spent: Spent) -> Stats:
+    """Put together what the writer and the training's thread have done."""
+    return Stats(
+        full_rows=writer.rows["full"],
+        tracked_rows=writer.rows["track"],
+        summary_rows=writer.rows["summary"],
+        nbytes=writer.nbytes,
+        dropped=spent.dropped + writer.dropped,
+        thinned=spent.thinned,
+        nonfinite=writer.nonfinite,
+        unsent=writer.unsent,
+        unrecorded=spent.unrecorded,
+        seconds=spent.seconds,
+        training_seconds=spent.training_seconds,
+    )

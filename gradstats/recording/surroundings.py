@@ -10,6 +10,7 @@ clips by a formula of its own, or with `clip_grad_value_`, is not.
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -46,7 +47,8 @@ class Listener(Protocol):
         """A scaler that is on is about to step this optimizer: call ``step`` and return that."""
 
 
-_LISTENERS: list[Listener] = []
+# weak: a training that is given up must not stay because torch's functions know its recording
+_LISTENERS: weakref.WeakKeyDictionary[Listener, None] = weakref.WeakKeyDictionary()
 _HOOKS: list[Any] = []
 _CLIP = "_clip_grads_with_norm_"  # in torch >= 2.6; where it is missing, clipping is not seen
 _BACKWARD = "_engine_run_backward"  # where it is missing, micro-batches are not counted
@@ -94,14 +96,12 @@ def listen(listener: Listener) -> None:
             replacement: Any = telling(original)
             replacement.told_by_gradstats = True
             setattr(owner, name, replacement)
-    _LISTENERS.append(listener)
+    _LISTENERS[listener] = None
 
 
 def forget(listener: Listener) -> None:
     """Tell ``listener`` no more; after the last one torch is as it was."""
-    if listener not in _LISTENERS:
-        return
-    _LISTENERS.remove(listener)
+    _LISTENERS.pop(listener, None)
     while _HOOKS and not _LISTENERS:
         _HOOKS.pop().remove()
     for owner, name, _ in () if _LISTENERS else _places():

@@ -1,11 +1,14 @@
 """The writer: a thread that takes staged rows, completes their coordinates and commits them."""
 
 import math
+import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -24,7 +27,7 @@ from gradstats.recording.slots import (
     Kind,
     Slot,
 )
-from gradstats.store import GradientStore, Parameter, Row
+from gradstats.store import GradientStore, Parameter, Place, Row
 from gradstats.store.rows import as_bits
 from gradstats.summary import Summary, summarize, summarize_segments
 from gradstats.summary_bytes import to_bytes
@@ -50,8 +53,10 @@ class Writer:
         say: Told (subject, text) about a connection that fails; says each subject once.
         shadows: Compressors that run beside the training, by the point of their tracked rows.
         on_summary: Called in this thread with (step, {name: Summary}) of each row of Summaries.
+            Held weakly until `end`: it may lead to the model, and the thread must not.
 
     Attributes:
+        ending: No more rows come.
         rows: Rows committed, by kind.
         nbytes: Bytes of their gradients.
         dropped: Rows that could not be written.
@@ -69,6 +74,7 @@ class Writer:
         shadows: Mapping[str, Shadow] | None = None,
     ) -> None:
         self.rows: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self.ending = False
         self.nbytes = 0
         self.dropped = 0
         self.nonfinite = 0
@@ -78,7 +84,11 @@ class Writer:
         self._seen = np.zeros(len(store.parameters), dtype=bool)
         self._on_loss = on_loss
         self._say = say
-        self._on_summary = on_summary
+        self._told = (lambda: None) if on_summary is None else weakref.ref(on_summary)
+        self._on_summary: OnSummary | None = None
+        self._when_ended: Callable[[], None] = lambda: None
+        self._ended = threading.Event()
+        self._process = os.getpid()
         self._shadows = dict(shadows or {})
         self._table = store.table(worker)
         self._queue: queue.SimpleQueue[list[Slot] | None] = queue.SimpleQueue()
@@ -90,11 +100,32 @@ class Writer:
         """Hand over the rows of one step, which nobody changes any more."""
         self._queue.put(step)
 
-    def close(self) -> None:
-        """Write what was handed over, end the thread and close the store."""
+    def end(
+        self,
+        when_ended: Callable[[], None] = lambda: None,
+        on_summary: OnSummary | None = None,
+    ) -> None:
+        """Let the thread write what was handed over, close the store and call ``when_ended``.
+
+        This returns at once, and waits for nothing: it may run in the garbage collector, which
+        has cleared weak references by then. So ``on_summary``, if there is one, is given again,
+        and told of all that was handed over.
+        """
+        self._when_ended, self._on_summary = when_ended, on_summary
+        self.ending = True
         self._queue.put(None)
-        self._thread.join()
-        self._store.close()
+
+    def join(self) -> None:
+        """Wait for that end; again after an interrupt."""
+        # not Thread.join: in Python 3.11 an interrupted one leaves the thread marked as ended
+        if threading.current_thread() is not self._thread and os.getpid() == self._process:
+            self._ended.wait()
+
+    def _close_store(self) -> None:
+        try:
+            self._store.close()
+        except Exception as error:
+            self._say("close", f"cannot finish {self.where}: {type(error).__name__}: {error}")
         if self.unsent:
             text = f"{self.unsent} rows did not reach {self.where} ({self._store.fault})"
             remedy = f"gradstats copy {self._store.folder} {self.where}"
@@ -104,6 +135,11 @@ class Writer:
     def unsent(self) -> int:
         """Rows on their way to an object store."""
         return self._store.unsent
+
+    @property
+    def place(self) -> Path | Place:
+        """Where the store is."""
+        return self._store.path
 
     @property
     def where(self) -> str:
@@ -120,18 +156,32 @@ class Writer:
         ]
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            batch, ended = self._next_batch()
-            for kind in KINDS:
-                slots = [slot for slot in batch if slot.source.kind == kind]
-                # Summaries are large beside a commit: each row stands or falls alone
-                groups = [[slot] for slot in slots] if kind == "summary" else [slots]
-                for group in filter(None, groups):
-                    self._write(kind, group)
-            if self._store.fault:
-                text = f"{self._store.fault}; rows wait in {self._store.folder}"
-                self._say("sending", f"{text}, training goes on")
+        try:
+            while self._write_next():
+                pass
+            self._close_store()
+            self._when_ended()
+        finally:
+            self._when_ended, self._on_summary = (lambda: None), None
+            self._ended.set()
+
+    def _write_next(self) -> bool:
+        """Write the next rows. A function of its own, so that no slot is held while it waits.
+
+        Returns:
+            Whether there may be more.
+        """
+        batch, ended = self._next_batch()
+        for kind in KINDS:
+            slots = [slot for slot in batch if slot.source.kind == kind]
+            # Summaries are large beside a commit: each row stands or falls alone
+            groups = [[slot] for slot in slots] if kind == "summary" else [slots]
+            for group in filter(None, groups):
+                self._write(kind, group)
+        if self._store.fault:
+            text = f"{self._store.fault}; rows wait in {self._store.folder}"
+            self._say("sending", f"{text}, training goes on")
+        return not ended
 
     def _next_batch(self) -> tuple[list[Slot], bool]:
         """Wait for rows; a full row is written at once, since few can wait."""
@@ -204,8 +254,9 @@ class Writer:
         self.nbytes += len(data)
         self.nonfinite += math.isnan(square)
         self._seen |= slot.present
-        if self._on_summary is not None:
-            self._on_summary(slot.step, found)
+        on_summary = self._on_summary or self._told()
+        if on_summary is not None:
+            on_summary(slot.step, found)
 
     def _row(self, slot: Slot, square: float, ragged: dict[str, np.ndarray]) -> Row:
         scalars = slot.scalars.tolist()

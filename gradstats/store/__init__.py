@@ -9,7 +9,7 @@ from gradstats.store.layout import (
     StoreFormatError,
     parameter_table,
 )
-from gradstats.store.places import InZip, Place, as_place
+from gradstats.store.places import InZip, Place, as_place, beside
 from gradstats.store.reading import Stream
 from gradstats.store.rows import Row
 
@@ -25,5 +25,6 @@ __all__ = [
     "StoreFormatError",
     "Stream",
     "as_place",
+    "beside",
     "parameter_table",
 ]

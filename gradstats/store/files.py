@@ -66,8 +66,11 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        fact = f"process {holder} is writing there"
-        raise BlockingIOError(f"cannot write {what}: {fact}; wait for it or end it") from None
+        fact, remedy = f"process {holder} is writing there", "wait for it or end it"
+        if holder == str(os.getpid()):
+            fact = f"this process ({holder}) is writing there already"
+            remedy = "close it; gradstats.close_all() closes all recordings of this process"
+        raise BlockingIOError(f"cannot write {what}: {fact}; {remedy}") from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

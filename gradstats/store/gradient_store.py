@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
@@ -29,10 +30,12 @@ from gradstats.store.places import Place, as_place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
     check_worker,
+    is_vacant,
     lock_files,
     make_root,
     put_root,
     read_root,
+    remove_root,
     root_bytes,
     worker_ids,
 )
@@ -53,6 +56,7 @@ class GradientStore:
     Attributes:
         path: where it is.
         folder: where this process writes: there, or on the way there.
+        fresh: this object made the store where there was nothing.
 
     Example:
         >>> import tempfile, torch
@@ -66,6 +70,7 @@ class GradientStore:
     def __init__(self, path: Path | Place, mode: str, attributes: Document) -> None:
         self.path = path
         self.mode = mode
+        self.fresh = False
         self.parameters = table_from_json(attributes["parameters"])
         self.provenance: dict[str, Any] = attributes["provenance"]
         self._features = tuple(attributes["features"])
@@ -100,8 +105,11 @@ class GradientStore:
         """
         place = as_place(path)
         root = root_bytes(parameters or (), provenance or {})
+        vacant = is_vacant(place)
         if make_root(place, root, if_exists):
-            return cls.open(place, "a")
+            store = cls.open(place, "a")
+            store.fresh = vacant
+            return store
         store = cls.open(place, "a")
         store._resume(tuple(parameters or ()))
         return store
@@ -347,6 +355,19 @@ class GradientStore:
         if self._spools:
             leave_spool(self.folder)
         self._writers.clear()
+
+    def remove(self) -> None:
+        """Delete the store. For one in a folder while the locks are held; it is then closed.
+
+        Raises:
+            ValueError: it is in a zip file.
+        """
+        if isinstance(self.path, Path):
+            shutil.rmtree(self.path)
+            self.close()
+            return
+        self.close()
+        remove_root(self.path)
 
     def __enter__(self) -> Self:
         return self

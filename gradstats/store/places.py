@@ -148,6 +148,18 @@ def as_place(path: str | os.PathLike[str] | Place) -> Path | Place:
     return Path(text)
 
 
+def beside(place: Path | Place, name: str) -> Path | Place:
+    """The place of another name in the same folder.
+
+    Example:
+        >>> beside(Path("a/run.zarr"), "run-2.zarr").as_posix()
+        'a/run-2.zarr'
+    """
+    if isinstance(place, Path):
+        return place.with_name(name)
+    return as_place(f"{str(place).rpartition('/')[0]}/{name}")
+
+
 def is_url(path: object) -> bool:
     """Does a user's path name an object store?"""
     return re.match(r"[a-z][a-z0-9]+:/", str(path)) is not None

@@ -129,7 +129,7 @@ def make_root(path: Path | Place, root: bytes, if_exists: str) -> bool:
     """
     if if_exists not in ("error", "resume", "overwrite"):
         raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
-    if not _is_vacant(path):
+    if not is_vacant(path):
         if if_exists == "error":
             remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
             raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
@@ -161,7 +161,7 @@ def lock_files(folder: Path) -> list[Path]:
     return [*folder.glob("worker_*/step/.lock"), *folder.glob("worker_*.lock")]
 
 
-def _is_vacant(path: Path | Place) -> bool:
+def is_vacant(path: Path | Place) -> bool:
     """Is nothing at `path` but, at most, a folder in which a `create` was killed?"""
     return not path.exists() or (
         path.is_dir() and all(child.name.endswith(".partial") for child in path.iterdir())
@@ -185,6 +185,17 @@ def _clear(path: Path | Place) -> None:
             child.unlink()
     for lock in locks:
         lock.close()
+
+
+def remove_root(path: Place) -> None:
+    """Delete all that an object store has of a store that nobody writes.
+
+    Raises:
+        ValueError: `path` is in a zip file.
+    """
+    if not isinstance(path, InObjects):
+        raise ValueError(f"cannot delete {path}: zip files are read only")
+    path.delete_below(kept="")
 
 
 def _parse(file: Path | Place) -> Document:

@@ -80,3 +80,74 @@ def test_a_fit_from_a_checkpoint_adds_a_segment(tmp_path):
     facts = GradientStore.open(path).stream().coordinates
     assert facts["step"].tolist() == [0, 1, 2, 3, 4, 5]
     assert facts["segment"].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def rows_of(path):
+    """By segment: the full rows of a run, with their steps."""
+    stream = GradientStore.open(path).stream()
+    found = {}
+    pairs = zip(stream.coordinates["segment"], stream.steps, strict=True)
+    for row, (segment, step) in enumerate(pairs):
+        found.setdefault(int(segment), {})[int(step)] = stream.read(row)
+    return found
+
+
+@pytest.mark.parametrize("if_exists", ["error", "resume", "overwrite"])
+def test_a_second_fit_is_a_segment_of_its_own(tmp_path, if_exists):
+    path = tmp_path / "run.zarr"
+    callback = LightningCallback(path, full=every(1), track=0, if_exists=if_exists)
+    modules = [fit(tmp_path, [callback], max_steps=steps)[1] for steps in (3, 2)]
+    rows = rows_of(path)
+    assert [sorted(rows[segment]) for segment in rows] == [[0, 1, 2], [0, 1]]
+    for segment, module in enumerate(modules):
+        for step, row in rows[segment].items():
+            assert torch.allclose(row, module.seen[step], atol=1e-8)
+
+
+def test_a_fit_that_goes_on_in_the_same_trainer_counts_on(tmp_path):
+    path = tmp_path / "run.zarr"
+    callback = LightningCallback(path, full=every(1), track=0)
+    trainer, module = fit(tmp_path, [callback], max_steps=-1, max_epochs=1)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, torch.utils.data.DataLoader(torch.randn(48, 4), batch_size=4))
+    rows = rows_of(path)
+    assert [sorted(rows[segment]) for segment in rows] == [[*range(6)], [*range(6, 12)]]
+    every_row = {step: row for segment in rows.values() for step, row in segment.items()}
+    assert all(
+        torch.allclose(row, module.seen[step], atol=1e-8) for step, row in every_row.items()
+    )
+
+
+def test_a_fit_that_raises_leaves_the_path_to_the_next(tmp_path):
+    path = tmp_path / "run.zarr"
+    callback = LightningCallback(path, full=every(1), track=0)
+
+    class Failing(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 2:
+                raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fit(tmp_path, [callback, Failing()])
+    fit(tmp_path, [callback], max_steps=4)
+    rows = rows_of(path)
+    assert [sorted(rows[segment]) for segment in rows] == [[0, 1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "not recorded: FileExistsError: cannot create"),
+        ({"if_exists": "overwrite"}, "not recorded: StoreFormatError"),
+        ({"optimizer": 1}, "not recorded: IndexError"),
+        ({"parameters": "conv*"}, "not recorded: ValueError: parameters must match"),
+    ],
+)
+def test_what_fails_is_printed_and_the_fit_goes_on(tmp_path, capsys, settings, said):
+    path = tmp_path / "run.zarr"
+    path.mkdir()
+    (path / "file").write_text("precious")
+    trainer, _ = fit(tmp_path, [LightningCallback(path, **settings)], max_steps=2)
+    assert trainer.global_step == 2
+    assert capsys.readouterr().err.count(said) == 1
+    assert [file.name for file in path.iterdir()] == ["file"]

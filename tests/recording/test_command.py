@@ -13,6 +13,7 @@ from torch import nn
 from gradstats.recording import capture, every
 from gradstats.recording.attaching import Settings, find_model
 from gradstats.recording.command import run_command
+from gradstats.recording.trainings import Trainings, numbered
 from gradstats.store import GradientStore, StoreFormatError
 from tests.waiting import PATIENCE
 
@@ -220,6 +221,201 @@ def test_settings_survive_the_environment():
     assert Settings(**json.loads(settings.to_json())) == settings
 
 
+def exact(seed, sizes=(6, 5, 2), steps=12):
+    """The gradients of `SCRIPT` with another seed, computed without hooks; one row a step."""
+    generator = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    body, head = nn.Linear(*sizes[:2]), nn.Linear(*sizes[1:])
+    parameters = [*body.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters)
+    rows = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        head(body(torch.randn(4, sizes[0])).relu()).square().mean().backward()
+        rows.append(torch.cat([p.grad.reshape(-1) for p in parameters]))
+        optimizer.step()
+    torch.random.set_rng_state(generator)
+    return torch.stack(rows)
+
+
+def rows_of(path):
+    stream = GradientStore.open(path).stream()
+    return torch.stack([stream.read(row) for row in range(len(stream))])
+
+
+@pytest.fixture
+def several(tmp_path):
+    """A shell command that trains once for each seed, one after the other."""
+
+    def command(*seeds, text=SCRIPT):
+        lines = []
+        for seed in seeds:
+            file = tmp_path / f"train_{seed}.py"
+            file.write_text(text.replace("manual_seed(0)", f"manual_seed({seed})"))
+            lines.append(f"{sys.executable} {file}")
+        return ["sh", "-ec", "\n".join(lines)]
+
+    return command
+
+
+@pytest.mark.parametrize("if_exists", ["error", "resume", "overwrite"])
+def test_trainings_of_one_command_get_runs_of_their_own(tmp_path, path, several, capfd, if_exists):
+    settings = {"full_every": 1, "track": 0, "if_exists": if_exists}
+    assert run_command(several(1, 2, 3), out=path, **settings) == 0
+    paths = [path, tmp_path / "run-2.zarr", tmp_path / "run-3.zarr"]
+    for seed, one in enumerate(paths, 1):
+        assert torch.equal(rows_of(one), exact(seed))
+    listed = ", ".join(f"{one} (12 rows)" for one in paths)
+    assert f"recorded 3 trainings: {listed}" in capfd.readouterr().err
+
+
+def test_a_command_that_is_run_again_replaces_or_resumes_its_own_runs(
+    tmp_path, path, several, read
+):
+    settings = {"full_every": 1, "track": 0, "quiet": True}
+    run_command(several(1, 2), out=path, **settings)
+    assert run_command(several(3, 4), out=path, if_exists="overwrite", **settings) == 0
+    second = tmp_path / "run-2.zarr"
+    assert torch.equal(rows_of(path), exact(3))
+    assert torch.equal(rows_of(second), exact(4))
+    assert run_command(several(5, 6), out=path, if_exists="resume", **settings) == 0
+    assert torch.equal(rows_of(path), torch.cat([exact(3), exact(5)]))
+    assert torch.equal(rows_of(second), torch.cat([exact(4), exact(6)]))
+    assert read(second).coordinates["segment"].tolist() == [0] * 12 + [1] * 12
+
+
+@pytest.mark.parametrize("if_exists", ["error", "resume", "overwrite"])
+@pytest.mark.parametrize("other", ["store", "folder"])
+def test_a_run_that_the_user_did_not_name_is_left_alone(tmp_path, path, several, if_exists, other):
+    foreign = tmp_path / "run-2.zarr"
+    if other == "store":
+        with GradientStore.create(foreign) as store:
+            store.append(0, {"weight": torch.ones(3)})
+    else:
+        foreign.mkdir()
+        (foreign / "file").write_text("precious")
+    before = {file: file.read_bytes() for file in foreign.rglob("*") if file.is_file()}
+    settings = {"full_every": 1, "track": 0, "if_exists": if_exists}
+    assert run_command(several(1, 2), out=path, **settings) == 0
+    assert torch.equal(rows_of(tmp_path / "run-3.zarr"), exact(2))
+    after = {file: file.read_bytes() for file in foreign.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_a_training_that_cannot_be_recorded_takes_no_number(tmp_path, path, several, capfd):
+    command = several(1, text=SCRIPT.replace("self.head", "self.tail"))
+    command[-1] += "\n" + several(2)[-1]
+    assert run_command(command, out=path, parameters="head*", full_every=1, track=0) == 0
+    assert torch.equal(rows_of(path), exact(2)[:, 35:])
+    assert not (tmp_path / "run-2.zarr").exists()
+    assert "not recorded: ValueError: parameters must match" in capfd.readouterr().err
+
+
+FORKS = """
+import os
+from multiprocessing import get_context
+
+def train(seed):
+    exec(compile(TEXT.replace("manual_seed(0)", f"manual_seed({seed})"), "train", "exec"), {})
+
+if __name__ == "__main__":
+    import torch
+    torch.set_num_threads(1)
+    for seed in (1, 2):
+        child = get_context(METHOD).Process(target=train, args=(seed,))
+        child.start()
+        child.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_that_one_python_starts_are_trainings_too(tmp_path, path, script, method):
+    text = SCRIPT.replace("torch.manual_seed(0)", "torch.manual_seed(0); torch.set_num_threads(1)")
+    text += "import gradstats\ngradstats.close_all()\n"  # such processes end by os._exit
+    whole = f"METHOD, TEXT = {method!r}, {text!r}\n{FORKS}"
+    assert run_command(script(whole), out=path, full_every=1, track=0) == 0
+    for seed, one in enumerate((path, tmp_path / "run-2.zarr"), 1):
+        assert torch.allclose(rows_of(one), exact(seed))
+
+
+TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+
+
+def test_two_groups_of_workers_are_two_trainings(tmp_path, path, script):
+    _, file = script(DISTRIBUTED)
+    command = ["sh", "-ec", f"{TORCHRUN} {file}\n{TORCHRUN} {file}"]
+    assert run_command(command, out=path, full_every=2, track=0) == 0
+    for one in (path, tmp_path / "run-2.zarr"):
+        store = GradientStore.open(one)
+        assert store.workers == (0, 1)
+        for worker in range(2):
+            stream = store.stream(worker)
+            assert stream.steps.tolist() == [2, 4]
+            assert set(stream.coordinates["segment"]) == {0}
+
+
+@pytest.mark.parametrize("shell", ["exec {}", "{}; exit $?"], ids=["direct", "through a shell"])
+def test_a_restart_by_torchrun_finds_the_run_of_its_training(tmp_path, path, script, shell):
+    """The second of two torchruns restarts; each has its run, the second in two segments."""
+    fails = DISTRIBUTED.replace(
+        "dist.destroy_process_group()",
+        "import os, gradstats; gradstats.close_all(); dist.barrier()\n"
+        "assert os.environ['TORCHELASTIC_RESTART_COUNT'] != '0' or 'once' in os.environ\n"
+        "dist.destroy_process_group()",
+    )
+    _, file = script(fails)
+    worker = f"--no-python sh -c '{shell.format(f'{sys.executable} {file}')}'"
+    lines = [f"once=1 {TORCHRUN} {worker}", f"{TORCHRUN} --max-restarts 1 {worker}"]
+    command = ["sh", "-ec", "\n".join(lines)]
+    assert run_command(command, out=path, full_every=2, track=0) == 0
+    for one, segments in ((path, [0, 0]), (tmp_path / "run-2.zarr", [0, 0, 1, 1])):
+        for worker in range(2):
+            stream = GradientStore.open(one).stream(worker)
+            assert stream.coordinates["segment"].tolist() == segments
+    assert not (tmp_path / "run-3.zarr").exists()
+
+
+def test_paths_of_trainings():
+    assert numbered("a/run.zarr", 1) == "a/run.zarr"
+    assert numbered("/a.b/run", 2) == "/a.b/run-2"
+    assert numbered("s3://bucket/run.zarr", 10) == "s3://bucket/run-10.zarr"
+    assert numbered(".zarr", 2) == ".zarr-2"
+
+
+def test_numbers_are_given_out_once(tmp_path):
+    trainings, out = Trainings(tmp_path), str(tmp_path / "run.zarr")
+    with trainings.claim(out, "error") as (first, _), trainings.claim(out, "error") as (second, _):
+        pass
+    assert [first, second] == [numbered(out, 1), numbered(out, 2)]
+    with pytest.raises(ArithmeticError), trainings.claim(out, "error"):
+        raise ArithmeticError
+    with trainings.claim(out, "error") as (third, _):
+        pass
+    assert [entry.path for entry in trainings.entries] == [first, second, third]
+    assert third == numbered(out, 3)
+
+
+@pytest.mark.parametrize("at", ["auto", "clipped"])
+def test_a_rank_left_in_the_environment_is_said(path, script, monkeypatch, capfd, at):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(script(), out=path, at=at) == 1
+    err = capfd.readouterr().err
+    assert "RANK and WORLD_SIZE say that this is rank 1 of 2" in err
+    assert "unset RANK" in err
+
+
+@pytest.mark.parametrize(
+    ("rank", "world"), [("1", None), ("1", "1"), ("3", "2"), ("-1", "2"), ("one", "2")]
+)
+def test_a_rank_that_cannot_be_is_none(path, script, monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    assert run_command(script(), out=path, full_every=1, track=0) == 0
+    assert torch.equal(rows_of(path), exact(0))
+
+
 class Outer(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -246,6 +442,50 @@ def test_modules_trained_together_stand_together():
     assert sorted(found) == [
         "Embedding.weight", "Linear.bias", "Linear.weight", "Linear_2.bias", "Linear_2.weight",
     ]  # fmt: skip
+
+
+class Choosy(nn.Module):
+    """As a GAN's: its parameters() wants to know of which part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+
+    def parameters(self, part):
+        return getattr(self, part).parameters()
+
+
+class Unready(nn.Module):
+    """Its constructor has not called that of Module."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Hostile(Unready):
+    def named_modules(self, *_, **__):
+        raise ArithmeticError
+
+    def modules(self):
+        raise ArithmeticError
+
+
+@pytest.mark.parametrize("kind", [Choosy, Unready, Hostile])
+def test_a_module_that_does_not_list_its_parameters_hides_no_other(kind):
+    bystander, model = kind(), nn.Linear(3, 2)
+    assert find_model(sgd(model)) is model
+    del bystander
+
+
+def test_a_model_whose_parameters_need_an_argument_is_recorded(path, read):
+    model = Choosy()
+    optimizer = torch.optim.SGD(model.parameters("net"), lr=0.1)
+    assert find_model(optimizer) is model
+    with capture(model, optimizer, path, full=every(1), track=0):
+        model.net(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert [p.name for p in read(path).parameters] == ["net.weight", "net.bias"]
+    assert torch.equal(read(path).read(0), torch.ones(8))
 
 
 def test_an_optimizer_of_bare_tensors_has_no_model():

@@ -35,6 +35,7 @@ def test_a_full_disk_drops_rows_and_says_so_once(path, training, monkeypatch, ca
             training.step()
         wait_until(lambda: cap.stats.dropped == 12)
     training.step()
+    costs = [source.cost for source in cap._rows.before]
     cap.close()
     kept = [0, 7, 8]
     assert read(path).steps.tolist() == read(path, "track").steps.tolist() == kept
@@ -42,9 +43,8 @@ def test_a_full_disk_drops_rows_and_says_so_once(path, training, monkeypatch, ca
     text = capsys.readouterr().err
     assert text.count("No space left on device") == 1
     assert "cannot write step 1" in text
-    assert cap._rows._plan.budget.remaining == cap._rows._plan.budget.available - 3 * sum(
-        source.cost for source in cap._rows.before
-    )
+    budget = cap._rows._plan.budget
+    assert budget.remaining == budget.available - 3 * sum(costs)
 
 
 def test_only_what_is_not_stored_counts_as_dropped(path, training, monkeypatch, read):
@@ -62,6 +62,7 @@ def test_only_what_is_not_stored_counts_as_dropped(path, training, monkeypatch, 
     with capture(training.model, training.optimizer, path, full=every(1), **settings) as cap:
         for _ in range(3):
             training.step()
+        costs = {source.kind: source.cost for source in cap._rows.before}
     assert (cap.stats.full_rows, cap.stats.tracked_rows, cap.stats.summary_rows) == (6, 6, 3)
     assert [len(read(path, kind)) for kind in ("full", "track", "summary", "shadow")] == [
         6,
@@ -70,7 +71,6 @@ def test_only_what_is_not_stored_counts_as_dropped(path, training, monkeypatch, 
         0,
     ]
     assert cap.stats.dropped == 3 + 6
-    costs = {source.kind: source.cost for source in cap._rows.before}
     stored = 6 * costs["full"] + 6 * costs["track"] + 3 * costs["summary"]
     assert cap._rows._plan.budget.remaining == cap._rows._plan.budget.available - stored
 
