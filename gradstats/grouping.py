@@ -83,7 +83,7 @@ def group_of(by: str) -> Callable[[Parameter], str | None]:
 def check_by(run: Run, by: str) -> None:
     """Raise ValueError unless some selected parameter belongs to a group."""
     key = group_of(by)
-    if not any(key(each) for each in run.store.parameters if each.name in run.selected):
+    if not any(key(each) for each in run.table if each.name in run.selected):
         rule = f"one of {', '.join(GROUPINGS)} or a regular expression found in a parameter's name"
         raise ValueError(f"by must be {rule}, got {by!r}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from gradstats.runs import Run
+    from gradstats.store import Parameter
 
 out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
 err_console = Console(stderr=True)
@@ -164,10 +165,19 @@ def print_info(run: Run) -> None:
                 if undone:
                     fact = f"{undone} of them undone by a later segment, which readers leave out"
                     say(f"    {fact}: {len(stream) - undone} rows are read")
-    if any(run.holds(kind) for kind in FITTED):
-        for one in findings(run):
-            say(f"  {one.parameter}: {one.state}, {one.detail}")
-    for parameter in store.parameters:
+    for stage in run.stages or (store.workers,):
+        of_stage = replace(run, worker=stage[0]) if stage else run
+        if len(run.stages) > 1:
+            say(f"  worker {', '.join(map(str, stage))}: parameters that other workers lack")
+        if any(of_stage.holds(kind) for kind in FITTED):
+            for one in findings(of_stage):
+                say(f"  {one.parameter}: {one.state}, {one.detail}")
+        print_parameters(of_stage.table)
+
+
+def print_parameters(table: Iterable[Parameter]) -> None:
+    """Print one line for each parameter."""
+    for parameter in table:
         shape = "×".join(map(str, parameter.shape)) or "scalar"
         sparse = "  sparse gradients" if parameter.layout != "dense" else ""
         tied = f"  tied with {', '.join(parameter.aliases)}" if parameter.aliases else ""

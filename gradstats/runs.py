@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from gradstats.compressors import MIN_NUMEL, Part
 from gradstats.reading import Reader, last_told
-from gradstats.store import GradientStore, Stream
+from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -51,13 +52,13 @@ class Run:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not self.names:
-            known = [parameter.name for parameter in self.store.parameters]
-            shown = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
-            raise ValueError(f"parameters must match one of {shown}, got {self.parameters!r}")
         if self.worker not in self.store.workers:
             there = ", ".join(map(str, self.store.workers)) or "none that has written yet"
             raise ValueError(f"worker must be one of {there}, got {self.worker!r}")
+        if not self.names:
+            known = [parameter.name for parameter in self.table]
+            shown = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
+            raise ValueError(f"parameters must match one of {shown}, got {self.parameters!r}")
         points = self.points
         if self.point and points and self.point not in points:
             raise ValueError(f"point must be one of {', '.join(points)}, got {self.point!r}")
@@ -80,9 +81,24 @@ class Run:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The selected parameters, in the order of the store."""
-        every = (parameter.name for parameter in self.store.parameters)
+        """The selected parameters, in the order of the worker's rows."""
+        every = (parameter.name for parameter in self.table)
         return tuple(name for name in every if fnmatch.fnmatchcase(name, self.parameters))
+
+    @property
+    def table(self) -> tuple[Parameter, ...]:
+        """The parameters of the worker's rows: another worker may hold another part of a model."""
+        return self.stream("full").table
+
+    @cached_property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """The workers, those together whose rows hold the same parameters; worker 0's first."""
+        found: dict[Any, list[int]] = {}
+        for worker in self.store.workers:
+            table = self.store.stream(worker).table
+            key = tuple((p.name, p.global_shape or p.shape, p.dtype) for p in table)
+            found.setdefault(key, []).append(worker)
+        return tuple(map(tuple, found.values()))
 
     @cached_property
     def selected(self) -> frozenset[str]:
@@ -249,11 +265,12 @@ class Run:
         """
         if workers == 1:
             return (self,)
-        there = self.store.workers
+        there = next(stage for stage in self.stages if self.worker in stage)
         if not 1 < workers <= len(there):
             remedy = "gradstats import --workers makes some of micro-batches"
-            rule = f"workers must be from 1 to {len(there)}, those captured, got {workers!r}"
-            raise ValueError(f"{rule}; {remedy}")
+            rule = f"workers must be from 1 to {len(there)}, those captured"
+            rule += " with the same parameters" if len(self.stages) > 1 else ""
+            raise ValueError(f"{rule}, got {workers!r}; {remedy}")
         found = tuple(replace(self, worker=worker) for worker in there[:workers])
         points = {run.point or (run.points or ("unknown",))[0] for run in found}
         if points - {"local", "unknown"}:
@@ -298,7 +315,7 @@ class Run:
 
         Small ones (fewer than 1,024 elements in the model) are dense, here as in the DDP hook.
         """
-        whole = {parameter.name: parameter.numel for parameter in self.store.parameters}
+        whole = {p.name: math.prod(p.global_shape or p.shape) for p in self.table}
         return tuple(
             Part(
                 parameter.name,

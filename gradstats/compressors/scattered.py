@@ -153,7 +153,7 @@ class Masked(Scattered):
         """Int64 `[count]`."""
         if self.drawn is not None:
             return self.drawn
-        return self.stream.subset(self.count, self.numel, self.values.device)
+        return self.stream.subset(self.count, self.numel, self.kept.device)
 
     @property
     def summable(self) -> bool:

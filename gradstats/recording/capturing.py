@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +17,12 @@ from torch.optim import Optimizer
 
 from gradstats.recording.budget import Budget, format_bytes, parse_bytes
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
-from gradstats.recording.distribution import Distribution, distribution, shared_store
+from gradstats.recording.distribution import (
+    Distribution,
+    another_model,
+    distribution,
+    shared_store,
+)
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
@@ -140,18 +146,21 @@ def capture(
     by_comm_hook = local_by == "comm_hook" and "local" in points
     if by_comm_hook:
         check_comm_hook(spread.ddp)
+    reports, place = Reports(quiet=quiet), as_place(path)
+    whole, own = tables(model, chosen)
     if not points:
         if group_is_missing():
             write_line(_idle_by_environment(spread))
-        return Idle(start_step)
-    reports = Reports(quiet=quiet)
+        if not another_model(spread, place, own):
+            return Idle(start_step)
+        spread = replace(spread, first=True)
+        points = spread.points(at)
     schedule = as_schedule(full)
     summary = summary or on_summary is not None
     check_rows_wanted(whole=full is not None or summary, track=track)
     if shadow and not track:
         raise ValueError(f"shadow runs on tracked elements: track must be on, got {track!r}")
     shadows: dict[str, Shadow] = {p: Shadow(shadow, seed) for p in points if shadow}
-    whole, own = tables(model, chosen)
     if weights:
         _check_weights(chosen, own)
     ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
@@ -169,23 +178,22 @@ def capture(
         for point in points
         for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
     ]
-    limit, place = _checked_limit(max_bytes, sources), as_place(path)
+    limit = _checked_limit(max_bytes, sources)
     story = provenance(unwrap_model(model), inner[0], tensors[0], seed=seed, command=sys.argv)
 
-    shards = own if spread.sharded else None
     make_way(place)
-    create = partial(_created, place, whole, story, if_exists, shards)
+    create = partial(_created, place, whole, story, if_exists, own)
     with contextlib.ExitStack() as undo:
         store, segment = shared_store(spread, place, create)
         undo.callback(_give_back, store, spread)
         if spread.rank:
-            store.claim(spread.rank, shards)
+            store.claim(spread.rank, own)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
-        recording = spread.world_size if points[0] == "local" or spread.sharded else 1
-        budget = Budget(max(0, (limit - store.nbytes) // recording))
+        alone = points[0] != "local" and spread.one_model
+        budget = Budget(max(0, (limit - store.nbytes) // (1 if alone else spread.world_size)))
         for line in _surprises(model, inner, chosen):
             reports.news(line)
-        for line in _introduction(store, sources, schedule, limit):
+        for line in _introduction(store, own, sources, schedule, limit):
             reports.news(line)
         if spread.world_size > 1:
             source = ", by RANK and WORLD_SIZE: no process group" if group_is_missing() else ""
@@ -216,7 +224,7 @@ def _created(
     table: Sequence[Parameter],
     story: Mapping[str, object],
     if_exists: IfExists,
-    shards: Sequence[Parameter] | None,
+    own: Sequence[Parameter],
 ) -> tuple[GradientStore, int]:
     """The store, claimed for rank 0, and the segment of it that begins.
 
@@ -225,7 +233,7 @@ def _created(
     store = GradientStore.create(place, table, provenance=story, if_exists=if_exists)
     try:
         store.check_idle()
-        store.claim(0, shards)
+        store.claim(0, own)
         return store, store.last_segment() + 1
     except BaseException:
         store.close()
@@ -404,10 +412,13 @@ _SEEN = {
 
 
 def _introduction(
-    store: GradientStore, sources: Sequence[Source], schedule: Schedule, limit: int
+    store: GradientStore,
+    table: Sequence[Parameter],
+    sources: Sequence[Source],
+    schedule: Schedule,
+    limit: int,
 ) -> Iterator[str]:
-    elements = sum(parameter.numel for parameter in store.parameters)
-    what = f"{len(store.parameters)} parameters with {elements:,} elements"
+    what = f"{len(table)} parameters with {_size(table):,} elements"
     points = list(dict.fromkeys(source.point for source in sources))
     where = "; ".join(f"{_SEEN[point]} (point {point!r})" for point in points)
     yield f"recording to {store.path}: {what}, {where}"
@@ -444,4 +455,5 @@ def _who(spread: Distribution, points: Sequence[Point]) -> str:
         return f"rank {spread.rank} of {spread.world_size} records its own shards ({spread.by})"
     if "local" in points:
         return f"rank {spread.rank} of {spread.world_size} records its own gradients"
-    return f"rank 0 of {spread.world_size} records; the other ranks run without recording"
+    who = f"rank {spread.rank} of {spread.world_size} records"
+    return f"{who}; ranks with the same parameters run without recording"

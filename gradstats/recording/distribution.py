@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,7 +19,7 @@ from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.selection import Selected, unwrap_model
 from gradstats.recording.sharding import fsdp1_modules
 from gradstats.recording.slots import POINTS, Point
-from gradstats.store import GradientStore, Place, beside
+from gradstats.store import GradientStore, Parameter, Place, beside, table_difference
 
 _PATIENCE = timedelta(seconds=60)
 _MEETINGS = itertools.count()
@@ -47,6 +48,8 @@ class Distribution:
         world_size: Number of processes.
         ddp: The DistributedDataParallel around the model, if there is one.
         sharded: Each process holds a part of every parameter.
+        first: Of the processes with the same replicated parameters this one records.
+        one_model: All processes are known to hold the same parameters.
         by: Name of what makes gradients before reduction invisible, if anything does.
         meeting: How many recordings this process has begun before.
     """
@@ -55,6 +58,8 @@ class Distribution:
     world_size: int
     ddp: DistributedDataParallel | None = None
     sharded: bool = False
+    first: bool = True
+    one_model: bool = True
     by: str = ""
     meeting: int = field(default_factory=lambda: next(_MEETINGS))
 
@@ -72,7 +77,7 @@ class Distribution:
                 f"at must not be 'local' under {self.by}: it reduces gradients before any hook "
                 "sees them; use at='reduced', which records each process's own shard"
             )
-        everywhere = self.sharded or self.rank == 0
+        everywhere = self.sharded or self.first
         return tuple(p for p in POINTS if p in asked and (p == "local" or everywhere))
 
 
@@ -96,10 +101,17 @@ def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:
                 "its accessors reach; pass engine.module and a torch optimizer, without ZeRO"
             )
     if fsdp1_modules(model):
-        return Distribution(rank, world, sharded=True, by="FullyShardedDataParallel (FSDP1)")
+        by = "FullyShardedDataParallel (FSDP1)"
+        return Distribution(rank, world, sharded=True, one_model=False, by=by)
     if any(hasattr(one.tensor, "to_local") for one in chosen):
-        return Distribution(rank, world, sharded=True, by="DTensor (fully_shard, FSDP2)")
-    return Distribution(rank, world, _ddp_around(model) if world > 1 else None)
+        by = "DTensor (fully_shard, FSDP2)"
+        return Distribution(rank, world, sharded=True, one_model=False, by=by)
+    ddp = _ddp_around(model) if world > 1 else None
+    if ddp is None:
+        return Distribution(rank, world, first=rank == 0, one_model=world == 1)
+    group = ddp.process_group  # of a pipeline's stage, perhaps
+    first, among = dist.get_rank(group) == 0, dist.get_world_size(group)
+    return Distribution(rank, world, ddp, first=first, one_model=among == world)
 
 
 def _ddp_around(model: nn.Module) -> DistributedDataParallel | None:
@@ -111,6 +123,25 @@ def _ddp_around(model: nn.Module) -> DistributedDataParallel | None:
     # type() and not isinstance(): objects that pretend to be others may not survive being asked
     wrappers = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
     return next((one for one in wrappers if unwrap_model(one) is inner), None)
+
+
+def another_model(spread: Distribution, path: Path | Place, own: Sequence[Parameter]) -> bool:
+    """Whether this process holds other parameters than rank 0 records, as a pipeline's stage does.
+
+    What has the same names, shapes and dtypes cannot be told apart.
+    """
+    if spread.ddp is not None or spread.first or not dist.is_initialized():
+        return False
+    try:
+        store, _ = shared_store(spread, path, _never)
+    except RuntimeError:  # rank 0 records nothing
+        return False
+    with store:
+        return table_difference(store.parameters, own) is not None
+
+
+def _never() -> tuple[GradientStore, int]:
+    raise AssertionError("rank 0 creates the store")
 
 
 def shared_store(

@@ -81,7 +81,7 @@ class Writer:
         self._store = store
         self._worker = worker
         self._segment = segment
-        self._seen = np.zeros(len(store.parameters), dtype=bool)
+        self._seen = np.zeros(len(store.table(worker)), dtype=bool)
         self._on_loss = on_loss
         self._say = say
         self._told = (lambda: None) if on_summary is None else weakref.ref(on_summary)
@@ -151,9 +151,7 @@ class Writer:
         """Names of parameters that had a gradient in none of the rows, if there are rows."""
         if not any(self.rows.values()):
             return []
-        return [
-            p.name for p, seen in zip(self._store.parameters, self._seen, strict=True) if not seen
-        ]
+        return [p.name for p, seen in zip(self._table, self._seen, strict=True) if not seen]
 
     def _run(self) -> None:
         try:

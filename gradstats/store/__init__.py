@@ -8,6 +8,7 @@ from gradstats.store.layout import (
     Parameter,
     StoreFormatError,
     parameter_table,
+    table_difference,
 )
 from gradstats.store.places import InZip, Place, as_place, beside
 from gradstats.store.reading import Stream
@@ -27,4 +28,5 @@ __all__ = [
     "as_place",
     "beside",
     "parameter_table",
+    "table_difference",
 ]

@@ -117,6 +117,79 @@ def ddp_unused(rank, world, path):
         optimizer.step()
 
 
+def stage_net(stage, wide):
+    """A pipeline's stage, whose parameters go by the whole model's names."""
+    torch.manual_seed(stage)
+    layers = [nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6 + 3 * (stage and wide))]
+    return nn.ModuleDict({str(4 * stage + i): layer for i, layer in enumerate(layers)})
+
+
+def stage_gradient(stage, rank, step, wide):
+    """What a worker's rows hold: of its stage, by itself."""
+    model = stage_net(stage, wide)
+    for parameter in model.parameters():
+        parameter.data += 0.01 * step
+    stage_loss(model, rank, step).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def stage_loss(model, rank, step):
+    x = batch(rank, step, 0)
+    for layer in model.values() if isinstance(model, nn.ModuleDict) else model.children():
+        x = layer(x)
+    return x.square().mean()
+
+
+class Stage(nn.Module):
+    """DDP calls a module; this one makes its loss."""
+
+    def __init__(self, layers):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, rank, step):
+        return stage_loss(self, rank, step)
+
+
+def stages(rank, world, path, *, wrap=True, wide=False, **settings):
+    """Half of the processes train one half of a model, the others the other half."""
+    stage, per = rank * 2 // world, world // 2
+    groups = [dist.new_group(list(range(i * per, (i + 1) * per))) for i in range(2)]
+    module = Stage(stage_net(stage, wide))
+    model = DistributedDataParallel(module, process_group=groups[stage]) if wrap else module
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with capture(model, optimizer, path, full=every(1), track=20, **settings) as cap:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            model(rank, step).backward()
+            optimizer.step()
+            for parameter in model.parameters():
+                parameter.data += 0.01
+        dist.barrier()
+    print(type(cap).__name__, cap.stats.full_rows, cap.stats.dropped)
+
+
+def stages_wide(rank, world, path):
+    stages(rank, world, path, wide=True)
+
+
+def stages_reduced(rank, world, path):
+    stages(rank, world, path, at="reduced")
+
+
+def stages_local(rank, world, path):
+    stages(rank, world, path, at="local")
+
+
+def stages_swapped(rank, world, path):
+    stages(rank, world, path, wide=True, if_exists="resume")
+
+
+def stages_alone(rank, world, path):
+    stages(rank, world, path, wrap=False)
+
+
 def comm_hook(rank, world, path):
     """With the recording's hook and without any: the same weights, to the bit."""
     ends = []
