@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,6 +20,7 @@ from gradstats.recording.distribution import Distribution, distribution, shared_
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
+from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan
 from gradstats.recording.sampling import sample_elements
@@ -131,6 +133,11 @@ def capture(
         check_comm_hook(spread.ddp)
     if not points:
         return Idle(start_step)
+    scattered = False
+    if spread.fully and "local" in points:  # whole gradients, not shards
+        scattered, spread = check_reduce_scatter(model, chosen), replace(spread, sharded=False)
+        if weights:
+            raise ValueError(f"weights must be off: {spread.by} leaves shards of them here")
     reports = Reports(quiet=quiet)
     schedule = as_schedule(full)
     summary = summary or on_summary is not None
@@ -139,6 +146,7 @@ def capture(
         raise ValueError(f"shadow runs on tracked elements: track must be on, got {track!r}")
     shadows: dict[str, Shadow] = {p: Shadow(shadow, seed) for p in points if shadow}
     whole, own = tables(model, chosen)
+    own = own if spread.sharded else whole
     ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
     sources = [
         Source(
@@ -179,14 +187,16 @@ def capture(
         budget,
         thin=when_full == "thin",
         world_size=spread.world_size,
-        by_comm_hook=by_comm_hook,
-        count_backwards=backward_counter(model) if spread.sharded else None,
+        by_comm_hook=by_comm_hook or scattered,
+        count_backwards=backward_counter(model) if spread.by else None,
     )
     lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
     writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
     handle = Capture(inner, [one.tensor for one in chosen], sources, writer, plan, reports)
     if by_comm_hook:
         register_comm_hook(spread.ddp, handle)
+    if scattered:
+        record_reduce_scatters(model, handle, reports)
     return handle
 
 

@@ -47,7 +47,8 @@ class Distribution:
         world_size: Number of processes.
         ddp: The DistributedDataParallel around the model, if there is one.
         sharded: Each process holds a part of every parameter.
-        by: Name of what makes gradients before reduction invisible, if anything does.
+        by: Name of what shards parameters, if anything does.
+        fully: It is `fully_shard`, whose reduce-scatter can show gradients before reduction.
         meeting: How many recordings this process has begun before.
     """
 
@@ -56,6 +57,7 @@ class Distribution:
     ddp: DistributedDataParallel | None = None
     sharded: bool = False
     by: str = ""
+    fully: bool = False
     meeting: int = field(default_factory=lambda: next(_MEETINGS))
 
     def points(self, at: str | Sequence[str]) -> tuple[Point, ...]:
@@ -67,7 +69,12 @@ class Distribution:
         asked = check_points(at)
         if "auto" in asked:
             asked = ["local"] if self.ddp is not None else ["reduced"]
-        if "local" in asked and self.by:
+        if "local" in asked and self.fully and len(set(asked)) > 1:
+            raise ValueError(
+                f"at must be 'local' alone under {self.by}, got {asked!r}: local rows hold whole "
+                "parameters and the others shards; call capture again with another path"
+            )
+        if "local" in asked and self.by and not self.fully:
             raise ValueError(
                 f"at must not be 'local' under {self.by}: it reduces gradients before any hook "
                 "sees them; use at='reduced', which records each process's own shard"
@@ -98,7 +105,7 @@ def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:
     if fsdp1_modules(model):
         return Distribution(rank, world, sharded=True, by="FullyShardedDataParallel (FSDP1)")
     if any(hasattr(one.tensor, "to_local") for one in chosen):
-        return Distribution(rank, world, sharded=True, by="DTensor (fully_shard, FSDP2)")
+        return Distribution(rank, world, sharded=True, by="fully_shard (FSDP2)", fully=True)
     return Distribution(rank, world, _ddp_around(model) if world > 1 else None)
 
 

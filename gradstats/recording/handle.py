@@ -1,7 +1,7 @@
 """The handle of a running recording: it hooks into the training and says what it saw."""
 
 import atexit
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -176,8 +176,34 @@ class Capture:
 
     def put_local(self, parameter: Tensor, grad: Tensor) -> None:
         """Copy a local gradient that a communication hook was given."""
-        if self._rows.open and id(parameter) in self._places and not self._again:
-            self._put(self._places[id(parameter)], ("local",), grad)
+        self.put_locals([parameter], lambda: [(parameter, grad, False)])
+
+    def put_locals(
+        self,
+        parameters: Iterable[Tensor],
+        found: Callable[[], Iterable[tuple[Tensor, Tensor, bool]]],
+    ) -> None:
+        """Copy local gradients that a reduction was given, or add them to those of the step.
+
+        Args:
+            parameters: Whose gradients are reduced.
+            found: Called where a row is due; yields parameters, gradients, and whether those are
+                to be added to what the row holds.
+        """
+        for parameter in () if self._together else parameters:
+            self._begin_round_with(self._places.get(id(parameter), -1))
+
+        def put() -> None:
+            for parameter, grad, add in found():
+                if id(parameter) in self._places:
+                    self._rows.put(self._places[id(parameter)], ("local",), grad, add=add)
+
+        if self._rows.open and not self._again:
+            self._guard.piece(put, lambda error: self._rows.give_up(self.step, error))
+
+    def remove_at_close(self, hook: Any) -> None:
+        """Call ``hook.remove()`` when the recording is closed."""
+        self._hooks.append(hook)
 
     def before_clipping(self, parameters: list[Tensor]) -> None:
         """Stage the rows that show gradients before clipping."""

@@ -103,11 +103,21 @@ class Rows:
                 if self._affordable(source, step) and self._begun(source, step):
                     self.open.append(source)
 
-    def put(self, place: int, points: Collection[str], grad: Tensor | None = None) -> None:
-        """Copy a parameter's gradient, as it is now, into the rows that are made of pieces."""
+    def put(
+        self,
+        place: int,
+        points: Collection[str],
+        grad: Tensor | None = None,
+        *,
+        add: bool = False,
+    ) -> None:
+        """Copy a parameter's gradient, as it is now, into the rows that are made of pieces.
+
+        A gradient that is given can also be added to what the row holds of the parameter.
+        """
         for source in self.open:
             if source.point in points:
-                source.put(place, grad)
+                source.put(place, grad, add=add)
 
     def take_before(self, step: int) -> None:
         """Stage the rows of the point before clipping, once a step."""
@@ -218,7 +228,7 @@ class Rows:
                 continue
             try:
                 counts = Counter(fired for fired in source.fires if fired)
-                if source.point == "local" and counts:
+                if source.point == "local" and counts and self._plan.count_backwards is None:
                     # a weight used twice under reentrant checkpointing fires twice: most do not
                     self._seen.backwards = counts.most_common(1)[0][0]
                 self._add(source.end())

@@ -90,11 +90,11 @@ def ddp(path, rank, at, micros=workers.MICRO, limit=LIMIT, by="hooks", **setting
     workers.train(model, path, rank=rank, at=at, **how)
 
 
-def fsdp2(path, rank, at):
+def fsdp2(path, rank, at, fully=True):
     model = workers.net()
     fully_shard(model[0])
     fully_shard(model)
-    workers.train(model, path, rank=rank, at=at, fully=True)
+    workers.train(model, path, rank=rank, at=at, fully=fully)
 
 
 def fsdp1(path, rank, at):
@@ -112,6 +112,7 @@ WORKER_WAYS = {
     'DDP, `local_by="comm_hook"`': (ddp, {"micros": 1, "by": "comm_hook"}),
     "FSDP1, `use_orig_params=True`": (fsdp1, {}),
     "FSDP2 (`fully_shard`)": (fsdp2, {}),
+    "FSDP2, every micro-batch reduced": (fsdp2, {"fully": "each"}),
 }
 
 

@@ -89,8 +89,7 @@ def test_a_comm_hook_reduces_to_the_bit_and_is_the_only_one(path, world):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_shards_of_fsdp2_are_recorded_as_they_are(path, world):
-    ends = succeed("fsdp2", path, world)
-    assert all("at must not be 'local' under DTensor (fully_shard" in out for out, _ in ends)
+    succeed("fsdp2", path, world)
     for point in ("reduced", "clipped"):
         exact = expected(0, point, world, 0.05)
         names = {p.name: p for p in GradientStore.open(path).parameters}

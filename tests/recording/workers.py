@@ -61,7 +61,7 @@ def train(model, path, *, rank, micros=MICRO, limit=0.05, fully=False, clip=None
             for micro in range(micros):
                 quiet = micro < micros - 1
                 if fully:
-                    model.set_requires_gradient_sync(not quiet)
+                    model.set_requires_gradient_sync(fully == "each" or not quiet)
                 with model.no_sync() if quiet and not fully else nullcontext():
                     model(batch(rank, step, micro)).square().mean().backward()
             if clip is not None:
@@ -147,10 +147,6 @@ def fsdp2(rank, world, path):
     model = net()
     fully_shard(model[0])
     fully_shard(model)
-    try:
-        capture(model, torch.optim.SGD(model.parameters()), path, at="local")
-    except ValueError as error:
-        print(error)
     train(model, path, rank=rank, at=["reduced", "clipped"], fully=True)
 
 
