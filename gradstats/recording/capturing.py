@@ -20,6 +20,7 @@ from gradstats.recording.distribution import Distribution, distribution, shared_
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
+from gradstats.recording.pseudo import names_of
 from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan
@@ -95,7 +96,8 @@ def capture(
         weights: Keep the parameters' values with every full row, as they were in the forward pass.
         at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
             every process), "reduced" (as the optimizer is about to get it, before
-            ``clip_grad_norm_``), "clipped" (after), or several. "auto" is "local" under
+            ``clip_grad_norm_``), "clipped" (after), "outer" (pseudo-gradients that ``record`` is
+            given, on every process), or several. "auto" is "local" under
             DistributedDataParallel and else "reduced". Reduced and clipped gradients are recorded
             by rank 0, sharded ones (FSDP2) by every process; who has none gets an `Idle` handle.
         parameters: Globs over parameter names.
@@ -111,7 +113,8 @@ def capture(
         quiet: Say nothing on stderr but faults.
 
     Returns:
-        The handle: ``log(loss=...)``, ``step``, ``stats``, ``close()``; a context manager.
+        The handle: ``log(loss=...)``, ``record(...)``, ``step``, ``stats``, ``close()``; a context
+        manager.
 
     Raises:
         ValueError: A setting out of range, nothing to record, or a point that cannot be seen.
@@ -172,7 +175,8 @@ def capture(
         if spread.rank:
             store.claim(spread.rank, shards)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
-        recording = spread.world_size if points[0] == "local" or spread.sharded else 1
+        everywhere = spread.sharded or not {"local", "outer"}.isdisjoint(points)
+        recording = spread.world_size if everywhere else 1
         budget = Budget(max(0, (limit - store.nbytes) // recording))
     except BaseException:
         store.close()
@@ -189,6 +193,7 @@ def capture(
         world_size=spread.world_size,
         by_comm_hook=by_comm_hook or scattered,
         count_backwards=backward_counter(model) if spread.by else None,
+        names=names_of(model, chosen) if "outer" in points else {},
     )
     lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
     writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
@@ -329,6 +334,7 @@ _SEEN = {
     "local": "of this process, before reduction and clipping",
     "reduced": "as optimizer.step() finds them, before clip_grad_norm_",
     "clipped": "as optimizer.step() finds them, after clipping",
+    "outer": "pseudo-gradients of this process, as record() is given them",
 }
 
 
@@ -362,6 +368,6 @@ def _introduction(
 def _who(spread: Distribution, points: Sequence[Point]) -> str:
     if spread.sharded:
         return f"rank {spread.rank} of {spread.world_size} records its own shards ({spread.by})"
-    if "local" in points:
+    if "local" in points or "outer" in points:
         return f"rank {spread.rank} of {spread.world_size} records its own gradients"
     return f"rank 0 of {spread.world_size} records; the other ranks run without recording"

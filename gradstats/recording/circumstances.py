@@ -31,6 +31,7 @@ class Circumstances:
         skipped: It left the optimizer out.
         clipped_in_parts: Clipping by several calls, or not of all that is recorded: no norm.
         backwards: Backward passes of the step.
+        inner_steps: Of the pseudo-gradient that the step is given; None for a gradient.
     """
 
     def __init__(self, world_size: int) -> None:
@@ -42,6 +43,7 @@ class Circumstances:
         """The step is over."""
         self.scaled = self.unscaled_early = self.skipped = self.clipped_in_parts = False
         self.backwards = 0
+        self.inner_steps: int | None = None
         self._scale: Tensor | float = 1.0
         self._found: Tensor | None = None
         self._clipped: tuple[Tensor, float] | None = None
@@ -80,7 +82,9 @@ class Circumstances:
             slot.note(CLIP_NORM, self._clipped[0])
             slot.note(CLIP_LIMIT, self._clipped[1])
         slot.facts = {
-            "micro_step": max(0, self.backwards - 1),
+            # backward passes between pseudo-gradients are those of inner steps
+            "micro_step": 0 if self.inner_steps is not None else max(0, self.backwards - 1),
+            "inner_steps": self.inner_steps or 0,
             "unscaled": int(self._unscaled(slot.source.point, early=early)),
             "world_size": self._world_size,
         }

@@ -68,7 +68,8 @@ class Distribution:
         """
         asked = check_points(at)
         if "auto" in asked:
-            asked = ["local"] if self.ddp is not None else ["reduced"]
+            auto = "local" if self.ddp is not None else "reduced"
+            asked = [auto if point == "auto" else point for point in asked]
         if "local" in asked and self.fully and len(set(asked)) > 1:
             raise ValueError(
                 f"at must be 'local' alone under {self.by}, got {asked!r}: local rows hold whole "
@@ -80,7 +81,8 @@ class Distribution:
                 "sees them; use at='reduced', which records each process's own shard"
             )
         everywhere = self.sharded or self.rank == 0
-        return tuple(p for p in POINTS if p in asked and (p == "local" or everywhere))
+        own = ("local", "outer")
+        return tuple(p for p in POINTS if p in asked and (p in own or everywhere))
 
 
 def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:

@@ -1,7 +1,7 @@
 """The handle of a running recording: it hooks into the training and says what it saw."""
 
 import atexit
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from gradstats.recording.circumstances import Circumstances
 from gradstats.recording.guard import Guard
 from gradstats.recording.hooking import LocalHooks, closure_of, hook_first, with_closure
 from gradstats.recording.mentions import missing, surprises
+from gradstats.recording.pseudo import checked_gradients, checked_steps
 from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan, Rows
 from gradstats.recording.slots import LOSS
@@ -31,7 +32,8 @@ class Capture:
     that one of them updated gets another gradient.
 
     Attributes:
-        step: Number the next optimizer step gets: what a restart passes as ``start_step``.
+        step: Number the next optimizer step gets: what a restart passes as ``start_step``. Where
+            pseudo-gradients alone are recorded, the number of the next round.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class Capture:
         self.step = plan.start_step
         self._optimizers = list(optimizers)
         self._groups = [len(optimizer.param_groups) for optimizer in optimizers]
-        self._together = len(optimizers) == 1
+        self._passive = all(source.point == "outer" for source in sources)
+        self._together = len(optimizers) == 1 or self._passive
         self._tensors = list(tensors)
         self._places = {id(tensor): place for place, tensor in enumerate(tensors)}
         self._writer = writer
@@ -61,10 +64,12 @@ class Capture:
         groups = [optimizer.param_groups for optimizer in optimizers]
         self._held = [list(self._places_of(group)) for group in groups]
         self._owner = {place: n for n, places in enumerate(self._held) for place in places}
+        self._names = plan.names
         local = any(source.point == "local" for source in sources) and not plan.by_comm_hook
         self._local_hooks = LocalHooks(self._tensors if local else [], self._after_accumulation)
-        self._hooks = list(self._attach(plan, counting=not local))
-        surroundings.listen(self)
+        self._hooks = [] if self._passive else list(self._attach(plan, counting=not local))
+        if not self._passive:
+            surroundings.listen(self)
         atexit.register(self.close)
         self._look_ahead()
 
@@ -104,12 +109,71 @@ class Capture:
 
         self._guard.piece(note, failed)
 
+    def record(self, gradients: Mapping[str, Tensor], *, inner_steps: int = 0) -> None:
+        """Store a row of pseudo-gradients, at the point "outer".
+
+        Call it once per round on every worker, before the pseudo-gradients are averaged. Where
+        nothing else is recorded the round is over with this call; else with the outer optimizer's
+        step. What cannot be stored is counted as a dropped row and printed once.
+
+        Args:
+            gradients: By name as ``model.named_parameters()`` has it, what the worker gives to the
+                outer optimizer: its parameters at the start of the round minus those now. Those
+                that capture was told not to record are ignored; those missing have no gradient.
+                In the parameter's dtype, or one that it holds exactly.
+            inner_steps: Steps of the inner optimizer in this round; 0 where not known.
+        """
+        if self._guard.away:
+            return
+        if not self._rows.named:
+            text = "record() stores rows at the point 'outer', which capture was not asked for"
+            self._reports.once("record", f"{text}; pass at='outer'")
+            return
+        if self._stepped:
+            self._finish_round()
+        elif self._seen.inner_steps is not None:  # the round before went without a step
+            self._end_round()
+        step = self.step
+        self._guard.step(step, lambda: self._take_named(step, gradients, inner_steps))
+        if self._passive:
+            self._end_round()
+
+    def _take_named(self, step: int, gradients: Mapping[str, Tensor], inner_steps: int) -> None:
+        self._seen.inner_steps = 0
+        if step < self._rows.due:
+            return
+        try:
+            self._seen.inner_steps = checked_steps(inner_steps)
+            grads = checked_gradients(gradients, self._names, self._rows.table)
+            self._rows.take_named(step, grads)
+        except Exception as error:
+            self._rows.dropped += 1
+            text = f"cannot record the pseudo-gradients of round {step}: {_fact(error)}"
+            self._reports.once("pseudo", f"{text}; such rows are dropped, training goes on")
+
+    def _end_round(self) -> None:
+        """The rows of pseudo-gradients are complete, and no others belong to the step."""
+        step = self.step
+        self.step += 1
+        self._seen.tick()
+
+        def end() -> None:
+            try:
+                self._rows.complete_named(step, self._optimizers[0])
+            finally:
+                self._seen.forget()
+                self._look_ahead()
+
+        self._guard.step(step, end)
+
     def close(self) -> None:
         """Store what was recorded, detach from the optimizer and say what there is."""
         if self._guard.away:
             return
         if self._stepped:
             self._finish_round()
+        if self._seen.inner_steps is not None:
+            self._end_round()
         self._guard.closed = True
         try:
             atexit.unregister(self.close)
@@ -207,7 +271,7 @@ class Capture:
 
     def before_clipping(self, parameters: list[Tensor]) -> None:
         """Stage the rows that show gradients before clipping."""
-        if self._again or self._places.keys().isdisjoint(map(id, parameters)):
+        if self._ignores_clipping(parameters):
             return
         if not self._together and self._rows.open:
             places = {self._places[id(one)] for one in parameters if id(one) in self._places}
@@ -218,9 +282,15 @@ class Capture:
         if step >= self._rows.due and self._rows.before:
             self._guard.step(step, lambda: self._rows.take_before(step))
 
+    def _ignores_clipping(self, parameters: list[Tensor]) -> bool:
+        """Is it of gradients that no row is about?"""
+        if self._rows.named and self._seen.inner_steps is None:
+            return True  # an inner step: the round's pseudo-gradient is not there yet
+        return self._again or self._places.keys().isdisjoint(map(id, parameters))
+
     def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
         """Note the norm, if it is that of all gradients there are."""
-        if self._again or self._places.keys().isdisjoint(map(id, parameters)):
+        if self._ignores_clipping(parameters):
             return
         step = self.step if self._inside is None else self._inside
         if step < self._rows.due:

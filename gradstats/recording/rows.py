@@ -1,8 +1,8 @@
 """The rows of the step under way: which are due, and what is staged of them when."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +33,8 @@ class Plan:
         by_comm_hook: A communication hook puts local gradients, instead of parameters' hooks.
         count_backwards: Calls what it is given at every backward pass and returns handles to
             remove, where parameters' hooks would not tell (FSDP).
+        names: Places of parameters by the names that pseudo-gradients go by; None for those that
+            are not recorded.
     """
 
     schedule: Schedule
@@ -42,6 +44,7 @@ class Plan:
     world_size: int = 1
     by_comm_hook: bool = False
     count_backwards: CountBackwards | None = None
+    names: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Rows:
@@ -62,6 +65,7 @@ class Rows:
         open: Sources whose row is being made piece by piece.
         pending: Rows of the last step, to which a loss can be logged.
         taken: The rows before clipping of this step are staged.
+        waiting: Rows of pseudo-gradients that were given for this step.
         dropped: Rows that were due and not staged.
         thinned: Rows that the budget left out.
         table: The parameters as this process holds them.
@@ -77,12 +81,15 @@ class Rows:
         *,
         together: bool,
     ) -> None:
-        self.pieces = [s for s in sources if s.point == "local" or not together]
+        self.named = [s for s in sources if s.point == "outer"]
+        others = [s for s in sources if s.point != "outer"]
+        self.pieces = [s for s in others if s.point == "local" or not together]
         self.before = [s for s in sources if s.point == "reduced" and together]
         self.at = [s for s in sources if s.point == "clipped" and together]
         self.due = plan.start_step
         self.open: list[Source] = []
         self.pending: list[Slot] = []
+        self.waiting: list[Slot] = []
         self.taken = False
         self.dropped = self.thinned = 0
         self._writer = writer
@@ -128,6 +135,33 @@ class Rows:
         for source in self._due(step, self.before):
             self._stage(source, step)
 
+    def take_named(self, step: int, grads: Mapping[int, Tensor]) -> None:
+        """Stage the rows of pseudo-gradients, given by the places of their parameters."""
+        for source in self._due(step, self.named):
+            if not self._affordable(source, step) or not self._begun(source, step):
+                continue
+            try:
+                for place, grad in grads.items():
+                    source.put(place, grad)
+                slot = source.end()
+            except Exception:
+                source.abandon()
+                raise
+            self._plan.budget.take(slot.cost)
+            self.waiting.append(slot)
+
+    def complete_named(self, step: int, optimizer: Optimizer) -> None:
+        """Complete the rows of pseudo-gradients alone, of a step without others."""
+        self.hand_over()
+        self._end_named(optimizer)
+        self._watch(step)
+
+    def _end_named(self, optimizer: Optimizer) -> None:
+        for slot in self.waiting:
+            self._seen.describe(slot, optimizer, early=False)
+        self.pending += self.waiting
+        self.waiting = []
+
     def complete(self, step: int, optimizer: Optimizer) -> None:
         """Complete the rows of a step, whose gradients the optimizer is about to get."""
         early = self.taken
@@ -138,6 +172,7 @@ class Rows:
             self._end_pieces(step)
             for slot in self.pending:
                 self._seen.describe(slot, optimizer, early=early)
+            self._end_named(optimizer)
             self._watch(step)
         finally:
             self.taken = False
@@ -145,11 +180,11 @@ class Rows:
     def undo(self) -> None:
         """Drop what is staged of the step under way, which did not take place."""
         self.abandon()
-        for slot in self.pending if self.taken else ():
+        for slot in (*self.waiting, *(self.pending if self.taken else ())):
             self._plan.budget.take(-slot.cost)
             slot.source.pool.give_back(slot)
         self.pending = [] if self.taken else self.pending
-        self.taken = False
+        self.taken, self.waiting = False, []
 
     def hand_over(self) -> None:
         """Let the writer have the last step's rows: nothing can be logged to them any more."""
