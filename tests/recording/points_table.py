@@ -23,6 +23,7 @@ from tests.recording import workers
 from tests.recording.ways import WAYS
 
 POINTS = ("local", "reduced", "clipped")
+OUTER = "DiLoCo, the outer optimizer recorded"
 PAGE = Path(__file__).parents[2] / "docs" / "capture.md"
 BEGIN, END = "<!-- points: written by tests/recording/points_table.py -->", "<!-- /points -->"
 LIMIT, WORLD = 0.05, 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradstats.recording.reduce_scatter import whole_gradients
+from gradstats.recording.unsharding import whole_gradients
 from gradstats.store import GradientStore
 from tests.processes import run_workers
 from tests.recording.sharded import MICRO, STEPS, Net, work

@@ -87,6 +87,15 @@ def test_a_comm_hook_reduces_to_the_bit_and_is_the_only_one(path, world):
         assert torch.allclose(rows[0], exact, atol=1e-7)
 
 
+def test_a_comm_hook_beside_a_list_of_optimizers(path):
+    succeed("comm_hook_listed", path)
+    for worker in range(2):
+        rows, facts, _ = rows_of(path, worker, "local")
+        assert facts["step"].tolist() == list(range(0, STEPS, 2))
+        exact = expected(worker, "local", 2, micros=1)[::2]
+        assert torch.allclose(rows, exact, atol=1e-7)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_shards_of_fsdp2_are_recorded_as_they_are(path, world):
     succeed("fsdp2", path, world)

@@ -143,6 +143,19 @@ def comm_hook(rank, world, path):
         print(error)
 
 
+def comm_hook_listed(rank, world, path):
+    """Two optimizers, and gradients by a communication hook; every second step has a row."""
+    model = DistributedDataParallel(net())
+    halves = [torch.optim.SGD(model.module[i].parameters(), lr=0.1) for i in (0, 2)]
+    settings = {"full": every(2), "track": None, "at": "local", "local_by": "comm_hook"}
+    with capture(model, halves, path, **settings):
+        for step in range(STEPS):
+            model.zero_grad()
+            model(batch(rank, step, 0)).square().mean().backward()
+            for optimizer in halves:
+                optimizer.step()
+
+
 def fsdp2(rank, world, path):
     model = net()
     fully_shard(model[0])
