@@ -330,7 +330,7 @@ def test_every_worker_records_its_own(path, at):
     """Two workers, against the same training of both in one process."""
     ended = run_workers(rounds.work, 2, path.parent, str(path), at)
     assert [code for code, _, _ in ended] == [0, 0], ended
-    own, averaged = rounds.expected(2)
+    own, _, averaged = rounds.expected(2)
     for worker in range(2):
         stream = GradientStore.open(path).stream(worker)
         facts = stream.coordinates
