@@ -14,6 +14,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gradstats.runs import Run
 
 out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
@@ -156,13 +159,23 @@ def print_info(run: Run) -> None:
             if len(stream):
                 steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
                 points = ", ".join(sorted(set(stream.coordinates["point"])))
-                say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}")
+                inner = _inner_steps(stream.coordinates["inner_steps"])
+                say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}{inner}")
     if any(run.rows(kind) for kind in FITTED):
         for one in findings(run):
             say(f"  {one.parameter}: {one.state}, {one.detail}")
     for parameter in store.parameters:
         shape = "×".join(map(str, parameter.shape)) or "scalar"
         say(f"  {parameter.name}  {shape}  {parameter.dtype}  {parameter.module_type}")
+
+
+def _inner_steps(counts: NDArray[np.int64]) -> str:
+    """The inner steps that pseudo-gradients sum, where there are any."""
+    known = counts[counts > 0]
+    if not len(known):
+        return ""
+    span = f"{known.min()}" if known.min() == known.max() else f"{known.min()} to {known.max()}"
+    return f", {span} inner steps"
 
 
 def print_demo(folder: Path, loss: float) -> None:

@@ -50,7 +50,7 @@ def checked_steps(inner_steps: int) -> int:
 
 
 def checked_gradients(
-    named: Mapping[str, Tensor],
+    named: object,
     names: Mapping[str, int | None],
     table: Sequence[Parameter],
 ) -> dict[int, Tensor]:
@@ -62,10 +62,13 @@ def checked_gradients(
         table: The parameters as this process holds them.
 
     Raises:
-        TypeError: Something is not a tensor.
+        TypeError: No mapping, or something in it is not a tensor.
         ValueError: An unknown name, another shape, a dtype that the table's does not hold exactly,
             or no gradient at all.
     """
+    if not isinstance(named, Mapping):
+        rule = "gradients must map names to tensors"
+        raise TypeError(f"{rule}, got {type(named).__name__}")
     found: dict[int, Tensor] = {}
     for name, grad in named.items():
         if name not in names:

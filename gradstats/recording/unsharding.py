@@ -92,7 +92,8 @@ class Fired:
     def taken(self) -> list[Any] | None:
         """Those since the last call, in the order of the reduction; None where not known."""
         got, self._got = self._got, set()
-        if not self._complete:
+        if not self._complete:  # forward() was not called, but another method
+            self._watch()
             return None
         return [one for place, one in enumerate(self._parameters) if place in got]
 

@@ -1,14 +1,18 @@
 """Trainings under `fully_shard` for test_reduce_scatter.py: each function is one worker's."""
 
 import contextlib
+import os
+import signal
 import sys
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from gradstats.recording import capture, every
 from tests.recording.workers import batch
@@ -57,7 +61,7 @@ def compute_dtype(mp):
     return mp.param_dtype or torch.float32
 
 
-def own(weights, rank, step, mp, micros=MICRO, middle=True):
+def own(weights, rank, step, mp, micros=MICRO, middle=True, scale=1.0):
     """The gradient of a worker at these weights, by autograd alone, added up in float32."""
     model = Net()
     model.load_state_dict(weights)
@@ -66,7 +70,7 @@ def own(weights, rank, step, mp, micros=MICRO, middle=True):
     total = {}
     for micro in range(micros):
         x = batch(rank, step, micro).to(compute_dtype(mp))
-        loss = model(x, middle).square().mean()
+        loss = model(x, middle).square().mean() * scale
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for name, grad in zip(named, grads, strict=True):
             if grad is not None:
@@ -203,6 +207,66 @@ def listed(rank, world, path):
                 optimizer.step()
                 optimizer.zero_grad()
             model.zero_grad()
+    torch.save(found, f"{path}.{rank}")
+
+
+def killed(rank, world, path, victim, at):
+    """One worker is killed between two backward passes; the other gets an error from gloo."""
+    model = made()()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    settings = {"full": every(1), "at": "local", "quiet": True, "track": 20}
+    found = []
+    with capture(model, optimizer, path, if_exists="resume", **settings):
+        for step in range(6):
+            found.append(own(whole(model), rank, step, PRECISIONS["float32"]))
+            torch.save(found, f"{path}.{rank}")
+            for micro in range(MICRO):
+                if (rank, step, micro) == (victim, at, 1):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                loss_of(model, rank, step, micro).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def kept(rank, world, path):
+    """Parameters stay unsharded between the forward and the backward pass."""
+    both(path, rank, made(reshard_after_forward=False))
+
+
+def checkpointed(rank, world, path):
+    def make():
+        model = net()
+        model.middle = CheckpointWrapper(model.middle)
+        shard(model)
+        return model
+
+    both(path, rank, make)
+
+
+def compiled(rank, world, path):
+    def make():
+        model = net()
+        model.first.compile(backend="aot_eager")
+        shard(model)
+        return model
+
+    both(path, rank, make)
+
+
+def scaled(rank, world, path):
+    """Under a GradScaler; float16 as well."""
+    model = made(mp_policy=PRECISIONS["float16"])()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    scaler = ShardedGradScaler("cpu", init_scale=256.0)
+    cap, found = recording(path, model)(optimizer), []
+    for step in range(STEPS):
+        found.append(own(whole(model), rank, step, PRECISIONS["float16"], scale=256.0))
+        for micro in range(MICRO):
+            scaler.scale(loss_of(model, rank, step, micro)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    cap.close()
     torch.save(found, f"{path}.{rank}")
 
 

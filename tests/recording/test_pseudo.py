@@ -170,7 +170,7 @@ def test_names_of_wrapped_models_and_selections(path):
         ({"0.bias": torch.ones(5, dtype=torch.int32)}, "got torch.int32"),
         ({"0.bias": [1.0] * 5}, "must be a tensor, got list"),
         ({}, r"must name a recorded parameter, got \[\]"),
-        (None, "AttributeError"),
+        (None, "must map names to tensors, got NoneType"),
     ],
 )
 def test_what_cannot_be_stored_is_counted_and_printed_once(path, capsys, gradients, fact):
@@ -281,10 +281,12 @@ def test_readers_take_them_as_what_a_compressor_gets(path):
     assert run.points == ("outer", "reduced")
     assert torch.equal(run.read(1), flat(given[1]))
     lines = gradstats.replay(run, ["topk(0.1)"])
-    assert lines["status"].tolist() == ["ok"]
+    assert lines["status"].tolist() == ["ok"] * ROUNDS
     ended = CliRunner().invoke(app, ["replay", str(path), "--compressors", "topk"])
     assert ended.exit_code == 0, ended.output
     assert "these are pseudo-gradients of 3 inner steps" in " ".join(ended.output.split())
+    ended = CliRunner().invoke(app, ["info", str(path)])
+    assert "outer, reduced, 3 to 6 inner steps" in " ".join(ended.output.split())
 
 
 def test_the_command_has_nobody_to_call_record(path):

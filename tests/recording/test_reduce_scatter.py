@@ -1,12 +1,14 @@
 """Local gradients under `fully_shard`, against autograd on whole weights without FSDP."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
 
 from gradstats.recording.unsharding import whole_gradients
 from gradstats.store import GradientStore
-from tests.processes import run_workers
+from tests.processes import run_workers, soaked
 from tests.recording.sharded import MICRO, STEPS, Net, work
 
 pytestmark = pytest.mark.slow
@@ -59,10 +61,30 @@ def test_gradients_that_are_reduced_once_a_step(path):
     check(path, 2)
 
 
-@pytest.mark.parametrize("name", ["columns", "together"])
+@pytest.mark.parametrize("name", ["columns", "together", "kept", "compiled"])
 def test_other_groups_and_shards(path, name):
     succeed(path, name)
     check(path, 2)
+
+
+def test_checkpointed_layers_are_seen_once(path):
+    succeed(path, "checkpointed")
+    for worker in range(2):
+        exact = torch.load(f"{path}.{worker}")
+        stream = GradientStore.open(path).stream(worker)
+        for row in range(STEPS):
+            for p in stream.table:
+                want = exact[row][p.name.replace("_checkpoint_wrapped_module.", "")]
+                assert torch.equal(stream.read(row, p.name), want)
+
+
+def test_a_scaler_leaves_its_scale_in_the_rows(path):
+    succeed(path, "scaled")
+    check(path, 2)
+    for worker in range(2):
+        facts = GradientStore.open(path).stream(worker).coordinates
+        assert set(facts["loss_scale"]) == {256.0}
+        assert set(facts["unscaled"]) == {0}
 
 
 def test_replicas_of_shards(path):
@@ -119,6 +141,34 @@ def test_the_users_own_communication_is_called_and_put_back(path):
 def test_a_replaced_communication_is_named(path):
     for _, err in succeed(path, "replaced"):
         assert "another custom reduce-scatter has replaced that of ''" in err
+
+
+@soaked("kills", 1, 6)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_leaves_exact_rows_and_the_run_goes_on(path, victim, kills):
+    for at in range(1, kills + 1):
+        ended = run_workers(work, 2, path.parent, "killed", str(path), victim, at)
+        assert ended[victim][0] == -signal.SIGKILL
+        assert ended[1 - victim][0] == 1  # the error is gloo's: the training's own
+        for worker in range(2):
+            steps = check_segment(path, worker, at - 1)
+            assert steps == list(range(len(steps)))
+            assert len(steps) == at if worker != victim else len(steps) <= at
+    succeed(path, "killed", -1, -1)
+    for worker in range(2):
+        last = max(GradientStore.open(path).stream(worker).coordinates["segment"])
+        assert check_segment(path, worker, last) == list(range(6))
+
+
+def check_segment(path, worker, segment):
+    """The steps of a segment that are stored, each exact."""
+    exact = torch.load(f"{path}.{worker}")
+    stream = GradientStore.open(path).stream(worker)
+    here = np.flatnonzero(stream.coordinates["segment"] == segment)
+    for row in here:
+        for name, want in exact[stream.steps[row]].items():
+            assert torch.equal(stream.read(int(row), name), want)
+    return stream.steps[here].tolist()
 
 
 def test_what_cannot_be_seen_is_refused_by_name(path):
