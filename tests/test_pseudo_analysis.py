@@ -29,7 +29,7 @@ def test_what_the_page_concludes_is_in_the_report(rows):
     adam = [row for way, row in rows.items() if way.startswith("AdamW")]
     sgd = [row for way, row in rows.items() if way.startswith("SGD")]
     gradient = rows["gradient"]
-    assert all(row["zeros"] == 0 for row in adam)
+    assert all(row["zeros"] < 1e-3 for row in adam)
     assert gradient["zeros"] > 0.15
     shares = [row["energy_of_top_1_percent"] for row in adam]
     assert shares == sorted(shares, reverse=True)
