@@ -201,7 +201,11 @@ def capture(
     if by_comm_hook:
         register_comm_hook(spread.ddp, handle)
     if scattered:
-        record_reduce_scatters(model, handle, reports)
+        try:
+            record_reduce_scatters(model, handle, reports)
+        except BaseException:
+            handle.close()
+            raise
     return handle
 
 

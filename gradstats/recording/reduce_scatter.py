@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from gradstats.recording.handle import Capture
 from gradstats.recording.reports import Reports
 from gradstats.recording.selection import Selected, clean_name
-from gradstats.recording.unsharding import Accumulation, Fired, members_of, whole_gradients
+from gradstats.recording.unsharding import (
+    Accumulation,
+    Fired,
+    divided_before,
+    members_of,
+    whole_gradients,
+)
 
 #: FSDP divides gradients of other dtypes before the reduction, so that their sum cannot overflow.
 _UNDIVIDED = (torch.float32, torch.bfloat16)
@@ -152,17 +158,13 @@ class RecordingReduceScatter:
             yield member.sharded_param, grad * factor if factor != 1 else grad, add
 
     def _divided_by(self, world: int) -> int:
-        """What FSDP divides by before it reduces: a power of two near the root of their number.
+        """What FSDP has divided the input by.
 
         Multiplying by it is exact but for what had become subnormal or zero.
         """
         mesh = getattr(self.group.mesh_info, "mesh", None)
         factor = getattr(self.group, "gradient_divide_factor", None)
-        factor = factor or float(mesh.size() if mesh is not None else world)
-        divided = 1
-        while factor % divided == 0 and factor / divided > divided:
-            divided *= 2
-        return divided
+        return divided_before(factor or float(mesh.size() if mesh is not None else world))
 
     def leave(self) -> bool:
         """Put the communication back that was there; False if another has replaced this one."""

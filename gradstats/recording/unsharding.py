@@ -39,6 +39,17 @@ def whole_gradients(
         yield whole
 
 
+def divided_before(factor: float) -> int:
+    """What FSDP divides float16 gradients by before their sum, of the whole divisor `factor`.
+
+    It is a power of two near the root of the divisor; the rest is divided after the sum.
+    """
+    divided = 1
+    while factor % divided == 0 and factor / divided > divided:
+        divided *= 2
+    return divided
+
+
 def members_of(
     parameters: Sequence[Any], fired: Sequence[Any] | None, numel: int, world: int
 ) -> Sequence[Any]:

@@ -228,6 +228,36 @@ def killed(rank, world, path, victim, at):
             optimizer.zero_grad()
 
 
+def divisor(rank, world, path):
+    """A divisor of the user's own, in float16: a part of it is applied before the reduction."""
+
+    def make():
+        model = made(mp_policy=PRECISIONS["float16"])()
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(32.0)
+        return model
+
+    both(path, rank, make, mp=PRECISIONS["float16"])
+
+
+def shards_of_rounds(rank, world, path):
+    """Pseudo-gradients of sharded parameters."""
+    model = made()()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inner, outer = (torch.optim.SGD(trained, lr=lr) for lr in (0.1, 0.7))
+    with capture(model, outer, path, full=every(1), at="outer", track=20, quiet=True) as cap:
+        for step in range(2):
+            inner.zero_grad()
+            loss_of(model, rank, step, 0).backward()
+            inner.step()
+        pseudo = {name: start[name] - p.detach() for name, p in model.named_parameters()}
+        cap.record(pseudo, inner_steps=2)
+    torch.save({name: each.to_local() for name, each in pseudo.items()}, f"{path}.{rank}")
+    assert cap.stats.dropped == 0
+
+
 def kept(rank, world, path):
     """Parameters stay unsharded between the forward and the backward pass."""
     both(path, rank, made(reshard_after_forward=False))

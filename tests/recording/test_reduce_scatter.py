@@ -1,12 +1,13 @@
 """Local gradients under `fully_shard`, against autograd on whole weights without FSDP."""
 
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from gradstats.recording.unsharding import whole_gradients
+from gradstats.recording.unsharding import divided_before, whole_gradients
 from gradstats.store import GradientStore
 from tests.processes import run_workers, soaked
 from tests.recording.sharded import MICRO, STEPS, Net, work
@@ -61,10 +62,32 @@ def test_gradients_that_are_reduced_once_a_step(path):
     check(path, 2)
 
 
-@pytest.mark.parametrize("name", ["columns", "together", "kept", "compiled"])
+@pytest.mark.parametrize("name", ["columns", "together", "kept", "compiled", "divisor"])
 def test_other_groups_and_shards(path, name):
     succeed(path, name)
     check(path, 2)
+
+
+def test_what_is_divided_before_the_sum():
+    """As the installed torch does it."""
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import _get_gradient_divide_factors
+
+    for workers in range(1, 70):
+        group = SimpleNamespace(size=lambda n=workers: n)
+        before, after, *_ = _get_gradient_divide_factors(group, None, torch.float16, "cpu")
+        assert before == divided_before(workers)
+        assert before * after == workers
+
+
+def test_shards_of_pseudo_gradients(path):
+    succeed(path, "shards_of_rounds")
+    for worker in range(2):
+        stream = GradientStore.open(path).stream(worker)
+        assert stream.coordinates["point"].tolist() == ["outer"]
+        exact = torch.load(f"{path}.{worker}")
+        for p in stream.table:
+            assert p.placement == "Shard(0)"
+            assert torch.equal(stream.read(0, p.name), exact[p.name])
 
 
 def test_checkpointed_layers_are_seen_once(path):
