@@ -137,6 +137,7 @@ class Rows:
 
     def take_named(self, step: int, grads: Mapping[int, Tensor]) -> None:
         """Stage the rows of pseudo-gradients, given by the places of their parameters."""
+        self.hand_over()
         for source in self._due(step, self.named):
             if not self._affordable(source, step) or not self._begun(source, step):
                 continue
