@@ -12,6 +12,7 @@ import gradstats
 from gradstats.cli import app
 from gradstats.recording import Capture, capture, every
 from gradstats.store import GradientStore
+from gradstats.summary import summarize
 from tests.processes import run_workers
 from tests.recording import rounds
 
@@ -139,6 +140,31 @@ def test_only_the_rounds_that_are_due(path):
     assert stream.steps.tolist() == [0, 2]
     assert torch.equal(stream.read(1), flat(given[2]))
     assert cap.step == ROUNDS
+
+
+def test_weights_summaries_and_shadows_beside_them(path):
+    model, told = net(), {}
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    given, _, cap = trained(
+        model,
+        path,
+        rounds=2,
+        at=["outer", "reduced"],
+        weights=True,
+        shadow=["ef(topk(0.1))"],
+        on_summary=lambda step, found: told.setdefault(step, found),
+    )
+    assert cap.stats.dropped == 0
+    run = gradstats.open(path)
+    row = run.rows()[0]  # the parameters as they were when record was called
+    ended = flat(start) - flat(given[0])
+    assert torch.allclose(run.stream().read(row, None, "weight"), ended, atol=1e-7)
+    assert [line["step"] for line in run.shadow_rows()] == [0, 1]
+    run = gradstats.open(path, point="outer")
+    for number, row in enumerate(run.rows("summary")):
+        exact = {name: summarize(grad) for name, grad in given[number].items()}
+        assert run.summaries(row) == exact
+    assert set(told) == {0, 1}
 
 
 def test_names_of_wrapped_models_and_selections(path):
