@@ -48,7 +48,7 @@ class Distribution:
         ddp: The DistributedDataParallel around the model, if there is one.
         sharded: Each process holds a part of every parameter.
         by: Name of what shards parameters, if anything does.
-        fully: It is `fully_shard`, whose reduce-scatter can show gradients before reduction.
+        fully: They are DTensors: a reduce-scatter of `fully_shard` may show gradients whole.
         meeting: How many recordings this process has begun before.
     """
 
@@ -107,7 +107,9 @@ def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:
     if fsdp1_modules(model):
         return Distribution(rank, world, sharded=True, by="FullyShardedDataParallel (FSDP1)")
     if any(hasattr(one.tensor, "to_local") for one in chosen):
-        return Distribution(rank, world, sharded=True, by="fully_shard (FSDP2)", fully=True)
+        return Distribution(
+            rank, world, sharded=True, by="DTensor (fully_shard, FSDP2)", fully=True
+        )
     return Distribution(rank, world, _ddp_around(model) if world > 1 else None)
 
 

@@ -198,8 +198,8 @@ def test_what_cannot_be_seen_is_refused_by_name(path):
     for out, _ in succeed(path, "refusals"):
         lines = out.splitlines()
         assert [line.split(";")[0].split(", got")[0] for line in lines] == [
-            "at must be 'local' alone under fully_shard (FSDP2)",
-            "weights must be off: fully_shard (FSDP2) leaves shards of them here",
+            "at must be 'local' alone under DTensor (fully_shard, FSDP2)",
+            "weights must be off: DTensor (fully_shard, FSDP2) leaves shards of them here",
             "at must not be 'local' under fully_shard here: 'scale' is replicated and not "
             "sharded, so that no reduce-scatter sees it",
             "at must not be 'local' under fully_shard here: 'the model' has 2 parameter groups, "
