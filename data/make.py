@@ -76,6 +76,17 @@ CAPTURES = {
         trainings.resnet20_pair,
         Plan(steps=400, first=250, full=(320, 322), track=1_600, batch=64),
     ),
+    "diloco": Capture(
+        "pseudo-gradients (`outer`) of DiLoCo on two workers: each takes "
+        f"{trainings.INNER} steps of AdamW with learning rate 0.002 and batch 16, then both "
+        "average parameters before minus parameters after, and SGD with Nesterov momentum 0.9 "
+        "and learning rate 0.7 takes a step. The demo's transformer over bytes, made smaller; "
+        "a step below is such a round",
+        "the Python standard library's own source",
+        "PSF licence",
+        trainings.diloco,
+        Plan(steps=120, first=20, full=(80, 82), track=128, batch=16),
+    ),
     "lstm": Capture(
         "a two-layer LSTM over words (vocabulary cut to 4,000, embeddings tied), SGD with "
         "learning rate 10, clipped to a norm of 0.25; gradients before clipping. Trained on the "

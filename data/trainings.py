@@ -27,6 +27,7 @@ from train import ResNet20, augmented, pictures
 
 WORDS = "wikitext2/{split}.txt.xz"
 VOCABULARY = 4_000
+INNER = 30  # steps of the inner optimizer in a round of DiLoCo
 LENGTH = 35  # words through which a gradient goes back
 NO_WORDS = (
     "cannot train: {path} is not there. Set GRADSTATS_DATA or --data to a folder with {path.name} "
@@ -150,6 +151,109 @@ def _worker(rank: int, plan: Plan, path: Path, data: Path, seed: int, losses: Pa
     (losses / str(rank)).write_text(str(loss))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def diloco(plan: Plan, path: Path, data: Path, seed: int) -> dict[str, float]:
+    """DiLoCo on two workers with a small model over bytes; needs no data."""
+    losses = path.parent / "losses"
+    losses.mkdir()
+    arguments = (plan, path, seed, losses)
+    torch.multiprocessing.spawn(_diloco, arguments, nprocs=2)  # type: ignore[no-untyped-call]
+    return {"training loss": fmean(float(file.read_text()) for file in losses.iterdir())}
+
+
+def _diloco(rank: int, plan: Plan, path: Path, seed: int, losses: Path) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{losses.parent.resolve()}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    torch.manual_seed(seed)
+    worker = DilocoWorker(demo.ByteModel(width=32, layers=2, context=32), rank, plan.batch)
+    capture: Any = None
+    for number in range(plan.steps):
+        if number == plan.first:
+            capture = gradstats.capture(
+                worker.model,
+                worker.outer,
+                path,
+                full=gradstats.window(*plan.full),
+                track=plan.track,
+                at="outer",
+                start_step=number,
+                seed=seed,
+            )
+        loss = worker.take_inner_steps(INNER)
+        pseudo = worker.pseudo_gradient()
+        if capture:
+            capture.record(pseudo, inner_steps=INNER)
+            capture.log(loss=loss)
+        for grad in pseudo.values():
+            dist.all_reduce(grad)
+        worker.take_outer_step({name: grad / 2 for name, grad in pseudo.items()})
+    capture.close()
+    (losses / str(rank)).write_text(str(loss))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class DilocoWorker:
+    """A worker of DiLoCo: some inner steps of its own, then one outer step that all take alike.
+
+    Args:
+        model: The model, equal on all workers.
+        rank: Of the worker; its batches are its own.
+        batch: Sequences in a batch.
+        inner: Makes the inner optimizer of parameters; AdamW with learning rate 0.002 if None.
+    """
+
+    def __init__(
+        self,
+        model: demo.ByteModel,
+        rank: int,
+        batch: int,
+        inner: Callable[[Any], torch.optim.Optimizer] | None = None,
+    ) -> None:
+        self.model, self._batch = model, batch
+        self.inner = (inner or partial(torch.optim.AdamW, lr=2e-3))(model.parameters())
+        self.outer = torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+        self._text = demo.corpus()
+        self._rng = torch.Generator().manual_seed(100 + rank)
+        self._start = self._parameters()
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def loss(self) -> Tensor:
+        """The loss of the next batch, in nats per byte."""
+        last, context = len(self._text) - self.model.context, self.model.context
+        starts = torch.randint(last, (self._batch,), generator=self._rng)
+        rows = [self._text[start : start + context + 1] for start in starts]
+        loss: Tensor = self.model(torch.stack(rows).long())
+        return loss
+
+    def take_inner_steps(self, steps: int) -> float:
+        """Train by oneself; returns the mean loss."""
+        losses = []
+        for _ in range(steps):
+            self.inner.zero_grad()
+            loss = self.loss()
+            loss.backward()
+            self.inner.step()
+            losses.append(loss.item())
+        return fmean(losses)
+
+    def pseudo_gradient(self) -> dict[str, Tensor]:
+        """By name, parameters at the start of the round minus parameters now."""
+        named = self.model.named_parameters()
+        return {name: self._start[name] - p.detach() for name, p in named}
+
+    @torch.no_grad()
+    def take_outer_step(self, mean: dict[str, Tensor]) -> None:
+        """Go back to the start of the round and give the averaged gradient to the optimizer."""
+        for name, p in self.model.named_parameters():
+            p.copy_(self._start[name])
+            p.grad = mean[name]
+        self.outer.step()
+        self._start = self._parameters()
 
 
 class WordModel(nn.Module):

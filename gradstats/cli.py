@@ -423,9 +423,17 @@ def _remark_point(run: Run) -> None:
     """Say what was replayed, where that is not what a communication hook would get."""
     from gradstats.jobs import UNDER_A_SCALE
 
-    point = str(run.stream(run.kind).coordinates["point"][run.rows(run.kind)[0]])
     for text in run.remarks:
         remark(text)
+    coordinates, row = run.stream(run.kind).coordinates, run.rows(run.kind)[0]
+    point = str(coordinates["point"][row])
+    if point == "outer":
+        steps = int(coordinates["inner_steps"][row])
+        what = f"of {steps} inner steps" if steps else "of an unknown number of inner steps"
+        remark(
+            f"these are pseudo-gradients {what}, of each worker before they are averaged: what a "
+            "compressor gets in place of a gradient"
+        )
     if run.multiplied and point == "local":
         remark(UNDER_A_SCALE)
     if point in ("reduced", "clipped"):

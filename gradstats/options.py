@@ -23,7 +23,7 @@ By = Annotated[
 Parameters = Annotated[str, typer.Option(metavar="GLOB", help="Which parameters to look at.")]
 Steps = Annotated[str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps.")]
 Point = Annotated[
-    str, typer.Option(help="local, reduced or clipped; by default the first there is.")
+    str, typer.Option(help="local, outer, reduced or clipped; by default the first there is.")
 ]
 Worker = Annotated[int, typer.Option(help="Which worker's rows.")]
 Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]

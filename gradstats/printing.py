@@ -14,6 +14,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gradstats.runs import Run
     from gradstats.store import Parameter
 
@@ -158,7 +161,8 @@ def print_info(run: Run) -> None:
             if len(stream):
                 steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
                 points = ", ".join(sorted(set(stream.coordinates["point"])))
-                say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}")
+                inner = _inner_steps(stream.coordinates["inner_steps"])
+                say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}{inner}")
                 for text in of_worker.reader(kind).remarks(range(len(stream))):
                     say(f"    {text}")
                 undone = of_worker.undone(kind)
@@ -183,6 +187,15 @@ def print_parameters(table: Iterable[Parameter]) -> None:
         tied = f"  tied with {', '.join(parameter.aliases)}" if parameter.aliases else ""
         kind = f"{parameter.dtype}  {parameter.module_type}"
         say(f"  {parameter.name}  {shape}  {kind}{sparse}{tied}")
+
+
+def _inner_steps(counts: NDArray[np.int64]) -> str:
+    """The inner steps that pseudo-gradients sum, where there are any."""
+    known = counts[counts > 0]
+    if not len(known):
+        return ""
+    span = f"{known.min()}" if known.min() == known.max() else f"{known.min()} to {known.max()}"
+    return f", {span} inner steps"
 
 
 def print_demo(folder: Path, loss: float) -> None:

@@ -22,7 +22,8 @@ from gradstats.summary import Summary
 Progress = Callable[[int, int], None]  # done, of how many
 KINDS = ("full", "track")  # of rows that are gradients
 FITTED = ("full", "summary", "track")  # of rows that laws can be fitted to, best first
-PREFERRED = ("local", "reduced", "clipped", "unknown")
+PREFERRED = ("local", "outer", "reduced", "clipped", "unknown")
+OWN = ("local", "outer", "unknown")  # each worker has its own; the others are of all workers
 CONSECUTIVE = 0.99  # of the steps must follow the one before
 
 
@@ -40,7 +41,7 @@ class Run:
         steps: (start, stop, stride): rows with start <= step < stop, every stride-th of them.
         worker: data-parallel worker.
         point: where in the step the gradients were taken; "" for local ones where there are any,
-            since those are what a compressor gets, else reduced, else clipped.
+            since those are what a compressor gets, else outer, else reduced, else clipped.
         device: where gradients are put when they are read.
     """
 
@@ -273,7 +274,7 @@ class Run:
             raise ValueError(f"{rule}, got {workers!r}; {remedy}")
         found = tuple(replace(self, worker=worker) for worker in there[:workers])
         points = {run.point or (run.points or ("unknown",))[0] for run in found}
-        if points - {"local", "unknown"}:
+        if points - set(OWN):
             fact = f"got the point {', '.join(sorted(points))}"
             raise ValueError(f"gradients of several workers must be local ones, {fact}")
         return found

@@ -127,6 +127,21 @@ def test_two_workers_have_the_parts_of_a_mean(make):
         assert torch.equal(a / 2 + b / 2, first[step, "reduced"])
 
 
+def test_pseudo_gradients_of_two_workers(make):
+    entry, store = make("diloco", "--quick", "--data", "nowhere")
+    assert entry["bytes"] < 1_000_000
+    for worker in range(2):
+        full, (ids, rows) = whole(store, worker), tracked(store, worker)
+        assert list(full) == [(4, "outer"), (5, "outer")]
+        assert list(rows) == [(step, "outer") for step in range(2, 8)]
+        assert set(store.stream(worker).coordinates["inner_steps"]) == {30}
+        for key, grad in full.items():
+            assert torch.equal(grad[ids], rows[key])
+            # AdamW moves no element by more than about its learning rate per step
+            assert 0 < grad.abs().max() < 30 * 2e-3 * 2
+    assert not torch.equal(whole(store)[4, "outer"], whole(store, worker=1)[4, "outer"])
+
+
 def test_the_example_is_a_part_of_resnet20(make, tmp_path):
     _, store = make("resnet20", "--quick")
     to = Path(os.path.relpath(tmp_path / "small.zarr.zip", ROOT))

@@ -69,7 +69,9 @@ class Settings:
         """
         parse_bytes(self.max_bytes)
         check_rows_wanted(whole=bool(self.full_every) or self.summary, track=self.track)
-        check_points(self.at)
+        if "outer" in check_points(self.at):
+            rule = "at must not be 'outer' around a command"
+            raise ValueError(f"{rule}: its rows come from cap.record(...), called in the script")
         if self.full_every:
             every(self.full_every)
         check_choice("if_exists", self.if_exists, IfExists)

@@ -26,7 +26,9 @@ from gradstats.recording.distribution import (
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
+from gradstats.recording.pseudo import names_of
 from gradstats.recording.ranks import group_is_missing
+from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.registry import make_way, register
 from gradstats.recording.reports import Reports, shortened, write_line
 from gradstats.recording.rows import Plan
@@ -108,7 +110,8 @@ def capture(
         weights: Keep the parameters' values with every full row, as they were in the forward pass.
         at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
             every process), "reduced" (as the optimizer is about to get it, before
-            ``clip_grad_norm_``), "clipped" (after), or several. "auto" is "local" under
+            ``clip_grad_norm_``), "clipped" (after), "outer" (pseudo-gradients that ``record`` is
+            given, on every process), or several. "auto" is "local" under
             DistributedDataParallel and else "reduced". Reduced and clipped gradients are recorded
             by rank 0, sharded ones (FSDP2) by every process; who has none gets an `Idle` handle.
         parameters: Globs over parameter names.
@@ -124,7 +127,8 @@ def capture(
         quiet: Say nothing on stderr but faults.
 
     Returns:
-        The handle: ``log(loss=...)``, ``step``, ``stats``, ``close()``; a context manager.
+        The handle: ``log(loss=...)``, ``record(...)``, ``step``, ``stats``, ``close()``; a context
+        manager.
 
     Raises:
         ValueError: A setting out of range, nothing to record, or a point that cannot be seen.
@@ -155,6 +159,11 @@ def capture(
             return Idle(start_step)
         spread = replace(spread, first=True)
         points = spread.points(at)
+    scattered = False
+    if spread.fully and "local" in points:  # whole gradients, not shards
+        scattered, spread = check_reduce_scatter(model, chosen), replace(spread, sharded=False)
+        if weights:
+            raise ValueError(f"weights must be off: {spread.by} leaves shards of them here")
     schedule = as_schedule(full)
     summary = summary or on_summary is not None
     check_rows_wanted(whole=full is not None or summary, track=track)
@@ -163,6 +172,7 @@ def capture(
     shadows: dict[str, Shadow] = {p: Shadow(shadow, seed) for p in points if shadow}
     if weights:
         _check_weights(chosen, own)
+    own = own if spread.sharded else whole
     ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
     sources = [
         Source(
@@ -189,7 +199,7 @@ def capture(
         if spread.rank:
             store.claim(spread.rank, own)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
-        alone = points[0] != "local" and spread.one_model
+        alone = {"local", "outer"}.isdisjoint(points) and spread.one_model
         budget = Budget(max(0, (limit - store.nbytes) // (1 if alone else spread.world_size)))
         for line in _surprises(model, inner, chosen):
             reports.news(line)
@@ -204,8 +214,9 @@ def capture(
             budget,
             thin=when_full == "thin",
             world_size=spread.world_size,
-            by_comm_hook=by_comm_hook,
-            count_backwards=backward_counter(model) if spread.sharded else None,
+            by_comm_hook=by_comm_hook or scattered,
+            count_backwards=backward_counter(model) if spread.by else None,
+            names=names_of(model, chosen) if "outer" in points else {},
         )
         lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
         writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
@@ -214,6 +225,8 @@ def capture(
         undo.callback(handle.detach)
         if by_comm_hook:
             register_comm_hook(spread.ddp, handle)
+        if scattered:
+            record_reduce_scatters(model, handle, reports)
         register(handle, writer)
         undo.pop_all()
     return handle
@@ -408,6 +421,7 @@ _SEEN = {
     "local": "of this process, before reduction and clipping",
     "reduced": "as optimizer.step() finds them, before clip_grad_norm_",
     "clipped": "as optimizer.step() finds them, after clipping",
+    "outer": "pseudo-gradients of this process, as record() is given them",
 }
 
 
@@ -453,7 +467,7 @@ def _idle_by_environment(spread: Distribution) -> str:
 def _who(spread: Distribution, points: Sequence[Point]) -> str:
     if spread.sharded:
         return f"rank {spread.rank} of {spread.world_size} records its own shards ({spread.by})"
-    if "local" in points:
+    if "local" in points or "outer" in points:
         return f"rank {spread.rank} of {spread.world_size} records its own gradients"
     who = f"rank {spread.rank} of {spread.world_size} records"
     return f"{who}; ranks with the same parameters run without recording"

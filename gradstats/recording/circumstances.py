@@ -32,6 +32,7 @@ class Circumstances:
         clipped_in_parts: Clipping by several calls, or not of all that is recorded: no norm.
         backwards: Backward passes that made the gradients of the step; None if some of them
             were before the recording began.
+        inner_steps: Of the pseudo-gradient that the step is given; None for a gradient.
     """
 
     backwards: int | None
@@ -45,6 +46,7 @@ class Circumstances:
         """The step is over."""
         self.scaled = self.unscaled_early = self.skipped = self.clipped_in_parts = False
         self.backwards = 0
+        self.inner_steps: int | None = None
         self._scale: Tensor | float = 1.0
         self._found: Tensor | None = None
         self._clipped: tuple[Tensor, float] | None = None
@@ -94,11 +96,18 @@ class Circumstances:
             slot.note(CLIP_NORM, self._clipped[0])
             slot.note(CLIP_LIMIT, self._clipped[1])
         slot.facts = {
-            "micro_step": -1 if self.backwards is None else max(0, self.backwards - 1),
+            "micro_step": self._micro_step,
+            "inner_steps": self.inner_steps or 0,
             "unscaled": int(self._unscaled(slot.source.point, early=early)),
             "world_size": self._world_size,
         }
         slot.times = tuple(self._times)
+
+    @property
+    def _micro_step(self) -> int:
+        if self.inner_steps is not None:
+            return 0  # the backward passes between pseudo-gradients are those of inner steps
+        return -1 if self.backwards is None else max(0, self.backwards - 1)
 
     def _unscaled(self, point: str, *, early: bool) -> bool:
         """Are gradients at this point divided by the loss scale?"""

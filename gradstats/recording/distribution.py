@@ -50,7 +50,8 @@ class Distribution:
         sharded: Each process holds a part of every parameter.
         first: Of the processes with the same replicated parameters this one records.
         one_model: All processes are known to hold the same parameters.
-        by: Name of what makes gradients before reduction invisible, if anything does.
+        by: Name of what shards parameters, if anything does.
+        fully: They are DTensors: a reduce-scatter of `fully_shard` may show gradients whole.
         meeting: How many recordings this process has begun before.
     """
 
@@ -61,6 +62,7 @@ class Distribution:
     first: bool = True
     one_model: bool = True
     by: str = ""
+    fully: bool = False
     meeting: int = field(default_factory=lambda: next(_MEETINGS))
 
     def points(self, at: str | Sequence[str]) -> tuple[Point, ...]:
@@ -71,14 +73,21 @@ class Distribution:
         """
         asked = check_points(at)
         if "auto" in asked:
-            asked = ["local"] if self.ddp is not None else ["reduced"]
-        if "local" in asked and self.by:
+            auto = "local" if self.ddp is not None else "reduced"
+            asked = [auto if point == "auto" else point for point in asked]
+        if "local" in asked and self.fully and len(set(asked)) > 1:
+            raise ValueError(
+                f"at must be 'local' alone under {self.by}, got {asked!r}: local rows hold whole "
+                "parameters and the others shards; call capture again with another path"
+            )
+        if "local" in asked and self.by and not self.fully:
             raise ValueError(
                 f"at must not be 'local' under {self.by}: it reduces gradients before any hook "
                 "sees them; use at='reduced', which records each process's own shard"
             )
         everywhere = self.sharded or self.first
-        return tuple(p for p in POINTS if p in asked and (p == "local" or everywhere))
+        own = ("local", "outer")
+        return tuple(p for p in POINTS if p in asked and (p in own or everywhere))
 
 
 def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:
@@ -105,7 +114,7 @@ def distribution(model: nn.Module, chosen: Sequence[Selected]) -> Distribution:
         return Distribution(rank, world, sharded=True, one_model=False, by=by)
     if any(hasattr(one.tensor, "to_local") for one in chosen):
         by = "DTensor (fully_shard, FSDP2)"
-        return Distribution(rank, world, sharded=True, one_model=False, by=by)
+        return Distribution(rank, world, sharded=True, one_model=False, by=by, fully=True)
     ddp = _ddp_around(model) if world > 1 else None
     if ddp is None:
         return Distribution(rank, world, first=rank == 0, one_model=world == 1)

@@ -1,6 +1,6 @@
 """The handle of a running recording: it hooks into the training and says what it saw."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from gradstats.recording.hooking import (
 )
 from gradstats.recording.marks import Marks
 from gradstats.recording.mentions import farewell, surprises
+from gradstats.recording.pseudo import checked_gradients, checked_steps
 from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan, Rows
 from gradstats.recording.slots import LOSS
@@ -46,7 +47,8 @@ class Capture:
     in a variable, and closes by itself when both are gone, or when model and optimizers are.
 
     Attributes:
-        step: Number the next optimizer step gets: what a restart passes as ``start_step``.
+        step: Number the next optimizer step gets: what a restart passes as ``start_step``. Where
+            pseudo-gradients alone are recorded, the number of the next round.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Capture:
         self.step = plan.start_step
         self._training = Training(model, optimizers, weakly(self._leave))
         self._on_summary = on_summary  # held for the writer, whose thread must not
-        self._together = len(optimizers) == 1
+        self._passive = all(source.point == "outer" for source in sources)
+        self._together = len(optimizers) == 1 or self._passive
         self._tensors = list(tensors)
         self._places = {id(tensor): place for place, tensor in enumerate(tensors)}
         self._writer = writer
@@ -74,6 +77,7 @@ class Capture:
         self._rows = Rows(
             sources, writer, rest, reports, self._seen, self._marks, together=self._together
         )
+        self._rows.counted = plan.count_backwards is not None
         self._guard = Guard(reports)
         self._left = False
         self._inside: int | None = None  # the step whose closure runs for the first time
@@ -85,14 +89,16 @@ class Capture:
         groups = [optimizer.param_groups for optimizer in optimizers]
         self._held = [list(self._places_of(group)) for group in groups]
         self._owner = {place: n for n, places in enumerate(self._held) for place in places}
+        self._names = plan.names
         local = any(source.point == "local" for source in sources) and not plan.by_comm_hook
         after = weakly(self._after_accumulation)
         self._local_hooks = LocalHooks(self._tensors if local else [], after)
         self._hooks: list[Any] = []
         try:
-            for hook in self._attach(plan, counting=not local):
+            for hook in () if self._passive else self._attach(plan, counting=not local):
                 self._hooks.append(hook)
-            surroundings.listen(self)
+            if not self._passive:
+                surroundings.listen(self)
             self._look_ahead()
         except BaseException:
             self.detach()
@@ -142,6 +148,63 @@ class Capture:
 
         self._guard.piece(note, failed)
 
+    def record(self, gradients: Mapping[str, Tensor], *, inner_steps: int = 0) -> None:
+        """Store a row of pseudo-gradients, at the point "outer".
+
+        Call it once per round on every worker, before the pseudo-gradients are averaged. Where
+        nothing else is recorded the round is over with this call; else with the outer optimizer's
+        step. What cannot be stored is counted as a dropped row and printed once.
+
+        Args:
+            gradients: By name as ``model.named_parameters()`` has it, what the worker gives to the
+                outer optimizer: its parameters at the start of the round minus those now. Those
+                that capture was told not to record are ignored; those missing have no gradient.
+                In the parameter's dtype, or one that it holds exactly.
+            inner_steps: Steps of the inner optimizer in this round; 0 where not known.
+        """
+        if self._guard.away:
+            return
+        if not self._rows.named:
+            text = "record() stores rows at the point 'outer', which capture was not asked for"
+            self._reports.once("record", f"{text}; pass at='outer'")
+            return
+        if self._stepped:
+            self._finish_round()
+        elif self._seen.inner_steps is not None:  # the round before went without a step
+            self._end_round()
+        step = self.step
+        self._guard.step(step, lambda: self._take_named(step, gradients, inner_steps))
+        if self._passive:
+            self._end_round()
+
+    def _take_named(self, step: int, gradients: Mapping[str, Tensor], inner_steps: int) -> None:
+        self._seen.inner_steps = 0
+        if step < self._rows.due:
+            return
+        try:
+            self._seen.inner_steps = checked_steps(inner_steps)
+            grads = checked_gradients(gradients, self._names, self._rows.table)
+            self._rows.take_named(step, grads)
+        except Exception as error:
+            self._rows.dropped += 1
+            text = f"cannot record the pseudo-gradients of round {step}: {_fact(error)}"
+            self._reports.once("pseudo", f"{text}; such rows are dropped, training goes on")
+
+    def _end_round(self) -> None:
+        """The rows of pseudo-gradients are complete, and no others belong to the step."""
+        step = self.step
+        self.step += 1
+        self._seen.tick()
+
+        def end() -> None:
+            try:
+                self._rows.complete_named(step, self._optimizers[0])
+            finally:
+                self._seen.forget()
+                self._look_ahead()
+
+        self._guard.step(step, end)
+
     def close(self) -> None:
         """Store what was recorded, detach from the optimizer and print what was recorded.
 
@@ -161,6 +224,8 @@ class Capture:
         try:
             if self._stepped:
                 self._finish_round()
+            if self._seen.inner_steps is not None:
+                self._end_round()
             self.detach()
             self._rows.undo()  # what was staged at a clipping that no step followed
             self._rows.hand_over()
@@ -280,12 +345,38 @@ class Capture:
 
     def put_local(self, parameter: Tensor, grad: Tensor) -> None:
         """Copy a local gradient that a communication hook was given."""
-        if self._rows.open and id(parameter) in self._places and not self._again:
-            self._put(self._places[id(parameter)], ("local",), grad)
+        self.put_locals([parameter], lambda: [(parameter, grad, False)])
+
+    def put_locals(
+        self,
+        parameters: Iterable[Tensor],
+        found: Callable[[], Iterable[tuple[Tensor, Tensor, bool]]],
+    ) -> None:
+        """Copy local gradients that a reduction was given, or add them to those of the step.
+
+        Args:
+            parameters: Whose gradients are reduced.
+            found: Called where a row is due; yields parameters, gradients, and whether those are
+                to be added to what the row holds.
+        """
+        for parameter in () if self._together else parameters:
+            self._begin_round_with(self._places.get(id(parameter), -1))
+
+        def put() -> None:
+            for parameter, grad, add in found():
+                if id(parameter) in self._places:
+                    self._rows.put(self._places[id(parameter)], ("local",), grad, add=add)
+
+        if self._rows.open and not self._again:
+            self._guard.piece(put, lambda error: self._rows.give_up(self.step, error))
+
+    def remove_at_close(self, hook: Any) -> None:
+        """Call ``hook.remove()`` when the recording is closed."""
+        self._hooks.append(hook)
 
     def before_clipping(self, parameters: list[Tensor]) -> None:
         """Stage the rows that show gradients before clipping."""
-        if self._again or self._places.keys().isdisjoint(map(id, parameters)):
+        if self._ignores_clipping(parameters):
             return
         places = {self._places[id(one)] for one in parameters if id(one) in self._places}
         if any(map(self._is_over, places)):
@@ -313,9 +404,15 @@ class Capture:
         """Has an optimizer of a list updated this parameter in the round under way?"""
         return self._owner.get(place) in self._stepped
 
+    def _ignores_clipping(self, parameters: list[Tensor]) -> bool:
+        """Is it of gradients that no row is about?"""
+        if self._rows.named and self._seen.inner_steps is None:
+            return True  # an inner step: the round's pseudo-gradient is not there yet
+        return self._again or self._places.keys().isdisjoint(map(id, parameters))
+
     def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
         """Note the norm, if it is that of all gradients there are."""
-        if self._again or self._places.keys().isdisjoint(map(id, parameters)):
+        if self._ignores_clipping(parameters):
             return
         step = self.step if self._inside is None else self._inside
         if step < self._rows.due:
@@ -355,6 +452,8 @@ class Capture:
     def other_step(self, optimizer: Optimizer) -> None:
         """Another optimizer may be about to update recorded parameters: count it, say it once."""
         if any(optimizer is one for one in self._optimizers) or self._guard.away:
+            return
+        if self._rows.named:  # an inner optimizer
             return
         if self._places.keys().isdisjoint(ids_held([optimizer])) or inside(self._optimizers):
             return

@@ -1,5 +1,6 @@
 """The handle of a process that leaves the recording to another."""
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,9 @@ class Idle:
         self.stats = Stats()
 
     def log(self, *, loss: Tensor | float) -> None:
+        """Do nothing."""
+
+    def record(self, gradients: Mapping[str, Tensor], *, inner_steps: int = 0) -> None:
         """Do nothing."""
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The rows of the step under way: which are due, and what is staged of them when."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,8 @@ class Plan:
         by_comm_hook: A communication hook puts local gradients, instead of parameters' hooks.
         count_backwards: Calls what it is given at every backward pass and returns handles to
             remove, where parameters' hooks would not tell (FSDP).
+        names: Places of parameters by the names that pseudo-gradients go by; None for those that
+            are not recorded.
     """
 
     schedule: Schedule
@@ -43,6 +45,7 @@ class Plan:
     world_size: int = 1
     by_comm_hook: bool = False
     count_backwards: CountBackwards | None = None
+    names: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Rows:
@@ -65,6 +68,8 @@ class Rows:
         pending: Rows of the last step, to which a loss can be logged.
         taken: The rows before clipping of this step are staged.
         settled: What they hold is final, whatever happens to the gradients.
+        waiting: Rows of pseudo-gradients that were given for this step.
+        counted: Backward passes are counted elsewhere than by what local rows are put together of.
         dropped: Rows that were due and not staged.
         thinned: Rows that the budget left out.
         table: The parameters as this process holds them.
@@ -81,13 +86,17 @@ class Rows:
         *,
         together: bool,
     ) -> None:
-        self.pieces = [s for s in sources if s.point == "local" or not together]
+        self.named = [s for s in sources if s.point == "outer"]
+        others = [s for s in sources if s.point != "outer"]
+        self.pieces = [s for s in others if s.point == "local" or not together]
         self.before = [s for s in sources if s.point == "reduced" and together]
         self.at = [s for s in sources if s.point == "clipped" and together]
         self.due = plan.start_step
         self.open: list[Source] = []
         self.pending: list[Slot] = []
+        self.counted = False
         self.taken = self.settled = False
+        self.waiting: list[Slot] = []
         self.dropped = self.thinned = 0
         self._writer = writer
         self._plan = plan
@@ -109,11 +118,21 @@ class Rows:
                 if self._affordable(source, step) and self._begun(source, step):
                     self.open.append(source)
 
-    def put(self, place: int, points: Collection[str], grad: Tensor | None = None) -> None:
-        """Copy a parameter's gradient, as it is now, into the rows that are made of pieces."""
+    def put(
+        self,
+        place: int,
+        points: Collection[str],
+        grad: Tensor | None = None,
+        *,
+        add: bool = False,
+    ) -> None:
+        """Copy a parameter's gradient, as it is now, into the rows that are made of pieces.
+
+        A gradient that is given can also be added to what the row holds of the parameter.
+        """
         for source in self.open:
             if source.point in points:
-                source.put(place, grad)
+                source.put(place, grad, add=add)
 
     def take_before(self, step: int) -> None:
         """Stage the rows of the point before clipping; once they are, what has changed since.
@@ -150,6 +169,34 @@ class Rows:
             if source.weights:
                 source.weigh(places)
 
+    def take_named(self, step: int, grads: Mapping[int, Tensor]) -> None:
+        """Stage the rows of pseudo-gradients, given by the places of their parameters."""
+        self.hand_over()
+        for source in self._due(step, self.named):
+            if not self._affordable(source, step) or not self._begun(source, step):
+                continue
+            try:
+                for place, grad in grads.items():
+                    source.put(place, grad)
+                slot = source.end()
+            except Exception:
+                source.abandon()
+                raise
+            self._plan.budget.take(slot.cost)
+            self.waiting.append(slot)
+
+    def complete_named(self, step: int, optimizer: Optimizer) -> None:
+        """Complete the rows of pseudo-gradients alone, of a step without others."""
+        self.hand_over()
+        self._end_named(optimizer)
+        self._watch(step)
+
+    def _end_named(self, optimizer: Optimizer) -> None:
+        for slot in self.waiting:
+            self._seen.describe(slot, optimizer, early=False)
+        self.pending += self.waiting
+        self.waiting = []
+
     def complete(self, step: int, optimizer: Optimizer) -> None:
         """Complete the rows of a step, whose gradients the optimizer is about to get."""
         early = self.taken
@@ -160,6 +207,7 @@ class Rows:
             self._end_pieces(step)
             for slot in self.pending:
                 self._seen.describe(slot, optimizer, early=early)
+            self._end_named(optimizer)
             self._watch(step)
         finally:
             self.taken = self.settled = False
@@ -169,10 +217,16 @@ class Rows:
         self.abandon()
         for slot in list(self.pending) if self.taken else ():
             self._void(slot)
+        for slot in self.waiting:
+            self._return(slot)
         self.taken = self.settled = False
+        self.waiting = []
 
     def _void(self, slot: Slot) -> None:
         self.pending.remove(slot)
+        self._return(slot)
+
+    def _return(self, slot: Slot) -> None:
         self._plan.budget.take(-slot.cost)
         slot.source.pool.give_back(slot)
 
@@ -262,7 +316,7 @@ class Rows:
                 source.abandon()  # no backward since the step before, or attached after it
                 continue
             try:
-                if source.point == "local" and not self._together:
+                if source.point == "local" and not self._together and not self.counted:
                     # a weight used twice under reentrant checkpointing fires twice: most do not
                     counts = Counter(fired for fired in source.fires if fired)
                     self._seen.backwards = counts.most_common(1)[0][0]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["full", "track", "summary"]
 KINDS: tuple[Kind, ...] = ("full", "track", "summary")
-Point = Literal["local", "reduced", "clipped"]
-POINTS: tuple[Point, ...] = ("local", "reduced", "clipped")  # as they follow in a step
+Point = Literal["local", "reduced", "clipped", "outer"]
+POINTS: tuple[Point, ...] = ("local", "reduced", "clipped", "outer")  # as rows of a step follow
 
 #: Places in Slot.scalars: what may be known on the device alone.
 LOSS, LEARNING_RATE, LOSS_SCALE, SKIPPED, CLIP_NORM, CLIP_LIMIT = range(6)

@@ -171,13 +171,30 @@ class Source:
                 self._views = self._scratch_views
         return True
 
-    def put(self, place: int, grad: Tensor | None = None) -> None:
-        """Copy the gradient of one parameter, or one given in its stead, as it is now."""
+    def put(self, place: int, grad: Tensor | None = None, *, add: bool = False) -> None:
+        """Copy the gradient of one parameter, or one given in its stead, as it is now.
+
+        With `add`, a gradient that is given is added to what was put before.
+        """
         slot = cast(Slot, self._slot)
         grad = gradient_of(self._members[place][1]) if grad is None else grad
+        add = add and self.fires[place] > 0
         self.fires[place] += 1
         slot.present[place] = grad is not None
-        self._copy(place, grad)
+        if add and grad is not None:
+            self._add(place, grad)
+        else:
+            self._copy(place, grad)
+
+    def _add(self, place: int, grad: Tensor) -> None:
+        """Add a dense gradient to what the row holds of its parameter."""
+        parameter, _ = self._members[place]
+        dense = self._dense(parameter, grad)
+        if self.kind != "track":
+            self._views[place].add_(dense)
+        elif place in self._samples:
+            ids, span = self._samples[place]
+            self._flats[parameter.dtype][span].add_(torch.take(dense, ids))
 
     def _copy(self, place: int, grad: Tensor | None) -> None:
         parameter, _ = self._members[place]

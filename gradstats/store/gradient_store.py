@@ -213,7 +213,7 @@ class GradientStore:
             weights: the parameters themselves; on every row or on none.
             **coordinates: any of micro_step, segment (one a process start), point ("local",
                 "reduced", "clipped"), loss, learning_rate, grad_norm, loss_scale, unscaled,
-                skipped, clip_norm, clip_coefficient, world_size, step_seconds.
+                skipped, clip_norm, clip_coefficient, world_size, step_seconds, inner_steps.
 
         Raises:
             ValueError: a name, shape, dtype, step or coordinate the store cannot hold.

@@ -12,10 +12,10 @@ from typing import Any
 FORMAT = "gradstats"
 FORMAT_VERSION = 1
 # optional parts of version 1 that this code can extend: columns that say how a gradient came to
-# be, arrays of another length in every row, tables of a worker's own
-FEATURES: tuple[str, ...] = ("context", "ragged", "worker_tables")
+# be, arrays of another length in every row, tables of a worker's own, pseudo-gradients
+FEATURES: tuple[str, ...] = ("context", "outer", "ragged", "worker_tables")
 
-POINTS = ("unknown", "local", "reduced", "clipped")  # a point's code is its place here
+POINTS = ("unknown", "local", "reduced", "clipped", "outer")  # a point's code is its place here
 QUANTITIES = ("grad", "weight")
 
 # name -> how Zarr stores it; Zarr has no bfloat16, so its bits travel as uint16
@@ -43,8 +43,16 @@ COORDINATES: Mapping[str, str] = {
     "clip_coefficient": "float64",
     "world_size": "int64",
     "step_seconds": "float64",
+    # of the feature "outer"
+    "inner_steps": "int64",
 }
-UNKNOWN: Mapping[str, int] = {"micro_step": 0, "unscaled": -1, "skipped": 0, "world_size": 0}
+UNKNOWN: Mapping[str, int] = {
+    "micro_step": 0,
+    "unscaled": -1,
+    "skipped": 0,
+    "world_size": 0,
+    "inner_steps": 0,
+}
 """What stands for "not known" in the integer coordinates; in the others it is NaN."""
 
 # a stream's place in its worker

@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.store import GradientStore
 from tests.processes import run_workers
-from tests.recording import workers
+from tests.recording import rounds, workers
 from tests.recording.ways import WAYS
 
-POINTS = ("local", "reduced", "clipped")
+POINTS = ("local", "reduced", "clipped", "outer")
 PAGE = Path(__file__).parents[2] / "docs" / "capture.md"
 BEGIN, END = "<!-- points: written by tests/recording/points_table.py -->", "<!-- /points -->"
 LIMIT, WORLD = 0.05, 2
@@ -90,11 +90,11 @@ def ddp(path, rank, at, micros=workers.MICRO, limit=LIMIT, by="hooks", **setting
     workers.train(model, path, rank=rank, at=at, **how)
 
 
-def fsdp2(path, rank, at):
+def fsdp2(path, rank, at, fully=True):
     model = workers.net()
     fully_shard(model[0])
     fully_shard(model)
-    workers.train(model, path, rank=rank, at=at, fully=True)
+    workers.train(model, path, rank=rank, at=at, fully=fully)
 
 
 def fsdp1(path, rank, at):
@@ -102,6 +102,10 @@ def fsdp1(path, rank, at):
         workers.net(), use_orig_params=True, device_id=torch.device("cpu")
     )
     workers.train(model, path, rank=rank, at=at, clip=lambda limit: model.clip_grad_norm_(limit))
+
+
+def diloco(path, rank, at):
+    rounds.train(rank, WORLD, path, at)
 
 
 WORKER_WAYS = {
@@ -112,6 +116,8 @@ WORKER_WAYS = {
     'DDP, `local_by="comm_hook"`': (ddp, {"micros": 1, "by": "comm_hook"}),
     "FSDP1, `use_orig_params=True`": (fsdp1, {}),
     "FSDP2 (`fully_shard`)": (fsdp2, {}),
+    "FSDP2, every micro-batch reduced": (fsdp2, {"fully": "each"}),
+    "DiLoCo, the outer optimizer": (diloco, {}),
 }
 
 
@@ -130,13 +136,25 @@ def part(flat, stream):
     return torch.cat(pieces)
 
 
-def worker_cell(path, rank, point, micros):
+def inner_or_outer(rank):
+    """What a row of DiLoCo could be."""
+    own, last, means = rounds.expected(WORLD)
+    return {
+        "own, of the last inner step": last[rank][-1],
+        "own pseudo-gradient": own[rank][-1],
+        "mean of the pseudo-gradients": means[-1],
+    }
+
+
+def worker_cell(path, rank, point, micros, way):
     """What a worker's row holds, among what it could be."""
     stores = GradientStore.open(path)
     if rank not in stores.workers or point not in stores.stream(rank).coordinates["point"]:
         return "not recorded"
     row, _, _ = last_row(path, point, rank)
     stream = stores.stream(rank)
+    if way is diloco:
+        return phrase(row, inner_or_outer(rank))
     kinds = {"own": "local", "mean": "reduced", "mean, clipped": "clipped"}
     exact = {
         name: part(workers.expected(rank, at, WORLD, LIMIT, micros)[-1], stream)
@@ -150,7 +168,7 @@ def on_worker(rank, folder):
     """All ways on this worker; what its rows hold, as JSON."""
     found = {}
     for number, (name, (way, settings)) in enumerate(WORKER_WAYS.items()):
-        for point in POINTS:
+        for point in POINTS if way is diloco else POINTS[:-1]:
             path = str(Path(folder) / f"{number}-{point}.zarr")
             dist.barrier()
             try:
@@ -160,7 +178,7 @@ def on_worker(rank, folder):
                 continue
             dist.barrier()
             micros = settings.get("micros", workers.MICRO)
-            found[f"{name}|{point}"] = worker_cell(path, rank, point, micros)
+            found[f"{name}|{point}"] = worker_cell(path, rank, point, micros, way)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
 
 
@@ -185,12 +203,16 @@ def on_workers(folder):
 
 def table(folder):
     """The table, in Markdown."""
-    cells = {name: [cell(way, p, folder) for p in POINTS] for name, way in WAYS.items()}
+    cells = {name: [cell(way, p, folder) for p in POINTS[:-1]] for name, way in WAYS.items()}
     first, second = on_workers(folder)
     for name in WORKER_WAYS:
-        cells[name] = [joined(first[f"{name}|{p}"], second[f"{name}|{p}"]) for p in POINTS]
-    head = "| way of training | `local` | `reduced` | `clipped` |\n|---|---|---|---|\n"
-    return head + "".join(f"| {' | '.join([name, *row])} |\n" for name, row in cells.items())
+        keys = [f"{name}|{p}" for p in POINTS]
+        cells[name] = [joined(first[key], second[key]) for key in keys if key in first]
+    head = (
+        "| way of training | `local` | `reduced` | `clipped` | `outer` |\n|---|---|---|---|---|\n"
+    )
+    padded = {name: [*row, *["–"] * (len(POINTS) - len(row))] for name, row in cells.items()}
+    return head + "".join(f"| {' | '.join([name, *row])} |\n" for name, row in padded.items())
 
 
 def joined(first, other):

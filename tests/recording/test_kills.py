@@ -21,6 +21,8 @@ WAYS = [
     {"points": ("reduced",)},
     {"points": ("local", "reduced", "clipped")},
     {"points": ("reduced", "clipped"), "summary": False},
+    {"points": ("outer",)},
+    {"points": ("reduced", "outer")},
 ]
 
 
@@ -142,7 +144,7 @@ def ends(path, launch, start):
     return [stored for stored, _ in words]
 
 
-@soaked("kills", 6, 60)
+@soaked("kills", 10, 60)
 def test_sigkill_at_any_instant(tmp_path, processes, kills, record_property):
     """Two kills a store, then a training that ends: all of its rows are there."""
     rng = np.random.default_rng(5)

@@ -169,7 +169,7 @@ def test_a_scaler_that_is_off_is_none(path, training):
 @pytest.mark.parametrize(
     ("at", "message"),
     [
-        ("global", "at must be auto or some of local, reduced, clipped, got 'global'"),
+        ("global", "at must be auto or some of local, reduced, clipped, outer, got 'global'"),
         ([], "at must be auto or some of"),
     ],
 )

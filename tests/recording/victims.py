@@ -38,7 +38,8 @@ class Launch:
 
     def seen_by(self, rank):
         """The points at which a worker records, in the order of a step."""
-        return [p for p in ("local", "reduced", "clipped") if p in self.points][: 1 if rank else 3]
+        every = ("local", "reduced", "clipped", "outer")
+        return [p for p in every if p in self.points and (not rank or p in ("local", "outer"))]
 
 
 class Net(nn.Module):
@@ -81,6 +82,7 @@ def gradients(launch, rank, step):
         "local": workers[rank],
         "reduced": reduced,
         "clipped": {name: parameter.grad for name, parameter in clipped.items()},
+        "outer": {name: 2 * grad for name, grad in workers[rank].items()},
     }
 
 
@@ -129,6 +131,9 @@ def one_step(cap, model, optimizer, launch, rank=0):
     if "clipped" in launch.points:
         inner = getattr(model, "module", model)
         nn.utils.clip_grad_norm_([inner.weight, inner.bias], LIMIT)
+    if "outer" in launch.points:
+        named = model.named_parameters()
+        cap.record({name: 2 * p.grad for name, p in named}, inner_steps=MICRO)
     optimizer.step()
     cap.log(loss=step / 8)
 

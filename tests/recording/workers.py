@@ -61,7 +61,7 @@ def train(model, path, *, rank, micros=MICRO, limit=0.05, fully=False, clip=None
             for micro in range(micros):
                 quiet = micro < micros - 1
                 if fully:
-                    model.set_requires_gradient_sync(not quiet)
+                    model.set_requires_gradient_sync(fully == "each" or not quiet)
                 with model.no_sync() if quiet and not fully else nullcontext():
                     model(batch(rank, step, micro)).square().mean().backward()
             if clip is not None:
@@ -216,14 +216,23 @@ def comm_hook(rank, world, path):
         print(error)
 
 
+def comm_hook_listed(rank, world, path):
+    """Two optimizers, and gradients by a communication hook; every second step has a row."""
+    model = DistributedDataParallel(net())
+    halves = [torch.optim.SGD(model.module[i].parameters(), lr=0.1) for i in (0, 2)]
+    settings = {"full": every(2), "track": None, "at": "local", "local_by": "comm_hook"}
+    with capture(model, halves, path, **settings):
+        for step in range(STEPS):
+            model.zero_grad()
+            model(batch(rank, step, 0)).square().mean().backward()
+            for optimizer in halves:
+                optimizer.step()
+
+
 def fsdp2(rank, world, path):
     model = net()
     fully_shard(model[0])
     fully_shard(model)
-    try:
-        capture(model, torch.optim.SGD(model.parameters()), path, at="local")
-    except ValueError as error:
-        print(error)
     train(model, path, rank=rank, at=["reduced", "clipped"], fully=True)
 
 
