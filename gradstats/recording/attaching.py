@@ -89,13 +89,15 @@ class Settings:
         return json.dumps(asdict(self))
 
 
-def attach(optimizer: Optimizer) -> None:
-    """Record this optimizer from the step it is about to take; say so where that is impossible."""
+def attach(optimizer: Optimizer) -> Capture | Idle | None:
+    """Record this optimizer from now on; print why where that is impossible."""
     try:
         settings = Settings(**json.loads(os.environ[VARIABLE]))
         _start(optimizer, settings)
+        return _recording
     except Exception as error:
         write_line(f"not recorded: {type(error).__name__}: {error}; training goes on")
+        return None
 
 
 def _start(optimizer: Optimizer, settings: Settings) -> None:

@@ -17,6 +17,7 @@ from gradstats.recording.hooking import (
     LocalHooks,
     closure_of,
     hook_first,
+    ids_held,
     inside,
     untraced,
     with_closure,
@@ -568,12 +569,6 @@ class Capture:
         self._rows.look_ahead(self.step)
         # with several optimizers, a hook on a parameter says when a step is over
         self._local_hooks.want(bool(self._rows.open) or not self._together)
-
-
-def ids_held(optimizers: Iterable[Optimizer]) -> list[int]:
-    """Identities of the tensors that optimizers hold, in their order."""
-    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-    return [id(tensor) for group in groups for tensor in group["params"]]
 
 
 def _fact(error: Exception) -> str:

@@ -1,11 +1,12 @@
 """Hooks on parameters and around closures."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 
@@ -60,6 +61,12 @@ def hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> Removabl
         del hooks[key]
         hooks[key] = value
     return handle
+
+
+def ids_held(optimizers: Iterable[Optimizer]) -> list[int]:
+    """Identities of the tensors that optimizers hold, in their order."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return [id(tensor) for group in groups for tensor in group["params"]]
 
 
 def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ A copy of this file, named sitecustomize.py, is first on the command's PYTHONPAT
 it at start-up. It must cost nothing in processes that never train: it imports torch in none.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
 import os
@@ -46,26 +47,33 @@ class _AfterTorchOptimizer:
 
 
 def _watch(optimizers: ModuleType) -> None:
-    """Attach at the first optimizer step of this process."""
-    started = 0  # in this process; one that was forked from it and trains is another training
+    """Take notice of every optimizer that this process makes, and of one that steps at last."""
+    make = optimizers.Optimizer.__init__
 
-    def before_step(optimizer: Any, *_: Any) -> None:
-        nonlocal started
-        if started != os.getpid():
-            started = os.getpid()
-            _attach(optimizer)
+    @functools.wraps(make)
+    def making(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        make(optimizer, *args, **kwargs)
+        _tell("note", optimizer)
 
-    optimizers.register_optimizer_step_pre_hook(before_step)
+    optimizers.Optimizer.__init__ = making
+    optimizers.register_optimizer_step_pre_hook(lambda one, *_: _tell("stepping", one))
 
 
-def _attach(optimizer: Any) -> None:
+_broken = False
+
+
+def _tell(what: str, optimizer: Any) -> None:
+    global _broken
+    if _broken:
+        return
     try:
-        from gradstats.recording.attaching import attach
+        from gradstats.recording import prelude
+
+        getattr(prelude, what)(optimizer)
     except Exception as error:
+        _broken = True
         remedy = f"install gradstats for {sys.executable}"
         sys.stderr.write(f"gradstats: not recorded: {type(error).__name__}: {error}; {remedy}\n")
-    else:
-        attach(optimizer)
 
 
 if __name__ == "sitecustomize":

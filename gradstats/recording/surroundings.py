@@ -12,6 +12,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -80,16 +81,21 @@ def _inner(module: Any, name: str) -> tuple[Any, str]:
     return module, name
 
 
-def _any_step(optimizer: Any, *_: Any) -> None:
+def any_step(optimizer: Any, *_: Any) -> None:
     """A hook of all optimizers."""
     for listener in tuple(_LISTENERS):
         listener.other_step(optimizer)
 
 
+def steps_are_told() -> None:
+    """Somebody else calls `any_step`: torch bears no new hook of all optimizers in a step."""
+    _HOOKS.append(SimpleNamespace(remove=lambda: None))
+
+
 def listen(listener: Listener) -> None:
     """Tell ``listener`` from now on."""
-    if not _LISTENERS:
-        _HOOKS.append(register_optimizer_step_pre_hook(untraced(_any_step)))
+    if not _HOOKS:
+        _HOOKS.append(register_optimizer_step_pre_hook(untraced(any_step)))
     for owner, name, telling in _places():
         original = getattr(owner, name, None)
         if original is not None and not hasattr(original, "told_by_gradstats"):
@@ -137,15 +143,15 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(*args: Any, **kwargs: Any) -> Any:
         global _depth
         outermost = kwargs.get("accumulate_grad") and not _depth
-        telling = tuple(_LISTENERS) if outermost and not torch.compiler.is_compiling() else ()
-        for listener in telling:
+        telling = outermost and not torch.compiler.is_compiling()
+        for listener in tuple(_LISTENERS) if telling else ():
             listener.before_backward()
         _depth += 1
         try:
             return original(*args, **kwargs)
         finally:
             _depth -= 1
-            for listener in telling:
+            for listener in tuple(_LISTENERS) if telling else ():
                 listener.after_backward()
 
     return backward

@@ -65,6 +65,8 @@ def cell(way, point, folder):
         candidates = way(path, point)
     except ValueError as error:
         return refused(error)
+    if not len(GradientStore.open(path).stream()):
+        return "no row"
     row, facts, kept = last_row(path, point)
     text = phrase(row, candidates)
     assert facts["unscaled"] == (0 if "×" in text else 1 - uncertain(point, candidates))

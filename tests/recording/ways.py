@@ -181,6 +181,110 @@ def in_backward(path, at):
     return {"own": found[0]}
 
 
+def by_micro_batch(path, at):
+    """`clip_grad_norm_` after every micro-batch."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, optimizer, path, at=at, **SETTINGS):
+        for step in range(STEPS):
+            first, second = exact(model, step)
+            found = clipped(first) + second
+            optimizer.zero_grad()
+            for micro in range(MICRO):
+                loss_of(model, step, micro).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), LIMIT)
+            optimizer.step()
+    own = phrases([first, second])
+    top = {"own, on what was clipped": found, "own, on what was clipped, clipped": clipped(found)}
+    return {**own, **top}
+
+
+def left_out(path, at, last=False):
+    """A batch whose norm is not finite makes no step: in between, or the last one."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, optimizer, path, at=at, **SETTINGS):
+        for step in range(STEPS):
+            for factor in (1.0, torch.nan) if last else (torch.nan, 1.0):
+                micros = exact(model, step)
+                optimizer.zero_grad()
+                for micro in range(MICRO):
+                    (factor * loss_of(model, step, micro)).backward()
+                if not nn.utils.clip_grad_norm_(model.parameters(), LIMIT).isfinite():
+                    continue
+                found = micros
+                optimizer.step()
+    return phrases(found)
+
+
+def before_backward(path, at):
+    """`clip_grad_norm_` at the begin of a step, which clips what the step before left."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, optimizer, path, at=at, **SETTINGS):
+        for step in range(STEPS):
+            if step:
+                nn.utils.clip_grad_norm_(model.parameters(), LIMIT)
+            found = exact(model, step)
+            optimizer.zero_grad()
+            for micro in range(MICRO):
+                loss_of(model, step, micro).backward()
+            optimizer.step()
+    return phrases(found)
+
+
+def part_by_part(path, at, listed=False):
+    """Two models, each clipped after a backward pass of its own."""
+    model = nn.ModuleList([net(), net()])
+    groups = list(model) if listed else [model]
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in groups]
+    with capture(model, optimizers, path, at=at, **SETTINGS):
+        for step in range(STEPS):
+            found = [sum(exact(part, step)) for part in model]
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            for part in model:
+                for micro in range(MICRO):
+                    loss_of(part, step, micro).backward()
+                nn.utils.clip_grad_norm_(part.parameters(), LIMIT)
+            for optimizer in optimizers:
+                optimizer.step()
+    parts = torch.cat([clipped(grad) for grad in found])
+    return {"own": torch.cat(found), "own, each part clipped": parts}
+
+
+def masters(path, at):
+    """The optimizer updates float32 copies of bfloat16 parameters."""
+    model = net().bfloat16()
+    copies = [p.detach().clone().float().requires_grad_() for p in model.parameters()]
+    optimizer = torch.optim.SGD(copies, lr=0.1)
+    with capture(model, optimizer, path, at=at, **SETTINGS):
+        for step in range(STEPS):
+            model.zero_grad()
+            for micro in range(MICRO):
+                (model(batch(step, micro).bfloat16()) - 1).float().square().mean().backward()
+            for copied, parameter in zip(copies, model.parameters(), strict=True):
+                copied.grad = parameter.grad.float()
+            found = torch.cat([one.grad.reshape(-1) for one in copies])
+            nn.utils.clip_grad_norm_(copies, LIMIT)
+            optimizer.step()
+            for copied, parameter in zip(copies, model.parameters(), strict=True):
+                parameter.data.copy_(copied)
+    return {"the copies'": found, "the copies', clipped": clipped(found)}
+
+
+def late(path, at):
+    """`capture` is called between the backward passes and the step."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = exact(model, 0)
+    for micro in range(MICRO):
+        loss_of(model, 0, micro).backward()
+    with capture(model, optimizer, path, at=at, **SETTINGS):
+        optimizer.step()
+    return phrases(found)
+
+
 def zero(path, at):
     """What DeepSpeed ZeRO marks parameters with."""
     model = net()
@@ -207,6 +311,14 @@ def autocast():
 WAYS = {
     "plain loop, accumulation": partial(loop, clip=False),
     "`clip_grad_norm_`": loop,
+    "`clip_grad_norm_` after every micro-batch": by_micro_batch,
+    "`clip_grad_norm_` before the backward pass": before_backward,
+    "each part clipped after its own backward pass": part_by_part,
+    "the same, an optimizer for each part, a list": partial(part_by_part, listed=True),
+    "a batch with NaN left out": left_out,
+    "the last batch left out": partial(left_out, last=True),
+    "attached between backward and step": late,
+    "float32 copies of bfloat16 parameters": masters,
     "autocast": partial(loop, around=autocast),
     "GradScaler": partial(scaled, fused=False, early=False),
     "GradScaler, `unscale_` before clipping": partial(scaled, fused=False, early=True),
