@@ -188,6 +188,9 @@ def capture(
         for point in points
         for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
     ]
+    if not sources:
+        fact = "all parameters get sparse gradients, of which no elements are tracked"
+        raise ValueError(f"full or summary must be on, got neither: {fact}")
     limit = _checked_limit(max_bytes, sources)
     story = provenance(unwrap_model(model), inner[0], tensors[0], seed=seed, command=sys.argv)
 

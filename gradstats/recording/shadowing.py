@@ -4,6 +4,7 @@ Nothing they make goes back into the training.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,19 @@ from torch import Tensor
 from gradstats.compressors import compressor
 from gradstats.replaying import replay_rows
 from gradstats.store import Row
+
+
+def _gradient(track: Row) -> Iterator[Tensor]:
+    """The vectors of a row without the loss scale that multiplies them.
+
+    Raises:
+        ValueError: The scale was not seen: a memory must not mix scales.
+    """
+    scale = track.coordinates["loss_scale"] if track.coordinates["unscaled"] == 0 else 1.0
+    if math.isnan(scale):
+        raise ValueError(f"cannot run shadows on step {track.step}: its loss scale is not known")
+    for part in track.flat.values():
+        yield part if scale == 1 else part.float() / scale
 
 
 class Shadow:
@@ -35,7 +49,7 @@ class Shadow:
     def row(self, track: Row) -> Row:
         """What each compressor did with a tracked row: the row of kind "shadow" beside it."""
         wide = torch.promote_types
-        parts = list(track.flat.values())
+        parts = list(_gradient(track))
         dtype = parts[0].dtype
         for part in parts[1:]:
             dtype = wide(dtype, part.dtype)

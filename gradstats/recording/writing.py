@@ -254,7 +254,8 @@ class Writer:
         self._seen |= slot.present
         on_summary = self._on_summary or self._told()
         if on_summary is not None:
-            on_summary(slot.step, found)
+            scale = row.coordinates["loss_scale"] if row.coordinates["unscaled"] == 0 else 1.0
+            on_summary(slot.step, {name: one.scaled(1 / scale) for name, one in found.items()})
 
     def _row(self, slot: Slot, square: float, ragged: dict[str, np.ndarray]) -> Row:
         scalars = slot.scalars.tolist()

@@ -163,6 +163,41 @@ def test_copies_that_cannot_be_told_are_refused_with_a_remedy(kind, tmp_path):
         capture(model, optimizer, tmp_path / "run.zarr")
 
 
+def test_a_track_of_sparse_parameters_alone_is_refused(tmp_path):
+    model = nn.Embedding(5, 3, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match="full or summary must be on, got neither: all parameters"
+    ):
+        capture(model, optimizer, tmp_path / "run.zarr", full=None, track=10)
+    assert not (tmp_path / "run.zarr").exists()
+
+
+@pytest.mark.parametrize("at", ["local", "reduced"])
+def test_what_shadows_and_on_summary_get_is_without_the_loss_scale(at, tmp_path):
+    """Of a constant gradient under a scale that grows at every step."""
+    model = nn.ParameterList([nn.Parameter(torch.zeros(50))])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    told, direction = {}, torch.linspace(-1, 1, 50)
+    path, settings = tmp_path / "run.zarr", {"full": None, "track": 50, "at": at}
+    settings |= {"shadow": ["ef(topk(0.1))"], "on_summary": lambda step, s: told.update({step: s})}
+    with capture(model, optimizer, path, **settings):
+        for _ in range(4):
+            optimizer.zero_grad()
+            scaler.scale((model[0] * direction).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    run = gradstats.open(path)
+    assert run.stream("track").coordinates["loss_scale"].tolist() == [8.0, 16.0, 32.0, 64.0]
+    for step in range(4):
+        assert told[step]["0"].total_sq == pytest.approx(direction.square().sum().item())
+    shadows = run.shadow_rows()
+    replayed = gradstats.replay(run, ["ef(topk(0.1))"]).to_dict("records")
+    for one, other in zip(shadows, replayed, strict=True):
+        assert one["residual_ratio"] == pytest.approx(other["residual_ratio"], rel=1e-6)
+
+
 def test_a_frozen_quantized_weight_is_left_out(tmp_path, capsys):
     model = two()
     model.codes = nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
