@@ -168,7 +168,8 @@ def capture(
     create = partial(_created, place, whole, story, if_exists, shards)
     with contextlib.ExitStack() as undo:
         store, segment = shared_store(spread, place, create)
-        undo.callback(_give_back, store, spread)
+        # with several processes, others may write there from now on
+        undo.callback(_give_back, store, removable=spread.world_size == 1)
         if spread.rank:
             store.claim(spread.rank, shards)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
@@ -217,14 +218,13 @@ def _created(
         store.claim(0, shards)
         return store, store.last_segment() + 1
     except BaseException:
-        store.close()
+        _give_back(store)
         raise
 
 
-def _give_back(store: GradientStore, spread: Distribution) -> None:
+def _give_back(store: GradientStore, *, removable: bool = True) -> None:
     """Leave the place as it was before an attach that failed, for the next one."""
-    # with several processes, others may write there by now
-    if store.fresh and spread.world_size == 1:
+    if store.fresh and removable:
         store.remove()
     store.close()
 

@@ -317,6 +317,8 @@ FAILURES = {
     "listen": ("gradstats.recording.surroundings.listen", {}),
     "schedule": ("", {"full": broken, "at": "local"}),
     "thread": ("gradstats.recording.writing.threading.Thread.start", {}),
+    "claim": ("gradstats.store.GradientStore.claim", {}),
+    "segment": ("gradstats.store.GradientStore.last_segment", {}),
     "disk": ("gradstats.recording.capturing.shutil.disk_usage", {}),
     "register": ("gradstats.recording.capturing.register", {}),
 }
