@@ -16,6 +16,7 @@ from gradstats.recording.command import run_command
 from gradstats.recording.provenance import VARIABLE
 from gradstats.recording.trainings import Trainings, numbered
 from gradstats.store import GradientStore, StoreFormatError
+from tests.processes import soaked
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -364,20 +365,26 @@ def test_two_groups_of_workers_are_two_trainings(tmp_path, path, script):
             assert set(stream.coordinates["segment"]) == {0}
 
 
-@pytest.mark.parametrize("shell", ["exec {}", "{}; exit $?"], ids=["direct", "through a shell"])
+@soaked("shell", "{}; exit $?", "exec {}")
 def test_a_restart_by_torchrun_finds_the_run_of_its_training(tmp_path, path, script, shell):
     """The second of two torchruns restarts; each has its run, the second in two segments."""
     fails = DISTRIBUTED.replace(
+        'dist.init_process_group("gloo")',
+        "import os, gradstats\n"
+        "attempt = os.environ['TORCHELASTIC_RESTART_COUNT']\n"
+        "own = dict(rank=int(os.environ['RANK']), world_size=2)\n"
+        f"meeting = f'file://{tmp_path}/{{os.environ[\"NUMBER\"]}}-{{attempt}}'\n"
+        "dist.init_process_group('gloo', init_method=meeting, **own)",
+    ).replace(
         "dist.destroy_process_group()",
-        "import os, gradstats; gradstats.close_all(); dist.barrier()\n"
-        "assert os.environ['TORCHELASTIC_RESTART_COUNT'] != '0' or 'once' in os.environ\n"
+        "gradstats.close_all(); dist.barrier()\n"
+        "assert attempt != '0' or os.environ['NUMBER'] == '1'\n"
         "dist.destroy_process_group()",
     )
     _, file = script(fails)
     worker = f"--no-python sh -c '{shell.format(f'{sys.executable} {file}')}'"
-    lines = [f"once=1 {TORCHRUN} {worker}", f"{TORCHRUN} --max-restarts 1 {worker}"]
-    command = ["sh", "-ec", "\n".join(lines)]
-    assert run_command(command, out=path, full_every=2, track=0) == 0
+    lines = [f"NUMBER={n} {TORCHRUN} --max-restarts {n - 1} {worker}" for n in (1, 2)]
+    assert run_command(["sh", "-ec", "\n".join(lines)], out=path, full_every=2, track=0) == 0
     for one, segments in ((path, [0, 0]), (tmp_path / "run-2.zarr", [0, 0, 1, 1])):
         for worker in range(2):
             stream = GradientStore.open(one).stream(worker)
