@@ -161,7 +161,7 @@ def capture(
         for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
     ]
     limit, place = _checked_limit(max_bytes, sources), as_place(path)
-    story = provenance(unwrap_model(model), inner[0], tensors[0], seed=seed, command=sys.argv)
+    story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
 
     shards = own if spread.sharded else None
     make_way(place)

@@ -486,6 +486,18 @@ class Choosy(nn.Module):
         return getattr(self, part).parameters()
 
 
+class Choosier(Choosy):
+    """A wrapper by the name of its only child, with methods of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = self.net
+        del self.net
+
+    def named_parameters(self, part):
+        return getattr(self, part).named_parameters()
+
+
 class Unready(nn.Module):
     """Its constructor has not called that of Module."""
 
@@ -501,21 +513,23 @@ class Hostile(Unready):
         raise ArithmeticError
 
 
-@pytest.mark.parametrize("kind", [Choosy, Unready, Hostile])
+@pytest.mark.parametrize("kind", [Choosy, Choosier, Unready, Hostile])
 def test_a_module_that_does_not_list_its_parameters_hides_no_other(kind):
     bystander, model = kind(), nn.Linear(3, 2)
     assert find_model(sgd(model)) is model
     del bystander
 
 
-def test_a_model_whose_parameters_need_an_argument_is_recorded(path, read):
-    model = Choosy()
-    optimizer = torch.optim.SGD(model.parameters("net"), lr=0.1)
+@pytest.mark.parametrize(("kind", "part"), [(Choosy, "net"), (Choosier, "module")])
+def test_a_model_whose_parameters_need_an_argument_is_recorded(path, read, kind, part):
+    model = kind()
+    optimizer = torch.optim.SGD(model.parameters(part), lr=0.1)
     assert find_model(optimizer) is model
     with capture(model, optimizer, path, full=every(1), track=0):
-        model.net(torch.ones(1, 3)).sum().backward()
+        getattr(model, part)(torch.ones(1, 3)).sum().backward()
         optimizer.step()
-    assert [p.name for p in read(path).parameters] == ["net.weight", "net.bias"]
+    names = ["net.weight", "net.bias"] if part == "net" else ["weight", "bias"]  # a wrapper's go
+    assert [p.name for p in read(path).parameters] == names
     assert torch.equal(read(path).read(0), torch.ones(8))
 
 
