@@ -110,7 +110,9 @@ def demo(
 @app.command(context_settings={"allow_interspersed_args": False})
 def capture(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run.")],
-    out: Annotated[Path, typer.Option(help="The run to write.")] = Path("run.zarr"),
+    out: Annotated[
+        Path, typer.Option(help="The run to write; a second training: run-2.zarr.")
+    ] = Path("run.zarr"),
     full_every: Annotated[
         int, typer.Option(help="Keep the whole gradient every n steps; 0: never.")
     ] = 500,

@@ -172,3 +172,24 @@ def test_replaying_what_no_hook_receives_is_said(tmp_path):
     ended = CliRunner().invoke(app, [*command, "--point", "reduced"])
     assert ended.exit_code == 0, ended.output
     assert "a DDP communication hook does not receive them" in " ".join(ended.output.split())
+
+
+def test_rows_that_a_restart_did_again_are_counted_by_name(tmp_path, call):
+    """Steps 0 to 4, then from 2 again: 8 rows are stored, 5 are read."""
+    path = tmp_path / "run.zarr"
+    with GradientStore.create(path) as store:
+        for segment, steps in enumerate((range(5), range(2, 5))):
+            for step in steps:
+                store.append(step, {"weight": torch.ones(3)}, segment=segment)
+    run = gradstats.open(path)
+    assert (len(run.stream()), run.undone(), len(run.rows())) == (8, 3, 5)
+    assert "8 full rows + 0 track rows (3 of them undone)" in repr(run)
+    code, shown, _ = call("info", path)
+    assert code == 0
+    assert "worker 0: 8 full rows, steps 0–4, unknown" in shown
+    assert "3 of them undone by a later segment, which readers leave out: 5 rows are read" in shown
+
+
+def test_a_run_without_a_restart_names_no_undone_rows(small_run, call):
+    assert gradstats.open(small_run).undone("track") == 0
+    assert "undone" not in call("info", small_run)[1]

@@ -192,13 +192,14 @@ def capture(
         fact = "all parameters get sparse gradients, of which no elements are tracked"
         raise ValueError(f"full or summary must be on, got neither: {fact}")
     limit = _checked_limit(max_bytes, sources)
-    story = provenance(unwrap_model(model), inner[0], tensors[0], seed=seed, command=sys.argv)
+    story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
 
     make_way(place)
     create = partial(_created, place, whole, story, if_exists, own)
     with contextlib.ExitStack() as undo:
         store, segment = shared_store(spread, place, create)
-        undo.callback(_give_back, store, spread)
+        # with several processes, others may write there from now on
+        undo.callback(_give_back, store, removable=spread.world_size == 1)
         if spread.rank:
             store.claim(spread.rank, own)
         _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
@@ -252,14 +253,13 @@ def _created(
         store.claim(0, own)
         return store, store.last_segment() + 1
     except BaseException:
-        store.close()
+        _give_back(store)
         raise
 
 
-def _give_back(store: GradientStore, spread: Distribution) -> None:
+def _give_back(store: GradientStore, *, removable: bool = True) -> None:
     """Leave the place as it was before an attach that failed, for the next one."""
-    # with several processes, others may write there by now
-    if store.fresh and spread.world_size == 1:
+    if store.fresh and removable:
         store.remove()
     store.close()
 

@@ -1,5 +1,6 @@
 """The handle of a running recording: it hooks into the training and says what it saw."""
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -64,7 +65,7 @@ class Capture:
         on_summary: OnSummary | None = None,
     ) -> None:
         self.step = plan.start_step
-        self._training = Training(model, optimizers, weakly(self._leave))
+        self._training = Training(model, optimizers, weakly(self._give_up))
         self._on_summary = on_summary  # held for the writer, whose thread must not
         self._passive = all(source.point == "outer" for source in sources)
         self._together = len(optimizers) == 1 or self._passive
@@ -81,6 +82,7 @@ class Capture:
         self._rows.counted = plan.count_backwards is not None
         self._guard = Guard(reports)
         self._left = False
+        self._leaving = threading.Lock()
         self._inside: int | None = None  # the step whose closure runs for the first time
         self._again = False  # a closure runs again: those gradients are no row's
         self._stepped: set[int] = set()  # optimizers of a list that were called in this step
@@ -215,13 +217,20 @@ class Capture:
         self._leave()
         self._writer.join()
 
-    def _leave(self) -> None:
-        """Detach, and leave the rest to the writer's thread; waits for nothing.
+    def _give_up(self) -> None:
+        """Close without waiting: nobody trains any more what is recorded."""
+        self._leave("its optimizer is gone, which ends the recording: ")
 
-        Without a call of `close` this is what the garbage collector does.
-        """
-        if self._left or self._guard.forked:
-            return
+    def _leave(self, why: str = "") -> None:
+        """Detach, and leave the rest to the writer's thread; waits for nothing."""
+        if self._left or self._guard.forked or not self._leaving.acquire(blocking=False):
+            return  # the garbage collector may come here at any time, in any thread
+        try:
+            self._end(why)
+        finally:
+            self._leaving.release()
+
+    def _end(self, why: str) -> None:
         try:
             if self._stepped:
                 self._finish_round()
@@ -232,8 +241,8 @@ class Capture:
             self._rows.hand_over()
         except Exception as error:
             self._reports.once("close", f"cannot finish {self._writer.where}: {_fact(error)}")
-        told = partial(farewell, self._reports, self._writer, self._spent, self._rows.table)
-        self._writer.end(told, self._on_summary)
+        last = partial(farewell, self._reports, self._writer, self._spent, self._rows.table, why)
+        self._writer.end(last, self._on_summary)
         self._left = True
         registry.closed(self)
         # whoever keeps the handle keeps no parameters
@@ -255,7 +264,7 @@ class Capture:
 
     def __del__(self) -> None:
         if hasattr(self, "_hooks"):  # else the constructor failed before there was anything
-            self._leave()
+            self._give_up()
 
     def __enter__(self) -> Self:
         return self

@@ -45,12 +45,14 @@ def surprises(
         yield "clips", f"{text}: clip_norm and clip_coefficient are NaN"
 
 
-def farewell(reports: Reports, writer: Writer, spent: Spent, table: Sequence[Parameter]) -> None:
-    """Say what was recorded, once all of it is written."""
+def farewell(
+    reports: Reports, writer: Writer, spent: Spent, table: Sequence[Parameter], why: str
+) -> None:
+    """Say what was recorded, once all of it is written, and why it ends if nobody closed it."""
     text = missing(writer.never_present, table)
     if text:
         reports.once("missing", text)
-    reports.news(f"{writer.where}: {stats_of(writer, spent)}")
+    reports.news(f"{writer.where}: {why}{stats_of(writer, spent)}")
 
 
 def missing(never: Sequence[str], table: Sequence[Parameter]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 #: The environment variable that carries settings to the processes of `gradstats capture`.
@@ -68,14 +68,11 @@ def _redact_inside(word: str) -> str:
 
 
 def provenance(
-    model: nn.Module,
-    optimizer: Optimizer,
-    parameter: Tensor,
-    *,
-    seed: int,
-    command: Sequence[str],
+    model: nn.Module, optimizer: Optimizer, *, seed: int, command: Sequence[str]
 ) -> dict[str, Any]:
-    """Describe a recording that begins now, as JSON values; one of the parameters is given."""
+    """Describe a recording that begins now, as JSON values."""
+    # by the method of torch's class: a model's own parameters() may need an argument
+    _, parameter = next(nn.Module.named_parameters(model))
     device = parameter.device
     on_cuda = device.type == "cuda"
     versions = {name: _version(name) for name in ("gradstats", "torch", "numpy", "zarr")}

@@ -118,7 +118,7 @@ def gradient_dtype(tensor: Tensor) -> torch.dtype:
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the module inside DistributedDataParallel, DataParallel, compile and their like."""
     while [name for name, _ in model.named_children()] in (["module"], ["_orig_mod"]):
-        if any(True for _ in model.parameters(recurse=False)):
+        if any(parameter is not None for parameter in model._parameters.values()):
             break
         (model,) = model.children()
     return model
@@ -155,7 +155,8 @@ def _named_parameters(model: nn.Module) -> Iterator[Selected]:
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[nn.Parameter, str, bool]] = {}
     for owner_name, owner in model.named_modules(remove_duplicate=False):
-        for own_name, tensor in owner.named_parameters(owner_name, recurse=False):
+        # by the method of torch's class: a model's own may need other arguments
+        for own_name, tensor in nn.Module.named_parameters(owner, owner_name, recurse=False):
             names.setdefault(id(tensor), []).append(clean_name(own_name))
             sparse = getattr(owner, "sparse", False) is True
             found.setdefault(id(tensor), (tensor, _kind(owner), sparse))

@@ -117,9 +117,10 @@ class Writer:
 
     def join(self) -> None:
         """Wait for that end; again after an interrupt."""
-        # not Thread.join: in Python 3.11 an interrupted one leaves the thread marked as ended
+        # not Thread.join alone: in Python 3.11 an interrupted one marks the thread as ended
         if threading.current_thread() is not self._thread and os.getpid() == self._process:
             self._ended.wait()
+            self._thread.join()
 
     def _close_store(self) -> None:
         try:

@@ -65,9 +65,10 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown"
+        ours = _is_held(file)
         file.close()
         fact, remedy = f"process {holder} is writing there", "wait for it or end it"
-        if holder == str(os.getpid()):
+        if ours:
             fact = f"this process ({holder}) is writing there already"
             remedy = "close it; gradstats.close_all() closes all recordings of this process"
         raise BlockingIOError(f"cannot write {what}: {fact}; {remedy}") from None
@@ -76,6 +77,13 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
     file.flush()
     _held.add(file)
     return file
+
+
+def _is_held(file: IO[str]) -> bool:
+    """Does this process hold the lock itself? Process numbers are no answer across containers."""
+    one = os.fstat(file.fileno())
+    others = [os.fstat(each.fileno()) for each in list(_held) if not each.closed]
+    return any(os.path.samestat(one, other) for other in others)
 
 
 def _let_go() -> None:

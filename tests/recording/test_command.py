@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from gradstats.recording import capture, every
+from gradstats.recording import Idle, capture, every
 from gradstats.recording.attaching import Settings, find_model
 from gradstats.recording.command import run_command
+from gradstats.recording.provenance import VARIABLE
 from gradstats.recording.trainings import Trainings, numbered
 from gradstats.store import GradientStore, StoreFormatError
+from tests.processes import soaked
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -261,12 +263,12 @@ def several(tmp_path):
 @pytest.mark.parametrize("if_exists", ["error", "resume", "overwrite"])
 def test_trainings_of_one_command_get_runs_of_their_own(tmp_path, path, several, capfd, if_exists):
     settings = {"full_every": 1, "track": 0, "if_exists": if_exists}
-    assert run_command(several(1, 2, 3), out=path, **settings) == 0
-    paths = [path, tmp_path / "run-2.zarr", tmp_path / "run-3.zarr"]
+    assert run_command(several(1, 2), out=path, **settings) == 0
+    paths = [path, tmp_path / "run-2.zarr"]
     for seed, one in enumerate(paths, 1):
         assert torch.equal(rows_of(one), exact(seed))
     listed = ", ".join(f"{one} (12 rows)" for one in paths)
-    assert f"recorded 3 trainings: {listed}" in capfd.readouterr().err
+    assert f"recorded 2 trainings: {listed}" in capfd.readouterr().err
 
 
 def test_a_command_that_is_run_again_replaces_or_resumes_its_own_runs(
@@ -285,21 +287,30 @@ def test_a_command_that_is_run_again_replaces_or_resumes_its_own_runs(
 
 
 @pytest.mark.parametrize("if_exists", ["error", "resume", "overwrite"])
-@pytest.mark.parametrize("other", ["store", "folder"])
-def test_a_run_that_the_user_did_not_name_is_left_alone(tmp_path, path, several, if_exists, other):
-    foreign = tmp_path / "run-2.zarr"
-    if other == "store":
-        with GradientStore.create(foreign) as store:
-            store.append(0, {"weight": torch.ones(3)})
+@pytest.mark.parametrize("other", ["store", "folder", "own"])
+def test_a_run_that_the_user_did_not_name_is_left_alone(
+    tmp_path, path, monkeypatch, if_exists, other
+):
+    second = tmp_path / "run-2.zarr"
+    model = nn.Linear(3, 2)
+    if other == "own":  # of an earlier command with the same --out
+        monkeypatch.setenv(VARIABLE, Settings(str(path)).to_json())
+        capture(model, sgd(model), second).close()
+    elif other == "store":
+        capture(model, sgd(model), second).close()
     else:
-        foreign.mkdir()
-        (foreign / "file").write_text("precious")
-    before = {file: file.read_bytes() for file in foreign.rglob("*") if file.is_file()}
-    settings = {"full_every": 1, "track": 0, "if_exists": if_exists}
-    assert run_command(several(1, 2), out=path, **settings) == 0
-    assert torch.equal(rows_of(tmp_path / "run-3.zarr"), exact(2))
-    after = {file: file.read_bytes() for file in foreign.rglob("*") if file.is_file()}
-    assert after == before
+        second.mkdir()
+        (second / "file").write_text("precious")
+    session = tmp_path / "session"
+    session.mkdir()
+    trainings = Trainings(session)
+    paths = []
+    for _ in range(2):
+        with trainings.claim(str(path), if_exists) as (claimed, how):
+            paths.append(claimed)
+        assert how == if_exists
+    taken = 2 if other == "own" and if_exists != "error" else 3
+    assert paths == [str(path), str(tmp_path / f"run-{taken}.zarr")]
 
 
 def test_a_training_that_cannot_be_recorded_takes_no_number(tmp_path, path, several, capfd):
@@ -354,20 +365,26 @@ def test_two_groups_of_workers_are_two_trainings(tmp_path, path, script):
             assert set(stream.coordinates["segment"]) == {0}
 
 
-@pytest.mark.parametrize("shell", ["exec {}", "{}; exit $?"], ids=["direct", "through a shell"])
+@soaked("shell", "{}; exit $?", "exec {}")
 def test_a_restart_by_torchrun_finds_the_run_of_its_training(tmp_path, path, script, shell):
     """The second of two torchruns restarts; each has its run, the second in two segments."""
     fails = DISTRIBUTED.replace(
+        'dist.init_process_group("gloo")',
+        "import os, gradstats\n"
+        "attempt = os.environ['TORCHELASTIC_RESTART_COUNT']\n"
+        "own = dict(rank=int(os.environ['RANK']), world_size=2)\n"
+        f"meeting = f'file://{tmp_path}/{{os.environ[\"NUMBER\"]}}-{{attempt}}'\n"
+        "dist.init_process_group('gloo', init_method=meeting, **own)",
+    ).replace(
         "dist.destroy_process_group()",
-        "import os, gradstats; gradstats.close_all(); dist.barrier()\n"
-        "assert os.environ['TORCHELASTIC_RESTART_COUNT'] != '0' or 'once' in os.environ\n"
+        "gradstats.close_all(); dist.barrier()\n"
+        "assert attempt != '0' or os.environ['NUMBER'] == '1'\n"
         "dist.destroy_process_group()",
     )
     _, file = script(fails)
     worker = f"--no-python sh -c '{shell.format(f'{sys.executable} {file}')}'"
-    lines = [f"once=1 {TORCHRUN} {worker}", f"{TORCHRUN} --max-restarts 1 {worker}"]
-    command = ["sh", "-ec", "\n".join(lines)]
-    assert run_command(command, out=path, full_every=2, track=0) == 0
+    lines = [f"NUMBER={n} {TORCHRUN} --max-restarts {n - 1} {worker}" for n in (1, 2)]
+    assert run_command(["sh", "-ec", "\n".join(lines)], out=path, full_every=2, track=0) == 0
     for one, segments in ((path, [0, 0]), (tmp_path / "run-2.zarr", [0, 0, 1, 1])):
         for worker in range(2):
             stream = GradientStore.open(one).stream(worker)
@@ -396,24 +413,38 @@ def test_numbers_are_given_out_once(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["auto", "clipped"])
-def test_a_rank_left_in_the_environment_is_said(path, script, monkeypatch, capfd, at):
+def test_a_rank_left_in_the_environment_is_said(path, monkeypatch, capsys, at):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run_command(script(), out=path, at=at) == 1
-    err = capfd.readouterr().err
+    model = nn.Linear(3, 2)
+    assert isinstance(capture(model, sgd(model), path, at=at, quiet=True), Idle)
+    err = capsys.readouterr().err
     assert "RANK and WORLD_SIZE say that this is rank 1 of 2" in err
     assert "unset RANK" in err
+
+
+def test_a_rank_0_left_in_the_environment_is_said(path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    model = nn.Linear(3, 2)
+    capture(model, sgd(model), path).close()
+    assert "by RANK and WORLD_SIZE: no process group" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("rank", "world"), [("1", None), ("1", "1"), ("3", "2"), ("-1", "2"), ("one", "2")]
 )
-def test_a_rank_that_cannot_be_is_none(path, script, monkeypatch, rank, world):
+def test_a_rank_that_cannot_be_is_none(path, monkeypatch, read, rank, world):
     monkeypatch.setenv("RANK", rank)
     if world is not None:
         monkeypatch.setenv("WORLD_SIZE", world)
-    assert run_command(script(), out=path, full_every=1, track=0) == 0
-    assert torch.equal(rows_of(path), exact(0))
+    model = nn.Linear(3, 2)
+    optimizer = sgd(model)
+    with capture(model, optimizer, path, full=every(1), track=0):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert torch.equal(read(path).read(0), torch.ones(8))
+    assert read(path).coordinates["world_size"].tolist() == [1]
 
 
 class Outer(nn.Module):
@@ -455,6 +486,18 @@ class Choosy(nn.Module):
         return getattr(self, part).parameters()
 
 
+class Choosier(Choosy):
+    """A wrapper by the name of its only child, with methods of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = self.net
+        del self.net
+
+    def named_parameters(self, part):
+        return getattr(self, part).named_parameters()
+
+
 class Unready(nn.Module):
     """Its constructor has not called that of Module."""
 
@@ -470,21 +513,23 @@ class Hostile(Unready):
         raise ArithmeticError
 
 
-@pytest.mark.parametrize("kind", [Choosy, Unready, Hostile])
+@pytest.mark.parametrize("kind", [Choosy, Choosier, Unready, Hostile])
 def test_a_module_that_does_not_list_its_parameters_hides_no_other(kind):
     bystander, model = kind(), nn.Linear(3, 2)
     assert find_model(sgd(model)) is model
     del bystander
 
 
-def test_a_model_whose_parameters_need_an_argument_is_recorded(path, read):
-    model = Choosy()
-    optimizer = torch.optim.SGD(model.parameters("net"), lr=0.1)
+@pytest.mark.parametrize(("kind", "part"), [(Choosy, "net"), (Choosier, "module")])
+def test_a_model_whose_parameters_need_an_argument_is_recorded(path, read, kind, part):
+    model = kind()
+    optimizer = torch.optim.SGD(model.parameters(part), lr=0.1)
     assert find_model(optimizer) is model
     with capture(model, optimizer, path, full=every(1), track=0):
-        model.net(torch.ones(1, 3)).sum().backward()
+        getattr(model, part)(torch.ones(1, 3)).sum().backward()
         optimizer.step()
-    assert [p.name for p in read(path).parameters] == ["net.weight", "net.bias"]
+    names = ["net.weight", "net.bias"] if part == "net" else ["weight", "bias"]  # a wrapper's go
+    assert [p.name for p in read(path).parameters] == names
     assert torch.equal(read(path).read(0), torch.ones(8))
 
 

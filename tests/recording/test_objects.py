@@ -12,7 +12,7 @@ import gradstats
 from gradstats import cli
 from gradstats.recording import capture, every
 from gradstats.recording.command import run_command
-from gradstats.store import GradientStore, spool
+from gradstats.store import GradientStore, as_place, spool
 from tests.processes import run_workers
 from tests.recording.test_command import SCRIPT
 from tests.recording.workers import STEPS, expected, work
@@ -163,3 +163,17 @@ def test_rows_left_behind_keep_their_segment(url, server, make_training, monkeyp
     assert cap.stats.unsent == cap.stats.dropped == 0
     coordinates = GradientStore.open(url).stream().coordinates
     assert coordinates["segment"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_attach_that_fails_gives_the_object_store_back(url, training, monkeypatch):
+    def broken(*_):
+        raise ArithmeticError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradstats.recording.capturing.register", broken)
+        with pytest.raises(ArithmeticError):
+            capture(training.model, training.optimizer, url, full=every(1), track=0)
+    assert not as_place(url).exists()
+    with capture(training.model, training.optimizer, url, full=every(1), track=0):
+        training.step()
+    assert torch.equal(gradstats.open(url).read(0), training.flat(0))

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradstats.recording.provenance import provenance, redact
+from gradstats.recording.attaching import Settings
+from gradstats.recording.provenance import VARIABLE, provenance, redact
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,12 @@ def test_says_what_was_trained_how():
     assert (story["model"], story["optimizer"], story["device"]) == ("Linear", "Adam", "cpu")
     assert (story["seed"], story["command"]) == (3, ["t.py"])
     assert story["versions"]["torch"] == torch.__version__
+
+
+def test_a_store_below_a_command_is_marked_by_the_name_of_its_path(monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters())
+    monkeypatch.setenv(VARIABLE, Settings("/home/jane/run.zarr").to_json())
+    assert provenance(model, optimizer, seed=0, command=[])["out"] == "run.zarr"
+    monkeypatch.delenv(VARIABLE)
+    assert "out" not in provenance(model, optimizer, seed=0, command=[])
