@@ -21,6 +21,7 @@ WAYS = [
     {"points": ("reduced",)},
     {"points": ("local", "reduced", "clipped")},
     {"points": ("reduced", "clipped"), "summary": False},
+    {"points": ("local", "reduced", "clipped"), "odd": True},
     {"points": ("outer",)},
     {"points": ("reduced", "outer")},
 ]
@@ -144,7 +145,7 @@ def ends(path, launch, start):
     return [stored for stored, _ in words]
 
 
-@soaked("kills", 10, 60)
+@soaked("kills", 12, 60)
 def test_sigkill_at_any_instant(tmp_path, processes, kills, record_property):
     """Two kills a store, then a training that ends: all of its rows are there."""
     rng = np.random.default_rng(5)

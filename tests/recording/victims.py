@@ -25,12 +25,15 @@ class Launch:
         points: at which it records.
         summary: it records Summaries too.
         world: its workers.
+        odd: before each step a batch with NaN is left out, and every micro-batch is clipped, to a
+            norm that changes nothing.
     """
 
     seed: int
     points: tuple[str, ...] = ("reduced",)
     summary: bool = True
     world: int = 1
+    odd: bool = False
 
     @property
     def kinds(self):
@@ -123,11 +126,17 @@ def _stored(stats):
 
 def one_step(cap, model, optimizer, launch, rank=0):
     step = cap.step
+    if launch.odd:
+        optimizer.zero_grad()
+        (torch.nan * model(factors(launch, rank, step, 0))).backward()
+        nn.utils.clip_grad_norm_([model.weight, model.bias], LIMIT)
     optimizer.zero_grad()
     for micro in range(MICRO):
         together = launch.world == 1 or micro == MICRO - 1
         with nullcontext() if together else model.no_sync():
             model(factors(launch, rank, step, micro)).backward()
+        if launch.odd and micro < MICRO - 1:
+            nn.utils.clip_grad_norm_([model.weight, model.bias], 1e9)
     if "clipped" in launch.points:
         inner = getattr(model, "module", model)
         nn.utils.clip_grad_norm_([inner.weight, inner.bias], LIMIT)
