@@ -259,8 +259,8 @@ class Capture:
         self._guard.closed = True
         surroundings.forget(self)
         self._local_hooks.want(False)
-        for hook in self._hooks:
-            hook.remove()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def __del__(self) -> None:
         if hasattr(self, "_hooks"):  # else the constructor failed before there was anything

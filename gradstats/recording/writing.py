@@ -85,6 +85,8 @@ class Writer:
         self._on_loss = on_loss
         self._say = say
         self._told = (lambda: None) if on_summary is None else weakref.ref(on_summary)
+        self._tells = on_summary is not None
+        self._untold: list[tuple[int, dict[str, Summary]]] = []
         self._on_summary: OnSummary | None = None
         self._when_ended: Callable[[], None] = lambda: None
         self._ended = threading.Event()
@@ -158,6 +160,7 @@ class Writer:
         try:
             while self._write_next():
                 pass
+            self._tell()
             self._close_store()
             self._when_ended()
         finally:
@@ -253,10 +256,17 @@ class Writer:
         self.nbytes += len(data)
         self.nonfinite += math.isnan(square)
         self._seen |= slot.present
-        on_summary = self._on_summary or self._told()
-        if on_summary is not None:
+        if self._tells:
             scale = row.coordinates["loss_scale"] if row.coordinates["unscaled"] == 0 else 1.0
-            on_summary(slot.step, {name: one.scaled(1 / scale) for name, one in found.items()})
+            found = {name: one.scaled(1 / scale) for name, one in found.items()}
+            self._untold.append((slot.step, found))
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell of the Summaries; later where the garbage collector has just cut the reference."""
+        on_summary = self._on_summary or self._told()
+        while on_summary is not None and self._untold:
+            on_summary(*self._untold.pop(0))
 
     def _row(self, slot: Slot, square: float, ragged: dict[str, np.ndarray]) -> Row:
         scalars = slot.scalars.tolist()
