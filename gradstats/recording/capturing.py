@@ -414,7 +414,8 @@ def _surprises(
     if frozen:
         what = f"{len(frozen)} frozen parameters are not recorded: {shortened(frozen)}"
         yield f"{what}, whose dtypes get no gradients"
-    own = {id(tensor) for tensor in unwrap_model(model).parameters()}
+    # by the method of torch's class: a model's own parameters() may need an argument
+    own = {id(tensor) for tensor in nn.Module.parameters(unwrap_model(model))}
     if not any(id(one.tensor) in own for one in chosen):
         text = "the optimizer holds copies of the parameters, equal in value: the rows are the"
         yield f"{text} gradients of those copies, under the parameters' names"

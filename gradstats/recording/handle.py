@@ -333,11 +333,15 @@ class Capture:
         """What was seen of these gradients belongs to a batch that makes no step."""
         if (self.step if self._inside is None else self._inside) < self._rows.due:
             return
+        if not self._again:
+            self._guard.piece(lambda: self._leave_out(parameters), self._failed)
+
+    def _leave_out(self, parameters: Iterable[Tensor]) -> None:
         places = (self._places[id(one)] for one in parameters if id(one) in self._places)
-        left_out = {place for place in places if self._owner.get(place) not in self._stepped}
-        if left_out and not self._again:
+        left_out = {place for place in places if not self._is_over(place)}
+        if left_out:
             self._seen.backwards = 0
-            self._guard.piece(lambda: self._rows.restart(left_out), self._failed)
+            self._rows.restart(left_out)
 
     def _failed(self, error: Exception) -> None:
         self._reports.once("hook", f"cannot record step {self.step}: {_fact(error)}")

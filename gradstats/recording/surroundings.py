@@ -170,7 +170,7 @@ def _zero(original: Callable[..., Any]) -> Callable[..., Any]:
 def _parameters(owner: Any) -> Iterator[Tensor]:
     """Of an optimizer or a module."""
     if isinstance(owner, torch.nn.Module):
-        yield from owner.parameters()
+        yield from torch.nn.Module.parameters(owner)
         return
     for group in owner.param_groups:
         yield from group["params"]

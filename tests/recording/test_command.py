@@ -207,9 +207,9 @@ def test_two_processes_under_torchrun_make_one_recording(path, script, read, cap
     store = GradientStore.open(path)
     assert store.workers == (0, 1)
     assert [p.name for p in store.parameters] == ["0.weight", "0.bias", "1.weight", "1.bias"]
-    for worker in range(2):  # attached at the first step, whose local gradients had gone by
+    for worker in range(2):
         stream = store.stream(worker)
-        assert stream.steps.tolist() == [2, 4]
+        assert stream.steps.tolist() == [0, 2, 4]
         assert set(stream.coordinates["point"]) == {"local"}
         assert stream.read(0).shape == (47,)
         assert len(store.stream(worker, "summary")) == len(store.stream(worker, "track"))
@@ -260,7 +260,10 @@ def several(tmp_path):
     return command
 
 
-@pytest.mark.parametrize("if_exists", ["error", "resume", "overwrite"])
+@pytest.mark.parametrize(
+    "if_exists",
+    ["overwrite", *(pytest.param(one, marks=pytest.mark.soak) for one in ("error", "resume"))],
+)
 def test_trainings_of_one_command_get_runs_of_their_own(tmp_path, path, several, capfd, if_exists):
     settings = {"full_every": 1, "track": 0, "if_exists": if_exists}
     assert run_command(several(1, 2), out=path, **settings) == 0
@@ -271,6 +274,7 @@ def test_trainings_of_one_command_get_runs_of_their_own(tmp_path, path, several,
     assert f"recorded 2 trainings: {listed}" in capfd.readouterr().err
 
 
+@pytest.mark.soak
 def test_a_command_that_is_run_again_replaces_or_resumes_its_own_runs(
     tmp_path, path, several, read
 ):
@@ -339,7 +343,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@soaked("method", "fork", "spawn")
 def test_processes_that_one_python_starts_are_trainings_too(tmp_path, path, script, method):
     text = SCRIPT.replace("torch.manual_seed(0)", "torch.manual_seed(0); torch.set_num_threads(1)")
     text += "import gradstats\ngradstats.close_all()\n"  # such processes end by os._exit
@@ -361,7 +365,7 @@ def test_two_groups_of_workers_are_two_trainings(tmp_path, path, script):
         assert store.workers == (0, 1)
         for worker in range(2):
             stream = store.stream(worker)
-            assert stream.steps.tolist() == [2, 4]
+            assert stream.steps.tolist() == [0, 2, 4]
             assert set(stream.coordinates["segment"]) == {0}
 
 
@@ -385,7 +389,7 @@ def test_a_restart_by_torchrun_finds_the_run_of_its_training(tmp_path, path, scr
     worker = f"--no-python sh -c '{shell.format(f'{sys.executable} {file}')}'"
     lines = [f"NUMBER={n} {TORCHRUN} --max-restarts {n - 1} {worker}" for n in (1, 2)]
     assert run_command(["sh", "-ec", "\n".join(lines)], out=path, full_every=2, track=0) == 0
-    for one, segments in ((path, [0, 0]), (tmp_path / "run-2.zarr", [0, 0, 1, 1])):
+    for one, segments in ((path, [0, 0, 0]), (tmp_path / "run-2.zarr", [0, 0, 0, 1, 1, 1])):
         for worker in range(2):
             stream = GradientStore.open(one).stream(worker)
             assert stream.coordinates["segment"].tolist() == segments

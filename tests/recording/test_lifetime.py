@@ -314,7 +314,7 @@ def broken(*_, **__):
 
 FAILURES = {
     "optimizer": ("torch.optim.SGD.register_step_pre_hook", {}),
-    "hook": ("gradstats.recording.handle.hook_first", {}),
+    "hook": ("gradstats.recording.hooking.hook_first", {"at": "local"}),
     "listen": ("gradstats.recording.surroundings.listen", {}),
     "schedule": ("", {"full": broken, "at": "local"}),
     "thread": ("gradstats.recording.writing.threading.Thread.start", {}),
