@@ -447,7 +447,11 @@ class Capture:
             return step()
         before = self.step
         self._guard.piece(lambda: self._before_scaling(before, scaler, optimizer), self._failed)
-        result = step()
+        try:
+            result = step()
+        except BaseException:
+            self._rows.settled = False  # no step: the gradients may change yet
+            raise
         if self._together and self.step == before:
             self.step += 1
             self._seen.skipped = True
@@ -467,8 +471,10 @@ class Capture:
         """Another optimizer may be about to update recorded parameters: count it, say it once."""
         if any(optimizer is one for one in self._optimizers) or self._guard.away:
             return
-        if self._rows.named:  # an inner optimizer
-            return
+        if not self._rows.named:  # else it is an inner optimizer
+            self._guard.piece(lambda: self._note_other(optimizer), self._failed)
+
+    def _note_other(self, optimizer: Optimizer) -> None:
         if self._places.keys().isdisjoint(ids_held([optimizer])) or inside(self._optimizers):
             return
         self._unrecorded += 1
@@ -540,8 +546,11 @@ class Capture:
 
     def _take_part(self, number: int) -> None:
         """One optimizer of a list gets its gradients."""
-        changed = self._unclip()
+        self._guard.piece(lambda: self._take_held(number), self._failed)
         self._stepped.add(number)
+
+    def _take_held(self, number: int) -> None:
+        changed = self._unclip()
         self._seen.at_step(self._optimizers[number])
         if not self._rows.open:
             return
@@ -549,7 +558,7 @@ class Capture:
         for place in held:
             early = place in self._early and place not in changed
             self._put(place, ("clipped",) if early else ("reduced", "clipped"))
-        self._guard.piece(lambda: self._rows.weigh(held), self._failed)
+        self._rows.weigh(held)
 
     def _begin_round_with(self, place: int) -> None:
         """Another gradient of a parameter that was updated already is the next step's."""

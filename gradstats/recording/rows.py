@@ -151,8 +151,10 @@ class Rows:
         changed = self._marks.changed(range(len(self.table)))
         self._marks.mark(changed)
         for slot in list(self.pending) if changed else ():
+            before = slot.cost
             try:
                 slot.source.patch(slot, sorted(changed))
+                self._plan.budget.take(slot.cost - before)
             except Exception as error:
                 self._void(slot)
                 self.give_up(step, error)

@@ -245,6 +245,43 @@ def test_scaled_batches_that_are_left_out(unscaled, tmp_path):
     assert facts["micro_step"].tolist() == [0] * 4
 
 
+class FailsOnce(torch.amp.GradScaler):
+    """A scaler whose first step raises, when it has divided the gradients."""
+
+    failed = False
+
+    def _maybe_opt_step(self, *args, **kwargs):
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("once")
+        return super()._maybe_opt_step(*args, **kwargs)
+
+
+def test_a_scaler_whose_step_fails_settles_nothing(tmp_path):
+    """The script catches the error and goes on with another batch."""
+    loop, scaler = Loop(), FailsOnce("cpu", init_scale=8.0)
+    optimizer, path = loop.optimizers[0], tmp_path / "run.zarr"
+    expected = []
+    with capture(loop.parts, optimizer, path, full=every(1), track=None, quiet=True):
+        for number in range(3):
+            optimizer.zero_grad()
+            loop.backward(factor=scaler.get_scale())
+            expected.append(torch.cat([p.grad.reshape(-1) for p in loop.parameters]))
+            scaler.scale(torch.ones(()))
+            clip_grad_norm_(loop.parameters, LIMIT)
+            if number == 0:
+                with pytest.raises(RuntimeError, match="once"):
+                    scaler.step(optimizer)
+            else:
+                scaler.step(optimizer)
+            scaler.update()
+    stream = GradientStore.open(path).stream()
+    assert stream.steps.tolist() == [0, 1]
+    for row, grad in enumerate(expected[1:]):
+        assert torch.equal(stream.read(row), grad)  # as clipping found it, not divided yet
+    assert not stream.coordinates["unscaled"].any()
+
+
 def test_local_rows_without_a_batch_that_was_left_out(tmp_path):
     """A part that only the batch left out went through has no gradient."""
     loop = Loop()
