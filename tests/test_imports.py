@@ -99,7 +99,7 @@ MAY_IMPORT = {
     ),
     "demo": ("recording",),
     "options": ("compressors", "fits", "kernels", "runs", "store", "summary"),
-    "printing": ("fit_folder", "health", "reporting", "runs"),
+    "printing": ("fit_folder", "health", "reporting", "runs", "store"),
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py
 }

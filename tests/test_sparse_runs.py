@@ -388,7 +388,7 @@ def test_a_report_of_sparse_gradients_is_of_all_of_them(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("head", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_run_of_summaries_is_fitted_and_reported_from_the_command_line(tmp_path, call, head):
     path = tmp_path / "run.zarr"
     trained(path, head=head, full=None, track=None)

@@ -111,9 +111,9 @@ def rows_are_gradients(where: Where) -> dict[str, Any]:
 
 
 def check_rows(path: Path, seen: list[Tensor], point: str, tolerance: float = 0.0) -> None:
-    """Raise AssertionError unless the rows of a point are these gradients."""
+    """Raise AssertionError unless the rows of a point are these, as they are stored."""
     run = gradstats.open(path, point=point)
-    found = [grad for _, grad in run.gradients()]
+    found = [run.stream().read(row) for row in run.rows()]
     if len(found) != len(seen):
         raise AssertionError(f"{len(found)} rows at {point} of {len(seen)} steps")
     for step, (row, grad) in enumerate(zip(found, seen, strict=True)):

@@ -356,6 +356,7 @@ def test_processes_that_one_python_starts_are_trainings_too(tmp_path, path, scri
 TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
 
 
+@pytest.mark.soak
 def test_two_groups_of_workers_are_two_trainings(tmp_path, path, script):
     _, file = script(DISTRIBUTED)
     command = ["sh", "-ec", f"{TORCHRUN} {file}\n{TORCHRUN} {file}"]
@@ -369,7 +370,8 @@ def test_two_groups_of_workers_are_two_trainings(tmp_path, path, script):
             assert set(stream.coordinates["segment"]) == {0}
 
 
-@soaked("shell", "{}; exit $?", "exec {}")
+@pytest.mark.soak
+@pytest.mark.parametrize("shell", ["{}; exit $?", "exec {}"])
 def test_a_restart_by_torchrun_finds_the_run_of_its_training(tmp_path, path, script, shell):
     """The second of two torchruns restarts; each has its run, the second in two segments."""
     fails = DISTRIBUTED.replace(

@@ -113,7 +113,7 @@ def test_clipping_and_micro_batches_of_the_first_step(recorded):
         assert facts["clip_norm"][row] == pytest.approx(grad.norm().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_scaler_that_starts_by_leaving_steps_out(recorded, fused):
     path, seen = recorded(SCALED.replace("FUSED", str(fused)))
     facts = GradientStore.open(path).stream().coordinates
