@@ -354,7 +354,7 @@ def _caveats(run: Run, results: Results, methods: Table) -> list[str]:
     if (feedback["rows"] == "track").any():
         sentences.append(
             "Feedback is replayed on the tracked elements, a random sample of the model "
-            f"({run.stream('track').sampling_fraction:.1%})."
+            f"({_tracked_share(run):.1%})."
         )
     failed = methods[methods["status"] != "ok"]["status"].value_counts()
     sentences += [f"{count} lines of methods, {reason}." for reason, count in failed.items()]
@@ -362,3 +362,9 @@ def _caveats(run: Run, results: Results, methods: Table) -> list[str]:
     if broken:
         sentences.append(f"Up to {broken} rows were skipped for NaN or inf elements.")
     return sentences
+
+
+def _tracked_share(run: Run) -> float:
+    """Tracked elements over all elements of the model, those with sparse gradients included."""
+    ids = run.stream("track").element_ids or {}
+    return sum(map(len, ids.values())) / max(1, sum(part.numel for part in run.table))

@@ -405,3 +405,17 @@ def test_a_run_of_summaries_is_fitted_and_reported_from_the_command_line(tmp_pat
     code, _, err = call("replay", path)
     assert code in (1, 2)
     assert "got only Summaries" in err
+
+
+def test_the_page_says_which_share_of_the_model_was_tracked(tmp_path):
+    """Of all its elements, not of those that a track can hold."""
+    from gradstats.pipeline import _tracked_share
+
+    model = torch.nn.ModuleList(
+        [torch.nn.Embedding(2000, 16, sparse=True), torch.nn.Linear(16, 10)]
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradstats.capture(model, optimizer, tmp_path / "run.zarr", track=10_000, quiet=True):
+        model[1](model[0](torch.tensor([1, 5]))).sum().backward()
+        optimizer.step()
+    assert _tracked_share(gradstats.open(tmp_path / "run.zarr")) == pytest.approx(170 / 32_170)
