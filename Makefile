@@ -29,7 +29,7 @@ lint: style             ## ruff, mypy --strict: a minute the first time, then tw
 fast: style             ## what to run on every change: ruff and all tests but those marked slow, under two minutes
 	$(PYTEST) -m 'not slow and not soak'
 
-test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, about ten minutes
+test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, ten to eighteen minutes
 	$(PYTEST)
 
 soak: $(READY)          ## the full numbers of the tests marked soak: about ten minutes, 4 GB of memory

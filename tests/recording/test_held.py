@@ -8,6 +8,8 @@ import gradstats
 from gradstats.recording import capture, every
 from gradstats.store import GradientStore
 
+pytestmark = pytest.mark.slow
+
 
 def batch(step, width=6):
     return torch.randn(4, width, generator=torch.Generator().manual_seed(step))

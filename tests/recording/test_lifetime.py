@@ -16,6 +16,8 @@ from gradstats.recording import capture, every, registry, surroundings
 from gradstats.store import GradientStore
 from tests.waiting import PATIENCE, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def path(tmp_path):

@@ -11,6 +11,8 @@ from gradstats.recording import capture, every
 from gradstats.store import GradientStore
 from gradstats.summary import summarize
 
+pytestmark = pytest.mark.slow
+
 POINTS = ["local", "reduced", "clipped"]
 LIMIT = 0.05
 imported_by_name = clip_grads_with_norm_
