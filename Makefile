@@ -26,7 +26,7 @@ style: $(READY)         ## ruff
 lint: style             ## ruff, mypy --strict: a minute the first time, then two seconds
 	$(BIN)/mypy --num-workers $(WORKERS)
 
-fast: style             ## what to run on every change: ruff and all tests but those marked slow, under two minutes
+fast: style             ## what to run on every change: ruff and all tests but those marked slow, under three minutes
 	$(PYTEST) -m 'not slow and not soak'
 
 test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, ten to eighteen minutes

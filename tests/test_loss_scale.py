@@ -154,6 +154,7 @@ def test_info_and_the_commands_say_what_was_divided(scaled, call, tmp_path):
         assert ("unless it is told of the GradScaler" in err) == (command == "replay")
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_divided(scaled, tmp_path):
     run = gradstats.open(scaled, point="local")
     settings = {"ratios": [0.1], "compressors": ["fp16", "bf16", "topk"], "budget": 1.0}
