@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Traffic:
     Attributes:
         volumes: by kind.
         sum_bits: of the widest sum of integers, 0 without one.
-        fp16_error: the most that a float sum would lose in float16, ‖sum₁₆ - sum‖/‖sum‖; inf
+        fp16_error: the most that a float sum or mean would lose in float16, ‖s₁₆ - s‖/‖s‖; inf
             where it would overflow, NaN where it was not asked for.
     """
 
@@ -74,7 +75,7 @@ class Traffic:
     def reduced(self, request: AllReduce, nbytes: int, workers: int) -> None:
         """One all-reduce."""
         self.count("all_reduce", nbytes, 2 * (workers - 1) / workers * nbytes)
-        if request.levels:
+        if request.levels and request.op != "max":
             self.sum_bits = max(self.sum_bits, (workers * (request.levels - 1)).bit_length())
 
 
@@ -114,13 +115,21 @@ def digest(text: str) -> int:
 
 
 def outgoing(request: AllReduce, workers: int) -> Tensor:
-    """The tensor that a sum runs over: integers as digits of a base that holds their sums."""
-    if not request.levels:
-        return request.tensor
-    base = _base(request.levels, workers)
-    symbols = request.tensor.reshape(-1)
+    """What one worker puts into an all-reduce; never the tensor of the request itself.
+
+    A mean is divided before the sum, as DistributedDataParallel does, so that no sum leaves the
+    range of which every operand and the mean are. Integers to be added become digits of a base
+    that holds their sums.
+    """
+    tensor, levels = request.tensor, request.levels
+    if not levels:
+        return _share(tensor, workers) if request.op == "mean" else tensor.clone()
+    if request.op == "max":  # of packed digits the first would decide for all in its word
+        return tensor.to(_integers(levels), copy=True)
+    base = _base(levels, workers)
+    symbols = tensor.reshape(-1)
     if base > MOST_DIGITS:
-        return symbols.to(torch.int32 if base <= INT32 else torch.int64)
+        return symbols.to(torch.int32 if base <= INT32 else torch.int64, copy=True)
     packed = codes.pack(symbols, base)
     return torch.nn.functional.pad(packed, (0, -len(packed) % WORD)).view(torch.int64)
 
@@ -128,13 +137,32 @@ def outgoing(request: AllReduce, workers: int) -> Tensor:
 def incoming(total: Tensor, request: AllReduce, workers: int) -> Tensor:
     """The result of an all-reduce, from the sum (or maximum) of what went out."""
     if not request.levels:
-        return total / workers if request.op == "mean" else total
+        return total
+    if request.op == "max":
+        return total.to(torch.int64)
     base, numel = _base(request.levels, workers), request.tensor.numel()
     if base <= MOST_DIGITS:
         packed = total.view(torch.uint8)[: codes.packed_nbytes(numel, base)]
         total = codes.unpack(packed, numel, base)
     total = total.view(request.tensor.shape)
     return total.float() / workers if request.op == "mean" else total.to(torch.int64)
+
+
+def _share(tensor: Tensor, workers: int) -> Tensor:
+    """x/n. In 16 bits no further from 0 than where n of them, rounded up n times, are finite."""
+    share = tensor / workers
+    if share.element_size() > 2 or workers == 1:
+        return share
+    kind = torch.finfo(share.dtype)
+    most = kind.max / workers * (1 - workers * kind.eps)
+    return torch.where(share.isinf(), share, share.clamp(-most, most))
+
+
+def _integers(levels: int) -> torch.dtype:
+    """The smallest integers that all backends compare, from 0 to `levels` - 1."""
+    if levels <= 1 << 8:
+        return torch.uint8
+    return torch.int32 if levels <= INT32 else torch.int64
 
 
 def _base(levels: int, workers: int) -> int:
@@ -166,20 +194,27 @@ def simulated(
         for ledger in ledgers:
             ledger.reduced(first, tensors[0].nbytes, n)
             if fp16 and first.op != "max" and not first.levels:
-                ledger.fp16_error = max(_fp16_error(tensors), _zero_if_nan(ledger.fp16_error))
-        return [incoming(_combined(tensors, first.op), first, n)] * n
+                error = _fp16_error(requests)  # type: ignore[arg-type]
+                ledger.fp16_error = max(error, _zero_if_nan(ledger.fp16_error))
+        result = incoming(_combined(tensors, first.op), first, n)
+        return [result, *(result.clone() for _ in range(n - 1))]  # one may be worked on in place
     if isinstance(first, AllGather):
         payloads: list[Payload] = [request.payload for request in requests]  # type: ignore[misc,union-attr]
         longest = max(payload.nbytes for payload in payloads)
         for ledger, payload in zip(ledgers, payloads, strict=True):
             ledger.count("all_gather", payload.nbytes, (n - 1) * longest)
-        return [payloads] * n
+        return [_received(payloads, worker) for worker in range(n)]
     sent = requests[first.root].payload  # type: ignore[union-attr]
     assert sent is not None
     for worker, ledger in enumerate(ledgers):
         own = sent.nbytes if worker == first.root else 0
         ledger.count("broadcast", own, sent.nbytes if n > 1 else 0)
-    return [sent] * n
+    return [sent if worker == first.root else deepcopy(sent) for worker in range(n)]
+
+
+def _received(payloads: Sequence[Payload], worker: int) -> list[Payload]:
+    """Those of the others are copies, as they are where they come over a network."""
+    return [each if at == worker else deepcopy(each) for at, each in enumerate(payloads)]
 
 
 def _combined(tensors: Sequence[Tensor], op: str) -> Tensor:
@@ -189,9 +224,14 @@ def _combined(tensors: Sequence[Tensor], op: str) -> Tensor:
     return total
 
 
-def _fp16_error(tensors: Sequence[Tensor]) -> float:
-    exact = torch.stack([tensor.reshape(-1) for tensor in tensors]).double().sum(0)
-    half = _combined([tensor.reshape(-1).half() for tensor in tensors], "sum").double()
+def _fp16_error(requests: Sequence[AllReduce]) -> float:
+    """What the same sums, or means, of the tensors in float16 lose."""
+
+    def total(dtype: torch.dtype) -> Tensor:
+        tensors = [replace(request, tensor=request.tensor.to(dtype)) for request in requests]
+        return _combined([outgoing(each, len(requests)) for each in tensors], "sum").double()
+
+    exact, half = total(torch.float64), total(torch.float16)
     error = float((half - exact).norm() / exact.norm()) if exact.any() else 0.0
     return error if math.isfinite(error) else math.inf
 
@@ -239,7 +279,7 @@ class Group:
         return [other.tolist() for other in others]
 
     def _reduce(self, request: AllReduce) -> Tensor:
-        tensor = outgoing(request, self.workers).clone()
+        tensor = outgoing(request, self.workers)
         op = dist.ReduceOp.MAX if request.op == "max" else dist.ReduceOp.SUM
         with self._spending("communicate"):
             dist.all_reduce(tensor, op, group=self.group)

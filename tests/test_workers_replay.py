@@ -75,12 +75,13 @@ def test_unbiased_errors_average_out_and_biased_ones_do_not(workers):
 def test_float16_sums_lose_digits_and_may_overflow():
     grads = [gradient(worker) for worker in range(4)]
     row, _ = measured("none", grads)
-    half = sum((grad.half() for grad in grads[1:]), grads[0].half()).double()
-    exact = sum(grad.double() for grad in grads)
+    half = sum((grad.half() / 4 for grad in grads[1:]), grads[0].half() / 4).double()
+    exact = sum(grad.double() for grad in grads) / 4
     assert row["fp16_error"] == pytest.approx(float((half - exact).norm() / exact.norm()))
     assert 1e-4 < row["fp16_error"] < 1e-3
-    high = [torch.full((N,), 60_000.0)] * 2  # each fits, their sum does not
-    assert measured("none", high)[0]["fp16_error"] == math.inf
+    high = [torch.full((N,), 60_000.0)] * 2  # each fits, their sum does not: divided first
+    assert measured("none", high)[0]["fp16_error"] == 0
+    assert measured("none", [2 * each for each in high])[0]["fp16_error"] == math.inf
     assert math.isnan(measured("topk(0.1)", grads)[0]["fp16_error"]), "nothing is summed"
     assert measured("fp16", high)[0]["error"] == math.inf
 

@@ -26,6 +26,7 @@ from gradstats.compressors.low_rank import (
 )
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.states import first_state
 
 START = (0x41435053, 0x47440000)  # key of the first Q
 
@@ -54,6 +55,7 @@ class ACPSGD(Compressor):
     contract = Contract(
         "all_reduce", bits=FACTOR_BITS, wants_feedback=True, has_memory=True, needs=("matrix",)
     )
+    resharded = first_state
 
     def __post_init__(self) -> None:
         check_rank(self.rank)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from gradstats.compressors.base import Compressor, Contract, State
 from gradstats.compressors.quantizing import bucket_of, in_buckets, quantized
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse
+from gradstats.compressors.states import own_share
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class AdaComp(Compressor):
     def init(self, grad: Tensor) -> Tensor:
         """No residue."""
         return grad.detach().new_zeros(grad.numel())
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Tensor:
+        """Residues are added up."""
+        return own_share(states, worker, workers)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Select by bin, send signs, keep the rest."""

@@ -9,6 +9,7 @@ from gradstats.compressors.base import Compressor, Contract, State
 from gradstats.compressors.coded import Coded
 from gradstats.compressors.qsgd import QSGD
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.states import first_state
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class AdaQuant(Compressor):
     compressor: QSGD
     most: int = 127
     name = "adaquant"
+    resharded = first_state
 
     def __post_init__(self) -> None:
         if not isinstance(self.compressor, QSGD):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -138,12 +138,17 @@ class Compressor(ABC):
     """A gradient compressor. Subclasses are frozen dataclasses whose fields are the settings.
 
     A method that sends one message writes `encode` alone; one that needs several rounds writes
-    `exchange`. The state is consumed by the call that takes it, `grad` is never written, and a
-    payload owns its values.
+    `exchange`. `encode` consumes the state that it takes, while `exchange` leaves it as it was,
+    since the step may still be called off. `grad` is never written, and a payload owns its values.
+
+    Attributes:
+        steers: its memory is a part of the optimizer, as a momentum is: it must see every
+            gradient, also those that are sent dense.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract]
+    steers: ClassVar[bool] = False
 
     def init(self, grad: Tensor) -> State:
         """The state before the first step, for gradients like `grad`."""
@@ -178,9 +183,32 @@ class Compressor(ABC):
             received.add_to(update, 1 / len(payloads))
         return Step(update.view(grad.shape), payload, state)
 
+    def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
+        """The step of a gradient that is sent as it is, such as that of a small parameter.
+
+        Where the memory is a part of the optimizer (`steers`), it goes on here too.
+        """
+        sent = Dense(grad.detach().reshape(-1).clone())
+        mean = yield AllReduce(sent.values, "mean")
+        return Step(mean.view(grad.shape), sent, state)
+
+    def uncompressed(self, grad: Tensor, state: State) -> Tensor:
+        """What the optimizer would be given of this gradient alone; state stays as it is."""
+        return grad
+
     def observe(self, state: State, loss: float) -> State:
         """The state once the loss of the coming step is known; of use where `needs` has "loss"."""
         return state
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
+        """The state of one of `workers`, from those of all workers of another number.
+
+        Raises:
+            ValueError: it is not known what becomes of this compressor's memory.
+        """
+        if self.contract.has_memory:
+            raise ValueError(f"the number of workers must stay, got another one for {self}")
+        return states[0]
 
     def __or__(self, stage: object) -> Compressor:
         """What is left of this compressor's payload after another stage, see `pipe.Pipe`."""

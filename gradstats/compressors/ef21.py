@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,21 +59,34 @@ class EF21(Memory):
         return Estimates(zeros, zeros.clone(), self.compressor.init(grad))
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Encode gradient - estimate; the estimate is updated in place."""
+        """Encode gradient - estimate."""
         payload, inner = self.compressor.encode(grad.detach() - state.own, state.inner, rng)
-        _learn(state.own, payload.decode())
-        return payload, Estimates(state.own, state.mean, inner)
+        return payload, Estimates(_learned(state.own, payload.decode()), state.mean, inner)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """As `encode`; the update is the mean of all estimates."""
         step = yield from self.compressor.exchange(grad.detach() - state.own, state.inner, rng)
-        _learn(state.own, step.sent.decode())
-        update = state.mean + step.update
-        _learn(state.mean, step.update)
-        return Step(update, step.sent, Estimates(state.own, state.mean, step.state))
+        # what any worker broke none learns, or the mean would not be that of all h
+        known = step.update.isfinite()
+        own = _learned(state.own, torch.where(known.reshape(-1), step.sent.decode(), 0))
+        mean = _learned(state.mean, step.update)
+        return Step(state.mean + step.update, step.sent, Estimates(own, mean, step.state))
+
+    def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
+        """The gradients themselves, which all know from then on."""
+        step = yield from super(Memory, self).dense(grad, state)
+        if not step.update.isfinite().all():
+            return step
+        return replace(step, state=Estimates(grad.detach().clone(), step.update, state.inner))
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Estimates:
+        """All go on from the mean of all h."""
+        mean = states[0].mean
+        inner = self.compressor.resharded([state.inner for state in states], worker, workers)
+        return Estimates(mean.clone(), mean.clone(), inner)
 
 
-def _learn(estimate: Tensor, news: Tensor) -> None:
-    estimate += torch.where(news.isfinite(), news, 0).view_as(estimate).to(estimate.dtype)
+def _learned(estimate: Tensor, news: Tensor) -> Tensor:
+    return estimate + torch.where(news.isfinite(), news, 0).view_as(estimate).to(estimate.dtype)

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from gradstats.compressors.base import Collective, Compressor, Contract, State, Step
+from gradstats.compressors.none import NoCompression
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.states import own_share
 
 
 class Memory(Compressor):
-    """A compressor around another, with a memory of what was or was not sent."""
+    """A compressor around another, with a memory of what was or was not sent.
+
+    Its state is a dataclass with the state of the compressor inside as `inner`.
+    """
 
     compressor: Compressor
+    steers = True  # unless a class knows that its memory holds errors alone
 
     def __post_init__(self) -> None:
         if not isinstance(self.compressor, Compressor):
@@ -37,6 +43,17 @@ class Memory(Compressor):
             has_memory=True,
             wants_feedback=False,
         )
+
+    def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
+        """The step with everything sent: that of this memory around no compression."""
+        inside: dict[str, Any] = {"compressor": NoCompression()}
+        whole: Memory = replace(self, **inside)  # type: ignore[type-var]
+        step = yield from whole.exchange(grad, replace(state, inner=None))
+        return replace(step, state=replace(step.state, inner=state.inner))
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
+        """See `Compressor.resharded`; a memory must say what becomes of it."""
+        raise ValueError(f"the number of workers must stay, got another one for {self}")
 
     def observe(self, state: State, loss: float) -> State:
         """For the compressor inside."""
@@ -97,6 +114,7 @@ class ErrorFeedback(Memory):
     compressor: Compressor
     gamma: float = 1.0
     name = "ef"
+    steers = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +128,8 @@ class ErrorFeedback(Memory):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode residual + gradient; the residual is updated in place."""
-        compensated = self._compensated(grad, state)
+        kept: Tensor = state.residual if self.gamma == 1 else state.residual.mul_(self.gamma)
+        compensated = kept.add_(grad.detach())
         payload, inner = self.compressor.encode(compensated, state.inner, rng)
         payload.remove_from(compensated.view(-1))
         return payload, Residual(compensated, inner)
@@ -119,11 +138,20 @@ class ErrorFeedback(Memory):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """As `encode`, over all workers: the residual loses what the exchange counts as sent."""
-        compensated = self._compensated(grad, state)
+        kept = state.residual if self.gamma == 1 else state.residual * self.gamma
+        compensated = kept + grad.detach()
         step = yield from self.compressor.exchange(compensated, state.inner, rng)
         step.sent.remove_from(compensated.view(-1))
         return Step(step.update, step.sent, Residual(compensated, step.state))
 
-    def _compensated(self, grad: Tensor, state: State) -> Tensor:
-        residual: Tensor = state.residual if self.gamma == 1 else state.residual.mul_(self.gamma)
-        return residual.add_(grad.detach())
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Residual:
+        """Residuals are added up."""
+        return resharded_residual(self, states, worker, workers)
+
+
+def resharded_residual(
+    memory: Memory, states: Sequence[Residual], worker: int, workers: int
+) -> Residual:
+    """The residual of one of `workers` from those of all of another number, see `own_share`."""
+    inner = memory.compressor.resharded([state.inner for state in states], worker, workers)
+    return Residual(own_share([state.residual for state in states], worker, workers), inner)

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Collective, Compressor, Contract, State, Step
+from gradstats.compressors.base import Collective, Compressor, Contract, State, Step, alone
 from gradstats.compressors.fusing import fused
-from gradstats.compressors.none import NoCompression
 from gradstats.compressors.payloads import Bundle
 from gradstats.compressors.rng import Rng
 
@@ -63,17 +62,27 @@ class PerParameter(Compressor):
 
     def target_count(self, numel: int) -> int:
         """The sum of the parts' targets, dense parts whole."""
-        return sum(self._for(part).target_count(part.numel) for part in self.parts)
+        return sum(
+            part.numel if part.dense else self.compressor.target_count(part.numel)
+            for part in self.parts
+        )
 
     def init(self, grad: Tensor) -> State:
         """One state a part."""
-        return [self._for(part).init(view) for part, view in self._split(grad)]
+        return [
+            None if part.dense and not self.compressor.steers else self.compressor.init(view)
+            for part, view in self._split(grad)
+        ]
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Bundle, State]:
         """One payload a part."""
         payloads, states = [], []
         for (part, view), inner in zip(self._split(grad), state, strict=True):
-            payload, inner = self._for(part).encode(view, inner, self._own(rng, part))
+            if part.dense:
+                step = alone(self.compressor.dense(view, inner))
+                payload, inner = step.sent, step.state
+            else:
+                payload, inner = self.compressor.encode(view, inner, self._own(rng, part))
             payloads.append(payload)
             states.append(inner)
         return Bundle(tuple(payloads)), states
@@ -84,7 +93,9 @@ class PerParameter(Compressor):
         """Those of the parts, in lock-step."""
         steps = yield from fused(
             [
-                self._for(part).exchange(view, inner, self._own(rng, part))
+                self.compressor.dense(view, inner)
+                if part.dense
+                else self.compressor.exchange(view, inner, self._own(rng, part))
                 for (part, view), inner in zip(self._split(grad), state, strict=True)
             ]
         )
@@ -94,9 +105,6 @@ class PerParameter(Compressor):
 
     def _own(self, rng: Rng | None, part: Part) -> Rng | None:
         return rng and replace(rng, parameter=part.name)
-
-    def _for(self, part: Part) -> Compressor:
-        return NoCompression() if part.dense else self.compressor
 
     def _split(self, grad: Tensor) -> list[tuple[Part, Tensor]]:
         views = torch.split(grad.reshape(-1), [part.numel for part in self.parts])

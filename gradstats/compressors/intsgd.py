@@ -24,7 +24,10 @@ from gradstats.compressors.coders import Packed
 from gradstats.compressors.low_rank import dense
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.states import Mean, first_state
 from gradstats.kernels import codes
+
+FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class IntSGD(Compressor):
     r"""Rounded at random to multiples of a step that the last updates set; integers are summed.
 
     .. math:: \hat g = \frac{1}{n \alpha} \sum_w \operatorname{round}(\alpha g_w), \quad
-              \alpha = \sqrt{\frac{d}{2 n r}}, \quad
-              r_t = \beta r_{t-1} + (1 - \beta)\|\hat g_t\|^2
+              \alpha = \frac{1}{\sqrt{2 n r}}, \quad
+              r_t = \beta r_{t-1} + (1 - \beta)\frac{\|\hat g_t\|^2}{d}
 
-    All workers know the updates, so no scale is exchanged. The paper's r is of the steps of the
-    weights, η ĝ, and has η² above it too: the two are one where η is constant. The first step is
-    exact. Integers beyond ±(2^(bits - 1) - 1)/n are cut off, so that the sums have `bits` bits;
-    only up to there it is unbiased.
+    All workers know the updates, so no scale is exchanged. The paper's r is d times this one, of
+    the steps of the weights, η ĝ, and has η² above it too: the two are one where η is constant.
+    The first step is exact. Integers beyond ±(2^(bits - 1) - 1)/n are cut off, so that the sums
+    have `bits` bits; only up to there it is unbiased. One more integer counts the workers that
+    have a NaN or inf, of which all then know.
 
     Args:
         bits: of a sum, 2 to 16.
@@ -53,6 +57,7 @@ class IntSGD(Compressor):
     beta: float = 0.9
     name = "intsgd"
     contract = Contract("all_reduce", random=True, has_memory=True)
+    resharded = first_state
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
@@ -60,9 +65,9 @@ class IntSGD(Compressor):
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta must lie in [0, 1), got {self.beta!r}")
 
-    def init(self, grad: Tensor) -> float:
+    def init(self, grad: Tensor) -> Mean:
         """r, 0 before the first update."""
-        return 0.0
+        return Mean()
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """The exchange of one worker."""
@@ -79,9 +84,9 @@ class IntSGD(Compressor):
         else:
             first = yield from dense(grad, state)
             mean, sent = first.update.reshape(-1), first.sent
-        square = float(mean.double().square().sum())
+        square = float(mean.double().square().sum()) / max(mean.numel(), 1)
         after = self.beta * state + (1 - self.beta) * square if state else square
-        after = after if math.isfinite(after) else state
+        after = Mean(after) if math.isfinite(after) else state
         return Step(mean.to(grad.dtype).view(grad.shape), sent, after)
 
     def _rounded(
@@ -89,14 +94,17 @@ class IntSGD(Compressor):
     ) -> Generator[Collective, Any, tuple[Tensor, Payload]]:
         flat = grad.detach().reshape(-1).contiguous()
         s = max(1, ((1 << (self.bits - 1)) - 1) // rng.workers)
-        length = s / math.sqrt(flat.numel() / (2 * rng.workers * r))  # of s steps
-        finite = torch.where(flat.isfinite().all(), length, torch.nan)
-        scales = finite.float().reshape(1)
+        length = min(max(s * math.sqrt(2 * rng.workers * r), FLOAT32.tiny), FLOAT32.max)
+        broken = ~flat.isfinite().all().reshape(1)
+        scales = torch.where(broken, torch.nan, length).float()  # of s steps
         levels = Uniform(s).levels().to(flat.device)
         symbols = codes.to_symbols(
             flat, scales, flat.numel(), levels, rounding="stochastic", key=rng.own.key
         )
-        mean = yield AllReduce(symbols, "mean", levels=2 * s + 1)
+        told = torch.cat([symbols, broken.to(symbols.dtype)])
+        means = yield AllReduce(told, "mean", levels=2 * s + 1)
+        mean, breakdowns = means[:-1], means[-1:]
         packed = Packed(codes.pack(symbols, 2 * s + 1))
         sent = Coded(packed, flat.numel(), Uniform(s), scales, flat.numel())
-        return (mean - s) * (scales / s), sent
+        scale = torch.where(breakdowns > 0, torch.nan, length).float()
+        return (mean - s) * (scale / s), sent

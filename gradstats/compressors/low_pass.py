@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from gradstats.compressors.base import Collective, Compressor, State, Step
-from gradstats.compressors.feedback import Memory, Residual
+from gradstats.compressors.feedback import Memory, Residual, resharded_residual
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 
@@ -33,6 +33,7 @@ class LowPass(Memory):
     compressor: Compressor
     beta: float = 0.1
     name = "lowpass"
+    steers = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +45,7 @@ class LowPass(Memory):
         return Residual(grad.detach().new_zeros(grad.shape), self.compressor.init(grad))
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Encode residual + gradient; the residual is updated in place."""
+        """Encode residual + gradient."""
         compensated = state.residual + grad.detach()
         payload, inner = self.compressor.encode(compensated, state.inner, rng)
         return payload, self._after(compensated, payload, state, inner)
@@ -61,5 +62,9 @@ class LowPass(Memory):
         self, compensated: Tensor, sent: Payload, state: Residual, inner: State
     ) -> Residual:
         sent.remove_from(compensated.view(-1))
-        residual = state.residual.mul_(1 - self.beta).add_(compensated, alpha=self.beta)
+        residual = compensated.mul_(self.beta).add_(state.residual, alpha=1 - self.beta)
         return Residual(residual, inner)
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Residual:
+        """Residuals are added up."""
+        return resharded_residual(self, states, worker, workers)

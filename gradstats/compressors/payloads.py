@@ -91,9 +91,8 @@ class Payload(ABC):
         """Subtract the decoded gradient from `residual`, `[numel]`; NaN and inf leave 0."""
         residual.copy_(left(residual, self.decode()))
 
-    def clear(self, momentum: Tensor) -> None:
-        """Set `momentum`, `[numel]`, to 0 at the elements that are sent."""
-        momentum.zero_()
+    def clear(self, momentum: Tensor) -> None:  # noqa: B027 - most send every element
+        """Set `momentum`, `[numel]`, to 0 where elements were selected among others to be sent."""
 
 
 def _device(part: Any) -> torch.device | None:

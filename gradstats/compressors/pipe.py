@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -117,6 +117,10 @@ class Pipe(Compressor):
     def init(self, grad: Tensor) -> State:
         """The state of the first stage."""
         return self.first.init(grad)
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
+        """That of the first stage."""
+        return self.first.resharded(states, worker, workers)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Each stage on the payload of the one before it."""

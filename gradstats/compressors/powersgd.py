@@ -26,6 +26,7 @@ from gradstats.compressors.low_rank import (
 )
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.states import first_state
 
 START = (0x50575247, 0x53474400)  # key of the first Q
 
@@ -60,6 +61,7 @@ class PowerSGD(Compressor):
         rounds=2,
         needs=("matrix",),
     )
+    resharded = first_state
 
     def __post_init__(self) -> None:
         check_rank(self.rank)

@@ -73,8 +73,9 @@ class Scattered(Payload):
         residual[indices] = left(residual[indices], self.values)
 
     def clear(self, momentum: Tensor) -> None:
-        """See `Payload.clear`."""
-        momentum[self.indices] = 0
+        """See `Payload.clear`; where all are sent none was selected."""
+        if self.count < self.numel:
+            momentum[self.indices] = 0
 
 
 @dataclass(frozen=True, eq=False)

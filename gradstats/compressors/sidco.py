@@ -8,6 +8,7 @@ from torch import Tensor
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse, above
+from gradstats.compressors.states import first_state
 from gradstats.summary import kept_count, summarize
 from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
 
@@ -35,6 +36,7 @@ class SIDCo(Compressor):
     rule: Rule = "step"
     first_ratio: float = FIRST_RATIO
     contract = replace(SPARSIFIER, has_memory=True)
+    resharded = first_state
 
     def __post_init__(self) -> None:
         super().__post_init__()

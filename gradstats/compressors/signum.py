@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.alphabets import Sign
-from gradstats.compressors.base import AllGather, Collective, Compressor, Contract, State, Step
+from gradstats.compressors.base import (
+    AllGather,
+    AllReduce,
+    Collective,
+    Compressor,
+    Contract,
+    State,
+    Step,
+)
 from gradstats.compressors.coded import Coded
+from gradstats.compressors.payloads import Dense
 from gradstats.compressors.quantizing import bucket_of, coded_bits, quantized
 from gradstats.compressors.rng import Rng
 
@@ -29,6 +38,8 @@ class Signum(Compressor):
         tolerant", ICLR 2019.
     """
 
+    steers = True
+
     beta: float = 0.9
     name = "signum"
     contract = Contract("all_gather", bits=coded_bits("d"), has_memory=True, update="majority")
@@ -44,7 +55,7 @@ class Signum(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Signs of the momentum."""
         flat = grad.detach().reshape(-1)
-        momentum = self.beta * state + (1 - self.beta) * flat
+        momentum = self._momentum(flat, state)
         bucket = bucket_of(0, flat.numel())
         whole = torch.where(momentum.isfinite().all(), 1.0, torch.nan).reshape(1)
         payload = quantized(momentum, Sign(), whole[: flat.numel()], bucket)
@@ -59,3 +70,23 @@ class Signum(Compressor):
         for received in (yield AllGather(payload)):
             received.add_to(votes)
         return Step(votes.sign().view(grad.shape), payload, state)
+
+    def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
+        """The same majority, of signs that are added up."""
+        momentum = self._momentum(grad.detach().reshape(-1), state)
+        sent = Dense(torch.where(momentum > 0, 1.0, -1.0 + 0 * momentum).to(grad.dtype))
+        votes = yield AllReduce(sent.values, "mean")
+        after = torch.where(momentum.isfinite(), momentum, 0)
+        return Step(votes.sign().view(grad.shape), sent, after)
+
+    def uncompressed(self, grad: Tensor, state: State) -> Tensor:
+        """The sign of the momentum."""
+        return self._momentum(grad.reshape(-1), state).sign().view(grad.shape)
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Tensor:
+        """All go on from the mean momentum."""
+        return torch.stack(list(states)).mean(0)
+
+    def _momentum(self, flat: Tensor, state: Tensor) -> Tensor:
+        momentum: Tensor = self.beta * state + (1 - self.beta) * flat
+        return momentum

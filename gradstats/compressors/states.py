@@ -13,6 +13,13 @@ from torch import Tensor
 from gradstats.compressors.base import State
 
 
+class Mean(float):
+    """A leaf that is a mean over the elements of a vector; 0 while nothing is known.
+
+    A part has that of its whole until it knows better, a whole the mean of its parts'.
+    """
+
+
 def mapped(function: Callable[..., Any], *states: State) -> State:
     """A tree of what the function gives for the leaves at one place of trees of one form.
 
@@ -60,6 +67,8 @@ def joined(states: Sequence[State], numels: Sequence[int]) -> State:
     """
 
     def together(*leaves: Any) -> Any:
+        if isinstance(leaves[0], Mean) and len(leaves) == len(numels):
+            return _mean(leaves, numels)
         whole = len(leaves) == len(numels) and all(
             isinstance(leaf, Tensor) and leaf.numel() == numel
             for leaf, numel in zip(leaves, numels, strict=True)
@@ -69,17 +78,51 @@ def joined(states: Sequence[State], numels: Sequence[int]) -> State:
     return mapped(together, *states)
 
 
+def _mean(means: Sequence[Mean], numels: Sequence[int]) -> Mean:
+    """Over the parts of which something is known; to the bit where they are alike."""
+    known = [(mean, numel) for mean, numel in zip(means, numels, strict=True) if mean]
+    if len({mean for mean, _ in known}) < 2:
+        return known[0][0] if known else Mean()
+    total = sum(numel for _, numel in known)
+    return Mean(sum(mean * (numel / total) for mean, numel in known))
+
+
+def first_state(compressor: object, states: Sequence[State], worker: int, workers: int) -> State:
+    """`Compressor.resharded` where all workers have the same state, or none needs its own."""
+    return states[0]
+
+
+def own_share(tensors: Sequence[Tensor], worker: int, workers: int) -> Tensor:
+    r"""What worker w of n' takes over from n: :math:`\frac{n'}{n} \sum_{v \equiv w} x_v`.
+
+    The mean over the workers stays, and with it what is still to be delivered.
+
+    Example:
+        >>> own_share([torch.ones(1), torch.zeros(1), torch.full((1,), 3.0)], 0, 2)
+        tensor([2.6667])
+    """
+    total = torch.zeros_like(tensors[0])
+    for tensor in tensors[worker::workers]:
+        total += tensor * (workers / len(tensors))
+    return total
+
+
 def plain(state: State) -> Any:
     """The state in dicts, tuples, tensors and numbers, which `torch.load` reads without code."""
     if is_dataclass(state) and not isinstance(state, type):
         return {field.name: plain(getattr(state, field.name)) for field in fields(state)}
     if isinstance(state, tuple | list):
         return type(state)(plain(each) for each in state)
+    if isinstance(state, Mean):
+        return float(state)
     return state.detach().cpu().clone() if isinstance(state, Tensor) else state
 
 
 def restored(template: State, saved: Any) -> State:
-    """The state of which `plain` is `saved`; `template` has its form, as a first state has."""
+    """The state of which `plain` is `saved`, with tensors of its own.
+
+    `template` has its form, as a first state has.
+    """
     if is_dataclass(template) and not isinstance(template, type):
         found = {
             field.name: restored(getattr(template, field.name), saved[field.name])
@@ -89,4 +132,9 @@ def restored(template: State, saved: Any) -> State:
     if isinstance(template, tuple | list):
         pairs = zip(chain(template, repeat(None)), saved, strict=False)
         return type(template)(restored(*pair) for pair in pairs)
-    return saved.to(template.device) if isinstance(template, Tensor) else saved
+    if isinstance(template, Mean):
+        return Mean(saved)
+    if isinstance(saved, Tensor):
+        device = template.device if isinstance(template, Tensor) else saved.device
+        return saved.to(device, copy=True)
+    return saved

@@ -7,6 +7,7 @@ from torch import Tensor
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse, above
+from gradstats.compressors.states import Mean, first_state
 from gradstats.summary import kept_count
 
 
@@ -14,10 +15,12 @@ from gradstats.summary import kept_count
 class HardThreshold(Compressor):
     """The elements above a magnitude that the first gradient fixes so that it keeps k.
 
-    The state is that magnitude. How far k̂/k drifts afterwards is what the method costs.
+    The state is that magnitude. How far k̂/k drifts afterwards is what the method costs. A
+    gradient of at most k non-zero elements fixes nothing: they are sent, and the next one is
+    tried.
 
     Args:
-        ratio: k/d of the first gradient, in (0, 1].
+        ratio: k/d of the gradient that fixes it, in (0, 1].
 
     References:
         Dryden et al., MLHPC 2016; Sahu et al., NeurIPS 2021 (threshold-v).
@@ -26,17 +29,19 @@ class HardThreshold(Compressor):
     ratio: float
     name = "threshold"
     contract = replace(SPARSIFIER, has_memory=True)
+    resharded = first_state
 
-    def init(self, grad: Tensor) -> float:
+    def init(self, grad: Tensor) -> Mean:
         """The (k+1)-th largest finite magnitude, 0 if there is none."""
         magnitudes = grad.detach().reshape(-1).abs()
         k = kept_count(magnitudes.numel(), self.ratio)
         finite = magnitudes[magnitudes.isfinite()]
         if k >= finite.numel():
-            return 0.0
-        return float(finite.topk(k + 1).values[-1])
+            return Mean()
+        return Mean(finite.topk(k + 1).values[-1])
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """The elements above the calibrated magnitude."""
         flat = grad.detach().reshape(-1).contiguous()
+        state = state or self.init(flat)
         return above(flat, state), state

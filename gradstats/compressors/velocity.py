@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Collective, Compressor, State, Step
 from gradstats.compressors.feedback import Memory
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
+from gradstats.compressors.states import own_share
 
 
 @dataclass(eq=False)
@@ -39,9 +41,9 @@ class Velocity(Memory):
     .. math:: u_t = m u_{t-1} + g_t, \quad v_t = v_{t-1} + u_t
 
     (Nesterov: :math:`u_t = m (u_{t-1} + g_t)`, :math:`v_t = v_{t-1} + u_t + g_t`). v is encoded,
-    loses what was sent, and with masking u is set to 0 there, so that stale momentum does not
-    carry on. The optimizer then runs without momentum: what it receives is a velocity, up to
-    1/(1 - m) gradients long.
+    loses what was sent, and with masking u is set to 0 where elements were selected, so that
+    stale momentum does not carry on; where every element is sent none is stale. The optimizer then
+    runs without momentum: what it receives is a velocity, up to 1/(1 - m) gradients long.
 
     Args:
         compressor: usually `dgc`.
@@ -74,8 +76,8 @@ class Velocity(Memory):
         return Velocities(zeros, zeros.clone(), self.compressor.init(grad))
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Accumulate, encode, take off what was sent; state is updated in place."""
-        self._accumulate(grad, state)
+        """Accumulate, encode, take off what was sent."""
+        state = self._accumulated(grad, state)
         payload, inner = self.compressor.encode(state.residual, state.inner, rng)
         self._take_off(payload, state)
         return payload, Velocities(state.momentum, state.residual, inner)
@@ -84,20 +86,32 @@ class Velocity(Memory):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """As `encode`, over all workers."""
-        self._accumulate(grad, state)
+        state = self._accumulated(grad, state)
         step = yield from self.compressor.exchange(state.residual, state.inner, rng)
         self._take_off(step.sent, state)
         after = Velocities(state.momentum, state.residual, step.state)
         return Step(step.update, step.sent, after)
 
-    def _accumulate(self, grad: Tensor, state: Velocities) -> None:
+    def uncompressed(self, grad: Tensor, state: State) -> Tensor:
+        """The momentum."""
+        return self._accumulated(grad, replace(state, residual=torch.zeros_like(grad))).residual
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Velocities:
+        """Momenta and residuals are added up."""
+        momentum = own_share([state.momentum for state in states], worker, workers)
+        residual = own_share([state.residual for state in states], worker, workers)
+        inner = self.compressor.resharded([state.inner for state in states], worker, workers)
+        return Velocities(momentum, residual, inner)
+
+    def _accumulated(self, grad: Tensor, state: Velocities) -> Velocities:
         g, u, v = self._clipped(grad.detach()), state.momentum, state.residual
         if self.nesterov:
-            u.add_(g).mul_(self.momentum)
-            v.add_(u).add_(g)
+            u = (u + g).mul_(self.momentum)
+            v = (v + u).add_(g)
         else:
-            u.mul_(self.momentum).add_(g)
-            v.add_(u)
+            u = (u * self.momentum).add_(g)
+            v = v + u
+        return Velocities(u, v, state.inner)
 
     def _clipped(self, grad: Tensor) -> Tensor:
         if not self.clip:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +80,11 @@ class WarmUp(Compressor):
         step, inner = state
         found = yield from self._at(step).exchange(grad, inner, rng)
         return replace(found, state=(step + 1, found.state))
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
+        """All workers are at the same step."""
+        inner = self.compressor.resharded([inner for _, inner in states], worker, workers)
+        return states[0][0], inner
 
     def _at(self, step: int) -> Compressor:
         settings: Any = {"ratio": self.ratio_at(step)}

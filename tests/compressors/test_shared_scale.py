@@ -151,10 +151,10 @@ def test_intsgd_sets_its_step_by_the_updates_before():
     steps, ledger = exchanged("intsgd", workers, grads=grads)
     torch.testing.assert_close(steps[0].update, mean)
     assert ledger.nbytes == 4 * D, "the first step is exact"
-    r = float(mean.double().square().sum())
+    r = float(mean.double().square().mean())
     assert steps[0].state == pytest.approx(r)
     states = [step.state for step in steps]
-    alpha = (D / (2 * workers * r)) ** 0.5
+    alpha = (1 / (2 * workers * r)) ** 0.5
     steps, ledger = exchanged("intsgd", workers, 1, states, grads)
     assert 8 * ledger.nbytes / D == pytest.approx(bits, rel=0.01)
     limit = 127 // workers
@@ -164,7 +164,7 @@ def test_intsgd_sets_its_step_by_the_updates_before():
         assert float(integers.abs().max()) <= limit + 1e-3
         inside = (grad.double() * alpha).abs() < limit - 1
         assert float((integers - grad.double() * alpha)[inside].abs().max()) <= 1.001
-    after = 0.9 * r + 0.1 * float(steps[0].update.double().square().sum())
+    after = 0.9 * r + 0.1 * float(steps[0].update.double().square().mean())
     assert steps[0].state == pytest.approx(after)
     assert member.init(grads[0]) == 0
 
