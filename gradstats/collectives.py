@@ -240,6 +240,10 @@ def _zero_if_nan(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
+class CollectiveError(RuntimeError):
+    """A collective failed: the backend cannot do it, or another worker cannot be reached."""
+
+
 class Group:
     """A process group, as exchanges see it. All workers must make the same calls in one order.
 
@@ -263,17 +267,36 @@ class Group:
             raise ValueError("group must have this process in it, got one that has not")
         self.traffic, self.seconds = Traffic(), Seconds()
 
-    def perform(self, request: Collective) -> Any:
-        """The result of one collective."""
+    def perform(self, request: Collective, lengths: Sequence[int] | None = None) -> Any:
+        """The result of one collective.
+
+        Args:
+            request: alike on all workers.
+            lengths: of the messages of all workers, see `length`; without them they are told.
+
+        Raises:
+            CollectiveError: the backend cannot do it, or another worker cannot be reached.
+        """
         if isinstance(request, AllReduce):
             return self._reduce(request)
-        return self._gather(request) if isinstance(request, AllGather) else self._spread(request)
+        if lengths is None:
+            lengths = [length for (length,) in self.tell(self.length(request))]
+        if isinstance(request, AllGather):
+            return self._gather(request, lengths)
+        return self._spread(request, lengths[request.root])
+
+    def length(self, request: Collective | None) -> int:
+        """Bytes of this worker's message, which the others must know of to receive it."""
+        if isinstance(request, Broadcast) and request.root != self.rank:
+            return 0
+        payload = request.payload if isinstance(request, AllGather | Broadcast) else None
+        return payload.nbytes if payload else 0
 
     def tell(self, *facts: int) -> list[list[int]]:
         """The facts of all workers, by rank: 64-bit integers, equally many on each."""
         own = torch.tensor(facts, dtype=torch.int64, device=self.device)
         others = [torch.empty_like(own) for _ in range(self.workers)]
-        with self._spending("communicate"):
+        with self._communicating("all_gather"):
             dist.all_gather(others, own, group=self.group)
         self.traffic.count("control", own.nbytes, (self.workers - 1) * own.nbytes)
         return [other.tolist() for other in others]
@@ -281,17 +304,16 @@ class Group:
     def _reduce(self, request: AllReduce) -> Tensor:
         tensor = outgoing(request, self.workers)
         op = dist.ReduceOp.MAX if request.op == "max" else dist.ReduceOp.SUM
-        with self._spending("communicate"):
+        with self._communicating("all_reduce"):
             dist.all_reduce(tensor, op, group=self.group)
         self.traffic.reduced(request, tensor.nbytes, self.workers)
         return incoming(tensor, request, self.workers)
 
-    def _gather(self, request: AllGather) -> list[Payload]:
+    def _gather(self, request: AllGather, lengths: Sequence[int]) -> list[Payload]:
         data = request.payload.to_bytes()
-        lengths = [length for (length,) in self.tell(len(data))]
         own = self._tensor(data, max(lengths))
         received = [torch.empty_like(own) for _ in lengths]
-        with self._spending("communicate"):
+        with self._communicating("all_gather"):
             dist.all_gather(received, own, group=self.group)
         self.traffic.count("all_gather", len(data), (self.workers - 1) * len(own))
         payloads = [
@@ -300,12 +322,11 @@ class Group:
         ]
         return payloads
 
-    def _spread(self, request: Broadcast) -> Payload | None:
+    def _spread(self, request: Broadcast, length: int) -> Payload | None:
         mine = self.rank == request.root
         data = request.payload.to_bytes() if mine and request.payload else b""
-        length = max(length for (length,) in self.tell(len(data)))
         message = self._tensor(data, length)
-        with self._spending("communicate"):
+        with self._communicating("broadcast"):
             dist.broadcast(message, group=self.group, group_src=request.root)
         self.traffic.count("broadcast", len(data), length if self.workers > 1 else 0)
         return request.payload if mine else self._payload(message, length)
@@ -315,12 +336,19 @@ class Group:
         return padded.to(self.device)
 
     def _payload(self, message: Tensor, length: int) -> Payload:
-        with self._spending("decode"):
-            return from_bytes(message[:length].cpu().numpy().tobytes()).to(self.device)
+        start = time.perf_counter()
+        payload = from_bytes(message[:length].cpu().numpy().tobytes()).to(self.device)
+        self.seconds.decode += time.perf_counter() - start
+        return payload
 
     @contextmanager
-    def _spending(self, what: str) -> Iterator[None]:
+    def _communicating(self, what: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
-        spent = getattr(self.seconds, what) + time.perf_counter() - start
-        setattr(self.seconds, what, spent)
+        try:
+            yield
+        except (RuntimeError, NotImplementedError) as error:
+            where = f"worker {self.rank} of {self.workers}"
+            cause = "the backend cannot do it, or another worker has died or is stalled"
+            raise CollectiveError(f"cannot {what} on {where}: {cause}: {error}") from error
+        finally:
+            self.seconds.communicate += time.perf_counter() - start

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from gradstats.collectives import Group, Traffic, describe, digest, simulated
+from gradstats.collectives import (
+    CollectiveError,
+    Group,
+    Traffic,
+    describe,
+    digest,
+    simulated,
+)
 from gradstats.compressors import Collective
 from gradstats.compressors.fusing import Exchange, fused
 
-__all__ = ["Exchange", "drive", "fused", "simulate"]
+__all__ = ["DisagreementError", "Exchange", "Rounds", "drive", "fused", "simulate"]
 
 T = TypeVar("T")
 
@@ -63,6 +70,58 @@ def simulate(
         results = simulated(requests, ledgers, fp16=fp16)
 
 
+class Rounds(Generic[T]):
+    """One worker's exchange over a process group, collective by collective.
+
+    Making it runs the exchange up to its first collective; until it is closed or at its end the
+    state that the exchange was given is as it was.
+
+    Args:
+        exchange: what `Compressor.exchange` or `fused` returned.
+        group: counts seconds.
+
+    Attributes:
+        request: the collective that comes next; None at the end.
+        value: what the exchange returned, at the end.
+    """
+
+    request: Collective | None
+    value: T
+
+    def __init__(self, exchange: Exchange[T], group: Group) -> None:
+        self._exchange, self._group = exchange, group
+        self.advance(None)
+
+    def advance(self, result: Any) -> None:
+        """Go on to the next collective, given the result of the last one."""
+        start = time.perf_counter()
+        try:
+            self.request = self._exchange.send(result)
+            self._group.seconds.encode += time.perf_counter() - start
+        except StopIteration as end:
+            self.request, self.value = None, end.value
+            self._group.seconds.decode += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Call it off."""
+        self._exchange.close()
+
+    def finish(self, lengths: Sequence[int] | None = None, *, check: bool = False) -> T:
+        """Run it to its end.
+
+        Args:
+            lengths: of the messages of all workers in the first collective, where they are known.
+            check: agree on each collective first.
+        """
+        while self.request is not None:
+            if check:
+                _agree(self._group, describe(self.request))
+            result = self._group.perform(self.request, lengths)
+            lengths = None
+            self.advance(result)
+        return self.value
+
+
 def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
     """Run this worker's exchange over a process group, where every worker runs its own.
 
@@ -78,23 +137,12 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
     Raises:
         RuntimeError: the workers ask for different collectives, or one of them failed.
     """
-    result: Any = None
     try:
-        while True:
-            start, before = time.perf_counter(), group.seconds.total
-            request = exchange.send(result)
-            if check:
-                _agree(group, describe(request))
-            result = group.perform(request)
-            elsewhere = group.seconds.total - before
-            group.seconds.encode += time.perf_counter() - start - elsewhere
-    except StopIteration as end:
-        group.seconds.decode += time.perf_counter() - start
+        value = Rounds(exchange, group).finish(check=check)
         if check:
             _agree(group, "done")
-        found: T = end.value
-        return found
-    except _DisagreementError:
+        return value
+    except (DisagreementError, CollectiveError):
         raise
     except Exception:
         if check:
@@ -102,7 +150,7 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
         raise
 
 
-class _DisagreementError(RuntimeError):
+class DisagreementError(RuntimeError):
     """Workers ask for different things; all of them know."""
 
 
@@ -111,4 +159,4 @@ def _agree(group: Group, what: str) -> None:
     others = [worker for worker, (told,) in enumerate(group.tell(own)) if told != own]
     if others:
         fact = f"worker {group.rank} asks for {what}, not so workers {others}"
-        raise _DisagreementError(f"workers must ask for the same collective: {fact}")
+        raise DisagreementError(f"workers must ask for the same collective: {fact}")

@@ -65,7 +65,7 @@ def test_a_residual_stays_with_its_parameter_when_groups_change():
         chosen = [grads[place] for place in places]
         together = torch.cat(chosen)
         _, state = member.encode(together, memories.take(tuple(places), chosen, together))
-        memories.put(tuple(places), chosen, state)
+        memories.put(tuple(places), state)
 
     step([0, 1])
     step([2])
@@ -73,7 +73,7 @@ def test_a_residual_stays_with_its_parameter_when_groups_change():
     assert {key: len(held) for key, held in before.items()} == {0: 30, 1: 50, 2: 20}
     taken = memories.take((1, 2), grads[1:], torch.cat(grads[1:]))
     assert torch.equal(taken.residual, torch.cat([before[1], before[2]]))
-    memories.put((1, 2), grads[1:], taken)
+    memories.put((1, 2), taken)
     after = residuals(memories)
     assert all(torch.equal(after[key], before[key]) for key in (0, 1, 2))
     step([2, 1, 0])
@@ -84,7 +84,7 @@ def test_a_parameter_without_a_memory_joins_one_that_has_it():
     member = compressor("ef(topk(0.01))")
     memories, grads = Memories(member), [gradient(0, 30), gradient(1, 50)]
     _, state = member.encode(grads[0], memories.take((0,), grads[:1], grads[0]))
-    memories.put((0,), grads[:1], state)
+    memories.put((0,), state)
     held = residuals(memories)[0]
     taken = memories.take((0, 1), grads, torch.cat(grads))
     assert torch.equal(taken.residual, torch.cat([held, torch.zeros(50)]))
@@ -93,8 +93,8 @@ def test_a_parameter_without_a_memory_joins_one_that_has_it():
 def test_a_saved_state_of_another_size_is_refused():
     member = compressor("ef(topk(0.01))")
     memories, grad = Memories(member), gradient(0, 30)
-    memories.put((0,), [grad], memories.take((0,), [grad], grad))
+    memories.take((0,), [grad], grad)
     other = Memories(member)
-    other.load(memories.saved())
+    other.load([memories.saved()])
     with pytest.raises(ValueError, match="must be of 40 elements, got one of 30"):
         other.take((0,), [gradient(0, 40)], gradient(0, 40))

@@ -120,7 +120,9 @@ def simulated(spec, workers, steps, by="parameter", branch=False):
                 memory = states[worker][name] if name in states[worker] else member.init(grad)
                 several.append(member.exchange(grad, memory, Rng(0, step, name, worker, workers)))
             small = [i for i in range(len(grads)) if i not in big]
-            several += [compressor("none").exchange(grads[i], None) for i in small]
+            for i in small:
+                memory = states[worker][str(i)] if states[worker] else member.init(grads[i])
+                several.append(member.dense(grads[i], memory))
             groups += [[i] for i in small]
             exchanges.append(fused(several))
         results = simulate(exchanges)
