@@ -18,7 +18,7 @@ from gradstats.compressors import MIN_NUMEL, AllReduce, Compressor, Rng, Step
 from gradstats.compressors import compressor as from_spec
 from gradstats.compressors.none import NoCompression
 from gradstats.exchange import DisagreementError, Exchange, Rounds, drive, fused
-from gradstats.memories import Memories
+from gradstats.memories import Memories, resharded
 from gradstats.naming import IncompatibleKeys, Names
 
 By = Literal["bucket", "parameter"]
@@ -158,10 +158,8 @@ class CompressorState:
             RuntimeError: they are not.
         """
         if self._lost:
-            what = ", ".join(self._lost)
-            raise RuntimeError(
-                f"a state that was pickled must be given again its {what}: rebind()"
-            )
+            rule = "a state that was pickled must be given what was left behind"
+            raise RuntimeError(f"{rule}: rebind() its {', '.join(self._lost)}")
         # trainers that set up torch.distributed themselves are handed a state before they do
         group = self._joined or self._join()
         now = self._process_group or (dist.group.WORLD if dist.is_initialized() else None)
@@ -264,20 +262,19 @@ class CompressorState:
         if self._names.seen:
             rule = "load_state_dict must be called before the first backward pass"
             raise ValueError(f"{rule}, got it at step {self.step}")
-        worker, workers = self._place()
         parts = [saved] if isinstance(saved, Mapping) else list(saved)
         self._check_checkpoint(parts, reshard)
         remembered = {key for part in parts for key in part["memories"]}
         keys, unfit = self._names.match(parts[0]["parameters"], remembered, strict=strict)
         self.step = parts[0]["step"]
-        self._memories.load(
-            [
-                {keys[key]: memory for key, memory in part["memories"].items() if key in keys}
-                for part in parts
-            ],
-            worker=worker or 0,
-            workers=workers or 1,
-        )
+        memories = [
+            {keys[key]: memory for key, memory in part["memories"].items() if key in keys}
+            for part in parts
+        ]
+        worker, workers = self._place()
+        if reshard:
+            memories = [resharded(self.compressor, memories, worker or 0, workers or 1)]
+        self._memories.load(memories[0])
         return unfit
 
     def _check_checkpoint(self, parts: Sequence[Mapping[str, Any]], reshard: bool) -> None:
@@ -327,7 +324,7 @@ class CompressorState:
             memories, parameters = self._memories.saved(), self._pickled
             self._names = Names(named_parameters)
             keys, _ = self._names.match(parameters, memories, strict=True)
-            self._memories.load([{keys[key]: memory for key, memory in memories.items()}])
+            self._memories.load({keys[key]: memory for key, memory in memories.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings and memories; neither process groups nor the model can be pickled."""
@@ -351,7 +348,7 @@ class CompressorState:
         self._begin()
         self._lost, self._pickled, self.nonfinite = lost, saved["parameters"], nonfinite
         self.step = saved["step"]
-        self._memories.load([saved["memories"]])
+        self._memories.load(saved["memories"])
         try:
             self._names.match(saved["parameters"], saved["memories"], strict=True)
         except ValueError:

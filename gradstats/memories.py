@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors import Compressor
@@ -18,10 +19,15 @@ Keys = tuple[Key, ...]
 
 @dataclass(frozen=True)
 class _Entry:
-    """A state, and how many elements each of its parameters has."""
+    """A state, and the shapes of its parameters."""
 
     state: State
-    numels: tuple[int, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @property
+    def numels(self) -> list[int]:
+        """Elements of the parameters."""
+        return [shape.numel() for shape in self.shapes]
 
 
 class Memories:
@@ -40,13 +46,12 @@ class Memories:
         self._compressor, self.reversible = compressor, reversible
         self._entries: dict[Keys, _Entry] = {}
         self._before: dict[Keys, _Entry] = {}
-        self._saved: list[dict[Key, Any]] = []
-        self._worker, self._workers = 0, 1
+        self._saved: dict[Key, Any] = {}
 
     def __contains__(self, keys: Keys) -> bool:
         """Whether any parameter of a group has a state."""
         kept = {key for group in self._entries for key in group}
-        return any(key in kept or self._is_saved(key) for key in keys)
+        return any(key in kept or key in self._saved for key in keys)
 
     def take(self, keys: Keys, grads: Sequence[Tensor], together: Tensor) -> State:
         """The state of a group, which stays its state until another one is put.
@@ -61,7 +66,7 @@ class Memories:
         """
         if keys not in self._entries:
             state = self._gathered(keys, grads, together)
-            self._entries[keys] = _Entry(state, tuple(grad.numel() for grad in grads))
+            self._entries[keys] = _Entry(state, tuple(grad.shape for grad in grads))
         return self._entries[keys].state
 
     def put(self, keys: Keys, state: State) -> None:
@@ -69,7 +74,7 @@ class Memories:
         old = self._entries[keys]
         if self.reversible:
             self._before.setdefault(keys, old)
-        self._entries[keys] = _Entry(state, old.numels)
+        self._entries[keys] = _Entry(state, old.shapes)
 
     def settle(self, *, skipped: bool) -> None:
         """End a step of the optimizer; if it was skipped, the states of before come back."""
@@ -79,30 +84,20 @@ class Memories:
 
     def saved(self) -> dict[Key, Any]:
         """The states by parameter, in dicts, tuples, numbers and tensors on the CPU."""
-        found = dict(self._saved[0]) if len(self._saved) == 1 else {}
+        found = dict(self._saved)
         for keys, entry in self._entries.items():
             parts = divided(entry.state, entry.numels) if len(keys) > 1 else [entry.state]
-            for key, part, numel in zip(keys, parts, entry.numels, strict=True):
-                found[key] = {"numel": numel, "state": plain(part)}
+            for key, part, shape in zip(keys, parts, entry.shapes, strict=True):
+                found[key] = _saved(part, shape)
         return found
 
-    def load(
-        self, saved: Sequence[Mapping[Key, Any]], *, worker: int = 0, workers: int = 1
-    ) -> None:
-        """Begin with what `saved` gave.
-
-        Args:
-            saved: on this worker; or on all workers of another number, in order.
-            worker: this one, of use in the second case.
-            workers: how many there are now.
-        """
-        self._saved = [dict(each) for each in saved]
-        self._worker, self._workers = worker, workers
-        self._entries, self._before = {}, {}
+    def load(self, saved: Mapping[Key, Any]) -> None:
+        """Begin with what `saved` gave, which stays as it is."""
+        self._saved, self._entries, self._before = dict(saved), {}, {}
 
     def _gathered(self, keys: Keys, grads: Sequence[Tensor], together: Tensor) -> State:
         self._split_up(keys)
-        if not any((key,) in self._entries or self._is_saved(key) for key in keys):
+        if not any((key,) in self._entries or key in self._saved for key in keys):
             return self._compressor.init(together)
         if len(keys) == 1:
             return self._single(keys[0], together)
@@ -116,27 +111,43 @@ class Memories:
         for old in [old for old in self._entries if len(old) > 1 and set(old) & set(keys)]:
             entry = self._entries.pop(old)
             parts = divided(entry.state, entry.numels)
-            for key, part, numel in zip(old, parts, entry.numels, strict=True):
-                self._entries[key,] = _Entry(part, (numel,))
-
-    def _is_saved(self, key: Key) -> bool:
-        return any(key in saved for saved in self._saved)
+            for key, part, shape in zip(old, parts, entry.shapes, strict=True):
+                self._entries[key,] = _Entry(part, (shape,))
 
     def _single(self, key: Key, grad: Tensor) -> State:
         if (key,) in self._entries:
             return self._entries.pop((key,)).state
-        if not self._is_saved(key):
-            return self._compressor.init(grad)
-        states = [self._restored(key, saved.pop(key, None), grad) for saved in self._saved]
-        if len(states) == 1:
-            return states[0]
-        return self._compressor.resharded(states, self._worker, self._workers)
-
-    def _restored(self, key: Key, saved: Any, grad: Tensor) -> State:
         state = self._compressor.init(grad)
-        if saved is None:  # this one of the workers never had it
+        if key not in self._saved:
             return state
+        saved = self._saved.pop(key)
         if saved["numel"] != grad.numel():
             rule = f"the saved state of parameter {key} must be of {grad.numel()} elements"
             raise ValueError(f"{rule}, got one of {saved['numel']}")
         return restored(state, saved["state"])
+
+
+def resharded(
+    compressor: Compressor, saved: Sequence[Mapping[Key, Any]], worker: int, workers: int
+) -> dict[Key, Any]:
+    """What one of `workers` begins with, from what `Memories.saved` gave on all of another number.
+
+    Raises:
+        ValueError: the compressor's memory does not allow it.
+    """
+    found = {}
+    for key in dict.fromkeys(key for each in saved for key in each):
+        shape = next(each[key]["shape"] for each in saved if key in each)
+        blank = torch.zeros(shape)
+        states = [
+            restored(compressor.init(blank), each[key]["state"])
+            if key in each
+            else compressor.init(blank)  # this worker never had a gradient of it
+            for each in saved
+        ]
+        found[key] = _saved(compressor.resharded(states, worker, workers), torch.Size(shape))
+    return found
+
+
+def _saved(state: State, shape: torch.Size) -> dict[str, Any]:
+    return {"numel": shape.numel(), "shape": list(shape), "state": plain(state)}

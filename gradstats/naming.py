@@ -11,6 +11,7 @@ from torch import Tensor
 Key = int | str
 Described = tuple[Key, tuple[int, ...], str]
 REMEDY = "make the state with named_parameters=model.named_parameters()"
+UNKNOWN = "cannot tell which parameter of a checkpoint is which"
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
 
 
@@ -67,9 +68,7 @@ class Names:
         expected, self._expected = self._expected, []
         if expected and len(expected) != len(self._keys):
             fact = f"it has {len(expected)} parameters, got a model that trains {len(self._keys)}"
-            raise ValueError(
-                f"cannot tell which parameter is which in a checkpoint: {fact}: {REMEDY}"
-            )
+            raise ValueError(f"{UNKNOWN}: {fact}: {REMEDY}")
 
     def key(self, parameter: Tensor) -> Key:
         """The name or the number."""
@@ -151,9 +150,7 @@ class Names:
             has = self._expected[number : number + 1]
             fact = f"its number {number} is {_written(has[0]) if has else 'none'}"
             got = f"got {_written(found)}"
-            raise ValueError(
-                f"cannot tell which parameter is which in a checkpoint: {fact}, {got}: {REMEDY}"
-            )
+            raise ValueError(f"{UNKNOWN}: {fact}, {got}: {REMEDY}")
 
 
 def _described(key: Key, parameter: Tensor) -> Described:
@@ -170,9 +167,7 @@ def _check_unambiguous(saved: list[Described], remembered: set[Key]) -> None:
     for (shape, dtype), count in kinds.items():
         if count > 1:
             fact = f"{count} are {dtype} of {list(shape)}, and without names any could be any"
-            raise ValueError(
-                f"cannot tell which parameter is which in a checkpoint: {fact}: {REMEDY}"
-            )
+            raise ValueError(f"{UNKNOWN}: {fact}: {REMEDY}")
 
 
 def _unwrapped(pairs: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

@@ -95,6 +95,6 @@ def test_a_saved_state_of_another_size_is_refused():
     memories, grad = Memories(member), gradient(0, 30)
     memories.take((0,), [grad], grad)
     other = Memories(member)
-    other.load([memories.saved()])
+    other.load(memories.saved())
     with pytest.raises(ValueError, match="must be of 40 elements, got one of 30"):
         other.take((0,), [gradient(0, 40)], gradient(0, 40))

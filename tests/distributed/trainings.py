@@ -382,10 +382,10 @@ def refused(worker, workers):
 class Bucket:
     """As DistributedDataParallel's, but of any layout."""
 
-    def __init__(self, *shapes):
-        self._parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    def __init__(self, *shapes, dtype=torch.float32):
+        self._parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
         numels = [p.numel() for p in self._parameters]
-        self._buffer = torch.ones(sum(numels))
+        self._buffer = torch.ones(sum(numels), dtype=dtype)
         pieces = self._buffer.split(numels)
         self._views = [v.view(p.shape) for v, p in zip(pieces, self._parameters, strict=True)]
 
