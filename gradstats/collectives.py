@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -149,13 +150,32 @@ def incoming(total: Tensor, request: AllReduce, workers: int) -> Tensor:
 
 
 def _share(tensor: Tensor, workers: int) -> Tensor:
-    """x/n. In 16 bits no further from 0 than where n of them, rounded up n times, are finite."""
+    """x/n; in 16 bits never so far from 0 that the rounded sum of n of them is not finite."""
     share = tensor / workers
     if share.element_size() > 2 or workers == 1:
         return share
-    kind = torch.finfo(share.dtype)
-    most = kind.max / workers * (1 - workers * kind.eps)
+    most = _largest_share(share.dtype, workers)
     return torch.where(share.isinf(), share, share.clamp(-most, most))
+
+
+@cache
+def _largest_share(dtype: torch.dtype, workers: int) -> float:
+    """The largest number of which n have a finite sum, one by one and in pairs of pairs.
+
+    Example:
+        >>> _largest_share(torch.float16, 2), _largest_share(torch.float16, 3)  # of at most 65,504
+        (32752.0, 21824.0)
+    """
+    share = torch.tensor(torch.finfo(dtype).max / workers).to(dtype).reshape(1)
+    while True:
+        in_turn, pairs = torch.zeros_like(share), [share] * workers
+        for _ in range(workers):
+            in_turn = in_turn + share
+        while len(pairs) > 1:
+            pairs = [sum(pairs[i + 1 : i + 2], pairs[i]) for i in range(0, len(pairs), 2)]
+        if (in_turn + pairs[0] * 0).isfinite():
+            return float(share)
+        share = (share.view(torch.int16) - 1).view(dtype)  # the next one down
 
 
 def _integers(levels: int) -> torch.dtype:

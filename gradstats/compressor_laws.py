@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstats import memory_laws
 from gradstats.compressors import (
     Compressor,
     ErrorFeedback,
@@ -39,6 +40,7 @@ N = 2400
 LONG = 100_000  # elements from which the bytes must follow their formula
 WORKERS = 3
 MARK = 1_592_653_589
+LAID_OUT = ("not contiguous", "no dimension", "one element")
 
 Check = Callable[[Compressor, Tensor, Rng], Facts]
 
@@ -80,6 +82,7 @@ def check_compressor(
         (ordinary | awkward | tiny | nonfinite, (_bytes, _step, _randomness)),
         (ordinary | awkward, (contraction,)),
         (ordinary, (_separate_states, _feedback, _exchange)),
+        (ordinary | {name: awkward[name] for name in LAID_OUT}, memory_laws.LAWS),
         (random, (expected_contraction, expected_variance, unbiasedness)),
         (_long(), (size, contraction)),
         (nonfinite, (_honesty,)),

@@ -47,11 +47,11 @@ class Memories:
         self._entries: dict[Keys, _Entry] = {}
         self._before: dict[Keys, _Entry] = {}
         self._saved: dict[Key, Any] = {}
+        self._known: set[Key] = set()  # that have a state, saved or not
 
     def __contains__(self, keys: Keys) -> bool:
         """Whether any parameter of a group has a state."""
-        kept = {key for group in self._entries for key in group}
-        return any(key in kept or key in self._saved for key in keys)
+        return not self._known.isdisjoint(keys)
 
     def take(self, keys: Keys, grads: Sequence[Tensor], together: Tensor) -> State:
         """The state of a group, which stays its state until another one is put.
@@ -65,6 +65,7 @@ class Memories:
             ValueError: a saved state is of a parameter of another size.
         """
         if keys not in self._entries:
+            self._known.update(keys)
             state = self._gathered(keys, grads, together)
             self._entries[keys] = _Entry(state, tuple(grad.shape for grad in grads))
         return self._entries[keys].state
@@ -94,6 +95,7 @@ class Memories:
     def load(self, saved: Mapping[Key, Any]) -> None:
         """Begin with what `saved` gave, which stays as it is."""
         self._saved, self._entries, self._before = dict(saved), {}, {}
+        self._known = set(saved)
 
     def _gathered(self, keys: Keys, grads: Sequence[Tensor], together: Tensor) -> State:
         self._split_up(keys)

@@ -119,3 +119,48 @@ def test_feedback_remembers_what_this_worker_did_not_send():
     workers = [vector(4.0, 1.0), vector(0.0, 2.0)]
     steps = simulate([member.exchange(each, member.init(each)) for each in workers])
     assert [step.state.residual.tolist() for step in steps] == [[0.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("levels", [2, 9, 256, 300, 70_000, 1 << 33])
+def test_the_maximum_of_levels_is_taken_element_by_element(levels):
+    generator = torch.Generator().manual_seed(levels)
+    symbols = torch.randint(levels, (3, 40), generator=generator)
+    asked = [ask(AllReduce(each, "max", levels=levels)) for each in symbols]
+    for (result,) in results(*asked):
+        assert torch.equal(result, symbols.amax(0))
+
+
+def test_what_one_worker_does_to_a_result_is_its_own_affair():
+    def spoiling(op, value):
+        tensor = yield AllReduce(vector(value), op)
+        payloads = yield AllGather(Dense(vector(value)))
+        root = yield Broadcast(Dense(vector(value)), 0)
+        seen = (tensor.item(), [each.values.item() for each in payloads], root.values.item())
+        tensor.mul_(7)
+        for each in (*payloads, root):
+            each.values.mul_(7)
+        payloads.clear()
+        return Step(tensor, Dense(tensor), seen)
+
+    for op, expected in (("sum", 6.0), ("mean", 2.0), ("max", 3.0)):
+        seen = results(*(spoiling(op, value) for value in (1.0, 2.0, 3.0)))
+        assert seen == [(expected, [1.0, 2.0, 3.0], 1.0)] * 3
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 60_000.0), (torch.bfloat16, 3e38)])
+@pytest.mark.parametrize("workers", [2, 3, 7, 8])
+def test_a_mean_near_the_range_is_finite(dtype, value, workers):
+    """Shares are divided before they are added, and rounded so that the sum of all is finite."""
+    largest = torch.tensor(torch.finfo(dtype).max, dtype=dtype)
+    for each in (torch.tensor(value, dtype=dtype), largest, -largest):
+        asked = [ask(AllReduce(each.view(1), "mean")) for _ in range(workers)]
+        for (mean,) in results(*asked):
+            off = abs(mean.double() - each.double()) / each.double().abs()
+            assert off <= workers * torch.finfo(dtype).eps
+
+
+def test_a_mean_does_not_hide_what_is_infinite():
+    for value in (torch.inf, -torch.inf, torch.nan):
+        pair = vector(value, dtype=torch.float16), vector(1.0, dtype=torch.float16)
+        for (mean,) in results(*(ask(AllReduce(each, "mean")) for each in pair)):
+            assert not mean.isfinite()

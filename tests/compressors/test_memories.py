@@ -1,9 +1,11 @@
 """What the memories keep, against their recursions written out by hand in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from gradstats.compressors import Rng, compressor
+from gradstats.compressors import Part, PerParameter, Rng, compressor
 from gradstats.exchange import simulate
 from gradstats.testing import check_compressor
 
@@ -185,3 +187,33 @@ def test_settings_out_of_range_are_refused(spec, message):
 )
 def test_a_memory_has_a_label_of_its_own(spec, label):
     assert compressor(spec).label == label
+
+
+def test_ef21_learns_nothing_of_an_element_that_a_worker_broke():
+    member = compressor("ef21(topk(1.0))")
+    workers = [gradients(seed) for seed in range(3)]
+    states = [member.init(grads[0]) for grads in workers]
+    for step in range(4):
+        given = [grads[step].clone() for grads in workers]
+        if step == 1:
+            given[2][5] = torch.nan
+        exchanges = [member.exchange(g, s) for g, s in zip(given, states, strict=True)]
+        steps = simulate(exchanges)
+        assert bool(steps[0].update.isfinite().all()) == (step != 1)
+        states = [each.state for each in steps]
+        mean = torch.stack([state.own for state in states]).mean(0)
+        for state in states:
+            torch.testing.assert_close(state.mean, mean)
+
+
+@pytest.mark.parametrize("spec", ["velocity(topk(0.05))", "velocity(qsgd)", "velocity(topk(1.0))"])
+def test_dense_parts_of_a_replay_keep_their_momentum(spec):
+    member = compressor(spec)
+    parts = (Part("a", 300), Part("b", 100, dense=True))
+    whole = replace(member, compressor=PerParameter(member.compressor, parts))
+    grads = gradients()
+    sent, _ = run(whole, grads)
+    momentum = torch.zeros(100, dtype=torch.float64)
+    for grad, actual in zip(grads, sent, strict=True):
+        momentum = 0.9 * momentum + grad[300:]
+        torch.testing.assert_close(actual[300:], momentum)

@@ -11,6 +11,8 @@ from scipy.stats import norm
 from gradstats.collectives import Traffic, incoming, outgoing
 from gradstats.compressors import AllReduce, Rng, compressor
 from gradstats.compressors.alphabets import CLIP, Lattice
+from gradstats.compressors.base import alone
+from gradstats.compressors.states import divided, joined
 from gradstats.exchange import simulate
 
 D = 4000
@@ -263,3 +265,54 @@ def test_a_heavy_element_is_found_in_a_sketch():
 def test_settings_out_of_range_are_refused(spec, message):
     with pytest.raises(ValueError, match=message):
         compressor(spec)
+
+
+@pytest.mark.parametrize("spec", ["intsgd", "qsgd-shared", "thc", "terngrad-shared", "powersgd"])
+def test_a_nan_on_one_worker_is_everyones_and_only_then(spec):
+    workers, member = 3, compressor(spec)
+    grads = [gradient(worker).view(50, -1) for worker in range(workers)]
+    states = [member.init(grads[0]) for _ in range(workers)]
+    for step in range(4):
+        given = [grad.clone() for grad in grads]
+        if step == 2:
+            given[1][0, 3] = torch.nan
+        exchanges = [
+            member.exchange(grad, state, Rng(0, step, "w", worker, workers))
+            for worker, (grad, state) in enumerate(zip(given, states, strict=True))
+        ]
+        steps = simulate(exchanges)
+        states = [each.state for each in steps]
+        first, *others = (each.update for each in steps)
+        assert all(torch.equal(first.nan_to_num(), each.nan_to_num()) for each in others)
+        assert bool(first.isfinite().all()) == (step != 2)
+        assert all(str(state) == str(states[0]) for state in states)
+
+
+def test_intsgd_finds_its_step_again_where_buckets_are_divided():
+    """Of a part the error is what it is of the whole: r is a mean over the elements."""
+    member, grad = compressor("intsgd"), gradient(0)
+
+    def error(vector, state):
+        step = alone(member.exchange(vector, state, Rng(0, 1)))
+        return float((step.update - vector).norm() / vector.norm())
+
+    state = alone(member.exchange(grad, member.init(grad), Rng(0, 0))).state
+    numels = [D // 16, D - D // 16]
+    whole, parts = error(grad, state), divided(state, numels)
+    for part, own in zip(grad.split(numels), parts, strict=True):
+        assert error(part, own) == pytest.approx(whole, rel=0.2)
+    assert error(grad, joined(parts, numels)) == whole
+    big = alone(member.exchange(3 * grad[: numels[0]], member.init(grad), Rng(0, 0))).state
+    mean = joined([big, parts[1]], numels)
+    assert float(mean) == pytest.approx((float(big) * numels[0] + float(parts[1]) * numels[1]) / D)
+
+
+def test_a_threshold_waits_for_a_gradient_that_has_one():
+    member, grad = compressor("threshold(0.1)"), gradient(0)
+    few = torch.where(torch.arange(D) < 50, grad, 0.0)  # fewer than are asked for
+    state = member.init(torch.zeros(D))
+    for first, count in ((torch.zeros(D), 0), (few, 50), (torch.zeros(D), 0), (grad, D // 10)):
+        payload, state = member.encode(first, state)
+        assert payload.count == count
+    payload, _ = member.encode(2 * grad, state)
+    assert payload.count > D // 5, "it is fixed now"

@@ -364,6 +364,8 @@ class Unusual(nn.Module):
         return (along.abs() if along.is_complex() else along) + self.plain.sum() * len(direction)
 
 
+LAYOUTS = ["none", "topk(1.0)", "powersgd(rank=4)", "svd(rank=4)", "qsgd(bits=8)"]
+LAYOUTS += ["ef(topk(1.0))", "ef21(topk(1.0))", "velocity(topk(1.0), momentum=0.0)"]
 KINDS = ["complex", "complex, column-major", "column-major", "channels last", "strided", "empty"]
 
 
@@ -384,7 +386,7 @@ def unusual_parameters(worker, workers):
         for cap in (25, 0.0001):
             exact = DistributedDataParallel(Unusual(kind), bucket_cap_mb=cap)
             exact(direction_of(worker, exact.module.odd.detach())).backward()
-            for spec in ("none", "topk(1.0)", "powersgd(rank=4)", "svd(rank=4)", "qsgd(bits=8)"):
+            for spec in LAYOUTS:
                 model = DistributedDataParallel(Unusual(kind), bucket_cap_mb=cap)
                 state = CompressorState(None, spec, min_numel=8, check_every=1)
                 model.register_comm_hook(state, compress_hook)
