@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gradstats.store.files import take_lock
+from gradstats.store.files import held, lock_files, take_lock
 from gradstats.store.layout import (
     BLOBS,
     FEATURES,
@@ -31,7 +33,6 @@ from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
     check_worker,
     is_vacant,
-    lock_files,
     make_root,
     put_root,
     read_root,
@@ -40,7 +41,8 @@ from gradstats.store.root import (
     worker_ids,
 )
 from gradstats.store.rows import Array, Row, as_tensor, pack
-from gradstats.store.spool import Spool, leave_spool, make_spool
+from gradstats.store.spool import Spool
+from gradstats.store.spool_folder import leave_spool, make_spool, settled, spool_lock
 from gradstats.store.writing import WorkerWriter
 
 
@@ -56,6 +58,7 @@ class GradientStore:
     Attributes:
         path: where it is.
         folder: where this process writes: there, or on the way there.
+        run: what tells it from a store that was made in its place; None in a store of before.
         fresh: this object made the store where there was nothing.
 
     Example:
@@ -73,6 +76,7 @@ class GradientStore:
         self.fresh = False
         self.parameters = table_from_json(attributes["parameters"])
         self.provenance: dict[str, Any] = attributes["provenance"]
+        self.run: str | None = attributes.get("run")
         self._features = tuple(attributes["features"])
         self._writers: dict[int, WorkerWriter] = {}
         self._spools: dict[int, Spool] = {}
@@ -85,6 +89,7 @@ class GradientStore:
         parameters: Sequence[Parameter] | None = None,
         *,
         provenance: Mapping[str, Any] | None = None,
+        run: str | None = None,
         if_exists: str = "error",
     ) -> Self:
         """Create a store and open it for appending.
@@ -93,6 +98,7 @@ class GradientStore:
             path: the folder, by custom NAME.zarr, whose parents are made; or a URL.
             parameters: see `parameter_table`; None takes the table of the first row appended.
             provenance: JSON that says where the gradients come from, secrets already removed.
+            run: what tells it from a store made in its place; None draws it.
             if_exists: "error"; "resume" opens the store at `path` (its provenance stays) if it has
                 the same table; "overwrite" deletes what the store at `path` holds.
 
@@ -104,7 +110,7 @@ class GradientStore:
             OSError: the object store of a URL does not answer.
         """
         place = as_place(path)
-        root = root_bytes(parameters or (), provenance or {})
+        root = root_bytes(parameters or (), provenance or {}, run or uuid.uuid4().hex)
         vacant = is_vacant(place)
         if make_root(place, root, if_exists):
             store = cls.open(place, "a")
@@ -121,7 +127,7 @@ class GradientStore:
         if difference:
             raise ValueError(f"cannot resume {self.path}: {difference}; write to another path")
         if set(self._features) != set(FEATURES):
-            put_root(self.path, root_bytes(self.parameters, self.provenance))
+            put_root(self.path, self._root)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Place, mode: str = "r") -> Self:
@@ -153,7 +159,11 @@ class GradientStore:
             return self.path
         if not isinstance(self.path, InObjects):
             raise ValueError(f"cannot write {self.path}: zip files are read only; copy it first")
-        return make_spool(self.path, root_bytes(self.parameters, self.provenance))
+        return make_spool(self.path, self._root)
+
+    @property
+    def _root(self) -> bytes:
+        return root_bytes(self.parameters, self.provenance, self.run)
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -288,8 +298,14 @@ class GradientStore:
         Raises:
             BlockingIOError: another process does.
         """
-        for lock in lock_files(self.folder):
-            take_lock(lock, str(self.path)).close()
+        with self._settled:
+            for lock in lock_files(self.folder):
+                take_lock(lock, str(self.path)).close()
+
+    @property
+    def _settled(self) -> AbstractContextManager[None]:
+        """Nobody takes away the folder to write in meanwhile."""
+        return spool_lock(self.path) if isinstance(self.path, InObjects) else nullcontext()
 
     def claim(self, worker: int = 0, table: Sequence[Parameter] | None = None) -> None:
         """Become the writer of a worker now rather than at the first row, and sweep leftovers.
@@ -308,8 +324,8 @@ class GradientStore:
         if own != self.parameters:
             marks["parameters"] = table_to_json(own)
         if isinstance(self.path, InObjects):
-            spool = self._spools[worker] = Spool(self.folder, self.path, worker)
-            marks["spool"] = spool.mark
+            spool = self._spools[worker] = Spool(self.path, self._root, worker)
+            marks |= {"spool": spool.mark, **({"run": self.run} if self.run else {})}
         writer = self._writers[worker] = WorkerWriter(self.folder, worker, own, marks)
         stored = table_from_json(writer.attributes.get("parameters", ())) or self.parameters
         difference = table_difference(stored, own)
@@ -352,8 +368,8 @@ class GradientStore:
             writer.close()
         for spool in self._spools.values():
             spool.close()
-        if self._spools:
-            leave_spool(self.folder)
+        if self._spools and isinstance(self.path, InObjects):
+            leave_spool(self.path)
         self._writers.clear()
 
     def remove(self) -> None:
@@ -391,15 +407,15 @@ class GradientStore:
 
     def _adopt(self, table: tuple[Parameter, ...]) -> None:
         """Give a store without a table this one, unless another worker was first."""
-        lock_file = self.folder / ".lock"
-        lock = take_lock(lock_file, f"the parameter table of {self.path}", wait=True)
-        stored = table_from_json(read_root(self.path)["parameters"])
-        if not stored:
-            for place in {self.path, self.folder}:
-                put_root(place, root_bytes(table, self.provenance))
-        self.parameters = stored or table
-        lock_file.unlink()  # Zarr warns about files it does not know, and one table is enough
-        lock.close()
+        # Zarr warns about files it does not know, and one table is enough
+        with self._settled if self.folder != self.path else held(self.folder / ".lock"):
+            stored = table_from_json(read_root(self.path)["parameters"])
+            if not stored:
+                root = root_bytes(table, self.provenance, self.run)
+                put_root(self.path, root)
+                if isinstance(self.path, InObjects):
+                    settled(self.path, root)
+            self.parameters = stored or table
 
 
 def _check_kind(kind: str) -> None:

@@ -18,6 +18,7 @@ _RETRIES: Any = {"max_retries": 2, "retry_timeout": datetime.timedelta(seconds=1
 
 
 CONFLICT = "another process has written there since"
+REPLACED = "the run that was there has been replaced or deleted since"
 
 
 class Conflict(OSError):
@@ -127,6 +128,26 @@ class InObjects(Place):
             there, found = self.read_tagged()
             if there == data:  # an answer was lost on its way, and the request repeated
                 return found
+            raise Conflict(f"cannot write {self}: {CONFLICT}") from error
+        return done["e_tag"]
+
+    async def put_over_async(self, data: bytes, tag: str | None) -> str | None:
+        """The same, but what is there is not looked at.
+
+        Raises:
+            Conflict: another object is there, or none.
+        """
+        import obstore
+        import obstore.exceptions as exceptions
+
+        refused = (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError)
+        mode: Any = "create" if tag is None else {"e_tag": tag}
+        try:
+            with self._asking():
+                done = await obstore.put_async(
+                    self.content, self.key, data, mode=mode, use_multipart=False
+                )
+        except refused as error:
             raise Conflict(f"cannot write {self}: {CONFLICT}") from error
         return done["e_tag"]
 

@@ -3,10 +3,11 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from gradstats.store.files import replace_file, take_lock
+from gradstats.store.files import held, lock_files, replace_file, take_lock
 from gradstats.store.layout import (
     FEATURES,
     FORMAT,
@@ -24,18 +25,30 @@ from gradstats.store.layout import (
 )
 from gradstats.store.objects import InObjects
 from gradstats.store.places import Place
-from gradstats.store.spool import spool_folder
+from gradstats.store.spool_folder import remove_spool, spool_lock
+
+_MAKING = "making.partial"  # a lock, which a kill may leave
 
 
-def root_bytes(table: Iterable[Parameter], provenance: Mapping[str, Any]) -> bytes:
-    """The zarr.json that makes a place a store."""
-    attributes = {
+def root_bytes(
+    table: Iterable[Parameter], provenance: Mapping[str, Any], run: str | None
+) -> bytes:
+    """The zarr.json that makes a place a store.
+
+    Args:
+        table: the parameters.
+        provenance: where the gradients come from.
+        run: what tells this run from one that begins in its place; None where none was given.
+    """
+    attributes: Document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "features": list(FEATURES),
         "parameters": table_to_json(table),
         "provenance": dict(provenance),
     }
+    if run is not None:
+        attributes["run"] = run
     return encode(group_document(attributes))
 
 
@@ -129,17 +142,35 @@ def make_root(path: Path | Place, root: bytes, if_exists: str) -> bool:
     """
     if if_exists not in ("error", "resume", "overwrite"):
         raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
+    if not _is_to_be_made(path, if_exists):
+        return False
     if not is_vacant(path):
-        if if_exists == "error":
-            remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
-            raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
-        if if_exists == "resume":
+        read_root(path)  # never delete what is not one
+    with _making(path):
+        if not _is_to_be_made(path, if_exists):  # another process was faster
             return False
-        _clear(path)
-    if isinstance(path, Path):
-        path.mkdir(parents=True, exist_ok=True)
-    put_root(path, root)
+        if not is_vacant(path):
+            _clear(path)
+        if isinstance(path, InObjects):
+            remove_spool(path)  # rows of a run that is not there any more
+        put_root(path, root)
     return True
+
+
+def _is_to_be_made(path: Path | Place, if_exists: str) -> bool:
+    if is_vacant(path) or if_exists == "overwrite":
+        return True
+    if if_exists == "resume":
+        return False
+    remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
+    raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
+
+
+def _making(path: Path | Place) -> AbstractContextManager[None]:
+    """Keep other processes of this machine from making the same store meanwhile."""
+    if isinstance(path, InObjects):
+        return spool_lock(path)
+    return held(path / _MAKING) if isinstance(path, Path) else nullcontext()
 
 
 def put_root(path: Path | Place, root: bytes) -> None:
@@ -156,11 +187,6 @@ def put_root(path: Path | Place, root: bytes) -> None:
         raise ValueError(f"cannot write {path}: zip files are read only; write to a folder")
 
 
-def lock_files(folder: Path) -> list[Path]:
-    """What the writers in a folder hold, and those that send what is left there."""
-    return [*folder.glob("worker_*/step/.lock"), *folder.glob("worker_*.lock")]
-
-
 def is_vacant(path: Path | Place) -> bool:
     """Is nothing at `path` but, at most, a folder in which a `create` was killed?"""
     return not path.exists() or (
@@ -170,18 +196,16 @@ def is_vacant(path: Path | Place) -> bool:
 
 def _clear(path: Path | Place) -> None:
     """Delete what a store holds; the root's zarr.json stays, so that it is a store throughout."""
-    read_root(path)  # never delete what is not one
-    folder = spool_folder(path) if isinstance(path, InObjects) else path
-    if not isinstance(folder, Path):
-        return
-    locks = [take_lock(lock, str(path)) for lock in lock_files(folder)]
     if isinstance(path, InObjects):
+        remove_spool(path)
         path.delete_below(kept="zarr.json")
-        shutil.rmtree(folder, ignore_errors=True)
-    for child in folder.iterdir() if folder is path else ():
+    if not isinstance(path, Path):
+        return
+    locks = [take_lock(lock, str(path)) for lock in lock_files(path)]
+    for child in path.iterdir():
         if child.is_dir():
             shutil.rmtree(child)
-        elif child.name != "zarr.json":
+        elif child.name not in ("zarr.json", _MAKING):
             child.unlink()
     for lock in locks:
         lock.close()
