@@ -184,6 +184,40 @@ def test_a_late_writer_of_a_replaced_run_adds_nothing_to_the_new_one(
     check(url, range(2), tmp_path)
 
 
+def test_a_worker_of_a_replaced_run_is_none_of_the_new_one(url, elsewhere, monkeypatch, tmp_path):
+    first = GradientStore.create(url, TABLE)
+    gate = Gate(monkeypatch, first, lambda key: key.endswith("worker_1/zarr.json"))
+    first.append_rows([row(70)], worker=1)
+    assert gate.reached.wait(30)
+    elsewhere()
+    with created(url, if_exists="overwrite") as second:
+        append(second, range(2))
+    gate.opened.set()
+    first.close()
+    assert InObjects(url + "/worker_1/zarr.json").is_file()
+    assert second.workers == GradientStore.open(url).workers == (0,)
+    check(url, range(2), tmp_path)
+
+
+def test_a_late_copy_of_metadata_is_not_put_over_a_newer_one(url, elsewhere, monkeypatch):
+    first = created(url)
+    append(first, range(1))
+    wait_until(lambda: not first.unsent)
+    gate = Gate(monkeypatch, first, lambda key: key.endswith("/step/zarr.json"))
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    assert gate.reached.wait(30)
+    elsewhere()
+    with resumed(url) as second:
+        append(second, range(1, 3))
+    gate.opened.set()
+    closing.join()
+    group = zarr.open_group(
+        InObjects(url).zarr_store(), path="worker_0", mode="r", use_consolidated=False
+    )
+    assert group["step"].shape == (3,)
+
+
 def test_rows_of_a_replaced_run_are_not_sent_into_one_of_equal_provenance(
     url, server, elsewhere, monkeypatch, tmp_path
 ):

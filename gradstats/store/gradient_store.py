@@ -169,12 +169,12 @@ class GradientStore:
     def workers(self) -> tuple[int, ...]:
         """The workers that have written, in order; looked up once where that is a request."""
         if isinstance(self.path, Path) or self.mode == "a":
-            return worker_ids(self.path)
+            return worker_ids(self.path, self.run)
         return self._workers_once
 
     @cached_property
     def _workers_once(self) -> tuple[int, ...]:
-        return worker_ids(self.path)
+        return worker_ids(self.path, self.run)
 
     @property
     def nbytes(self) -> int:
@@ -286,7 +286,7 @@ class GradientStore:
         """The highest segment of any row, here or on the way here; -1 where there is none."""
         last = [-1]
         for place in {self.path, self.folder}:
-            for worker, kind in product(worker_ids(place), PREFIXES):
+            for worker, kind in product(worker_ids(place, self.run), PREFIXES):
                 with contextlib.suppress(LookupError):
                     stream = open_stream(place, worker, kind, self.parameters)
                     last += [int(np.asarray(stream.arrays["segment"][-1]))] if len(stream) else []

@@ -80,8 +80,12 @@ def read_root(path: Path | Place) -> Document:
     return attributes
 
 
-def worker_ids(path: Path | Place) -> tuple[int, ...]:
+def worker_ids(path: Path | Place, run: str | None = None) -> tuple[int, ...]:
     """The workers that have a group, in order.
+
+    Args:
+        path: the store.
+        run: which it is; what a late writer of another one began in an object store is left out.
 
     Raises:
         StoreFormatError: a worker has arrays and no metadata.
@@ -97,6 +101,9 @@ def worker_ids(path: Path | Place) -> tuple[int, ...]:
                 raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
         if group.is_file():
             found.append(number)
+    if isinstance(path, InObjects) and run is not None:
+        groups = {number: _parse(path / f"worker_{number}" / "zarr.json") for number in found}
+        found = [n for n, group in groups.items() if _attributes(group).get("run", run) == run]
     return tuple(sorted(found))
 
 
@@ -220,6 +227,11 @@ def remove_root(path: Place) -> None:
     if not isinstance(path, InObjects):
         raise ValueError(f"cannot delete {path}: zip files are read only")
     path.delete_below(kept="")
+
+
+def _attributes(group: Document) -> Document:
+    attributes: Document = group.get("attributes", {})
+    return attributes
 
 
 def _parse(file: Path | Place) -> Document:

@@ -263,12 +263,18 @@ class Spool:
 
     def _send_copies(self) -> None:
         """Send the metadata of arrays, for readers that open one of them."""
-        self._check_ours()
-        found = self.folder.rglob("*/zarr.json")
-        _in_lanes(self._put_copy, [str(file.relative_to(self.folder)) for file in found])
+        names = [str(f.relative_to(self.folder)) for f in self.folder.rglob("*/zarr.json")]
+        seen: dict[str, str | None] = {}
+        _in_lanes(partial(self._look, seen), names)
+        with contextlib.suppress(Conflict):  # then they are for the other writer to send
+            self._check_ours()
+            _in_lanes(partial(self._put_copy, seen), names)
 
-    async def _put_copy(self, name: str) -> None:
-        await (self.place / name).put_async(self.folder / name)
+    async def _look(self, seen: dict[str, str | None], name: str) -> None:
+        seen[name] = await (self.place / name).tag_async()
+
+    async def _put_copy(self, seen: Mapping[str, str | None], name: str) -> None:
+        await (self.place / name).put_over_async((self.folder / name).read_bytes(), seen[name])
         self._moved = time.monotonic()
 
 
