@@ -27,7 +27,7 @@ from gradstats.store.layout import (
     table_from_json,
     table_to_json,
 )
-from gradstats.store.objects import InObjects
+from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.places import Place, as_place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
@@ -316,9 +316,12 @@ class GradientStore:
 
         Raises:
             BlockingIOError: another process writes this worker.
+            OSError: another run has taken the place of this one.
             ValueError: the worker's rows are laid out by another table.
         """
         self._check_writable()
+        if read_root(self.path).get("run") != self.run:
+            raise Conflict(f"cannot write {self.path}: {REPLACED}")
         own = tuple(table) if table is not None else self.parameters
         marks: Document = {}
         if own != self.parameters:
