@@ -2,7 +2,8 @@
 
 The folder is written like any store and never waits for the network. A thread sends what was
 committed: chunks first, whole ones, then the worker's zarr.json, whose arrival is the commit there
-too, and which is only put over the one that this writer put before. Nothing is ever listed. Chunks
+too. Each is put where there is nothing or over what this writer saw there, and whoever takes over
+commits that first: a writer that was late changes nothing of it. Nothing is ever listed. Chunks
 of rows that have arrived are deleted here; what has not, because the connection or the process
 died, stays for the next writer of that place on this machine, or for `gradstats copy`.
 """
