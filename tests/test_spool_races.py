@@ -12,6 +12,7 @@ from gradstats.store.objects import Conflict, InObjects
 from gradstats.store.root import root_bytes
 from gradstats.store.spool_folder import leave_spool, make_spool
 from tests.test_objects import TABLE, append, check, created, row
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +36,7 @@ def leave_old_rows(place):
 
 
 NEW = root_bytes(TABLE, {}, "new")
+A_WHILE = 0.5  # seconds, in which one without a lock would be done
 
 
 def held_up(monkeypatch, owner, name):
@@ -45,7 +47,7 @@ def held_up(monkeypatch, owner, name):
     def slow(*args, **kwargs):
         if not began.is_set():
             began.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
         return function(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, slow)
@@ -58,13 +60,13 @@ def test_what_one_process_made_another_does_not_remove(place, monkeypatch, step)
     began, go_on = held_up(monkeypatch, owner, step)
     with ThreadPoolExecutor(2) as threads:
         slow = threads.submit(make_spool, place, NEW)
-        assert began.wait(30)
+        assert began.wait(PATIENCE)
         fast = threads.submit(used, place)
         fast_done = threading.Event()
         fast.add_done_callback(lambda _: fast_done.set())
-        fast_done.wait(0.5)
+        fast_done.wait(A_WHILE)
         go_on.set()
-        folder, mine = slow.result(30), fast.result(30)
+        folder, mine = slow.result(PATIENCE), fast.result(PATIENCE)
     assert mine.read_text() == "new"
     assert (folder / "zarr.json").read_bytes() == NEW
 
@@ -81,11 +83,11 @@ def test_a_folder_that_is_made_is_not_left_in_between(place, monkeypatch):
     began, go_on = held_up(monkeypatch, shutil, "rmtree")
     with ThreadPoolExecutor(2) as threads:
         leaving = threads.submit(leave_spool, place)
-        assert began.wait(30)
+        assert began.wait(PATIENCE)
         making = threads.submit(used, place)
         go_on.set()
-        leaving.result(30)
-        assert making.result(30).read_text() == "new"
+        leaving.result(PATIENCE)
+        assert making.result(PATIENCE).read_text() == "new"
     assert (folder / "zarr.json").read_bytes() == NEW
     leave_spool(place)
     assert folder.exists()
@@ -160,7 +162,7 @@ def test_ranks_make_and_leave_the_folder_at_once(place):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(3, context) as ranks:
         done = [ranks.submit(make_and_leave, str(place), rank) for rank in range(3)]
-        assert [each.result(120) for each in done] == [[], [], []]
+        assert [each.result(PATIENCE) for each in done] == [[], [], []]
     assert not spool_folder.spool_folder(place).exists()
     assert list(spool_folder.spool_folder(place).parent.iterdir()) == []
 
@@ -168,7 +170,7 @@ def test_ranks_make_and_leave_the_folder_at_once(place):
 @pytest.mark.parametrize("how", ["folder", "url"])
 def test_one_of_many_creates_a_store(url, tmp_path, how, monkeypatch):
     path = url if how == "url" else tmp_path / "run.zarr"
-    gate = threading.Barrier(4, timeout=30)
+    gate = threading.Barrier(4, timeout=PATIENCE)
 
     def create(_):
         gate.wait()

@@ -11,7 +11,7 @@ from gradstats.store import GradientStore, Row, layout
 from gradstats.store.layout import COORDINATES
 from gradstats.store.objects import InObjects
 from tests.test_objects import IDS, TABLE, created, row
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ class Gate:
         ours = {spool._thread.ident for spool in self._store._spools.values()}
         if threading.get_ident() in ours and self._stops(place.key) and not self.reached.is_set():
             self.reached.set()
-            assert self.opened.wait(60)
+            assert self.opened.wait(PATIENCE)
 
 
 STALLS = {
@@ -108,7 +108,7 @@ def test_a_late_writer_changes_no_row_of_the_one_that_took_over(
     wait_until(lambda: not first.unsent and first._spools[0]._begun)
     gate = Gate(monkeypatch, first, STALLS[stall])
     append(first, range(70, 72), skipped=True, segment=3, grad_norm=1.5, world_size=2)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(PATIENCE)
     elsewhere()
     with resumed(url) as second:
         append(second, range(rows, rows + 2))
@@ -134,7 +134,7 @@ def test_chunks_of_a_writer_that_died_do_not_stop_the_next(
     wait_until(lambda: not first.unsent)
     gate = Gate(monkeypatch, first, STALLS[stall])
     append(first, range(70, 73), skipped=True)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(PATIENCE)
     for name, start in (("second", 1), ("third", 4)):  # which do not go on where it was
         elsewhere(name)
         with resumed(url) as store:
@@ -153,7 +153,7 @@ def test_of_two_that_begin_at_once_one_writes(url, elsewhere, monkeypatch, tmp_p
     gate = Gate(monkeypatch, first, lambda key: key.endswith("worker_0/zarr.json"))
     first.set_track(IDS)
     append(first, range(70, 72), skipped=True)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(PATIENCE)
     elsewhere()
     with resumed(url) as second:
         append(second, range(2))
@@ -171,7 +171,7 @@ def test_a_late_writer_of_a_replaced_run_adds_nothing_to_the_new_one(
     gate = Gate(monkeypatch, first, lambda key: key.endswith("worker_0/zarr.json"))
     first.set_track(IDS)
     append(first, range(70, 72), skipped=True)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(PATIENCE)
     elsewhere()
     second = GradientStore.create(url, TABLE, provenance={"made": "here"}, if_exists="overwrite")
     gate.opened.set()
@@ -188,7 +188,7 @@ def test_a_worker_of_a_replaced_run_is_none_of_the_new_one(url, elsewhere, monke
     first = GradientStore.create(url, TABLE)
     gate = Gate(monkeypatch, first, lambda key: key.endswith("worker_1/zarr.json"))
     first.append_rows([row(70)], worker=1)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(PATIENCE)
     elsewhere()
     with created(url, if_exists="overwrite") as second:
         append(second, range(2))
@@ -206,7 +206,7 @@ def test_a_late_copy_of_metadata_is_not_put_over_a_newer_one(url, elsewhere, mon
     gate = Gate(monkeypatch, first, lambda key: key.endswith("/step/zarr.json"))
     closing = threading.Thread(target=first.close)
     closing.start()
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(PATIENCE)
     elsewhere()
     with resumed(url) as second:
         append(second, range(1, 3))
