@@ -7,7 +7,7 @@ import pytest
 import torch
 import zarr
 
-from gradstats.store import GradientStore, Row, layout
+from gradstats.store import GradientStore, Row, as_place, layout, parameter_table, root
 from gradstats.store.layout import COORDINATES
 from gradstats.store.objects import InObjects
 from tests.test_objects import IDS, TABLE, created, row
@@ -240,6 +240,51 @@ def test_rows_of_a_replaced_run_are_not_sent_into_one_of_equal_provenance(
         append(second, range(2))
     assert made.run == second.run != first.run
     check(url, range(2), tmp_path)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_of_two_machines_that_bring_a_table_the_first_ones_stays(
+    url, elsewhere, monkeypatch, before
+):
+    one, other = (parameter_table([(name, (3,), "float32")]) for name in "ab")
+    GradientStore.create(url).close()
+    late = GradientStore.open(url, "a")
+    steps = [0]
+
+    def put_root(*args):
+        monkeypatch.setattr(root, "put_root", put)
+        elsewhere()
+        with GradientStore.open(url, "a") as quick:
+            if before:
+                GradientStore.create(url, if_exists="overwrite")
+            else:
+                quick._adopt(other)
+        elsewhere("spool")
+        steps.append(1)
+        return put(*args)
+
+    put = root.put_root
+    monkeypatch.setattr(root, "put_root", put_root)
+    if before:
+        with pytest.raises(OSError, match="replaced or deleted"):
+            late._adopt(one)
+    else:
+        late._adopt(one)
+        assert late.parameters == other
+    assert steps == [0, 1]
+    assert GradientStore.open(url).parameters == (() if before else other)
+
+
+def test_what_took_the_place_of_a_run_is_not_removed_with_it(url, elsewhere, tmp_path):
+    for path in (url, tmp_path / "run.zarr"):
+        late = GradientStore.create(path, TABLE)
+        elsewhere("there")
+        second = GradientStore.create(path, TABLE, if_exists="overwrite")
+        elsewhere("here")
+        late.remove()
+        assert GradientStore.open(path).run == second.run
+        second.remove()
+        assert not as_place(path).exists()
 
 
 def test_a_run_that_was_replaced_is_not_written_any_more(url, elsewhere, tmp_path):

@@ -31,10 +31,10 @@ from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.places import Place, as_place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
+    change_root,
     check_worker,
     is_vacant,
     make_root,
-    put_root,
     read_root,
     remove_root,
     root_bytes,
@@ -127,7 +127,7 @@ class GradientStore:
         if difference:
             raise ValueError(f"cannot resume {self.path}: {difference}; write to another path")
         if set(self._features) != set(FEATURES):
-            put_root(self.path, self._root)
+            change_root(self.path, self.run, lambda _: self._root)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Place, mode: str = "r") -> Self:
@@ -376,17 +376,25 @@ class GradientStore:
         self._writers.clear()
 
     def remove(self) -> None:
-        """Delete the store. For one in a folder while the locks are held; it is then closed.
+        """Delete the store, unless another run has taken its place; it is then closed.
+
+        For one in a folder while the locks are held.
 
         Raises:
             ValueError: it is in a zip file.
         """
-        if isinstance(self.path, Path):
+        if isinstance(self.path, Path) and self._is_there:
             shutil.rmtree(self.path)
-            self.close()
-            return
         self.close()
-        remove_root(self.path)
+        if not isinstance(self.path, Path) and self._is_there:
+            remove_root(self.path)
+
+    @property
+    def _is_there(self) -> bool:
+        """No other run has taken the place."""
+        with contextlib.suppress(StoreFormatError):
+            return read_root(self.path).get("run") == self.run
+        return False
 
     def __enter__(self) -> Self:
         return self
@@ -412,13 +420,22 @@ class GradientStore:
         """Give a store without a table this one, unless another worker was first."""
         # Zarr warns about files it does not know, and one table is enough
         with self._settled if self.folder != self.path else held(self.folder / ".lock"):
-            stored = table_from_json(read_root(self.path)["parameters"])
-            if not stored:
-                root = root_bytes(table, self.provenance, self.run)
-                put_root(self.path, root)
-                if isinstance(self.path, InObjects):
-                    settled(self.path, root)
-            self.parameters = stored or table
+            with contextlib.suppress(Conflict):  # a worker on another machine: look again
+                self.parameters = self._adopted(table)
+            self.parameters = self._adopted(table)
+            if isinstance(self.path, InObjects):
+                settled(self.path, self._root)
+
+    def _adopted(self, table: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+        """The table of the store, now that it has one."""
+
+        def root(attributes: Document) -> bytes:
+            if attributes["parameters"]:
+                return b""
+            return root_bytes(table, self.provenance, self.run)
+
+        change_root(self.path, self.run, root)
+        return table_from_json(read_root(self.path)["parameters"])
 
 
 def _check_kind(kind: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from gradstats.store.layout import (
     stream_rows,
     table_to_json,
 )
-from gradstats.store.objects import InObjects
+from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.places import Place
 from gradstats.store.spool_folder import remove_spool, spool_lock
 
@@ -180,14 +180,43 @@ def _making(path: Path | Place) -> AbstractContextManager[None]:
     return held(path / _MAKING) if isinstance(path, Path) else nullcontext()
 
 
-def put_root(path: Path | Place, root: bytes) -> None:
+def change_root(path: Path | Place, run: str | None, make: Callable[[Document], bytes]) -> None:
+    """Give the store of this run another root, unless it has been replaced or changed meanwhile.
+
+    Args:
+        path: the store.
+        run: what names it.
+        make: the new root, of the attributes of the present one; b"" leaves it as it is.
+
+    Raises:
+        Conflict: it has.
+    """
+    file = path / "zarr.json"
+    tag = file.tag() if isinstance(file, InObjects) else None
+    attributes = read_root(path)
+    if attributes.get("run") != run:
+        raise Conflict(f"cannot write {path}: {REPLACED}")
+    root = make(attributes)
+    if root:
+        put_root(path, root, tag)
+
+
+def put_root(path: Path | Place, root: bytes, tag: str | None = None) -> None:
     """Make `path` a store, or give the store there another table.
+
+    Args:
+        path: the place.
+        root: its zarr.json.
+        tag: in an object store, of the root that may be replaced; None replaces any.
 
     Raises:
         ValueError: `path` is in a zip file.
+        Conflict: there is another root.
     """
     if isinstance(path, Path):
         replace_file(path / "zarr.json", root)
+    elif isinstance(path, InObjects) and tag is not None:
+        (path / "zarr.json").put_over(root, tag)
     elif isinstance(path, InObjects):
         (path / "zarr.json").put(root)
     else:
