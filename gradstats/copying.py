@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from gradstats.store.layout import BLOBS, DTYPES
 from gradstats.store.objects import InObjects
 from gradstats.store.places import as_place, restored
 from gradstats.store.rows import as_bits, as_values
-from gradstats.store.spool import address, spool_folder
+from gradstats.store.spool_folder import address, spool_folder
 from gradstats.summary import summarize
 from gradstats.summary_bytes import to_bytes
 
@@ -155,7 +158,7 @@ def _target(
         }
     }
     table = _narrowed(source.parameters, smaller.dtype)
-    create = GradientStore.create
+    create = partial(GradientStore.create, run=_name(source, smaller))
     if not os.fspath(out).endswith(".zip"):
         with create(out, table, provenance={**source.provenance, **about}) as store:
             yield store
@@ -169,6 +172,14 @@ def _target(
             yield made
         _zip(Path(folder, "run"), Path(folder, "run.zip"))
         shutil.move(Path(folder, "run.zip"), out)
+
+
+def _name(source: GradientStore, smaller: Smaller) -> str:
+    """What names the run of a copy: a whole one is the same run, and equal copies are equal."""
+    if source.run and smaller == Smaller():
+        return source.run
+    what = {"of": source.run or source.provenance, **asdict(smaller)}
+    return uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(what, sort_keys=True, default=list)).hex
 
 
 def _zip(folder: Path, out: Path) -> None:

@@ -74,10 +74,12 @@ def results_folder(run: Run) -> Path:
 def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
     """What the tables of a run depend on: the run itself, the selection, and `settings`."""
     kinds = {kind: run.rows(kind) for kind in FITTED}
+    name = {"id": run.store.run} if run.store.run else {}  # stores of before have none
     return {
         "gradstats": gradstats.__version__,
         "torch": torch.__version__,
         "run": run.store.path.name,
+        **name,
         "captured": run.store.provenance.get("created"),
         "rows": {kind: len(rows) for kind, rows in kinds.items()},
         "last_step": max(

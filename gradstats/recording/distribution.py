@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -184,14 +185,33 @@ def shared_store(
         advice = "every rank must call capture, in the same order"
         raise RuntimeError(f"cannot record: rank 0 did not create {path}; {advice}") from error
     said = meeting.get(key).decode()
-    segment, _, name = said.partition(" at ")
+    about, _, name = said.partition(" at ")
+    segment, _, run = about.partition(" ")
     if not segment.isdecimal():
         raise RuntimeError(f"cannot record: on rank 0, {said}")
-    path = beside(path, name)
+    return _seen(spread.rank, beside(path, name), run), int(segment)
+
+
+def _seen(rank: int, path: Path | Place, run: str) -> GradientStore:
+    """The store that rank 0 made, and not one that is left on this machine.
+
+    A network's file system may show the one before for a while.
+    """
+    advice = "use a folder that all share, or at='reduced'"
     if not (path / "zarr.json").exists():
-        advice = "use a folder that all share, or at='reduced'"
-        raise RuntimeError(f"cannot record: rank {spread.rank} does not see {path}; {advice}")
-    return GradientStore.open(path, "a"), int(segment)
+        raise RuntimeError(f"cannot record: rank {rank} does not see {path}; {advice}")
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while _run(GradientStore.open(path)) != run:
+        if time.monotonic() > end:
+            fact = f"rank {rank} sees another run at {path} than rank 0"
+            raise RuntimeError(f"cannot record: {fact}; {advice}")
+        time.sleep(0.2)
+    return GradientStore.open(path, "a")
+
+
+def _run(store: GradientStore) -> str:
+    """What names the run; one of before has no name."""
+    return store.run or "nameless"
 
 
 def _created(
@@ -215,5 +235,6 @@ def _announced(
     except BaseException as error:
         meeting.set(key, f"{type(error).__name__}: {error}")
         raise
-    meeting.set(key, f"{segment} at {store.path.name}")  # below a command it may be run-2.zarr
+    said = f"{segment} {_run(store)} at {store.path.name}"
+    meeting.set(key, said)  # below a command it may be run-2.zarr
     return store, segment

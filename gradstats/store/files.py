@@ -3,6 +3,8 @@
 import os
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -77,6 +79,33 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
     file.flush()
     _held.add(file)
     return file
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs, wait for whoever does, and leave no file behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(path, str(path), wait=True)
+    while not _is_at(lock, path):  # the one before has removed the file that was waited for
+        lock.close()
+        lock = take_lock(path, str(path), wait=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def lock_files(folder: Path) -> list[Path]:
+    """What the writers in a folder hold, and those that send what is left there."""
+    return [*folder.glob("worker_*/step/.lock"), *folder.glob("worker_*.lock")]
 
 
 def _is_held(file: IO[str]) -> bool:

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gradstats.store.files import take_lock
+from gradstats.store.files import held, lock_files, take_lock
 from gradstats.store.layout import (
     BLOBS,
     FEATURES,
@@ -25,22 +27,22 @@ from gradstats.store.layout import (
     table_from_json,
     table_to_json,
 )
-from gradstats.store.objects import InObjects
+from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.places import Place, as_place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
+    change_root,
     check_worker,
     is_vacant,
-    lock_files,
     make_root,
-    put_root,
     read_root,
     remove_root,
     root_bytes,
     worker_ids,
 )
 from gradstats.store.rows import Array, Row, as_tensor, pack
-from gradstats.store.spool import Spool, leave_spool, make_spool
+from gradstats.store.spool import Spool
+from gradstats.store.spool_folder import leave_spool, make_spool, settled, spool_lock
 from gradstats.store.writing import WorkerWriter
 
 
@@ -56,6 +58,7 @@ class GradientStore:
     Attributes:
         path: where it is.
         folder: where this process writes: there, or on the way there.
+        run: what tells it from a store that was made in its place; None in a store of before.
         fresh: this object made the store where there was nothing.
 
     Example:
@@ -73,6 +76,7 @@ class GradientStore:
         self.fresh = False
         self.parameters = table_from_json(attributes["parameters"])
         self.provenance: dict[str, Any] = attributes["provenance"]
+        self.run: str | None = attributes.get("run")
         self._features = tuple(attributes["features"])
         self._writers: dict[int, WorkerWriter] = {}
         self._spools: dict[int, Spool] = {}
@@ -85,6 +89,7 @@ class GradientStore:
         parameters: Sequence[Parameter] | None = None,
         *,
         provenance: Mapping[str, Any] | None = None,
+        run: str | None = None,
         if_exists: str = "error",
     ) -> Self:
         """Create a store and open it for appending.
@@ -93,6 +98,7 @@ class GradientStore:
             path: the folder, by custom NAME.zarr, whose parents are made; or a URL.
             parameters: see `parameter_table`; None takes the table of the first row appended.
             provenance: JSON that says where the gradients come from, secrets already removed.
+            run: what tells it from a store made in its place; None draws it.
             if_exists: "error"; "resume" opens the store at `path` (its provenance stays) if it has
                 the same table; "overwrite" deletes what the store at `path` holds.
 
@@ -104,7 +110,7 @@ class GradientStore:
             OSError: the object store of a URL does not answer.
         """
         place = as_place(path)
-        root = root_bytes(parameters or (), provenance or {})
+        root = root_bytes(parameters or (), provenance or {}, run or uuid.uuid4().hex)
         vacant = is_vacant(place)
         if make_root(place, root, if_exists):
             store = cls.open(place, "a")
@@ -121,7 +127,7 @@ class GradientStore:
         if difference:
             raise ValueError(f"cannot resume {self.path}: {difference}; write to another path")
         if set(self._features) != set(FEATURES):
-            put_root(self.path, root_bytes(self.parameters, self.provenance))
+            change_root(self.path, self.run, lambda _: self._root)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Place, mode: str = "r") -> Self:
@@ -153,18 +159,22 @@ class GradientStore:
             return self.path
         if not isinstance(self.path, InObjects):
             raise ValueError(f"cannot write {self.path}: zip files are read only; copy it first")
-        return make_spool(self.path, root_bytes(self.parameters, self.provenance))
+        return make_spool(self.path, self._root)
+
+    @property
+    def _root(self) -> bytes:
+        return root_bytes(self.parameters, self.provenance, self.run)
 
     @property
     def workers(self) -> tuple[int, ...]:
         """The workers that have written, in order; looked up once where that is a request."""
         if isinstance(self.path, Path) or self.mode == "a":
-            return worker_ids(self.path)
+            return worker_ids(self.path, self.run)
         return self._workers_once
 
     @cached_property
     def _workers_once(self) -> tuple[int, ...]:
-        return worker_ids(self.path)
+        return worker_ids(self.path, self.run)
 
     @property
     def nbytes(self) -> int:
@@ -276,7 +286,7 @@ class GradientStore:
         """The highest segment of any row, here or on the way here; -1 where there is none."""
         last = [-1]
         for place in {self.path, self.folder}:
-            for worker, kind in product(worker_ids(place), PREFIXES):
+            for worker, kind in product(worker_ids(place, self.run), PREFIXES):
                 with contextlib.suppress(LookupError):
                     stream = open_stream(place, worker, kind, self.parameters)
                     last += [int(np.asarray(stream.arrays["segment"][-1]))] if len(stream) else []
@@ -288,8 +298,14 @@ class GradientStore:
         Raises:
             BlockingIOError: another process does.
         """
-        for lock in lock_files(self.folder):
-            take_lock(lock, str(self.path)).close()
+        with self._settled:
+            for lock in lock_files(self.folder):
+                take_lock(lock, str(self.path)).close()
+
+    @property
+    def _settled(self) -> AbstractContextManager[None]:
+        """Nobody takes away the folder to write in meanwhile."""
+        return spool_lock(self.path) if isinstance(self.path, InObjects) else nullcontext()
 
     def claim(self, worker: int = 0, table: Sequence[Parameter] | None = None) -> None:
         """Become the writer of a worker now rather than at the first row, and sweep leftovers.
@@ -300,16 +316,19 @@ class GradientStore:
 
         Raises:
             BlockingIOError: another process writes this worker.
+            OSError: another run has taken the place of this one.
             ValueError: the worker's rows are laid out by another table.
         """
         self._check_writable()
+        if read_root(self.path).get("run") != self.run:
+            raise Conflict(f"cannot write {self.path}: {REPLACED}")
         own = tuple(table) if table is not None else self.parameters
         marks: Document = {}
         if own != self.parameters:
             marks["parameters"] = table_to_json(own)
         if isinstance(self.path, InObjects):
-            spool = self._spools[worker] = Spool(self.folder, self.path, worker)
-            marks["spool"] = spool.mark
+            spool = self._spools[worker] = Spool(self.path, self._root, worker)
+            marks |= {"spool": spool.mark, **({"run": self.run} if self.run else {})}
         writer = self._writers[worker] = WorkerWriter(self.folder, worker, own, marks)
         stored = table_from_json(writer.attributes.get("parameters", ())) or self.parameters
         difference = table_difference(stored, own)
@@ -352,22 +371,30 @@ class GradientStore:
             writer.close()
         for spool in self._spools.values():
             spool.close()
-        if self._spools:
-            leave_spool(self.folder)
+        if self._spools and isinstance(self.path, InObjects):
+            leave_spool(self.path)
         self._writers.clear()
 
     def remove(self) -> None:
-        """Delete the store. For one in a folder while the locks are held; it is then closed.
+        """Delete the store, unless another run has taken its place; it is then closed.
+
+        For one in a folder while the locks are held.
 
         Raises:
             ValueError: it is in a zip file.
         """
-        if isinstance(self.path, Path):
+        if isinstance(self.path, Path) and self._is_there:
             shutil.rmtree(self.path)
-            self.close()
-            return
         self.close()
-        remove_root(self.path)
+        if not isinstance(self.path, Path) and self._is_there:
+            remove_root(self.path)
+
+    @property
+    def _is_there(self) -> bool:
+        """No other run has taken the place."""
+        with contextlib.suppress(StoreFormatError):
+            return read_root(self.path).get("run") == self.run
+        return False
 
     def __enter__(self) -> Self:
         return self
@@ -391,15 +418,24 @@ class GradientStore:
 
     def _adopt(self, table: tuple[Parameter, ...]) -> None:
         """Give a store without a table this one, unless another worker was first."""
-        lock_file = self.folder / ".lock"
-        lock = take_lock(lock_file, f"the parameter table of {self.path}", wait=True)
-        stored = table_from_json(read_root(self.path)["parameters"])
-        if not stored:
-            for place in {self.path, self.folder}:
-                put_root(place, root_bytes(table, self.provenance))
-        self.parameters = stored or table
-        lock_file.unlink()  # Zarr warns about files it does not know, and one table is enough
-        lock.close()
+        # Zarr warns about files it does not know, and one table is enough
+        with self._settled if self.folder != self.path else held(self.folder / ".lock"):
+            with contextlib.suppress(Conflict):  # a worker on another machine: look again
+                self.parameters = self._adopted(table)
+            self.parameters = self._adopted(table)
+            if isinstance(self.path, InObjects):
+                settled(self.path, self._root)
+
+    def _adopted(self, table: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+        """The table of the store, now that it has one."""
+
+        def root(attributes: Document) -> bytes:
+            if attributes["parameters"]:
+                return b""
+            return root_bytes(table, self.provenance, self.run)
+
+        change_root(self.path, self.run, root)
+        return table_from_json(read_root(self.path)["parameters"])
 
 
 def _check_kind(kind: str) -> None:

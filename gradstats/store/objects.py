@@ -4,7 +4,6 @@ import datetime
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import zarr
@@ -18,6 +17,7 @@ _RETRIES: Any = {"max_retries": 2, "retry_timeout": datetime.timedelta(seconds=1
 
 
 CONFLICT = "another process has written there since"
+REPLACED = "the run that was there has been replaced or deleted since"
 
 
 class Conflict(OSError):
@@ -100,12 +100,15 @@ class InObjects(Place):
         with self._asking():
             obstore.put(self.content, self.key, data)
 
-    async def put_async(self, file: Path) -> None:
-        """Put the whole object, of a file."""
+    async def tag_async(self) -> str | None:
+        """The same as `tag`, while others ask too."""
         import obstore
 
-        with self._asking():
-            await obstore.put_async(self.content, self.key, file)
+        try:
+            with self._asking():
+                return (await obstore.head_async(self.content, self.key))["e_tag"]
+        except FileNotFoundError:
+            return None
 
     def put_over(self, data: bytes, tag: str | None) -> str | None:
         """Put the whole object over the one of this tag, or, with None, where there is none.
@@ -127,6 +130,26 @@ class InObjects(Place):
             there, found = self.read_tagged()
             if there == data:  # an answer was lost on its way, and the request repeated
                 return found
+            raise Conflict(f"cannot write {self}: {CONFLICT}") from error
+        return done["e_tag"]
+
+    async def put_over_async(self, data: bytes, tag: str | None) -> str | None:
+        """The same, but what is there is not looked at.
+
+        Raises:
+            Conflict: another object is there, or none.
+        """
+        import obstore
+        import obstore.exceptions as exceptions
+
+        refused = (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError)
+        mode: Any = "create" if tag is None else {"e_tag": tag}
+        try:
+            with self._asking():
+                done = await obstore.put_async(
+                    self.content, self.key, data, mode=mode, use_multipart=False
+                )
+        except refused as error:
             raise Conflict(f"cannot write {self}: {CONFLICT}") from error
         return done["e_tag"]
 

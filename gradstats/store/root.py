@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from gradstats.store.files import replace_file, take_lock
+from gradstats.store.files import held, lock_files, replace_file, take_lock
 from gradstats.store.layout import (
     FEATURES,
     FORMAT,
@@ -22,20 +23,32 @@ from gradstats.store.layout import (
     stream_rows,
     table_to_json,
 )
-from gradstats.store.objects import InObjects
+from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.places import Place
-from gradstats.store.spool import spool_folder
+from gradstats.store.spool_folder import remove_spool, spool_lock
+
+_MAKING = "making.partial"  # a lock, which a kill may leave
 
 
-def root_bytes(table: Iterable[Parameter], provenance: Mapping[str, Any]) -> bytes:
-    """The zarr.json that makes a place a store."""
-    attributes = {
+def root_bytes(
+    table: Iterable[Parameter], provenance: Mapping[str, Any], run: str | None
+) -> bytes:
+    """The zarr.json that makes a place a store.
+
+    Args:
+        table: the parameters.
+        provenance: where the gradients come from.
+        run: what tells this run from one that begins in its place; None where none was given.
+    """
+    attributes: Document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "features": list(FEATURES),
         "parameters": table_to_json(table),
         "provenance": dict(provenance),
     }
+    if run is not None:
+        attributes["run"] = run
     return encode(group_document(attributes))
 
 
@@ -67,8 +80,12 @@ def read_root(path: Path | Place) -> Document:
     return attributes
 
 
-def worker_ids(path: Path | Place) -> tuple[int, ...]:
+def worker_ids(path: Path | Place, run: str | None = None) -> tuple[int, ...]:
     """The workers that have a group, in order.
+
+    Args:
+        path: the store.
+        run: which it is; what a late writer of another one began in an object store is left out.
 
     Raises:
         StoreFormatError: a worker has arrays and no metadata.
@@ -84,6 +101,9 @@ def worker_ids(path: Path | Place) -> tuple[int, ...]:
                 raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
         if group.is_file():
             found.append(number)
+    if isinstance(path, InObjects) and run is not None:
+        groups = {number: _parse(path / f"worker_{number}" / "zarr.json") for number in found}
+        found = [n for n, group in groups.items() if _attributes(group).get("run", run) == run]
     return tuple(sorted(found))
 
 
@@ -129,36 +149,78 @@ def make_root(path: Path | Place, root: bytes, if_exists: str) -> bool:
     """
     if if_exists not in ("error", "resume", "overwrite"):
         raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
+    if not _is_to_be_made(path, if_exists):
+        return False
     if not is_vacant(path):
-        if if_exists == "error":
-            remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
-            raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
-        if if_exists == "resume":
+        read_root(path)  # never delete what is not one
+    with _making(path):
+        if not _is_to_be_made(path, if_exists):  # another process was faster
             return False
-        _clear(path)
-    if isinstance(path, Path):
-        path.mkdir(parents=True, exist_ok=True)
-    put_root(path, root)
+        if not is_vacant(path):
+            _clear(path)
+        if isinstance(path, InObjects):
+            remove_spool(path)  # rows of a run that is not there any more
+        put_root(path, root)
     return True
 
 
-def put_root(path: Path | Place, root: bytes) -> None:
+def _is_to_be_made(path: Path | Place, if_exists: str) -> bool:
+    if is_vacant(path) or if_exists == "overwrite":
+        return True
+    if if_exists == "resume":
+        return False
+    remedy = "if_exists='resume' adds to it, if_exists='overwrite' deletes it"
+    raise FileExistsError(f"cannot create {path}: it exists; {remedy}")
+
+
+def _making(path: Path | Place) -> AbstractContextManager[None]:
+    """Keep other processes of this machine from making the same store meanwhile."""
+    if isinstance(path, InObjects):
+        return spool_lock(path)
+    return held(path / _MAKING) if isinstance(path, Path) else nullcontext()
+
+
+def change_root(path: Path | Place, run: str | None, make: Callable[[Document], bytes]) -> None:
+    """Give the store of this run another root, unless it has been replaced or changed meanwhile.
+
+    Args:
+        path: the store.
+        run: what names it.
+        make: the new root, of the attributes of the present one; b"" leaves it as it is.
+
+    Raises:
+        Conflict: it has.
+    """
+    file = path / "zarr.json"
+    tag = file.tag() if isinstance(file, InObjects) else None
+    attributes = read_root(path)
+    if attributes.get("run") != run:
+        raise Conflict(f"cannot write {path}: {REPLACED}")
+    root = make(attributes)
+    if root:
+        put_root(path, root, tag)
+
+
+def put_root(path: Path | Place, root: bytes, tag: str | None = None) -> None:
     """Make `path` a store, or give the store there another table.
+
+    Args:
+        path: the place.
+        root: its zarr.json.
+        tag: in an object store, of the root that may be replaced; None replaces any.
 
     Raises:
         ValueError: `path` is in a zip file.
+        Conflict: there is another root.
     """
     if isinstance(path, Path):
         replace_file(path / "zarr.json", root)
+    elif isinstance(path, InObjects) and tag is not None:
+        (path / "zarr.json").put_over(root, tag)
     elif isinstance(path, InObjects):
         (path / "zarr.json").put(root)
     else:
         raise ValueError(f"cannot write {path}: zip files are read only; write to a folder")
-
-
-def lock_files(folder: Path) -> list[Path]:
-    """What the writers in a folder hold, and those that send what is left there."""
-    return [*folder.glob("worker_*/step/.lock"), *folder.glob("worker_*.lock")]
 
 
 def is_vacant(path: Path | Place) -> bool:
@@ -170,18 +232,16 @@ def is_vacant(path: Path | Place) -> bool:
 
 def _clear(path: Path | Place) -> None:
     """Delete what a store holds; the root's zarr.json stays, so that it is a store throughout."""
-    read_root(path)  # never delete what is not one
-    folder = spool_folder(path) if isinstance(path, InObjects) else path
-    if not isinstance(folder, Path):
-        return
-    locks = [take_lock(lock, str(path)) for lock in lock_files(folder)]
     if isinstance(path, InObjects):
+        remove_spool(path)
         path.delete_below(kept="zarr.json")
-        shutil.rmtree(folder, ignore_errors=True)
-    for child in folder.iterdir() if folder is path else ():
+    if not isinstance(path, Path):
+        return
+    locks = [take_lock(lock, str(path)) for lock in lock_files(path)]
+    for child in path.iterdir():
         if child.is_dir():
             shutil.rmtree(child)
-        elif child.name != "zarr.json":
+        elif child.name not in ("zarr.json", _MAKING):
             child.unlink()
     for lock in locks:
         lock.close()
@@ -196,6 +256,11 @@ def remove_root(path: Place) -> None:
     if not isinstance(path, InObjects):
         raise ValueError(f"cannot delete {path}: zip files are read only")
     path.delete_below(kept="")
+
+
+def _attributes(group: Document) -> Document:
+    attributes: Document = group.get("attributes", {})
+    return attributes
 
 
 def _parse(file: Path | Place) -> Document:

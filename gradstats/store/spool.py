@@ -2,88 +2,60 @@
 
 The folder is written like any store and never waits for the network. A thread sends what was
 committed: chunks first, whole ones, then the worker's zarr.json, whose arrival is the commit there
-too, and which is only put over the one that this writer put before. Nothing is ever listed. Chunks
+too. Each is put where there is nothing or over what this writer saw there, and whoever takes over
+commits that first: a writer that was late changes nothing of it. Nothing is ever listed. Chunks
 of rows that have arrived are deleted here; what has not, because the connection or the process
 died, stays for the next writer of that place on this machine, or for `gradstats copy`.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 
-from gradstats.store.files import replace_file, take_lock
-from gradstats.store.layout import (
-    PREFIXES,
-    Document,
-    chunk_shape,
-    encode,
-    has_rows,
-    stream_rows,
+from gradstats.store.chunks import (
+    documents_of,
+    grown_chunks,
+    is_a_row,
+    stamped,
+    start_of_last,
+    without_rows,
 )
-from gradstats.store.objects import CONFLICT, Conflict, InObjects
+from gradstats.store.files import replace_file, take_lock
+from gradstats.store.layout import PREFIXES, Document, encode, stream_rows
+from gradstats.store.objects import CONFLICT, REPLACED, Conflict, InObjects
+from gradstats.store.spool_folder import (
+    address,
+    check_run,
+    discard,
+    leave_spool,
+    make_spool,
+    settled,
+    spool_folder,
+    spool_lock,
+)
+
+__all__ = ["Spool", "address", "leave_spool", "make_spool", "spool_folder"]
 
 #: Requests at a time.
 LANES = 8
 #: Seconds between two tries, and for how long closing goes on trying without success.
 RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
-
-_ADDRESS = "sent-to"  # the file in a spool that says where its rows go
-
-
-def spool_folder(place: InObjects) -> Path:
-    """The folder of rows on their way: below `GRADSTATS_SPOOL` or the temporary folder."""
-    user = f"gradstats-{os.getuid() if hasattr(os, 'getuid') else 'spool'}"
-    base = os.environ.get("GRADSTATS_SPOOL") or Path(tempfile.gettempdir(), user)
-    digest = hashlib.sha256(str(place).encode()).hexdigest()[:8]
-    return Path(base, f"{place.name}-{digest}")
-
-
-def make_spool(place: InObjects, root: bytes) -> Path:
-    """Make the folder, a store by itself but for the rows that have arrived.
-
-    What lies in it of another run, which has been replaced since, goes.
-    """
-    folder = spool_folder(place)
-    old = folder / "zarr.json"
-    if old.is_file() and _provenance(old.read_bytes()) != _provenance(root):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "zarr.json", root)
-    replace_file(folder / _ADDRESS, str(place).encode())
-    return folder
-
-
-def leave_spool(folder: Path) -> None:
-    """Remove the folder, unless a worker still has rows or a writer there."""
-    with contextlib.suppress(OSError):
-        if not any(child.name.startswith("worker_") for child in folder.iterdir()):
-            shutil.rmtree(folder)
-
-
-def address(folder: Path) -> str | None:
-    """Where the rows of a spool go; None for any other folder."""
-    file = folder / _ADDRESS
-    return file.read_text() if file.is_file() else None
+#: How often to look again where another writer commits meanwhile.
+TRIES = 9
 
 
 class Spool:
     """What one worker has written and not all sent; nobody else on this machine while it lives.
 
     Args:
-        root: the spool's folder.
         place: the store.
+        root: its zarr.json, as this process knows it.
         worker: the data-parallel worker.
 
     Attributes:
@@ -91,26 +63,33 @@ class Spool:
 
     Raises:
         BlockingIOError: another process of this machine writes this worker.
+        Conflict: the run has been replaced.
         OSError: the object store does not answer.
         ValueError: rows here were never sent, and another writer has written there since.
     """
 
-    def __init__(self, root: Path, place: InObjects, worker: int) -> None:
-        self.folder = root / f"worker_{worker}"
+    def __init__(self, place: InObjects, root: bytes, worker: int) -> None:
+        self._store, self._root = place, root
+        self._id = json.loads(root)["attributes"].get("run")
         self.place = place / f"worker_{worker}"
         self.fault = ""
         self._raw = self._trying = b""  # the commit that arrived last, and the one on its way
         self._sent: Mapping[str, Document] = {}
         self._tag: str | None = None
+        self._begun = False  # the group there is of this run
+        self._tags: dict[str, str | None] = {}  # of chunks there that may grow
         self._arrived: set[str] = set()  # chunks that did since then
         self._wake, self._closing = threading.Event(), threading.Event()
         self._moved = 0.0  # when something arrived last
-        self._lock_file = root / f"worker_{worker}.lock"
-        self._lock = take_lock(self._lock_file, str(self.place))
+        with spool_lock(place):  # else the folder might be left and removed in between
+            folder = settled(place, root)
+            self.folder = folder / f"worker_{worker}"
+            self._lock_file = folder / f"worker_{worker}.lock"
+            self._lock = take_lock(self._lock_file, str(self.place))
         try:
             self.mark = self._agree()
         except BaseException:
-            self._lock.close()
+            self._let_go()
             raise
         self._thread = threading.Thread(target=self._run, name="gradstats-sender", daemon=True)
 
@@ -129,7 +108,7 @@ class Spool:
         group = self.folder / "zarr.json"
         if not group.exists():
             return 0
-        here = _documents(group.read_bytes())
+        here = documents_of(group.read_bytes())
         return sum(stream_rows(here, p) - stream_rows(self._sent, p) for p in PREFIXES.values())
 
     def close(self) -> None:
@@ -142,23 +121,37 @@ class Spool:
             self.wake()
             self._thread.join()
             if not self.fault:
-                _discard(self.folder)
-        self._lock_file.unlink(missing_ok=True)
-        self._lock.close()
+                discard(self.folder)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with spool_lock(self._store):  # whoever has opened the file would lock one that is gone
+            self._lock_file.unlink(missing_ok=True)
+            self._lock.close()
 
     # --- before the writer begins ---
 
     def _agree(self) -> str:
         """Bring folder and object store together; return the mark that commits from here carry."""
+        for _ in range(TRIES):
+            with contextlib.suppress(Conflict):  # another writer's commit: look again
+                return self._agreed()
+        return self._agreed()
+
+    def _agreed(self) -> str:
         here = self.folder / "zarr.json"
         local = json.loads(here.read_bytes()) if here.is_file() else None
+        own = (local and _mark(local)) or uuid.uuid4().hex
         try:
             self._raw, self._tag = (self.place / "zarr.json").read_tagged()
         except FileNotFoundError:
-            return (local and _mark(local)) or uuid.uuid4().hex
-        there, self._sent = json.loads(self._raw), _documents(self._raw)
+            return own
+        there = json.loads(self._raw)
+        if there["attributes"].get("run", self._id) != self._id:
+            return own  # left by a writer of the run that was replaced
+        self._sent, self._begun = documents_of(self._raw), True
         if local is not None and _mark(local) == _mark(there):
-            return _mark(there) or ""
+            return own
         if local is not None and self.unsent > 0:
             fact = (
                 f"rows in {self.folder} were never sent, and another writer has been there since"
@@ -166,19 +159,26 @@ class Spool:
             raise ValueError(
                 f"cannot go on in {self.place}: {fact}; move it away to go on without"
             )
-        _discard(self.folder)
-        return self._fetch(there)
+        discard(self.folder)
+        return self._take_over(there)
 
-    def _fetch(self, group: Document) -> str:
-        """Get what appending needs: the last chunk of columns, and all of what never grows."""
+    def _take_over(self, group: Document) -> str:
+        """Commit as the writer, and get what appending needs.
+
+        The commit comes first: from then on the writer before commits nothing, however late. What
+        appending needs are the last chunk of columns, and all of what never grows.
+        """
+        mark = uuid.uuid4().hex
+        marked = encode({**group, "attributes": {**group["attributes"], "spool": mark}})
+        self._tag = (self.place / "zarr.json").put_over(marked, self._tag)
+        self._raw = marked
         arrays = {key: d for key, d in self._sent.items() if d["node_type"] == "array"}
         for key in arrays:
             (self.folder / key).mkdir(parents=True, exist_ok=True)
-        for chunk in _chunks(arrays, {key: _start_of_last(d) for key, d in arrays.items()}):
-            replace_file(self.folder / chunk, (self.place / chunk).read_bytes())
-        mark = uuid.uuid4().hex
-        marked = {**group, "attributes": {**group["attributes"], "spool": mark}}
-        replace_file(self.folder / "zarr.json", encode(marked))
+        for chunk in grown_chunks(arrays, {key: start_of_last(d) for key, d in arrays.items()}):
+            data, self._tags[chunk] = (self.place / chunk).read_tagged()
+            replace_file(self.folder / chunk, data)
+        replace_file(self.folder / "zarr.json", marked)
         return mark
 
     # --- the thread ---
@@ -206,13 +206,14 @@ class Spool:
     def _send(self) -> None:
         """Send what was committed since the last time."""
         raw = (self.folder / "zarr.json").read_bytes()
-        documents = _documents(raw)
+        documents = documents_of(raw)
         if raw != self._raw:
-            self._check_ours()
+            self._check_ours() if self._begun else self._begin(raw)
             lengths = {k: d["shape"][0] for k, d in self._sent.items() if "shape" in d}
-            chunks = list(_chunks(documents, lengths))
-            rows = {c for c in chunks if _is_a_row(documents[c.rpartition("/")[0]])}
-            self._put_all(c for c in chunks if c not in self._arrived & rows)
+            chunks = list(grown_chunks(documents, lengths))
+            rows = {c for c in chunks if is_a_row(documents[c.rpartition("/")[0]])}
+            todo = [c for c in chunks if c not in self._arrived & rows]
+            _in_lanes(partial(self._put_chunk, documents), todo)
             self._trying = raw
             self._tag = (self.place / "zarr.json").put_over(raw, self._tag)
             self._raw, self._sent, self._arrived = raw, documents, set()
@@ -220,80 +221,79 @@ class Spool:
                 (self.folder / chunk).unlink(missing_ok=True)
         self.fault = ""
 
+    def _begin(self, raw: bytes) -> None:
+        """Commit no rows, so that no other writer commits any, before a chunk is touched."""
+        check_run(self._store, self._root)
+        empty = without_rows(raw)
+        self._tag = (self.place / "zarr.json").put_over(empty, self._tag)
+        self._raw, self._sent, self._begun = empty, documents_of(empty), True
+
     def _check_ours(self) -> None:
-        """Check that nobody else has written there, before any chunk is touched."""
+        """Check that nobody else has written there."""
         group = self.place / "zarr.json"
         if group.tag() == self._tag:
             return
-        raw, tag = group.read_tagged()
+        try:
+            raw, tag = group.read_tagged()
+        except FileNotFoundError:
+            raise Conflict(f"cannot write {self.place}: {REPLACED}") from None
         if raw != self._trying:  # else it arrived, and only the answer did not
             raise Conflict(f"cannot write {self.place}: {CONFLICT}")
-        self._raw, self._sent, self._tag = raw, _documents(raw), tag
+        self._raw, self._sent, self._tag = raw, documents_of(raw), tag
+
+    async def _put_chunk(self, documents: Mapping[str, Document], name: str) -> None:
+        """Put a chunk where there is none, or over the one that was seen there last."""
+        document = documents[name.rpartition("/")[0]]
+        data = stamped(name, (self.folder / name).read_bytes(), document, self.mark)
+        place = self.place / name
+        try:
+            tag = await place.put_over_async(data, self._tags.get(name))
+        except Conflict:
+            # a chunk of no row, of whoever was here before; or another's, and a row by now. Its
+            # tag is asked for first: what is put there after the check is not put over
+            seen = place.tag()
+            self._check_ours()
+            try:
+                tag = await place.put_over_async(data, seen)
+            except Conflict as error:  # the one before was late, and has now seen who writes
+                raise OSError(str(error)) from error
+        if not is_a_row(document):
+            self._tags[name] = tag
+        self._moved = time.monotonic()
+        self._arrived.add(name)
 
     def _send_copies(self) -> None:
         """Send the metadata of arrays, for readers that open one of them."""
-        self._put_all(str(f.relative_to(self.folder)) for f in self.folder.rglob("*/zarr.json"))
+        names = [str(f.relative_to(self.folder)) for f in self.folder.rglob("*/zarr.json")]
+        seen: dict[str, str | None] = {}
+        _in_lanes(partial(self._look, seen), names)
+        with contextlib.suppress(Conflict):  # then they are for the other writer to send
+            self._check_ours()
+            _in_lanes(partial(self._put_copy, seen), names)
 
-    def _put_all(self, names: Iterable[str]) -> None:
-        # by asyncio: a recording that is closed as Python ends could start no thread any more
-        async def put_all() -> None:
-            lanes = asyncio.Semaphore(LANES)
+    async def _look(self, seen: dict[str, str | None], name: str) -> None:
+        seen[name] = await (self.place / name).tag_async()
 
-            async def put(name: str) -> None:
-                async with lanes:
-                    await (self.place / name).put_async(self.folder / name)
-                self._moved = time.monotonic()
-                self._arrived.add(name)
-
-            await asyncio.gather(*map(put, names))
-
-        asyncio.run(put_all())
+    async def _put_copy(self, seen: Mapping[str, str | None], name: str) -> None:
+        await (self.place / name).put_over_async((self.folder / name).read_bytes(), seen[name])
+        self._moved = time.monotonic()
 
 
-def _discard(folder: Path) -> None:
-    """Remove a worker's folder; a kill meanwhile leaves nothing that looks like one."""
-    gone = folder.with_name(f"gone-{folder.name}")
-    shutil.rmtree(gone, ignore_errors=True)
-    if folder.exists():
-        folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+def _in_lanes(put: Callable[[str], Awaitable[None]], names: Iterable[str]) -> None:
+    # by asyncio: a recording that is closed as Python ends could start no thread any more
+    async def all_of_them() -> None:
+        lanes = asyncio.Semaphore(LANES)
 
+        async def one(name: str) -> None:
+            async with lanes:
+                await put(name)
 
-def _provenance(root: bytes) -> Any:
-    return json.loads(root)["attributes"]["provenance"]
+        await asyncio.gather(*map(one, names))
+
+    asyncio.run(all_of_them())
 
 
 def _mark(group: Document) -> str | None:
     """Which spool a commit came from."""
     mark: str | None = group["attributes"].get("spool")
     return mark
-
-
-def _documents(raw: bytes) -> Mapping[str, Document]:
-    documents: Mapping[str, Document] = json.loads(raw)["consolidated_metadata"]["metadata"]
-    return documents
-
-
-def _chunks(documents: Mapping[str, Document], lengths: Mapping[str, int]) -> Iterator[str]:
-    """The chunks of arrays that have grown from these lengths, by key."""
-    for key, document in documents.items():
-        first = lengths.get(key, 0)
-        if document["node_type"] != "array" or first >= document["shape"][0]:
-            continue
-        rows, *others = zip(document["shape"], chunk_shape(document), strict=True)
-        leading = range(first // rows[1], -(-rows[0] // rows[1]))
-        for index in product(leading, *(range(-(-length // size)) for length, size in others)):
-            yield f"{key}/{'.'.join(['c', *map(str, index)])}"
-
-
-def _is_a_row(document: Document) -> bool:
-    """Is a chunk of this array a part of one row, which nothing is added to?"""
-    return has_rows(document) and chunk_shape(document)[0] == 1
-
-
-def _start_of_last(document: Document) -> int:
-    """Where the last chunk of an array begins; past the end where a row is a chunk."""
-    length, size = document["shape"][0], chunk_shape(document)[0]
-    if not has_rows(document) and not document["dimension_names"][0].startswith("item_"):
-        return 0
-    return int(length if size == 1 else max(0, length - 1) // size * size)

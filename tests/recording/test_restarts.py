@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 
 import pytest
 import torch
 
 import gradstats
+from gradstats.recording import distribution
 from gradstats.recording.distribution import Distribution, shared_store
 from gradstats.store import GradientStore
 from tests.processes import soaked
@@ -149,3 +151,19 @@ def test_what_an_earlier_attempt_said_is_not_believed(tmp_path, monkeypatch):
         _, heard = shared_store(Distribution(1, 2, meeting=0), path, None)
         late.join()
         assert heard == segment
+
+
+def test_a_store_that_is_left_on_another_machine_is_not_the_one_of_rank_0(tmp_path, monkeypatch):
+    """Folders of one name that the machines do not share, with equal provenance."""
+    meeting = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: meeting)
+    monkeypatch.setattr(distribution, "_PATIENCE", timedelta(seconds=0.5))
+    here, there = tmp_path / "here/run.zarr", tmp_path / "there/run.zarr"
+    GradientStore.create(there).close()
+    made = GradientStore.create(here)
+    shared_store(Distribution(0, 2, meeting=0), here, lambda: (made, 0))
+    store, _ = shared_store(Distribution(1, 2, meeting=0), here, None)
+    assert store.run == made.run
+    with pytest.raises(RuntimeError, match=r"rank 1 sees another run at .* than rank 0"):
+        shared_store(Distribution(1, 2, meeting=0), there, None)

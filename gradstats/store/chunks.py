@@ -1,0 +1,82 @@
+"""What of a worker's arrays is sent to an object store: chunks by key, and the bytes of each."""
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import shake_128
+from itertools import product
+
+from gradstats.store.layout import Document, chunk_shape, encode, has_rows, lengthened
+
+_STAMP = 32  # bytes beyond the rows
+
+
+def documents_of(group: bytes) -> Mapping[str, Document]:
+    """The metadata of a worker's arrays, of its zarr.json."""
+    documents: Mapping[str, Document] = json.loads(group)["consolidated_metadata"]["metadata"]
+    return documents
+
+
+def without_rows(group: bytes) -> bytes:
+    """The zarr.json as it was before the first row."""
+    document = json.loads(group)
+    inline = document["consolidated_metadata"]
+    own = {key: each for key, each in inline["metadata"].items() if "/" not in key}
+    arrays = {key: each for key, each in own.items() if each["node_type"] == "array"}
+    ragged = {key: 0 for key, each in arrays.items() if _has_items(each)}
+    return encode(
+        {
+            **document,
+            "consolidated_metadata": {**inline, "metadata": lengthened(arrays, "", 0, ragged)},
+        }
+    )
+
+
+def grown_chunks(documents: Mapping[str, Document], lengths: Mapping[str, int]) -> Iterator[str]:
+    """The chunks of arrays that have grown from these lengths, by key."""
+    for key, document in documents.items():
+        first = lengths.get(key, 0)
+        if document["node_type"] != "array" or first >= document["shape"][0]:
+            continue
+        rows, *others = zip(document["shape"], chunk_shape(document), strict=True)
+        leading = range(first // rows[1], -(-rows[0] // rows[1]))
+        for index in product(leading, *(range(-(-length // size)) for length, size in others)):
+            yield f"{key}/{'.'.join(['c', *map(str, index)])}"
+
+
+def is_a_row(document: Document) -> bool:
+    """Is a chunk of this array a part of one row, which nothing is added to?"""
+    return has_rows(document) and chunk_shape(document)[0] == 1
+
+
+def start_of_last(document: Document) -> int:
+    """Where the last chunk of an array begins; past the end where a row is a chunk."""
+    length, size = document["shape"][0], chunk_shape(document)[0]
+    if not has_rows(document) and not _has_items(document):
+        return 0
+    return int(length if size == 1 else max(0, length - 1) // size * size)
+
+
+def stamped(chunk: str, data: bytes, document: Document, mark: str) -> bytes:
+    """The bytes of a chunk as this writer alone would send them.
+
+    An object store may make its tags of the content alone, and a writer that has stalled goes by
+    the tag: rows of zeros would leave a chunk as it was. What lies beyond the rows, where nobody
+    reads, therefore begins with bytes of the writer's own, none of which a flag can be.
+
+    Args:
+        chunk: its key.
+        data: what the folder has.
+        document: of its array.
+        mark: of the writer.
+    """
+    if is_a_row(document) or not (has_rows(document) or _has_items(document)):
+        return data
+    size = chunk_shape(document)[0]
+    place = int(chunk.rpartition("/")[2].split(".")[1])
+    used = min(size, document["shape"][0] - place * size) * (len(data) // size)
+    stamp = bytes(0x80 + each % 127 for each in shake_128(mark.encode()).digest(_STAMP))
+    return (data[:used] + stamp).ljust(len(data), b"\0")[: len(data)]
+
+
+def _has_items(document: Document) -> bool:
+    return bool(document["dimension_names"][0].startswith("item_"))

@@ -1,0 +1,118 @@
+"""The folder in which rows wait for their object store: one a store and machine.
+
+Many processes of a machine make it, write in it and remove it at any moment, each under its lock.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from gradstats.store.files import held, lock_files, replace_file, take_lock
+from gradstats.store.objects import REPLACED, Conflict, InObjects
+
+_ADDRESS = "sent-to"  # the file in a spool that says where its rows go
+
+
+def spool_folder(place: InObjects) -> Path:
+    """The folder of rows on their way: below `GRADSTATS_SPOOL` or the temporary folder."""
+    user = f"gradstats-{os.getuid() if hasattr(os, 'getuid') else 'spool'}"
+    base = os.environ.get("GRADSTATS_SPOOL") or Path(tempfile.gettempdir(), user)
+    digest = hashlib.sha256(str(place).encode()).hexdigest()[:8]
+    return Path(base, f"{place.name}-{digest}")
+
+
+def spool_lock(place: InObjects) -> AbstractContextManager[None]:
+    """Keep other processes of this machine from making or removing the folder meanwhile."""
+    folder = spool_folder(place)
+    return held(folder.with_name(f"{folder.name}.lock"))
+
+
+def make_spool(place: InObjects, root: bytes) -> Path:
+    """Make the folder, a store by itself but for the rows that have arrived.
+
+    What lies in it of another run, which has been replaced since, goes.
+
+    Raises:
+        Conflict: the run of this root itself has been replaced.
+        BlockingIOError: another run still writes here.
+        OSError: the object store does not answer.
+    """
+    with spool_lock(place):
+        return settled(place, root)
+
+
+def settled(place: InObjects, root: bytes) -> Path:
+    """The same, for one that holds the lock."""
+    check_run(place, root)
+    folder, run = spool_folder(place), run_of(root)
+    file = folder / "zarr.json"
+    if folder.exists() and not (file.is_file() and run_of(file.read_bytes()) == run):
+        remove_spool(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.is_file() or json.loads(root)["attributes"]["parameters"]:
+        replace_file(file, root)
+    replace_file(folder / _ADDRESS, str(place).encode())
+    return folder
+
+
+def check_run(place: InObjects, root: bytes) -> None:
+    """Check that the store is still of the run of this root.
+
+    Raises:
+        Conflict: it has been replaced.
+        OSError: the object store does not answer.
+    """
+    try:
+        there = run_of((place / "zarr.json").read_bytes())
+    except FileNotFoundError:
+        there = None
+    if there != run_of(root):
+        raise Conflict(f"cannot write {place}: {REPLACED}")
+
+
+def remove_spool(place: InObjects) -> None:
+    """Remove the folder, whose lock is held, with all that was not sent.
+
+    Raises:
+        BlockingIOError: somebody writes there.
+    """
+    folder = spool_folder(place)
+    locks = [take_lock(lock, str(place)) for lock in lock_files(folder)]
+    discard(folder)
+    for lock in locks:
+        lock.close()
+
+
+def leave_spool(place: InObjects) -> None:
+    """Remove the folder, unless a worker still has rows or a writer there."""
+    folder = spool_folder(place)
+    with contextlib.suppress(OSError), spool_lock(place):
+        if not any(child.name.startswith("worker_") for child in folder.iterdir()):
+            discard(folder)
+
+
+def address(folder: Path) -> str | None:
+    """Where the rows of a spool go; None for any other folder."""
+    file = folder / _ADDRESS
+    return file.read_text() if file.is_file() else None
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; a kill meanwhile leaves nothing that looks like one."""
+    gone = folder.with_name(f"gone-{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def run_of(root: bytes) -> Any:
+    """Which run a root is of; one of before has no name, and goes by its provenance."""
+    attributes = json.loads(root)["attributes"]
+    return attributes.get("run") or attributes["provenance"]
