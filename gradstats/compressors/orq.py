@@ -11,6 +11,7 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
+    flattened,
     in_buckets,
     own_levels,
 )
@@ -53,7 +54,7 @@ class ORQ(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Place levels, then round."""
-        flat = grad.detach().reshape(-1)
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         uniform = needs_rng(self, rng).own.uniform(flat.numel(), flat.device)
         if not flat.numel():

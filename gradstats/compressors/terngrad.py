@@ -8,7 +8,13 @@ from torch import Tensor
 from gradstats.compressors.alphabets import Uniform
 from gradstats.compressors.base import Bound, Compressor, Contract, State, needs_rng
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
 
@@ -50,7 +56,7 @@ class TernGrad(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Clip, then draw."""
-        flat = clipped(grad.detach().reshape(-1).contiguous(), self.clip)
+        flat = clipped(flattened(grad), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = codes.bucket_norms(flat, bucket, "max")
         key = needs_rng(self, rng).own.key
