@@ -51,6 +51,8 @@ class Contract:
         rounds: dependent rounds of communication.
         update: what becomes of the payloads of all workers: their mean, or the majority of signs.
         needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
+        scaling: C(2^k x) = 2^k C(x) but for this share of the largest element, as long as one
+            scale for the vector and all that is sent are in range; None: it knows absolute sizes.
     """
 
     collective: Literal["all_reduce", "all_gather"]
@@ -65,6 +67,7 @@ class Contract:
     rounds: int = 1
     update: Literal["mean", "majority"] = "mean"
     needs: tuple[str, ...] = ()
+    scaling: float | None = 0.0
 
 
 # of anything that keeps the k̂ largest of d magnitudes exactly

@@ -41,4 +41,4 @@ class FP16(BF16):
 
     dtype = torch.float16
     name = "fp16"
-    contract = Contract("all_reduce", bits=DENSE_BITS)
+    contract = Contract("all_reduce", bits=DENSE_BITS, scaling=None)

@@ -14,8 +14,9 @@ from gradstats.compressors.base import AllReduce, Bound, Collective, State, Step
 from gradstats.compressors.payloads import Dense, Payload
 from gradstats.compressors.rng import Stream
 from gradstats.compressors.wire import PayloadError, Reader, Section, code_of, varint
-from gradstats.kernels.ranges import from_unit, in_range
+from gradstats.kernels.ranges import from_unit, in_range, unit_of
 
+LAPACK = 30  # exponent of 2, up to which factorisations of LAPACK do not depend on the unit
 HALF = 40  # exponent of 2, up to which products of two factors are far from the ends of float32
 SMALLEST = 2.0**-33  # half of what the uniform numbers are apart
 
@@ -110,13 +111,13 @@ def gaussian(rows: int, columns: int, device: torch.device, key: tuple[int, int]
 
 def factors(left: Tensor, right: Tensor, unit: float) -> LowRank:
     """The payload of unit · P Qᵀ, with an extreme unit, a power of two, shared by the factors."""
-    share = 1.0 if unit == 1 else 2.0 ** (math.frexp(unit)[1] // 2)
-    return LowRank(from_unit(left, share), from_unit(right, unit / share))
+    share = 1.0 if unit_of(unit) == 1 else 2.0 ** (math.frexp(unit)[1] // 2)
+    return LowRank(from_unit(left, unit / share), from_unit(right, share))
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns, filled up where they are dependent."""
-    basis: Tensor = torch.linalg.qr(in_range(matrix)[0]).Q
+    basis: Tensor = torch.linalg.qr(in_range(matrix, LAPACK)[0]).Q
     return basis
 
 

@@ -87,24 +87,24 @@ class PowerSGD(Compressor):
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return (yield from dense(grad, state))
+        matrix, unit = in_range(matrix)
         peak = state.abs().amax()
-        mean = yield AllReduce(_projected(matrix, state / torch.where(peak == 0, 1, peak)), "mean")
+        start = matrix @ (state / torch.where(peak == 0, 1, peak))
+        mean = yield AllReduce(_shrunk(start, unit), "mean")
         p, room = orthonormal(mean), _room(mean)
-        q = yield AllReduce(matrix.T @ (p / room), "mean")
+        q = yield AllReduce(from_unit(matrix.T @ (p / room), unit), "mean")
         sent = LowRank(p * room, q)
         update = saturated(sent.decode(), grad.dtype).view(grad.shape)
         # a step with NaN must not end all those after it
         return Step(update, sent, q if bool(q.isfinite().all()) else state)
 
 
-def _projected(matrix: Tensor, basis: Tensor) -> Tensor:
-    """matrix @ basis; smaller where it would leave the range, since only its span counts."""
-    scaled, unit = in_range(matrix)
-    found = scaled @ basis
+def _shrunk(start: Tensor, unit: float) -> Tensor:
+    """start · unit, or less of it where that would leave the range: only its span counts."""
     if unit == 1:
-        return found
-    most = torch.finfo(found.dtype).max / max(largest_magnitude(found), 1.0)
-    return from_unit(found, min(unit, 2.0 ** (math.frexp(most)[1] - 1)))
+        return start
+    most = torch.finfo(start.dtype).max / max(largest_magnitude(start), 1.0)
+    return from_unit(start, min(unit, 2.0 ** (math.frexp(most)[1] - 1)))
 
 
 def _room(mean: Tensor) -> float:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.alphabets import Uniform
@@ -67,5 +68,5 @@ def clipped(flat: Tensor, clip: float) -> Tensor:
     """The elements, none beyond `clip` standard deviations from 0; 0: as they are."""
     if not clip or flat.numel() < 2:
         return flat
-    limit = clip * float(flat.double().std())
+    limit = min(clip * float(flat.double().std()), torch.finfo(flat.dtype).max)
     return flat.clamp(-limit, limit)

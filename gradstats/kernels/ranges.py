@@ -20,7 +20,9 @@ def bounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     most = torch.finfo(dtype).max
     if torch.finfo(values.dtype).max <= most:
         return values
-    return torch.where(values.isinf(), values, values.clamp(-most, most))
+    # 16-bit floats may not have the number itself
+    wide = values.float() if values.dtype.itemsize == 2 else values
+    return torch.where(wide.isinf(), wide, wide.clamp(-most, most))
 
 
 def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,8 +57,7 @@ def in_unit(values: Tensor, unit: float) -> Tensor:
     """
     if unit == 1:
         return values
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return (values.double() / unit).to(wide)
+    return (values.double() / unit).to(values.dtype)
 
 
 def from_unit(values: Tensor, unit: float) -> Tensor:
