@@ -52,7 +52,7 @@ def _ends(limits: torch.finfo) -> Iterator[tuple[str, Tensor]]:
     yield "one the least", tiny
     yield "only one the largest", torch.where(huge == most, huge, 0)
     yield "near the least", normal * limits.tiny * 4
-    yield "subnormal", normal * limits.smallest_normal / 8
+    yield "subnormal", normal * limits.tiny * limits.eps * 20
     yield (
         "every scale",
         normal.sign()
