@@ -64,6 +64,7 @@ class ORQ(Compressor):
             -1
         ]  # an element that is there
         levels = self._placed(rows.sort(1).values).to(torch.float32).double()
+        levels = torch.where(rows.isfinite().all(1, keepdim=True), levels, torch.nan)
         # float32 levels must still enclose the elements
         below = (torch.searchsorted(levels, rows, right=True) - 1).clamp(0, self.levels - 2)
         low, high = levels.gather(1, below), levels.gather(1, below + 1)

@@ -96,6 +96,11 @@ def in_range(values: Tensor, window: int = WINDOW) -> tuple[Tensor, float]:
     return in_unit(values, unit), unit
 
 
+def in_range_of_squares(values: Tensor) -> tuple[Tensor, float]:
+    """As `in_range` where float64 cannot hold their squares: float64 alone has such values."""
+    return in_range(values) if values.dtype == torch.float64 else (values, 1.0)
+
+
 def largest_magnitude(values: Tensor) -> float:
     """The largest magnitude, NaN if there is one, 0 of nothing."""
     if not values.numel():
