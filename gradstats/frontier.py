@@ -99,7 +99,8 @@ def _encoded(member: Compressor, grad: Tensor, rng: Rng) -> Payload:
 
 
 def _averaged(member: Compressor, grad: Tensor, seed: int) -> float:
-    total = torch.zeros_like(grad)
+    wide = torch.promote_types(grad.dtype, torch.float32)  # a sum in 16 bits may leave the range
+    total = torch.zeros_like(grad, dtype=wide)
     for worker in range(AVERAGED):
         _encoded(member, grad, Rng(seed, worker=worker)).add_to(total, 1 / AVERAGED)
     return relative_error(grad, total)

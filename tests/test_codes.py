@@ -113,6 +113,47 @@ def test_ties(rounding):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rounding", codes.ROUNDINGS)
+def test_symbols_do_not_depend_on_the_unit_of_a_bucket(form, rounding):
+    """1/scale is infinite below 2^-128 and subnormal above 2^126; each bucket has its own."""
+    levels, bucket = torch.linspace(-1, 1, 15), 32
+    units = torch.exp2(torch.tensor([-149.0, -140, -127, -101, 0, 99, 126, 127]).double())
+    ordinary = torch.rand(8, bucket, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    steps = 2.0**-20 * (2.0**20 * ordinary.double()).round()
+    steps[0] = steps[0].round()  # 0 and the least float
+    steps[1] = steps[1].mul(256).round() / 256
+    values = (steps * units[:, None]).float().view(-1)
+    with use(form):
+        expected, found = (
+            codes.to_symbols(x, scales, bucket, levels, rounding=rounding, key=KEY)
+            for x, scales in (
+                ((values.double().view(8, -1) / units[:, None]).float().view(-1), torch.ones(8)),
+                (values, units.float()),
+            )
+        )
+        packed = codes.quantize(values, units.float(), bucket, levels, rounding=rounding, key=KEY)
+    assert torch.equal(found, expected)
+    assert torch.equal(packed, codes.pack(expected, 15))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bucket", [100, 1 << 20])
+def test_a_norm_beyond_float32_is_its_largest_number(form, bucket):
+    most = torch.finfo(torch.float32).max
+    for dtype in (torch.float32, torch.float64):
+        values = torch.full((250,), -most, dtype=dtype)
+        with use(form):
+            for kind in ("l2", "max", "mean"):
+                assert (codes.bucket_norms(values, bucket, kind) == most).all()
+                wide = values.double() * 100
+                assert (codes.bucket_norms(wide, bucket, kind) == most).all()
+                for wrong in (torch.inf, torch.nan):
+                    values[3] = wrong
+                    assert not codes.bucket_norms(values, bucket, kind)[0].isfinite()
+                    values[3] = -most
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_stochastic_rounding_takes_the_words_of_the_stream(form):
     """Element i goes up where its word is below the fraction of 2^32."""
     n, levels = 10_001, torch.linspace(-1, 1, 8)

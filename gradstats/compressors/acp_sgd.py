@@ -27,6 +27,7 @@ from gradstats.compressors.low_rank import (
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.states import first_state
+from gradstats.kernels.ranges import from_unit, in_range, saturated
 
 START = (0x41435053, 0x47440000)  # key of the first Q
 
@@ -81,9 +82,11 @@ class ACPSGD(Compressor):
             return (yield from dense(grad, state))
         even, known = state
         basis = orthonormal(known)
-        mean = yield AllReduce((matrix if even else matrix.T) @ basis, "mean")
+        matrix, unit = in_range(matrix if even else matrix.T)
+        mean = yield AllReduce(from_unit(matrix @ basis, unit), "mean")
         p, q = (mean, basis) if even else (basis, mean)
-        update = (p @ q.T).to(grad.dtype).view(grad.shape)
+        sent = LowRank(p, q)
+        update = saturated(sent.decode(), grad.dtype).view(grad.shape)
         # a step with NaN must not end all those after it
         after = (not even, mean) if bool(mean.isfinite().all()) else state
-        return Step(update, LowRank(p, q), after)
+        return Step(update, sent, after)

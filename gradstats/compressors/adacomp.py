@@ -12,6 +12,7 @@ from gradstats.compressors.quantizing import bucket_of, in_buckets, quantized
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse
 from gradstats.compressors.states import own_share
+from gradstats.kernels.ranges import added, from_unit, in_range, saturated
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class AdaComp(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Select by bin, send signs, keep the rest."""
         flat = grad.detach().reshape(-1)
-        compensated = state + flat
+        compensated = added(state, flat)
         size = bucket_of(self.bin, flat.numel())
         largest = in_buckets(compensated.abs(), size).amax(1)
         expected = in_buckets((compensated + flat).abs(), size)
         chosen = ~(expected < largest[:, None]) & (largest[:, None] != 0)
         indices = chosen.view(-1)[: flat.numel()].nonzero().squeeze(1)
-        scale = largest.mean().reshape(1).to(torch.float32)
+        maxima, unit = in_range(largest)
+        scale = saturated(from_unit(maxima.mean().reshape(1), unit), torch.float32)
         kept = quantized(
             compensated[indices], Sign(), scale[: indices.numel()], max(indices.numel(), 1)
         )

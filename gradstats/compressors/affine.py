@@ -16,6 +16,7 @@ from gradstats.compressors.quantizing import (
     quantized,
 )
 from gradstats.compressors.rng import Rng
+from gradstats.kernels.ranges import in_range
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Affine(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Move each range to [-1, 1], then round."""
-        flat = grad.detach().reshape(-1).to(torch.float32)
+        flat, unit = in_range(grad.detach().reshape(-1))
+        flat = flat.to(torch.float32)
         bucket = bucket_of(self.bucket, flat.numel())
         rows = in_buckets(flat, bucket)
         if flat.numel() % bucket:
@@ -64,4 +66,4 @@ class Affine(Compressor):
         key = needs_rng(self, rng).own.key if self.stochastic else None
         levels = Uniform((1 << (self.bits - 1)) - 1)
         payload = quantized(moved, levels, half, bucket, rounding=rounding, key=key)
-        return replace(payload, offsets=middle), state
+        return replace(payload, offsets=middle, unit=unit), state

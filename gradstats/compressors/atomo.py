@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Bound, Compressor, Contract, State, needs_rng
-from gradstats.compressors.low_rank import FACTOR_BITS, LowRank, as_matrix, check_rank
+from gradstats.compressors.low_rank import (
+    FACTOR_BITS,
+    LAPACK,
+    LowRank,
+    as_matrix,
+    check_rank,
+    factors,
+)
 from gradstats.compressors.payloads import Dense, Payload
 from gradstats.compressors.rng import Rng
+from gradstats.kernels.ranges import in_range
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,12 @@ class ATOMO(Compressor):
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()
             ), state
+        matrix, unit = in_range(matrix, LAPACK)
         u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
         chances = probabilities(sigma.double(), self.rank)
         drawn = stream.uniform(len(sigma), grad.device) < chances
         weights = (sigma / chances)[drawn].to(matrix.dtype)
-        return LowRank(u[:, drawn] * weights, vt[drawn].T.contiguous()), state
+        return factors(u[:, drawn] * weights, vt[drawn].T.contiguous(), unit), state
 
 
 def probabilities(sigma: Tensor, rank: int) -> Tensor:

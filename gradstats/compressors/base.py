@@ -7,12 +7,14 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.index_codes import expected_bits
 from gradstats.compressors.payloads import Dense, Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Masked, Scattered, Sparse
+from gradstats.kernels.ranges import from_unit, saturated
 from gradstats.summary import check_ratio, kept_count
 
 State = Any
@@ -49,6 +51,8 @@ class Contract:
         rounds: dependent rounds of communication.
         update: what becomes of the payloads of all workers: their mean, or the majority of signs.
         needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
+        scaling: C(2^k x) = 2^k C(x) but for this share of the largest element, as long as one
+            scale for the vector and all that is sent are in range; None: it knows absolute sizes.
     """
 
     collective: Literal["all_reduce", "all_gather"]
@@ -63,6 +67,7 @@ class Contract:
     rounds: int = 1
     update: Literal["mean", "majority"] = "mean"
     needs: tuple[str, ...] = ()
+    scaling: float | None = 0.0
 
 
 # of anything that keeps the k̂ largest of d magnitudes exactly
@@ -178,10 +183,7 @@ class Compressor(ABC):
             payloads = [payload.with_values(mean)]
         else:
             payloads = yield AllGather(payload)
-        update = grad.new_zeros(grad.numel())
-        for received in payloads:
-            received.add_to(update, 1 / len(payloads))
-        return Step(update.view(grad.shape), payload, state)
+        return Step(_mean(payloads, grad), payload, state)
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """The step of a gradient that is sent as it is, such as that of a small parameter.
@@ -248,6 +250,20 @@ class Compressor(ABC):
 def _written(value: object) -> str:
     # numpy's float64 is a float too, but writes itself as a call
     return float.__repr__(value) if isinstance(value, float) else str(value)
+
+
+def _mean(payloads: list[Payload], grad: Tensor) -> Tensor:
+    """The mean of what payloads decode to, like `grad`; finite where they are."""
+    wide = torch.float32 if grad.dtype.itemsize == 2 else grad.dtype
+    mean = torch.zeros(grad.numel(), dtype=wide, device=grad.device)
+    for received in payloads:
+        received.add_to(mean, 1 / len(payloads))
+    if not bool(mean.isfinite().all()):  # rounding may have led a sum out of the range
+        halves = mean.new_zeros(grad.numel(), dtype=torch.float64)
+        for received in payloads:
+            received.add_to(halves, 0.5 / len(payloads))
+        mean = torch.where(mean.isfinite(), mean.double(), from_unit(halves, 2.0))
+    return saturated(mean, grad.dtype).view(grad.shape)
 
 
 def answer(request: Collective) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from gradstats.compressors.base import DENSE_BITS, Bound, Compressor, Contract, State
 from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
+from gradstats.kernels.ranges import bounded
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,19 @@ class BF16(Compressor):
     )
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Dense, State]:
-        """Round to nearest, ties to even."""
-        return Dense(grad.detach().reshape(-1).to(self.dtype, copy=True)), state
+        """Round to nearest, ties to even; what is beyond the range becomes its largest number."""
+        flat = bounded(grad.detach().reshape(-1), self.dtype)
+        return Dense(flat.to(self.dtype, copy=True)), state
 
 
 class FP16(BF16):
     """Every element rounded to the nearest float16.
 
-    More exact than bfloat16 between 6·10⁻⁵ and 65,504, relative error 2⁻¹¹; above it is infinite,
-    below 6·10⁻⁸ it is 0. So there is no promise for every input; loss scaling is what it needs.
+    More exact than bfloat16 between 6·10⁻⁵ and 65,504, relative error 2⁻¹¹; what is above it
+    becomes 65,504, below 6·10⁻⁸ it is 0. So there is no promise for every input; loss scaling is
+    what it needs.
     """
 
     dtype = torch.float16
     name = "fp16"
-    contract = Contract("all_reduce", bits=DENSE_BITS)
+    contract = Contract("all_reduce", bits=DENSE_BITS, scaling=None)

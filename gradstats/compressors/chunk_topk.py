@@ -9,6 +9,7 @@ from gradstats.compressors.base import Bound, Compressor, Contract, State
 from gradstats.compressors.quantizing import bucket_of, in_buckets
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse, sparse
+from gradstats.kernels.ranges import in_range
 from gradstats.summary import kept_count
 
 
@@ -50,7 +51,8 @@ class ChunkTopK(Compressor):
         """Energies, then chunks."""
         flat = grad.detach().reshape(-1)
         size = bucket_of(self.chunk, flat.numel())
-        energy = in_buckets(flat.double(), size).square().sum(1)
+        scaled, _ = in_range(flat.double())
+        energy = in_buckets(scaled, size).square().sum(1)
         most = max(1, round(kept_count(flat.numel(), self.ratio) / size))
         chunks = energy.topk(min(most, len(energy))).indices
         places = chunks[:, None] * size + torch.arange(size, device=flat.device)

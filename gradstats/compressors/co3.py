@@ -15,6 +15,7 @@ from gradstats.compressors.coders import ModelANS
 from gradstats.compressors.rng import Rng
 from gradstats.families import FitError, GenNorm
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import in_range
 from gradstats.summary import Summary, summarize
 
 FORMATS = {"fp4": CO3_FP4, "fp8": CO3_FP8}
@@ -57,7 +58,7 @@ class CO3(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Fit, round, code."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
         alphabet = FORMATS[self.format]
         shape, spread = _law(summarize(flat))
         best = optimal_scale(shape, alphabet)
@@ -65,7 +66,7 @@ class CO3(Compressor):
         bucket, levels = max(flat.numel(), 1), alphabet.levels().to(flat.device)
         symbols = codes.to_symbols(flat, scales, bucket, levels, rounding="nearest")
         coder = ModelANS.of(symbols, shape, best, alphabet)
-        return Coded(coder, flat.numel(), alphabet, scales, bucket), state
+        return Coded(coder, flat.numel(), alphabet, scales, bucket, unit), state
 
 
 def _law(summary: Summary) -> tuple[float, float]:

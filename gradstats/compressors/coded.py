@@ -21,6 +21,7 @@ from gradstats.compressors.wire import (
     varint,
 )
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import from_unit, unit_of
 
 OWN_LEVELS = 0  # in the place of an alphabet's kind: every bucket sends levels of its own
 MOST_LEVELS = 1 << 16
@@ -44,7 +45,8 @@ class Coded(Payload):
         alphabet: of the levels; None where each bucket sends its own.
         scales: `[⌈d/B⌉]` in a dtype of `wire.DTYPES`; `[⌈d/B⌉, L]`, the levels, without alphabet.
         bucket: B.
-        unit: a factor of all scales.
+        unit: a factor of all scales; of offsets and levels of buckets too where it is the power of
+            two of an extreme gradient, see `kernels.ranges`.
         rotation: key of the random signs; d is then padded to whole buckets.
         offsets: float32 `[⌈d/B⌉]`, where there are any.
     """
@@ -77,7 +79,10 @@ class Coded(Payload):
         return self.alphabet.levels().to(self.scales.device)
 
     def decode(self) -> Tensor:
-        """Float32 `[numel]`."""
+        """Float32 `[numel]`; what float32 cannot hold is its largest number."""
+        return from_unit(self._scaled(), self._units[1])
+
+    def _scaled(self) -> Tensor:
         if not self.rotation:
             found = codes.dequantize(self._packed(), self.numel, *self._tables())
             if self.offsets is not None:
@@ -86,9 +91,17 @@ class Coded(Payload):
         rotated = codes.dequantize(self._packed(), self.symbols, *self._tables())
         return codes.unrotate(rotated, self.numel, self.bucket, self.rotation)
 
+    @property
+    def _units(self) -> tuple[float, float]:
+        """The unit as a factor of the scales, and a power of two that multiplies in the end."""
+        if unit_of(self.unit) == 1:
+            return self.unit, 1.0
+        power = unit_of(self.unit)
+        return self.unit / power, power
+
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""
-        if self.rotation or self.offsets is not None:
+        if self.rotation or self.offsets is not None or self._units[1] != 1:
             super().add_to(out, weight)
         else:
             codes.add_dequantized(self._packed(), *self._tables(), out, weight)
@@ -100,7 +113,7 @@ class Coded(Payload):
     def _tables(self) -> tuple[Tensor | None, int, Tensor]:
         if self.alphabet is None:
             return None, self.bucket, self.levels
-        return self.scales.float() * self.unit, self.bucket, self.levels
+        return self.scales.float() * self._units[0], self.bucket, self.levels
 
     def sections(self) -> Iterator[Section]:
         """Number, alphabet, bucket, unit, flags, rotation, scales, offsets, coder."""

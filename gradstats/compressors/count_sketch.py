@@ -21,6 +21,7 @@ from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.wire import PayloadError, Reader, Section, code_of, varint
 from gradstats.kernels.philox import philox
+from gradstats.kernels.ranges import from_unit, in_range, saturated
 
 ESTIMATES = ("median", "mean")
 MOST_ROWS = 64
@@ -52,11 +53,13 @@ class Sketch(Payload):
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
         places = torch.arange(self.numel, device=self.table.device)
-        return torch.cat([self._estimates(part) for part in torch.split(places, CHUNK)])
+        table, unit = in_range(self.table)
+        parts = [self._estimates(table, part) for part in torch.split(places, CHUNK)]
+        return from_unit(torch.cat(parts), unit)
 
-    def _estimates(self, places: Tensor) -> Tensor:
-        each = enumerate(hashes(self.key, self.table.shape, places))
-        rows = torch.stack([self.table[row, bucket] * sign for row, (bucket, sign) in each])
+    def _estimates(self, table: Tensor, places: Tensor) -> Tensor:
+        each = enumerate(hashes(self.key, table.shape, places))
+        rows = torch.stack([table[row, bucket] * sign for row, (bucket, sign) in each])
         return rows.median(0).values if self.estimate == "median" else rows.mean(0)
 
     def sections(self) -> Iterator[Section]:
@@ -128,13 +131,13 @@ class CountSketch(Compressor):
         """Under hashes that all workers share."""
         key = needs_rng(self, rng).shared.key
         flat = grad.detach().reshape(-1)
-        flat = flat if flat.dtype == torch.float64 else flat.float()
+        flat, unit = in_range(flat if flat.dtype == torch.float64 else flat.float())
         columns = max(1, round(self.share * flat.numel() / self.rows))
         table = flat.new_zeros(self.rows, columns)
         places = torch.arange(flat.numel(), device=flat.device)
         for row, (bucket, sign) in enumerate(hashes(key, table.shape, places)):
             table[row].index_add_(0, bucket, flat * sign)
-        return Sketch(table, flat.numel(), key, self.estimate), state
+        return Sketch(from_unit(table, unit), flat.numel(), key, self.estimate), state
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
@@ -142,7 +145,7 @@ class CountSketch(Compressor):
         """The mean of the tables; this worker's memory counts what it decodes to as sent."""
         sketch, state = self.encode(grad, state, rng)
         sent = replace(sketch, table=(yield AllReduce(sketch.table, "mean")))
-        return Step(sent.decode().to(grad.dtype).view(grad.shape), sent, state)
+        return Step(saturated(sent.decode(), grad.dtype).view(grad.shape), sent, state)
 
 
 def hashes(

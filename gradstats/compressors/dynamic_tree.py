@@ -7,7 +7,13 @@ from torch import Tensor
 from gradstats.compressors import alphabets
 from gradstats.compressors.base import Compressor, Contract, State
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
 
@@ -34,7 +40,7 @@ class DynamicTree(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Largest magnitudes, then rounding."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = codes.bucket_norms(flat, bucket, "max")
         return quantized(flat, alphabets.DynamicTree(), largest, bucket), state

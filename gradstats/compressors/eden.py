@@ -11,9 +11,11 @@ from gradstats.compressors.coded import Coded
 from gradstats.compressors.quantizing import coded_bits, quantized
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import in_range
 
 BLOCK = 4096
 LEAST_BLOCKS = 16  # so that padding costs at most a sixteenth
+SQUARES = 50  # exponent of 2, up to which squares and their sums are far from the ends of float32
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,18 @@ class EDEN(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Rotate, quantise at the scale of the coordinates, then find the scale to send."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
         block, key = block_of(flat.numel()), needs_rng(self, rng).own.key
         rotated = codes.rotate(flat, block, key)
         spread = codes.bucket_norms(rotated, block, "l2") / block**0.5
-        payload = quantized(rotated, Gauss(self.bits), spread, block)
+        rotated, steady = codes.steadied(rotated, spread, block, SQUARES)
+        payload = quantized(rotated, Gauss(self.bits), steady, block)
         x, q = rotated.view(-1, block), payload.decode().view(-1, block)
         along = torch.linalg.vecdot(x, q)
         norm = torch.linalg.vecdot(x, x) if self.unbiased else torch.linalg.vecdot(q, q)
         factor = norm / along if self.unbiased else along / norm
         scales = torch.where(spread == 0, 0, spread * factor)
-        return replace(payload, numel=flat.numel(), scales=scales, rotation=key), state
+        return replace(payload, numel=flat.numel(), scales=scales, unit=unit, rotation=key), state
 
 
 def block_of(numel: int) -> int:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from gradstats.compressors.coded import Coded
 from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import in_range
 
 FORMATS = {"e4m3": E4M3, "e5m2": E5M2}
 
@@ -56,8 +57,9 @@ class FP8(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Largest magnitudes of the buckets, then rounding."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
         bucket = bucket_of(self.bucket, flat.numel())
         alphabet = FORMATS[self.format]
         scales = codes.bucket_norms(flat, bucket, "max") / alphabet.largest
-        return quantized(flat, alphabet, scales, bucket, rounding="nearest-even"), state
+        payload = quantized(flat, alphabet, scales, bucket, rounding="nearest-even")
+        return replace(payload, unit=unit), state

@@ -9,6 +9,7 @@ from torch import Tensor
 from gradstats.compressors.base import SPARSIFIER, Compressor, State
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse, above
+from gradstats.kernels.ranges import in_range_of_squares
 from gradstats.summary import Summary, kept_count, summarize
 
 CHECKS = 3
@@ -36,7 +37,8 @@ class GaussianK(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Fit and adjust on the Summary, then select."""
         flat = grad.detach().reshape(-1).contiguous()
-        return above(flat, self._threshold(summarize(flat))), state
+        scaled, unit = in_range_of_squares(flat)
+        return above(flat, unit * self._threshold(summarize(scaled))), state
 
     def _threshold(self, summary: Summary) -> float:
         k = kept_count(summary.n, self.ratio)

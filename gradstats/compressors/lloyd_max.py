@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from gradstats.compressors.quantizing import coded_bits, own_levels
 from gradstats.compressors.rng import Rng
 from gradstats.families import DWeibull, Family, FitError, GenNorm, Laplace
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import in_range
 from gradstats.summary import summarize
 
 LAWS: dict[str, type[Family]] = {"gennorm": GenNorm, "dweibull": DWeibull}
@@ -54,7 +55,7 @@ class LloydMax(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Fit, place levels, round to the nearest."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
         bucket = max(flat.numel(), 1)
         shape, scale = self._fitted(flat)
         half = scale * levels(self.law, shape, self.bits, self.m)
@@ -62,7 +63,8 @@ class LloydMax(Compressor):
         rising = book if bool((book.diff() > 0).all()) else torch.linspace(-1, 1, len(book))
         one = torch.ones(-(-flat.numel() // bucket), device=flat.device)
         symbols = codes.to_symbols(flat, one, bucket, rising.to(flat.device), rounding="nearest")
-        return own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket), state
+        payload = own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket)
+        return replace(payload, unit=unit), state
 
     def _fitted(self, flat: Tensor) -> tuple[float, float]:
         """Shape on the grid, and scale; NaN where the gradient is not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,7 +14,10 @@ from gradstats.compressors.base import AllReduce, Bound, Collective, State, Step
 from gradstats.compressors.payloads import Dense, Payload
 from gradstats.compressors.rng import Stream
 from gradstats.compressors.wire import PayloadError, Reader, Section, code_of, varint
+from gradstats.kernels.ranges import from_unit, in_range, unit_of
 
+LAPACK = 30  # exponent of 2, up to which factorisations of LAPACK do not depend on the unit
+HALF = 40  # exponent of 2, up to which products of two factors are far from the ends of float32
 SMALLEST = 2.0**-33  # half of what the uniform numbers are apart
 
 
@@ -47,7 +51,8 @@ class LowRank(Payload):
 
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
-        return (self.left @ self.right.T).reshape(-1)
+        (left, a), (right, b) = in_range(self.left, HALF), in_range(self.right, HALF)
+        return from_unit((left @ right.T).reshape(-1), a * b)
 
     def sections(self) -> Iterator[Section]:
         """Dtype, n1, n2, r, P, Q."""
@@ -104,9 +109,15 @@ def gaussian(rows: int, columns: int, device: torch.device, key: tuple[int, int]
     return drawn.view(rows, columns)
 
 
+def factors(left: Tensor, right: Tensor, unit: float) -> LowRank:
+    """The payload of unit · P Qᵀ, with an extreme unit, a power of two, shared by the factors."""
+    share = 1.0 if unit_of(unit) == 1 else 2.0 ** (math.frexp(unit)[1] // 2)
+    return LowRank(from_unit(left, unit / share), from_unit(right, share))
+
+
 def orthonormal(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns, filled up where they are dependent."""
-    basis: Tensor = torch.linalg.qr(matrix).Q
+    basis: Tensor = torch.linalg.qr(in_range(matrix, LAPACK)[0]).Q
     return basis
 
 

@@ -11,6 +11,7 @@ from gradstats.compressors.coded import Coded
 from gradstats.compressors.quantizing import coded_bits, quantized
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import in_range
 
 BLOCK = 32
 FORMATS = {"mxfp4": (E2M1, 2), "mxfp8": (E4M3, 8)}  # with the exponent of the largest level
@@ -50,12 +51,12 @@ class MX(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Scales of the blocks, then rounding."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
         alphabet, exponent = FORMATS[self.format]
         largest = codes.bucket_norms(flat, BLOCK, "max")
         scales = _power_of_two(largest, exponent)
         payload = quantized(flat, alphabet, scales, BLOCK, rounding="nearest-even")
-        return replace(payload, scales=scales.to(torch.float8_e8m0fnu)), state
+        return replace(payload, scales=scales.to(torch.float8_e8m0fnu), unit=unit), state
 
 
 def _power_of_two(largest: Tensor, exponent: int) -> Tensor:

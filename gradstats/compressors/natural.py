@@ -9,7 +9,13 @@ from torch import Tensor
 from gradstats.compressors.alphabets import Exponential, Powers
 from gradstats.compressors.base import Bound, Compressor, Contract, State, needs_rng
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
 
@@ -35,7 +41,7 @@ class Natural(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Round exponents."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = flattened(grad)
         bucket = bucket_of(0, flat.numel())
         largest = codes.bucket_norms(flat, bucket, "max")
         one = torch.where(largest.isfinite(), 1.0, torch.nan)  # a NaN must not become a level
@@ -86,7 +92,7 @@ class NUQSGD(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Norms, then rounding."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         norms = codes.bucket_norms(flat, bucket, "l2")
         key = needs_rng(self, rng).own.key

@@ -11,6 +11,7 @@ from gradstats.compressors.coded import Coded
 from gradstats.compressors.quantizing import coded_bits, quantized
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import in_range
 
 BLOCK = 16
 LARGEST = 6.0  # of E2M1
@@ -40,9 +41,9 @@ class NVFP4(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Scales of the blocks, then rounding."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, power = in_range(grad.detach().reshape(-1).contiguous())
         largest = codes.bucket_norms(flat, BLOCK, "max")
         unit = float(largest.max()) / (LARGEST * LARGEST_SCALE) if len(largest) else 1.0
         scales = (largest / (LARGEST * unit or 1.0)).to(torch.float8_e4m3fn)
         payload = quantized(flat, E2M1, scales.float() * unit, BLOCK, rounding="nearest-even")
-        return replace(payload, scales=scales, unit=unit), state
+        return replace(payload, scales=scales, unit=unit * power), state

@@ -11,6 +11,7 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
+    flattened,
     in_buckets,
     own_levels,
 )
@@ -44,7 +45,7 @@ class OneBit(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Split at 0."""
-        flat = grad.detach().reshape(-1)
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         return two_means(flat, flat.new_zeros(-(-flat.numel() // bucket)), bucket), state
 
@@ -78,7 +79,7 @@ class BinGrad(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Split at the mean."""
-        flat = grad.detach().reshape(-1)
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         rows, there = _rows(flat, bucket)
         return two_means(flat, rows.sum(1) / there.sum(1), bucket), state

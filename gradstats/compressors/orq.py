@@ -11,6 +11,7 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
+    flattened,
     in_buckets,
     own_levels,
 )
@@ -53,7 +54,7 @@ class ORQ(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Place levels, then round."""
-        flat = grad.detach().reshape(-1)
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         uniform = needs_rng(self, rng).own.uniform(flat.numel(), flat.device)
         if not flat.numel():
@@ -63,6 +64,7 @@ class ORQ(Compressor):
             -1
         ]  # an element that is there
         levels = self._placed(rows.sort(1).values).to(torch.float32).double()
+        levels = torch.where(rows.isfinite().all(1, keepdim=True), levels, torch.nan)
         # float32 levels must still enclose the elements
         below = (torch.searchsorted(levels, rows, right=True) - 1).clamp(0, self.levels - 2)
         low, high = levels.gather(1, below), levels.gather(1, below + 1)

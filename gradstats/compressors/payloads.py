@@ -19,6 +19,7 @@ from gradstats.compressors.wire import (
     size,
     varint,
 )
+from gradstats.kernels.ranges import saturated
 
 
 class Payload(ABC):
@@ -290,4 +291,4 @@ class Bundle(Payload):
 def left(waiting: Tensor, sent: Tensor) -> Tensor:
     """What is left of what was waiting once `sent` went; 0 where that is not finite."""
     # a NaN was delivered like any other value: left in a residual, it would never go away
-    return torch.where(sent.isfinite(), waiting - sent, 0).to(waiting.dtype)
+    return saturated(torch.where(sent.isfinite(), waiting - sent, 0), waiting.dtype)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.base import (
@@ -27,8 +29,10 @@ from gradstats.compressors.low_rank import (
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.states import first_state
+from gradstats.kernels.ranges import from_unit, in_range, largest_magnitude, saturated
 
 START = (0x50575247, 0x53474400)  # key of the first Q
+NEAR_THE_END = 2.0**90  # of the mean over workers, which is the same on all of them
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,28 @@ class PowerSGD(Compressor):
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return (yield from dense(grad, state))
-        p = yield AllReduce(matrix @ (state / state.abs().amax().clamp_min(1e-30)), "mean")
-        p = orthonormal(p)
-        q = yield AllReduce(matrix.T @ p, "mean")
-        update = (p @ q.T).to(grad.dtype).view(grad.shape)
+        matrix, unit = in_range(matrix)
+        peak = state.abs().amax()
+        start = matrix @ (state / torch.where(peak == 0, 1, peak))
+        mean = yield AllReduce(_shrunk(start, unit), "mean")
+        p, room = orthonormal(mean), _room(mean)
+        q = yield AllReduce(from_unit(matrix.T @ (p / room), unit), "mean")
+        sent = LowRank(p * room, q)
+        update = saturated(sent.decode(), grad.dtype).view(grad.shape)
         # a step with NaN must not end all those after it
-        return Step(update, LowRank(p, q), q if bool(q.isfinite().all()) else state)
+        return Step(update, sent, q if bool(q.isfinite().all()) else state)
+
+
+def _shrunk(start: Tensor, unit: float) -> Tensor:
+    """start · unit, or less of it where that would leave the range: only its span counts."""
+    if unit == 1:
+        return start
+    most = torch.finfo(start.dtype).max / max(largest_magnitude(start), 1.0)
+    return from_unit(start, min(unit, 2.0 ** (math.frexp(most)[1] - 1)))
+
+
+def _room(mean: Tensor) -> float:
+    """By what all workers divide P so that MᵀP stays in range: 1, or a power of two above √n1."""
+    if not largest_magnitude(mean) > NEAR_THE_END:
+        return 1.0
+    return 2.0 ** (len(mean).bit_length() // 2 + 2)

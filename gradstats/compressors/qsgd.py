@@ -8,7 +8,13 @@ from torch import Tensor
 from gradstats.compressors.alphabets import Uniform
 from gradstats.compressors.base import Bound, Compressor, Contract, State, needs_rng
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
 
@@ -73,7 +79,7 @@ class QSGD(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Norms of the buckets, then rounding by this worker's own numbers."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         norms = codes.bucket_norms(flat, bucket, self.norm)
         key = needs_rng(self, rng).own.key

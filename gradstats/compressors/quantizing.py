@@ -10,6 +10,12 @@ from gradstats.compressors.base import Bound
 from gradstats.compressors.coded import Coded
 from gradstats.compressors.coders import Packed
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import bounded, saturated
+
+
+def flattened(grad: Tensor) -> Tensor:
+    """The elements one after another, those of float64 within the range of float32."""
+    return bounded(grad.detach().reshape(-1).contiguous(), torch.float32)
 
 
 def coded_bits(text: str) -> Bound:
@@ -57,7 +63,7 @@ def own_levels(flat: Tensor, symbols: Tensor, levels: Tensor, bucket: int) -> Co
         bucket: B.
     """
     packed = codes.pack(symbols, levels.shape[-1])
-    return Coded(Packed(packed), flat.numel(), None, levels.to(torch.float32), bucket)
+    return Coded(Packed(packed), flat.numel(), None, saturated(levels, torch.float32), bucket)
 
 
 def in_buckets(flat: Tensor, bucket: int) -> Tensor:

@@ -15,6 +15,7 @@ from gradstats.compressors.base import (
 from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Masked
+from gradstats.kernels.ranges import times
 from gradstats.summary import kept_count
 
 VALUE_BITS = Bound("b k", lambda payload: 8.0 * payload.values.nbytes)
@@ -67,5 +68,5 @@ class RandomK(Compressor):
         indices = stream.subset(kept_count(flat.numel(), self.ratio), flat.numel(), flat.device)
         values = flat[indices]
         if self.scaled:
-            values *= flat.numel() / max(values.numel(), 1)
+            values = times(values, flat.numel() / max(values.numel(), 1))
         return Masked(Dense(values), flat.numel(), stream, drawn=indices), state

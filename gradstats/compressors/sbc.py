@@ -12,6 +12,7 @@ from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse
 from gradstats.compressors.sign import ScaledSign
 from gradstats.compressors.topk import TopK
+from gradstats.kernels.ranges import from_unit, in_range
 from gradstats.summary import kept_count
 
 
@@ -53,11 +54,11 @@ class SBC(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """The k of one sign."""
-        flat = grad.detach().reshape(-1)
+        flat, unit = in_range(grad.detach().reshape(-1))
         k = kept_count(flat.numel(), self.ratio)
         positive, negative = flat.topk(k), (-flat).topk(k)
         up, down = positive.values.mean(), negative.values.mean()
         chosen, mean = (negative, -down) if up < down else (positive, up)
         indices = chosen.indices.sort().values
-        value = mean.reshape(1).to(torch.float32)
+        value = from_unit(mean.reshape(1).to(torch.float32), unit)
         return Sparse(Constant(value, k), flat.numel(), indices), state

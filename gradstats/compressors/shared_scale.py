@@ -22,10 +22,11 @@ from gradstats.compressors.base import (
 from gradstats.compressors.coded import Coded
 from gradstats.compressors.coders import Packed
 from gradstats.compressors.qsgd import NORMS, QSGD
-from gradstats.compressors.quantizing import bucket_of, in_buckets
+from gradstats.compressors.quantizing import bucket_of, flattened, in_buckets
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.terngrad import TernGrad, clipped
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import saturated
 
 
 def summed(
@@ -94,11 +95,11 @@ class SharedQSGD(QSGD):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """Two rounds: norms, integers."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         norms = codes.bucket_norms(flat, bucket, self.norm)
         mean, sent = yield from summed(flat, norms, self.s, bucket, needs_rng(self, rng))
-        return Step(mean.to(grad.dtype).view(grad.shape), sent, state)
+        return Step(saturated(mean, grad.dtype).view(grad.shape), sent, state)
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class SharedTernGrad(TernGrad):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """Two rounds: maxima, integers."""
-        flat = clipped(grad.detach().reshape(-1).contiguous(), self.clip)
+        flat = clipped(flattened(grad), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = codes.bucket_norms(flat, bucket, "max")
         mean, sent = yield from summed(flat, largest, 1, bucket, needs_rng(self, rng))
-        return Step(mean.to(grad.dtype).view(grad.shape), sent, state)
+        return Step(saturated(mean, grad.dtype).view(grad.shape), sent, state)

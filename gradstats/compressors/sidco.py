@@ -9,6 +9,7 @@ from gradstats.compressors.base import SPARSIFIER, Compressor, State
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse, above
 from gradstats.compressors.states import first_state
+from gradstats.kernels.ranges import in_range_of_squares
 from gradstats.summary import kept_count, summarize
 from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
 
@@ -58,14 +59,15 @@ class SIDCo(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Fit on the Summary, select, and let the stages adapt to what was selected."""
         flat = grad.detach().reshape(-1).contiguous()
+        scaled, unit = in_range_of_squares(flat)
         threshold = sidco_threshold(
-            summarize(flat),
+            summarize(scaled),
             self.ratio,
             variant=self.variant,
             stages=state.count,
             first_ratio=self.first_ratio,
         )
-        payload = above(flat, float(threshold))
+        payload = above(flat, unit * float(threshold))
         if self.stages or not flat.numel():
             return payload, state
         khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)

@@ -7,7 +7,13 @@ from torch import Tensor
 from gradstats.compressors.alphabets import Sign
 from gradstats.compressors.base import Bound, Compressor, Contract, State
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
 
@@ -40,7 +46,7 @@ class ScaledSign(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Means of the buckets, then signs."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = flattened(grad)
         bucket = bucket_of(self.bucket, flat.numel())
         means = codes.bucket_norms(flat, bucket, "mean")
         return quantized(flat, Sign(), means, bucket), state

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Bound, Compressor, Contract, State
-from gradstats.compressors.low_rank import FACTOR_BITS, LowRank, as_matrix, check_rank
+from gradstats.compressors.low_rank import (
+    FACTOR_BITS,
+    LAPACK,
+    LowRank,
+    as_matrix,
+    check_rank,
+    factors,
+)
 from gradstats.compressors.payloads import Dense, Payload
 from gradstats.compressors.rng import Rng
+from gradstats.kernels.ranges import in_range
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,10 @@ class SVD(Compressor):
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()
             ), state
+        matrix, unit = in_range(matrix, LAPACK)
         u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
         left, right = u[:, : self.rank] * sigma[: self.rank], vt[: self.rank].T
-        return LowRank(left.contiguous(), right.contiguous()), state
+        return factors(left.contiguous(), right.contiguous(), unit), state
 
 
 def _share(payload: LowRank | Dense) -> float:

@@ -3,12 +3,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.alphabets import Uniform
 from gradstats.compressors.base import Bound, Compressor, Contract, State, needs_rng
 from gradstats.compressors.coded import Coded
-from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
 
@@ -50,7 +57,7 @@ class TernGrad(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Clip, then draw."""
-        flat = clipped(grad.detach().reshape(-1).contiguous(), self.clip)
+        flat = clipped(flattened(grad), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = codes.bucket_norms(flat, bucket, "max")
         key = needs_rng(self, rng).own.key
@@ -61,5 +68,5 @@ def clipped(flat: Tensor, clip: float) -> Tensor:
     """The elements, none beyond `clip` standard deviations from 0; 0: as they are."""
     if not clip or flat.numel() < 2:
         return flat
-    limit = clip * float(flat.double().std())
+    limit = min(clip * float(flat.double().std()), torch.finfo(flat.dtype).max)
     return flat.clamp(-limit, limit)

@@ -21,11 +21,21 @@ from gradstats.compressors.base import (
 )
 from gradstats.compressors.coded import Coded
 from gradstats.compressors.coders import Packed
-from gradstats.compressors.eden import block_of
+from gradstats.compressors.eden import BLOCK, block_of
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.quantizing import coded_bits, in_buckets
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import (
+    from_unit,
+    in_range,
+    in_unit,
+    largest_magnitude,
+    saturated,
+    unit_of,
+)
+
+ROOT = BLOCK**0.5  # a norm over it is no larger than the largest element
 
 
 @dataclass(frozen=True)
@@ -78,13 +88,15 @@ class THC(Compressor):
     ) -> Generator[Collective, Any, Step]:
         """Two rounds: norms, integers."""
         rng = needs_rng(self, rng)
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
         block, turn = block_of(flat.numel()), rng.shared.key
         rotated = codes.rotate(flat, block, turn)
-        norms = codes.bucket_norms(rotated, block, "l2")
+        norms = from_unit(codes.bucket_norms(rotated, block, "l2") / ROOT, unit)
         # a maximum over workers need not propagate NaN, infinity it does
         largest = yield AllReduce(norms.nan_to_num(nan=torch.inf, posinf=torch.inf), "max")
-        scales = largest * (CLIP / block**0.5)
+        common = unit_of(largest_magnitude(largest))
+        scales = in_unit(largest, common) * (ROOT * CLIP / block**0.5)
+        rotated = in_unit(rotated, common / unit)
         alphabet = Lattice(self.bits, self.grid)
         symbols = codes.to_symbols(
             rotated,
@@ -97,8 +109,9 @@ class THC(Compressor):
         table = torch.from_numpy(alphabet.integers().astype(np.int64)).to(flat.device)
         mean = yield AllReduce(table[symbols.long()], "mean", levels=self.grid + 1)
         levels = in_buckets((2 * mean - self.grid) / self.grid, block) * scales[:, None]
-        update = codes.unrotate(levels.reshape(-1), flat.numel(), block, turn)
+        turned = codes.unrotate(levels.reshape(-1), flat.numel(), block, turn)
+        update = saturated(from_unit(turned, common), grad.dtype)
         packed = Packed(codes.pack(symbols, 1 << self.bits))
         sent = Coded(packed, rotated.numel(), alphabet, scales, block)
-        sent = replace(sent, numel=flat.numel(), rotation=turn)
-        return Step(update.to(grad.dtype).view(grad.shape), sent, state)
+        sent = replace(sent, numel=flat.numel(), unit=common, rotation=turn)
+        return Step(update.view(grad.shape), sent, state)

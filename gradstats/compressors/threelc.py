@@ -11,6 +11,7 @@ from gradstats.compressors.coders import ZeroRuns
 from gradstats.compressors.quantizing import bucket_of
 from gradstats.compressors.rng import Rng
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import in_range
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class ThreeLC(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Round, then fold."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
         bucket = bucket_of(0, flat.numel())
         scales = codes.bucket_norms(flat, bucket, "max") * self.sparsity
         levels = Uniform(1).levels().to(flat.device)
         symbols = codes.to_symbols(flat, scales, bucket, levels, rounding="nearest")
-        return Coded(ZeroRuns.of(symbols), flat.numel(), Uniform(1), scales, bucket), state
+        coder = ZeroRuns.of(symbols)
+        return Coded(coder, flat.numel(), Uniform(1), scales, bucket, unit), state

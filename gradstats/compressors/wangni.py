@@ -16,6 +16,7 @@ from gradstats.compressors.base import (
 from gradstats.compressors.payloads import Dense
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Sparse
+from gradstats.kernels.ranges import from_unit, in_range, saturated
 from gradstats.summary import kept_count
 
 
@@ -48,10 +49,11 @@ class Wangni(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Draw each element."""
         flat = grad.detach().reshape(-1)
-        share = _probabilities(flat.abs().double(), kept_count(flat.numel(), self.ratio))
+        scaled, unit = in_range(flat.double())
+        share = _probabilities(scaled.abs(), kept_count(flat.numel(), self.ratio))
         drawn = needs_rng(self, rng).own.uniform(flat.numel(), flat.device) < share
         indices = drawn.nonzero().squeeze(1)
-        values = (flat[indices].double() / share[indices]).to(flat.dtype)
+        values = saturated(from_unit(scaled[indices] / share[indices], unit), flat.dtype)
         return Sparse(Dense(values), flat.numel(), indices), state
 
 

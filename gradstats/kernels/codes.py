@@ -26,12 +26,14 @@ __all__ = [
     "packed_nbytes",
     "quantize",
     "rotate",
+    "steadied",
     "to_symbols",
     "unpack",
     "unrotate",
 ]
 
 KINDS = ("l2", "max", "mean")
+INVERTIBLE = 100  # exponent of 2, up to which 1/scale is far from the ends of float32
 ROUNDINGS = ("nearest", "nearest-even", "stochastic")
 
 
@@ -76,7 +78,8 @@ def quantize(
 ) -> Tensor:
     r"""Round x_i / scale of its bucket to levels, and pack the symbols.
 
-    With y = x · (1/scale) in float32 (0 for a scale of 0):
+    With y = x · (1/scale) in float32 (0 for a scale of 0), x and scale first multiplied by a power
+    of two where 1/scale is near the ends of the range:
 
     - "nearest": the nearest level, the lower of two at the same distance;
     - "nearest-even": of two at the same distance the one with an even number of steps to the
@@ -98,7 +101,7 @@ def quantize(
     Returns:
         uint8 `[packed_nbytes(n, L)]`.
     """
-    how = _how(values, scales, bucket, levels, rounding, key)
+    values, how = _how(values, scales, bucket, levels, rounding, key)
     found: Tensor = _form(values).quantize(values, how)
     return found
 
@@ -113,7 +116,7 @@ def to_symbols(
     key: tuple[int, int] | None = None,
 ) -> Tensor:
     """The symbols that `quantize` packs: uint8 `[n]`, int32 above 256 levels."""
-    how = _how(values, scales, bucket, levels, rounding, key)
+    values, how = _how(values, scales, bucket, levels, rounding, key)
     found: Tensor = _form(values).to_symbols(values, how)
     return found
 
@@ -125,7 +128,7 @@ def _how(
     levels: Tensor,
     rounding: str,
     key: tuple[int, int] | None,
-) -> Rounding:
+) -> tuple[Tensor, Rounding]:
     rows = -(-values.numel() // bucket)
     if len(scales) != rows:
         raise ValueError(f"scales must be {rows} for buckets of {bucket}, got {len(scales)}")
@@ -133,8 +136,32 @@ def _how(
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if rounding == "stochastic" and key is None:
         raise ValueError("key must be given for stochastic rounding, got None")
+    values, scales = steadied(values, scales, bucket)
     inverse = torch.where(scales == 0, 0, 1 / scales)
-    return Rounding(inverse, bucket, levels, rounding, key or (0, 0))
+    return values, Rounding(inverse, bucket, levels, rounding, key or (0, 0))
+
+
+def steadied(
+    values: Tensor, scales: Tensor, bucket: int, window: int = INVERTIBLE
+) -> tuple[Tensor, Tensor]:
+    """Values and scales in a unit of their bucket, in which 1/scale is in range.
+
+    The unit is a power of two, and 1 unless the scale is beyond 2^±window.
+
+    Args:
+        values: floating point `[n]`.
+        scales: float32 `[⌈n/bucket⌉]`.
+        bucket: elements that share a scale.
+        window: an exponent of 2.
+    """
+    extreme = (scales < 2.0**-window) | (scales > 2.0**window)
+    extreme &= scales.isfinite() & (scales != 0)
+    if not bool(extreme.any()):
+        return values, scales
+    _, exponent = torch.frexp(scales)
+    factor = torch.exp2(torch.where(extreme, -exponent, 0).double())
+    moved = values.double() * eager_codes.spread(factor, bucket, len(values))
+    return moved.to(torch.float32), (scales.double() * factor).to(torch.float32)
 
 
 def dequantize(
@@ -187,7 +214,8 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
         kind: "l2", "max" (of magnitudes) or "mean" (of magnitudes).
 
     Returns:
-        float32 `[⌈n/bucket⌉]`, not finite where an element is not.
+        float32 `[⌈n/bucket⌉]`, not finite where an element is not; a norm that float32 cannot hold
+        is its largest number.
 
     Raises:
         ValueError: another kind.

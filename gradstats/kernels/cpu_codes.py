@@ -16,6 +16,7 @@ from gradstats.kernels import codes_loops as loops
 from gradstats.kernels.cpu import CHUNK, _in_threads, _patterns
 from gradstats.kernels.eager_codes import Rounding, boundaries, inverse_gaps
 from gradstats.kernels.packing import Packing, packing
+from gradstats.kernels.ranges import saturated
 
 RUN = 1 << 12  # symbols that are quantised, then packed
 HEADS = 1 << 16
@@ -165,12 +166,13 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
         parts = [_gathered(part, CHUNK, kind) for part in torch.split(wide, bucket) if n]
         found = np.array([part.max() if kind == "max" else part.sum() for part in parts])
     if kind == "max":
-        return torch.from_numpy(found.astype(_patterns(wide).dtype)).view(wide.dtype).to(FLOAT32)
+        largest = torch.from_numpy(found.astype(_patterns(wide).dtype)).view(wide.dtype)
+        return saturated(largest, FLOAT32)
     if kind == "l2":
-        return torch.from_numpy(np.sqrt(found)).to(FLOAT32)
+        return saturated(torch.from_numpy(np.sqrt(found)), FLOAT32)
     sizes = np.full(len(found), bucket)
     sizes[-1:] = n - (len(found) - 1) * bucket
-    return torch.from_numpy(found / sizes).to(FLOAT32)
+    return saturated(torch.from_numpy(found / sizes), FLOAT32)
 
 
 def _gathered(values: Tensor, piece: int, kind: str) -> NDArray[Any]:

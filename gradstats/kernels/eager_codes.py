@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradstats.kernels.packing import packing
 from gradstats.kernels.philox import philox
+from gradstats.kernels.ranges import saturated
 
 
 class Rounding(NamedTuple):
@@ -149,12 +150,12 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
         return torch.zeros(0, device=values.device)
     rows = torch.nn.functional.pad(values.double().abs(), (0, -n % bucket)).view(-1, bucket)
     if kind == "l2":
-        return rows.square().sum(dim=1).sqrt().to(torch.float32)
+        return saturated(rows.square().sum(dim=1).sqrt(), torch.float32)
     if kind == "max":
-        return rows.amax(dim=1).to(torch.float32)
+        return saturated(rows.amax(dim=1), torch.float32)
     sizes = torch.full((len(rows),), bucket, device=values.device)
     sizes[-1] = n - (len(rows) - 1) * bucket
-    return (rows.sum(dim=1) / sizes).to(torch.float32)
+    return saturated(rows.sum(dim=1) / sizes, torch.float32)
 
 
 def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
