@@ -53,17 +53,7 @@ def _ends(limits: torch.finfo) -> Iterator[tuple[str, Tensor]]:
     yield "only one the largest", torch.where(huge == most, huge, 0)
     yield "near the least", normal * limits.tiny * 4
     yield "subnormal", normal * limits.tiny * limits.eps * 20
-    yield (
-        "every scale",
-        normal.sign()
-        * torch.logspace(
-            torch.tensor(limits.tiny).log10().item(),
-            torch.tensor(most).log10().item() - 1e-3,
-            1200,
-        )
-        .view(ROWS, 50)
-        .double(),
-    )
+    yield "every scale", normal.sign() * _every_scale(limits).view(ROWS, COLUMNS)
     yield "a single largest", torch.tensor([most]).double()
     yield "a single least", torch.tensor([-limits.tiny]).double()
 

@@ -14,7 +14,7 @@ from gradstats.compressors.index_codes import expected_bits
 from gradstats.compressors.payloads import Dense, Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.scattered import Masked, Scattered, Sparse
-from gradstats.kernels.ranges import from_unit, saturated
+from gradstats.kernels.ranges import saturated
 from gradstats.summary import check_ratio, kept_count
 
 State = Any
@@ -253,16 +253,11 @@ def _written(value: object) -> str:
 
 
 def _mean(payloads: list[Payload], grad: Tensor) -> Tensor:
-    """The mean of what payloads decode to, like `grad`; finite where they are."""
+    """The mean of what payloads decode to, like `grad`: of 16 bits it is taken in float32."""
     wide = torch.float32 if grad.dtype.itemsize == 2 else grad.dtype
     mean = torch.zeros(grad.numel(), dtype=wide, device=grad.device)
     for received in payloads:
         received.add_to(mean, 1 / len(payloads))
-    if not bool(mean.isfinite().all()):  # rounding may have led a sum out of the range
-        halves = mean.new_zeros(grad.numel(), dtype=torch.float64)
-        for received in payloads:
-            received.add_to(halves, 0.5 / len(payloads))
-        mean = torch.where(mean.isfinite(), mean.double(), from_unit(halves, 2.0))
     return saturated(mean, grad.dtype).view(grad.shape)
 
 

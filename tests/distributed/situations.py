@@ -49,16 +49,10 @@ HALVES = ("none", "randomk(0.5)", "intsgd", "clt-k(0.5)")
 def half_near_the_range(worker, workers):
     """Buckets in 16 bits whose sum leaves the range, and whose mean does not."""
     found = {}
-    for spec in (
-        "none",
-        "fp16",
-        "ef(fp16)",
-        "randomk(0.5)",
-        "ef(topk(0.5))",
-        "intsgd",
-        "clt-k(0.5)",
-    ):
+    for spec in (*HALVES, "fp16", "ef(fp16)", "ef(topk(0.5))"):
         for dtype, value in ((torch.float16, 40_000.0), (torch.bfloat16, 2.0**127)):
+            if "fp16" in spec and dtype == torch.bfloat16:
+                continue  # float16 has no such number
             state = CompressorState(None, spec, min_numel=8)
             bucket = Bucket((8, 8), (5,), dtype=dtype)
             bucket.buffer().fill_(value)

@@ -29,8 +29,7 @@ def of_each(launched, scenario):
 def test_a_sum_stays_in_the_range_of_its_operands_and_their_mean(launched):
     for found in of_each(launched, "half_near_the_range"):
         for (spec, dtype), (buffer, nonfinite) in found.items():
-            # 2¹²⁷ is no number in float16: out comes inf, and the bucket is averaged as it is
-            assert nonfinite == (dtype == torch.bfloat16 and "fp16" in spec), spec
+            assert nonfinite == 0, spec
             value = FINITE[dtype]
             sent = buffer[buffer != 0].double()
             assert len(sent) >= 32 + 5, spec  # a half of 64, and the small parameter
