@@ -275,6 +275,28 @@ def test_of_two_machines_that_bring_a_table_the_first_ones_stays(
     assert GradientStore.open(url).parameters == (() if before else other)
 
 
+@pytest.mark.parametrize("if_exists", ["error", "resume"])
+def test_of_two_machines_that_create_a_store_one_does(url, elsewhere, monkeypatch, if_exists):
+    made = []
+
+    def remove_spool(place):
+        monkeypatch.setattr(root, "remove_spool", remove)
+        elsewhere()
+        made.append(GradientStore.create(url, TABLE))
+        elsewhere("spool")
+        remove(place)
+
+    remove = root.remove_spool
+    monkeypatch.setattr(root, "remove_spool", remove_spool)
+    if if_exists == "error":
+        with pytest.raises(FileExistsError, match="it exists"):
+            GradientStore.create(url, TABLE)
+    else:
+        late = GradientStore.create(url, TABLE, if_exists="resume")
+        assert (late.run, late.fresh) == (made[0].run, False)
+    assert GradientStore.open(url).run == made[0].run
+
+
 def test_what_took_the_place_of_a_run_is_not_removed_with_it(url, elsewhere, tmp_path):
     for path in (url, tmp_path / "run.zarr"):
         late = GradientStore.create(path, TABLE)

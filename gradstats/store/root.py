@@ -158,9 +158,17 @@ def make_root(path: Path | Place, root: bytes, if_exists: str) -> bool:
             return False
         if not is_vacant(path):
             _clear(path)
-        if isinstance(path, InObjects):
-            remove_spool(path)  # rows of a run that is not there any more
-        put_root(path, root)
+        if not isinstance(path, InObjects):
+            put_root(path, root)
+            return True
+        remove_spool(path)  # rows of a run that is not there any more
+        if if_exists == "overwrite":
+            put_root(path, root)
+            return True
+        try:
+            (path / "zarr.json").put_over(root, None)
+        except Conflict:  # another machine was faster
+            return _is_to_be_made(path, if_exists)
     return True
 
 
