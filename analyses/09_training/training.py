@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from gradstats.compressors import MIN_NUMEL
 from gradstats.ddp_hooks import CompressorState, compress_hook
 
 ARCHIVE = "cifar10-jpeg.zip"
@@ -101,15 +100,16 @@ class Training:
         torch.manual_seed(seed)
         self.data, self.batch, self.seed = data, batch, seed
         self.model = DistributedDataParallel(ResNet8())
-        self.state = CompressorState(None, spec, by="parameter") if spec else None
+        names = self.model.named_parameters()
+        self.state = (
+            CompressorState(None, spec, by="parameter", named_parameters=names) if spec else None
+        )
         if self.state:
             self.model.register_comm_hook(self.state, compress_hook)
-        # the memory `velocity` has the momentum of what is compressed
-        own = 0.0 if spec.startswith("velocity") else 0.9
-        sent = [p for p in self.model.parameters() if p.dim() > 1 and p.numel() >= MIN_NUMEL]
-        rest = [p for p in self.model.parameters() if p.dim() == 1 or p.numel() < MIN_NUMEL]
-        groups = [{"params": sent, "momentum": own}, {"params": rest}]
-        self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-4)
+        momentum = 0.0 if spec.startswith("velocity") else 0.9  # which that memory has itself
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-4
+        )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, 0.1, total_steps=steps, pct_start=0.15, cycle_momentum=False
         )
