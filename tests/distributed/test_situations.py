@@ -229,18 +229,21 @@ def test_workers_that_drift_apart_are_told_which_bucket(launched):
 def test_nobody_waits_for_a_worker_that_fails_in_the_hook(launched):
     *others, last = of_each(launched, "failing_in_the_hook")
     for where, late in (("encode", 0), ("decode", 1)):
-        texts, _ = last[where]
-        assert texts == ["nothing"] * 2 + ["ArithmeticError: out of luck"]
-        for texts, seconds in (other[where] for other in others):
+        assert last[where] == ["nothing"] * 2 + ["ArithmeticError: out of luck"]
+        for texts in (other[where] for other in others):
             assert texts[:-1] == ["nothing"] * (2 + late)
             assert f"worker {len(launched) - 1} failed before bucket 0 of step" in texts[-1]
-            assert seconds < 60  # not the half hour of the group
 
 
 @pytest.mark.parametrize("spec", ROUNDS)
 def test_the_checks_add_one_round_of_five_numbers(launched, spec):
     for found in of_each(launched, "counted_rounds"):
         assert sorted(found[spec]) == sorted(["all_gather", *ROUNDS[spec]])
+
+
+def test_the_checks_read_what_goes_in_and_what_comes_out_once(launched):
+    for found in of_each(launched, "counted_reads"):
+        assert all(1.9 < reads < 2.2 for reads in found.values()), found
 
 
 def test_attributes_may_be_read_on_one_worker(launched):
@@ -294,10 +297,9 @@ def test_a_worker_that_dies_is_an_error_of_the_others(tmp_path, workers):
     ends = run_workers(work_and_leave, workers, tmp_path, *args)
     assert [code for code, _, _ in ends] == [0] * workers, ends
     for worker in range(workers - 1):
-        text, seconds = torch.load(f"{tmp_path}/found-{worker}.pt")
+        text = torch.load(f"{tmp_path}/found-{worker}.pt")
         assert "CollectiveError: bucket 0 of step 2" in text
         assert "another worker has died or is stalled" in text
-        assert seconds < 60
 
 
 def work_and_leave(rank, world, meeting, *args):
