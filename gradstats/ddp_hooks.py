@@ -106,19 +106,29 @@ class CompressorState(HookState):
         if not self._bucket:
             self._settle()
             self._scale = self.scaler.get_scale() if self.scaler else 0.0
-        work, failure = _Work(), None
         try:
-            self._open(bucket, group, work)
-        except Exception as error:  # anyone's compressor may run here
-            failure = error
-        try:
-            if buffer.numel() or failure:
-                self._exchange(buffer, group, work, failure)
+            self._reduce(bucket, group)
         except CollectiveError as error:
-            raise CollectiveError(f"{self._where()}: {error}") from error
+            where, self._bucket = self._where(), 0
+            raise CollectiveError(f"{where}: {error}") from error
+        except BaseException:
+            self._bucket = 0  # whoever goes on begins with another backward pass
+            raise
         self._bucket += 1
         if bucket.is_last():
             self._end_pass()
+
+    def _reduce(self, bucket: Any, group: Group) -> None:
+        buffer: Tensor = bucket.buffer()
+        work, failure = _Work(), None
+        try:
+            self._open(bucket, group, work)
+        except BaseException as error:  # anyone's compressor, and whoever stops this worker
+            failure = error
+        if buffer.numel():
+            self._exchange(buffer, group, work, failure)
+        elif failure:
+            raise failure
 
     def _open(self, bucket: Any, group: Group, work: _Work) -> None:
         """Come as far as the first collective, unless a gradient is broken."""
@@ -154,7 +164,7 @@ class CompressorState(HookState):
         return unit.dense or self.step < self.start_step
 
     def _exchange(
-        self, buffer: Tensor, group: Group, work: _Work, failure: Exception | None
+        self, buffer: Tensor, group: Group, work: _Work, failure: BaseException | None
     ) -> None:
         """The collectives of a bucket, beginning with the one in which all tell how it stands."""
         told = self._tell(group, work, failure)
@@ -181,7 +191,7 @@ class CompressorState(HookState):
             self._written = f"{self._where()}, of parameters {first} to {last},"
             self._digest = digest_of(buffer)
 
-    def _tell(self, group: Group, work: _Work, failure: Exception | None) -> list[list[int]]:
+    def _tell(self, group: Group, work: _Work, failure: BaseException | None) -> list[list[int]]:
         """Compare everything that must be alike; what all workers told.
 
         Raises:
@@ -220,7 +230,7 @@ class CompressorState(HookState):
             return work.rounds.finish(lengths)
         except CollectiveError:
             raise
-        except Exception:
+        except BaseException:
             if self.compressor.contract.rounds == 1:  # the next collective is that of a bucket
                 with suppress(CollectiveError):
                     group.tell(0, FAILED, 0, 0, 0)

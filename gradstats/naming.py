@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,7 +31,7 @@ class Names:
     """
 
     def __init__(self, named: Iterable[tuple[str, Tensor]] | None = None) -> None:
-        pairs = _unwrapped(list(named)) if named is not None else []
+        pairs = _unwrapped(_pairs(named)) if named is not None else []
         self.named = named is not None
         self._keys: dict[Tensor, Key] = {}
         for name, parameter in pairs:
@@ -151,6 +151,20 @@ class Names:
             fact = f"its number {number} is {_written(has[0]) if has else 'none'}"
             got = f"got {_written(found)}"
             raise ValueError(f"{UNKNOWN}: {fact}, {got}: {REMEDY}")
+
+
+def _pairs(named: Any) -> list[tuple[str, Tensor]]:
+    """Names and parameters.
+
+    Raises:
+        ValueError: they are none.
+    """
+    found = list(named.items() if isinstance(named, Mapping) else named)
+    for pair in found:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
+            rule = "named_parameters must be pairs of a name and a parameter"
+            raise ValueError(f"{rule}, got {pair!r}")
+    return found
 
 
 def _described(key: Key, parameter: Tensor) -> Described:
