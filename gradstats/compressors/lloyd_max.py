@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from gradstats.compressors.quantizing import coded_bits, own_levels
 from gradstats.compressors.rng import Rng
 from gradstats.families import DWeibull, Family, FitError, GenNorm, Laplace
 from gradstats.kernels import codes
-from gradstats.kernels.ranges import in_range
+from gradstats.kernels.ranges import in_range_of_squares, in_unit, unit_of
 from gradstats.summary import summarize
 
 LAWS: dict[str, type[Family]] = {"gennorm": GenNorm, "dweibull": DWeibull}
@@ -55,26 +56,31 @@ class LloydMax(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Fit, place levels, round to the nearest."""
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat = grad.detach().reshape(-1).contiguous()
         bucket = max(flat.numel(), 1)
         shape, scale = self._fitted(flat)
-        half = scale * levels(self.law, shape, self.bits, self.m)
+        positive = levels(self.law, shape, self.bits, self.m)
+        unit = unit_of(min(scale * float(positive[-1]), sys.float_info.max))
+        half = scale / unit * positive
         book = torch.from_numpy(np.concatenate([-half[::-1], half])).to(torch.float32)
         rising = book if bool((book.diff() > 0).all()) else torch.linspace(-1, 1, len(book))
         one = torch.ones(-(-flat.numel() // bucket), device=flat.device)
-        symbols = codes.to_symbols(flat, one, bucket, rising.to(flat.device), rounding="nearest")
+        symbols = codes.to_symbols(
+            in_unit(flat, unit), one, bucket, rising.to(flat.device), rounding="nearest"
+        )
         payload = own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket)
         return replace(payload, unit=unit), state
 
     def _fitted(self, flat: Tensor) -> tuple[float, float]:
         """Shape on the grid, and scale; NaN where the gradient is not finite."""
-        summary = summarize(flat)
+        scaled, unit = in_range_of_squares(flat)
+        summary = summarize(scaled)
         if summary.nonfinite:
             return 1.0, float("nan")
         if not summary.nonzero:
             return 1.0, 0.0
         try:
             law = LAWS[self.law].fit(summary, method="moments")
-            return round(law.parameters["shape"] * GRID) / GRID, law.parameters["scale"]
+            return round(law.parameters["shape"] * GRID) / GRID, law.parameters["scale"] * unit
         except FitError:
-            return 1.0, Laplace.fit(summary).scale
+            return 1.0, Laplace.fit(summary).scale * unit

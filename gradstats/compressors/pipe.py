@@ -165,7 +165,12 @@ def _composed(first: Contract, second: Contract) -> Contract:
         unbiased=first.unbiased and second.unbiased,
         wants_feedback=first.wants_feedback or second.wants_feedback,
         random=first.random or second.random,
+        scaling=_missed(first.scaling, second.scaling),
     )
+
+
+def _missed(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
 
 
 def _product(first: Bound | None, second: Bound | None) -> Bound | None:

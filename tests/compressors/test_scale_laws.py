@@ -152,6 +152,8 @@ def test_a_contract_says_that_a_method_knows_absolute_sizes():
 
     assert broken_laws(Fixed()) == []
     assert compressor("fp16").contract.scaling is None
+    assert compressor("ef(topk(0.1) | fp16)").contract.scaling is None
+    assert compressor("topk(0.1) | qsgd").contract.scaling == 0
 
 
 def test_a_contract_says_by_how_much_a_method_misses():
