@@ -150,8 +150,9 @@ def digest_of(buffer: Tensor) -> int:
     for place in range(0, len(words), CHUNK):
         part = words[place : place + CHUNK].to(torch.int64)
         odd = torch.arange(place, place + len(part), device=part.device).mul_(2).add_(1)
-        total += int(part.mul_(odd).sum())
+        total += int((part * odd).sum())
     return total & (1 << 63) - 1
 
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# of 64-bit words the first bits would be lost
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32}

@@ -144,7 +144,7 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
         return value
     except (DisagreementError, CollectiveError):
         raise
-    except Exception:
+    except BaseException:
         if check:
             group.tell(digest("failed"))
         raise

@@ -12,6 +12,7 @@ from gradstats.compressors.none import NoCompression
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.states import own_share
+from gradstats.kernels.ranges import summed
 
 
 class Memory(Compressor):
@@ -129,7 +130,8 @@ class ErrorFeedback(Memory):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode residual + gradient; the residual is updated in place."""
         kept: Tensor = state.residual if self.gamma == 1 else state.residual.mul_(self.gamma)
-        compensated = kept.add_(grad.detach())
+        half = kept.dtype.itemsize == 2
+        compensated = summed(kept, grad.detach()) if half else kept.add_(grad.detach())
         payload, inner = self.compressor.encode(compensated, state.inner, rng)
         payload.remove_from(compensated.view(-1))
         return payload, Residual(compensated, inner)
@@ -139,7 +141,7 @@ class ErrorFeedback(Memory):
     ) -> Generator[Collective, Any, Step]:
         """As `encode`, over all workers: the residual loses what the exchange counts as sent."""
         kept = state.residual if self.gamma == 1 else state.residual * self.gamma
-        compensated = kept + grad.detach()
+        compensated = summed(kept, grad.detach())
         step = yield from self.compressor.exchange(compensated, state.inner, rng)
         step.sent.remove_from(compensated.view(-1))
         return Step(step.update, step.sent, Residual(compensated, step.state))

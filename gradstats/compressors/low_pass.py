@@ -10,6 +10,7 @@ from gradstats.compressors.base import Collective, Compressor, State, Step
 from gradstats.compressors.feedback import Memory, Residual, resharded_residual
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
+from gradstats.kernels.ranges import summed
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class LowPass(Memory):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode residual + gradient."""
-        compensated = state.residual + grad.detach()
+        compensated = summed(state.residual, grad.detach())
         payload, inner = self.compressor.encode(compensated, state.inner, rng)
         return payload, self._after(compensated, payload, state, inner)
 
@@ -54,7 +55,7 @@ class LowPass(Memory):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """As `encode`, over all workers."""
-        compensated = state.residual + grad.detach()
+        compensated = summed(state.residual, grad.detach())
         step = yield from self.compressor.exchange(compensated, state.inner, rng)
         return Step(step.update, step.sent, self._after(compensated, step.sent, state, step.state))
 

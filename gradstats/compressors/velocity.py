@@ -13,6 +13,7 @@ from gradstats.compressors.feedback import Memory
 from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.states import own_share
+from gradstats.kernels.ranges import summed
 
 
 @dataclass(eq=False)
@@ -106,11 +107,11 @@ class Velocity(Memory):
     def _accumulated(self, grad: Tensor, state: Velocities) -> Velocities:
         g, u, v = self._clipped(grad.detach()), state.momentum, state.residual
         if self.nesterov:
-            u = (u + g).mul_(self.momentum)
-            v = (v + u).add_(g)
+            u = summed(u, g).mul_(self.momentum)
+            v = summed(summed(v, u), g)
         else:
-            u = (u * self.momentum).add_(g)
-            v = v + u
+            u = summed(u * self.momentum, g)
+            v = summed(v, u)
         return Velocities(u, v, state.inner)
 
     def _clipped(self, grad: Tensor) -> Tensor:

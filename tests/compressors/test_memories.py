@@ -10,6 +10,8 @@ from gradstats.exchange import simulate
 from gradstats.testing import check_compressor
 
 N, STEPS = 400, 50
+WAITING = ["ef(topk(0.1))", "ef(qsgd)", "lowpass(topk(0.1), beta=1.0)", "ef21(topk(0.1))"]
+WAITING += ["velocity(topk(0.1))", "velocity(topk(0.1), nesterov=True)"]
 
 
 def gradients(seed=0):
@@ -217,3 +219,22 @@ def test_dense_parts_of_a_replay_keep_their_momentum(spec):
     for grad, actual in zip(grads, sent, strict=True):
         momentum = 0.9 * momentum + grad[300:]
         torch.testing.assert_close(actual[300:], momentum)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spec", WAITING)
+def test_what_waits_in_16_bits_stays_in_their_range(spec, dtype):
+    """The residual of a few large gradients is more than float16 can hold."""
+    member, grad = compressor(spec), torch.full((100,), torch.finfo(dtype).max / 3).to(dtype)
+    one, several = member.init(grad), [member.init(grad)] * 2
+    for step in range(12):
+        payload, one = member.encode(grad, one, Rng(step=step))
+        assert payload.decode().isfinite().all()
+        steps = simulate(
+            [
+                member.exchange(grad, state, Rng(0, step, "", worker, 2))
+                for worker, state in enumerate(several)
+            ]
+        )
+        assert all(each.update.isfinite().all() for each in steps)
+        several = [each.state for each in steps]
