@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +28,7 @@ PYTHON_REDUCER = (
     "parameter, as the reducer in Python of a compiled model gives them: set "
     "torch._dynamo.config.optimize_ddp = True (or False) before the model is wrapped"
 )
-BROKEN, FAILED = 1, 2  # flags that workers tell each other
+BROKEN, FAILED, SPOILT = 1, 2, 4  # flags that workers tell each other
 DENSE = NoCompression()
 
 
@@ -175,9 +174,12 @@ class CompressorState(HookState):
                 work.rounds.close()
             self._average(buffer, group, work)
             return
-        steps = self._finish(group, work, [length for *_, length in told])
+        assert work.rounds
+        steps = work.rounds.finish([length for *_, length in told])
         updates = [step.update if work.scale == 1 else step.update * work.scale for step in steps]
         if not all_finite(updates):
+            # on all workers, or they have drifted apart: who saw none is told in its next round
+            self._check_flags(group, group.tell(0, SPOILT, 0, 0, 0))
             self._average(buffer, group, work)
             return
         for unit, update, step in zip(work.units, updates, steps, strict=True):
@@ -205,10 +207,7 @@ class CompressorState(HookState):
         written, self._written, self._digest = self._written, "", 0
         if failure:
             return told
-        failed = [worker for worker, (_, flags, *_) in enumerate(told) if flags & FAILED]
-        if failed:
-            fact = "its own error says why, this one is that of a worker that waited for it"
-            raise DisagreementError(f"worker {failed[0]} failed before {self._where()}: {fact}")
+        self._check_flags(group, told)
         others = [worker for worker, (layout, *_) in enumerate(told) if layout != own[0]]
         if others:
             fact = f"at step {self.step} of worker {group.rank} it differs on {others}"
@@ -224,17 +223,15 @@ class CompressorState(HookState):
             raise DisagreementError(f"workers must ask for the same collective: {fact}")
         return told
 
-    def _finish(self, group: Group, work: _Work, lengths: Sequence[int]) -> list[Step]:
-        assert work.rounds
-        try:
-            return work.rounds.finish(lengths)
-        except CollectiveError:
-            raise
-        except BaseException:
-            if self.compressor.contract.rounds == 1:  # the next collective is that of a bucket
-                with suppress(CollectiveError):
-                    group.tell(0, FAILED, 0, 0, 0)
-            raise
+    def _check_flags(self, group: Group, told: list[list[int]]) -> None:
+        failed = [worker for worker, (_, flags, *_) in enumerate(told) if flags & FAILED]
+        if failed:
+            fact = "its own error says why, this one is that of a worker that waited for it"
+            raise DisagreementError(f"worker {failed[0]} failed before {self._where()}: {fact}")
+        spoilt = [worker for worker, (_, flags, *_) in enumerate(told) if flags & SPOILT]
+        if spoilt and len(spoilt) < group.workers:
+            fact = f"a NaN or inf came out of the exchange on workers {spoilt} alone"
+            raise DisagreementError(f"workers have drifted apart by {self._where()}: {fact}")
 
     def _average(self, buffer: Tensor, group: Group, work: _Work) -> None:
         """Average a bucket without compression; memories stay as they are."""

@@ -259,15 +259,19 @@ class HookState:
             "scaler": scaler,
             "named_parameters": named_parameters,
         }
-        self._lost = tuple(name for name in self._lost if given[name] is None)
+        needless = [name for name in given if given[name] is not None and name not in self._lost]
+        if needless:
+            rule = "rebind must be given what a state that was pickled has left behind"
+            raise ValueError(f"{rule}, {', '.join(self._lost) or 'nothing'}, got {needless[0]}")
+        if named_parameters is not None:
+            names, memories = Names(named_parameters), self._memories.saved()
+            keys, _ = names.match(self._names.described(), memories, strict=True)
+            self._memories.load({keys[key]: memory for key, memory in memories.items()})
+            self._names = names
         self._process_group = process_group or self._process_group
         self.scaler = scaler or self.scaler
         self._memories.reversible = self.scaler is not None
-        if named_parameters is not None:
-            memories, parameters = self._memories.saved(), self._pickled
-            self._names = Names(named_parameters)
-            keys, _ = self._names.match(parameters, memories, strict=True)
-            self._memories.load({keys[key]: memory for key, memory in memories.items()})
+        self._lost = tuple(name for name in self._lost if given[name] is None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings and memories; neither process groups nor the model can be pickled."""
@@ -277,7 +281,7 @@ class HookState:
             "named_parameters": self._names.named,
         }
         kept = ("compressor", "by", "min_numel", "start_step", "check_every", "seed", "nonfinite")
-        lost = tuple(name for name, had in has.items() if had) or self._lost
+        lost = tuple(dict.fromkeys([*self._lost, *(name for name, had in has.items() if had)]))
         return {
             **{name: getattr(self, name) for name in kept},
             "saved": self.state_dict(),
@@ -289,13 +293,14 @@ class HookState:
         nonfinite = pickled.pop("nonfinite")
         vars(self).update(pickled, scaler=None, _process_group=None, _names=Names())
         self._begin()
-        self._lost, self._pickled, self.nonfinite = lost, saved["parameters"], nonfinite
+        self._lost, self.nonfinite = lost, nonfinite
         self.step = saved["step"]
         self._memories.load(saved["memories"])
+        self._names.recall(saved["parameters"])
         try:
-            self._names.match(saved["parameters"], saved["memories"], strict=True)
-        except ValueError:
-            self._lost = tuple({*lost, "named_parameters"})
+            Names().match(saved["parameters"], saved["memories"], strict=True)
+        except ValueError:  # they have names, or there is a doubt without
+            self._lost = tuple(dict.fromkeys((*lost, "named_parameters")))
 
 
 def _checked(compressor: str | Compressor) -> Compressor:

@@ -90,6 +90,10 @@ class Names:
         trained = {p: key for p, key in self._keys.items() if p.requires_grad or not self.named}
         return [_described(key, parameter) for parameter, key in trained.items()]
 
+    def recall(self, saved: Iterable[Sequence[Any]]) -> None:
+        """Take `described` of another process for what is trained, until a bucket is seen."""
+        self._expected = [(key, tuple(shape), dtype) for key, shape, dtype in saved]
+
     def match(
         self, saved: Iterable[Sequence[Any]], remembered: Iterable[Key], *, strict: bool
     ) -> tuple[dict[Key, Key], IncompatibleKeys]:

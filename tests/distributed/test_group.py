@@ -8,6 +8,7 @@ from gradstats.compressors import compressor
 from gradstats.ddp_hooks import CompressorState
 from tests.distributed.exchanges import SHAPES, SPECS, in_simulation
 from tests.distributed.launching import launch
+from tests.distributed.trainings import Bucket
 
 pytestmark = pytest.mark.slow
 
@@ -95,5 +96,7 @@ def test_without_torch_distributed_there_is_no_group():
     with pytest.raises(RuntimeError, match="must be initialized first"):
         Group()
     state = CompressorState(None, "topk(0.01)")
+    assert state.traffic.nbytes == 0
+    assert state.settings["workers"] is None
     with pytest.raises(RuntimeError, match="must be initialized first"):
-        _ = state.traffic
+        state.reduce(Bucket((3, 4)))

@@ -218,20 +218,22 @@ def test_a_bucket_that_is_not_covered_is_refused(launched):
 
 
 def test_workers_that_drift_apart_are_told_which_bucket(launched):
-    for at_once, later, never in of_each(launched, "drifting"):
+    for at_once, later, never, spoilt in of_each(launched, "drifting"):
         assert "bucket 0 of step 0, of parameters 0 to 1, must be the same" in at_once[1]
         assert later[:5] == ["nothing"] * 5
         assert "bucket 0 of step 4" in later[5]
         assert "have drifted apart" in later[5]
         assert never == ["nothing"] * 6
+        told = spoilt[-1]
+        assert f"a NaN or inf came out of the exchange on workers [{len(launched) - 1}]" in told
 
 
 def test_nobody_waits_for_a_worker_that_fails_in_the_hook(launched):
     *others, last = of_each(launched, "failing_in_the_hook")
-    for where, late in (("encode", 0), ("decode", 1)):
-        assert last[where] == ["nothing"] * 2 + ["ArithmeticError: out of luck"]
-        for texts in (other[where] for other in others):
-            assert texts[:-1] == ["nothing"] * (2 + late)
+    for error, texts in last.items():
+        assert texts == ["nothing"] * 2 + [f"{error}: out of luck"]
+        for texts in (other[error] for other in others):
+            assert texts[:-1] == ["nothing"] * 2
             assert f"worker {len(launched) - 1} failed before bucket 0 of step" in texts[-1]
 
 
