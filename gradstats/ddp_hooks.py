@@ -104,7 +104,6 @@ class CompressorState(HookState):
         group.device = buffer.device
         if not self._bucket:
             self._settle()
-            self._scale = self.scaler.get_scale() if self.scaler else 0.0
         try:
             self._reduce(bucket, group)
         except CollectiveError as error:
@@ -139,7 +138,7 @@ class CompressorState(HookState):
         layout = [(member.key, *member.grad.shape, member.grad.dtype) for member in members]
         work.layout = digest(f"{self.step} {layout}")
         work.members = members
-        work.scale = self._scale or 1.0
+        work.scale = self._scaled[0] if self._scaled else 1.0
         work.broken = not all_finite([buffer])
         if not work.broken:
             work.units = units_of(members, together=self.by == "bucket", scale=work.scale)

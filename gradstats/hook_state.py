@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradstats.checkpoints import check_checkpoints
 from gradstats.collectives import CollectiveError, Group, Seconds, Traffic, digest
 from gradstats.compressors import MIN_NUMEL, Compressor, Rng
 from gradstats.compressors import compressor as from_spec
@@ -58,7 +59,7 @@ class HookState:
         self.traffic, self.seconds = Traffic(), Seconds()
         self.step = self.nonfinite = 0
         self.khat_over_k = math.nan
-        self._scale = 0.0  # of the last backward pass
+        self._scaled: tuple[float, int] | tuple[()] = ()  # the scaler, in the last backward pass
         self._lost: tuple[str, ...] = ()  # what pickling left behind
         self._memories = Memories(self.compressor, reversible=self.scaler is not None)
         self._joined: Group | None = None
@@ -151,12 +152,23 @@ class HookState:
         return dist.get_rank(self._process_group), dist.get_world_size(self._process_group)
 
     def _was_skipped(self) -> bool:
-        """Whether the scaler has skipped the last step, as a smaller scale tells."""
-        return bool(self.scaler and self._scale and self.scaler.get_scale() < self._scale)
+        """Whether the scaler has skipped the last step: its scale is the next smaller one then."""
+        if not (self.scaler and self._scaled):
+            return False
+        scale = torch.tensor(self._scaled[0]) * self.scaler.get_backoff_factor()
+        return self._scaler_now() != self._scaled and self.scaler.get_scale() == float(scale)
+
+    def _scaler_now(self) -> tuple[float, int] | tuple[()]:
+        """The scale, and for how many steps: one of them changes with every `update()`."""
+        state = self.scaler.state_dict() if self.scaler else {}
+        return (state["scale"], state["_growth_tracker"]) if state else ()
 
     def _settle(self) -> None:
-        self._memories.settle(skipped=self._was_skipped())
-        self._scale = 0.0
+        """Begin a backward pass, of another step of the optimizer or of the same one."""
+        now = self._scaler_now()
+        if not now or now != self._scaled:
+            self._memories.settle(skipped=self._was_skipped())
+        self._scaled = now
 
     # --- checkpoints ---
 
@@ -205,11 +217,14 @@ class HookState:
         if self._names.seen:
             rule = "load_state_dict must be called before the first backward pass"
             raise ValueError(f"{rule}, got it at step {self.step}")
+        if self._place()[0] is None:
+            raise RuntimeError(
+                "torch.distributed must be initialized before a checkpoint is loaded"
+            )
         parts = [saved] if isinstance(saved, Mapping) else list(saved)
-        self._check_checkpoint(parts, reshard)
+        check_checkpoints(parts, {**self.settings, "worker": self._place()[0]}, reshard)
         remembered = {key for part in parts for key in part["memories"]}
         keys, unfit = self._names.match(parts[0]["parameters"], remembered, strict=strict)
-        self.step = parts[0]["step"]
         memories = [
             {keys[key]: memory for key, memory in part["memories"].items() if key in keys}
             for part in parts
@@ -218,27 +233,10 @@ class HookState:
         if reshard:
             memories = [resharded(self.compressor, memories, worker or 0, workers or 1)]
         self._memories.load(memories[0])
+        self.step = parts[0]["step"]
+        if not self._names.named:
+            self._names.recall(parts[0]["parameters"])
         return unfit
-
-    def _check_checkpoint(self, parts: Sequence[Mapping[str, Any]], reshard: bool) -> None:
-        """Raise ValueError unless these are checkpoints of this worker, or of all workers."""
-        own: dict[str, Any] = {**self.settings, "worker": self._place()[0]}
-        for place, part in enumerate(parts):
-            if not {"settings", "worker", "step", "parameters", "memories"} <= set(part):
-                raise ValueError(f"a checkpoint must be what state_dict() gives, got {list(part)}")
-            theirs = {**part["settings"], "worker": part["worker"]}
-            if reshard:
-                own |= {"workers": len(parts), "worker": place}
-            for name, value in own.items():
-                if theirs.get(name) != value:
-                    got = f"got one of {theirs.get(name)!r}"
-                    remedy = ""
-                    if name == "workers" and not reshard:
-                        remedy = ": load_state_dict([those of all workers], reshard=True)"
-                    raise ValueError(f"a checkpoint must be of {name} {value!r}, {got}{remedy}")
-        if len(parts) != 1 and not reshard:
-            rule = "load_state_dict must be given the checkpoint of this worker"
-            raise ValueError(f"{rule}, got {len(parts)}: of all with reshard=True")
 
     def rebind(
         self,

@@ -67,6 +67,9 @@ class Memories:
         if keys not in self._entries:
             self._known.update(keys)
             state = self._gathered(keys, grads, together)
+            for key in keys:  # what it was made of goes
+                self._entries.pop((key,), None)
+                self._saved.pop(key, None)
             self._entries[keys] = _Entry(state, tuple(grad.shape for grad in grads))
         return self._entries[keys].state
 
@@ -118,11 +121,11 @@ class Memories:
 
     def _single(self, key: Key, grad: Tensor) -> State:
         if (key,) in self._entries:
-            return self._entries.pop((key,)).state
+            return self._entries[key,].state
         state = self._compressor.init(grad)
         if key not in self._saved:
             return state
-        saved = self._saved.pop(key)
+        saved = self._saved[key]
         if saved["numel"] != grad.numel():
             rule = f"the saved state of parameter {key} must be of {grad.numel()} elements"
             raise ValueError(f"{rule}, got one of {saved['numel']}")

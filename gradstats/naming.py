@@ -113,29 +113,31 @@ class Names:
         theirs = [(key, tuple(shape), dtype) for key, shape, dtype in saved]
         by_name = all(isinstance(key, str) for key, _, _ in theirs)
         if self.named and (by_name or not theirs):
-            return self._by_name(theirs, strict)
+            return self._by_name(theirs, set(remembered), strict)
         if theirs and by_name:
             raise ValueError(f"cannot load a checkpoint by name without names: {REMEDY}")
         if not strict:
             raise ValueError(f"cannot load a part of a checkpoint without names: {REMEDY}")
         _check_unambiguous(theirs, set(remembered))
         if not self.named:
-            self._expected = theirs
             return {key: key for key, _, _ in theirs}, IncompatibleKeys([], [])
         return self._by_number(theirs), IncompatibleKeys([], [])
 
     def _by_name(
-        self, theirs: list[Described], strict: bool
+        self, theirs: list[Described], remembered: set[Key], strict: bool
     ) -> tuple[dict[Key, Key], IncompatibleKeys]:
-        ours = self.described()
-        missing = [_written(each) for each in ours if each not in theirs]
-        unexpected = [_written(each) for each in theirs if each not in ours]
+        ours, here, there = self.described(), set(self._keys.values()), set(theirs)
+        # a parameter that was frozen when it was saved may have a memory from before
+        frozen = remembered - {key for key, _, _ in theirs}
+        missing = [_written(each) for each in ours if each not in there and each[0] not in frozen]
+        unexpected = [_written(each) for each in theirs if each not in set(ours)]
+        unexpected += sorted(map(str, frozen - here))
         if strict and (missing or unexpected):
             facts = [f"it lacks {', '.join(missing)}"] * bool(missing)
             facts += [f"it has {', '.join(unexpected)}, not trained here"] * bool(unexpected)
             remedy = "strict=False loads the part that fits"
             raise ValueError(f"cannot load the checkpoint: {'; '.join(facts)}: {remedy}")
-        fitting = {key: key for key, shape, dtype in theirs if (key, shape, dtype) in ours}
+        fitting = {key: key for key, *_ in there & set(ours)} | {key: key for key in frozen & here}
         return fitting, IncompatibleKeys(missing, unexpected)
 
     def _by_number(self, theirs: list[Described]) -> dict[Key, Key]:

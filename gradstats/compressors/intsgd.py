@@ -26,6 +26,7 @@ from gradstats.compressors.payloads import Payload
 from gradstats.compressors.rng import Rng
 from gradstats.compressors.states import Mean, first_state
 from gradstats.kernels import codes
+from gradstats.kernels.ranges import saturated
 
 FLOAT32 = torch.finfo(torch.float32)
 
@@ -87,7 +88,7 @@ class IntSGD(Compressor):
         square = float(mean.double().square().sum()) / max(mean.numel(), 1)
         after = self.beta * state + (1 - self.beta) * square if state else square
         after = Mean(after) if math.isfinite(after) else state
-        return Step(mean.to(grad.dtype).view(grad.shape), sent, after)
+        return Step(saturated(mean, grad.dtype).view(grad.shape), sent, after)
 
     def _rounded(
         self, grad: Tensor, r: float, rng: Rng

@@ -11,7 +11,7 @@ from gradstats.testing import check_compressor
 
 N, STEPS = 400, 50
 WAITING = ["ef(topk(0.1))", "ef(qsgd)", "lowpass(topk(0.1), beta=1.0)", "ef21(topk(0.1))"]
-WAITING += ["velocity(topk(0.1))", "velocity(topk(0.1), nesterov=True)"]
+WAITING += ["ef(sign)", "ef(intsgd)", "velocity(topk(0.1))", "velocity(topk(0.1), nesterov=True)"]
 
 
 def gradients(seed=0):

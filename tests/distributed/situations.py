@@ -265,6 +265,87 @@ def other_dtype(worker, workers):
     return told(lambda: state.load_state_dict(saved))
 
 
+class Mixed(nn.Module):
+    """Equal layers of two dtypes in turn."""
+
+    def __init__(self):
+        super().__init__()
+        inner = Layers()
+        self.layers = nn.ModuleList([inner.a, inner.b.bfloat16(), inner.c, inner.d.bfloat16()])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x.to(layer.weight.dtype)))
+        return x[:, :4].float()
+
+
+OPTIONS = {
+    "the same": {},
+    "small buckets": {"bucket_cap_mb": 0.001},
+    "views": {"gradient_as_bucket_view": True},
+    "unused parameters": {"find_unused_parameters": True},
+    "static graph": {"static_graph": True},
+}
+
+
+def mixed_dtypes(worker, workers):
+    """A model of two dtypes that goes on under other options of DistributedDataParallel."""
+
+    def made(options):
+        model = DistributedDataParallel(Mixed(), **options)
+        named = model.named_parameters()
+        state = CompressorState(
+            None, "ef(topk(0.05))", "parameter", MIN_NUMEL, named_parameters=named
+        )
+        model.register_comm_hook(state, compress_hook)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1), state
+
+    model, optimizer, state = made({"bucket_cap_mb": 0.002})
+    train(model, optimizer, worker, range(3))
+    saved, inner = state.state_dict(), copy.deepcopy(model.module.state_dict())
+    train(model, optimizer, worker, range(3, STEPS))
+    found = {}
+    for name, options in OPTIONS.items():
+        again, optimizer, state = made(options)
+        again.module.load_state_dict(inner)
+        state.load_state_dict(saved)
+        train(again, optimizer, worker, range(3, STEPS))
+        found[name] = weights(again)
+    return weights(model), found
+
+
+def memories_of_a_frozen_layer(worker, workers):
+    """A layer that is frozen after two steps: its memory is saved, and waits for it."""
+    model, optimizer, state = layers()
+    train(model, optimizer, worker, range(2))
+    before = state.state_dict()["memories"]["d.weight"]
+    model.module.d.requires_grad_(False)
+    saved = state.state_dict()
+    found = []
+    for frozen in ("d", ""):
+        model, optimizer, state = layers(frozen=frozen)
+        unfit = state.load_state_dict(saved, strict=bool(frozen))
+        found.append((tuple(unfit), before, state.state_dict()["memories"]["d.weight"]))
+    return found
+
+
+def refused_checkpoints(worker, workers):
+    """A load that is refused leaves the state as it was; so do checkpoints of other steps."""
+    model, optimizer, state = layers()
+    train(model, optimizer, worker, range(2))
+    everyone = [None] * workers
+    dist.all_gather_object(everyone, state.state_dict())
+    model, optimizer, state = layers(frozen="d")
+    texts = [told(lambda: state.load_state_dict(everyone[worker]))]
+    texts.append(told(lambda: state.load_state_dict(everyone)))
+    other = [{**each, "step": each["step"] + place} for place, each in enumerate(everyone)]
+    texts.append(told(lambda: state.load_state_dict(other, reshard=True)))
+    texts.append(told(lambda: state.load_state_dict({"step": 3})))
+    texts.append(told(lambda: state.load_state_dict(everyone[(worker + 1) % workers])))
+    texts.append(told(lambda: state.rebind(named_parameters=model.named_parameters())))
+    return texts, state.step, state.state_dict()["memories"]
+
+
 def caller_keeps_checkpoint(worker, workers):
     """Whether training changes the checkpoint that was loaded."""
     model, optimizer, state = layers()
@@ -638,6 +719,25 @@ def skipped_by_the_scaler(worker, workers):
     return found, state.nonfinite
 
 
+def scales_that_change(worker, workers):
+    """Momenta where a scale is set by hand, and where two backward passes make a skipped step."""
+    found = []
+    for way in ("by hand", "two passes"):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        model, optimizer, state = layers(spec="velocity(topk(0.05))", scaler=scaler)
+        for step in range(4):
+            optimizer.zero_grad()
+            before = state.state_dict()["memories"]
+            for _ in range(2 if way == "two passes" else 1):
+                scaler.scale(loss_of(model, worker, step)).backward()
+            if way == "two passes" and step == 3:
+                model.module.a.weight.grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update(64.0 if way == "by hand" and step == 3 else None)
+        found.append((before, state.state_dict()["memories"]))
+    return found
+
+
 def another_group(worker, workers):
     """A state that is used after the group was made again, with the ranks turned round."""
     state = CompressorState(None, "ef(topk(0.5))", min_numel=8)
@@ -671,6 +771,9 @@ SCENARIOS = [
     by_name,
     without_names,
     other_dtype,
+    mixed_dtypes,
+    memories_of_a_frozen_layer,
+    refused_checkpoints,
     caller_keeps_checkpoint,
     resharded,
     unusual_parameters,
@@ -683,6 +786,7 @@ SCENARIOS = [
     what_is_the_backends,
     pickled,
     skipped_by_the_scaler,
+    scales_that_change,
 ]
 
 
