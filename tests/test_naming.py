@@ -84,11 +84,11 @@ def test_equal_shapes_without_memories_are_no_doubt():
 def test_another_dtype_or_order_is_seen_at_the_first_bucket(dtype):
     saved = checkpoint((0, (4,), "float32"), (1, (4, 4), "float32"))
     names = Names()
-    names.match(saved, [1], strict=True)
+    names.recall(saved)
     with pytest.raises(ValueError, match=r"its number 0 is 0 .float32 of .4.., got 0"):
         names.see(parameters((4,), dtype=dtype))
     again = Names()
-    again.match(saved, [1], strict=True)
+    again.recall(saved)
     with pytest.raises(ValueError, match="named_parameters=model"):
         again.see(parameters((4,), (4, 4)))
 
@@ -96,7 +96,7 @@ def test_another_dtype_or_order_is_seen_at_the_first_bucket(dtype):
 def test_a_checkpoint_goes_on_before_anything_was_seen():
     saved = checkpoint((0, (4,), "float32"), (1, (4, 4), "float32"))
     names = Names()
-    names.match(saved, [1], strict=True)
+    names.recall(saved)
     assert checkpoint(*names.described()) == saved
 
 
