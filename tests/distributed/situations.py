@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -11,9 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradstats.compressors import AllReduce, Compressor, Contract, Memory, Step, compressor
+from gradstats.collectives import Group
+from gradstats.compressors import AllReduce, Compressor, Contract, Memory, Rng, Step, compressor
 from gradstats.compressors.payloads import Dense
 from gradstats.ddp_hooks import CompressorState, compress_hook
+from gradstats.exchange import drive
 from tests.distributed.trainings import (
     MIN_NUMEL,
     STEPS,
@@ -70,6 +73,75 @@ def half_broken(worker, workers):
         bucket.buffer()[3] = torch.nan
     state.reduce(bucket)
     return bucket.buffer().clone(), state.nonfinite
+
+
+EXTREMES = (1e-23, 1e-37, 5e17, 1e38)
+
+
+def moderate(worker):
+    """A gradient without outliers."""
+    grad = torch.randn(1605, generator=torch.Generator().manual_seed(worker))
+    return grad.clamp(-3, 3)
+
+
+def extreme_values(worker, workers):
+    """Gradients whose squares or reciprocals are out of range, in buckets of ordinary dtype."""
+    found = {}
+    for spec in ("eden(bits=4)", "fp8", "qsgd(bits=8)", "nuqsgd", "svd(rank=8)", "thc(bits=8)"):
+        if spec.startswith("thc"):
+            spec = "thc(bits=8, grid=255)"
+        for scale in (1.0, *EXTREMES):
+            state = CompressorState(None, spec, min_numel=8)
+            bucket = Bucket((40, 40), (5,))
+            bucket.buffer().copy_(moderate(worker) * scale)
+            state.reduce(bucket)
+            found[spec, scale] = (bucket.buffer().double() / scale, state.nonfinite)
+    return found
+
+
+def outside_the_hook(worker, workers):
+    """Exchanges over a group: a NaN on one worker, maxima of levels, what is done in place."""
+    rng, member = Rng(worker=worker, workers=workers), compressor("intsgd")
+    grad = torch.randn(300, generator=torch.Generator().manual_seed(worker))
+    state, updates = member.init(grad), []
+    for step in range(4):
+        given = grad.clone()
+        if step == 2 and worker == workers - 1:
+            given[3] = torch.nan
+        result = drive(member.exchange(given, state, replace(rng, step=step)), Group())
+        state = result.state
+        updates.append(result.update)
+    levels = torch.tensor([5, 1, 9]) if worker else torch.tensor([1, 9, 3])
+    largest = Group().perform(AllReduce(levels, "max", levels=10))
+    spoilt = drive(Spoiling().exchange(grad, None, rng), Group()).update
+    return updates, float(state), largest, spoilt
+
+
+class Spoiling(Compressor):
+    """Works in place on what it gets."""
+
+    name = "spoiling"
+    contract = Contract("all_reduce")
+
+    def encode(self, grad, state, rng=None):
+        return Dense(grad.reshape(-1).clone()), state
+
+    def exchange(self, grad, state, rng=None):
+        mean = yield AllReduce(grad, "mean")
+        return Step(mean.mul_(2).add_(1), Dense(grad.reshape(-1).clone()), state)
+
+
+def first_gradients_of_zeros(worker, workers):
+    """What a threshold sends that was first seen with zeros, as LoRA's A has them."""
+    counts = []
+    for spec in ("threshold(0.1)", "ef(threshold(0.1))"):
+        state, bucket = CompressorState(None, spec, min_numel=8), Bucket((40, 40))
+        for step in range(3):
+            grad = torch.randn(1600, generator=torch.Generator().manual_seed(step))
+            bucket.buffer().copy_(grad if step else 0 * grad)
+            state.reduce(bucket)
+            counts.append(state.khat_over_k)
+    return counts
 
 
 class Exploding(Compressor):
@@ -764,6 +836,9 @@ def another_group(worker, workers):
 SCENARIOS = [
     half_near_the_range,
     half_broken,
+    extreme_values,
+    outside_the_hook,
+    first_gradients_of_zeros,
     broken_on_the_way_out,
     momentum_on_dense_paths,
     plain_momentum,

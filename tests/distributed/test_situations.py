@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.distributed.launching import launch, work
-from tests.distributed.situations import KINDS, MOMENTA, ROUNDS
+from tests.distributed.situations import KINDS, MOMENTA, ROUNDS, moderate
 from tests.processes import run_workers
 
 pytestmark = pytest.mark.slow
@@ -42,6 +42,36 @@ def test_a_broken_bucket_is_averaged_as_ddp_does(launched):
         assert nonfinite == 1
         assert buffer.isnan().nonzero().flatten().tolist() == [3]
         assert (buffer[buffer.isfinite()] == 40_000).all()
+
+
+def test_extreme_gradients_are_exchanged_as_ordinary_ones_are(launched):
+    exact = torch.stack([moderate(worker) for worker in range(len(launched))]).double().mean(0)
+    for found in of_each(launched, "extreme_values"):
+        errors = {way: float((mean - exact).norm()) for way, (mean, _) in found.items()}
+        for spec, scale in found:
+            # where a norm would leave the range it is the end of the range, and rounding finer
+            assert errors[spec, scale] <= 1.01 * errors[spec, 1.0], (spec, scale)
+            assert found[spec, scale][1] == 0
+
+
+def test_outside_the_hook_workers_stay_alike(launched):
+    found = of_each(launched, "outside_the_hook")
+    first, r, *_ = found[0]
+    assert [bool(update.isfinite().all()) for update in first] == [True, True, False, True]
+    for updates, state, largest, spoilt in found:
+        assert state == r
+        for mine, theirs in zip(updates, first, strict=True):
+            assert torch.equal(mine.nan_to_num(), theirs.nan_to_num())
+        assert largest.tolist() == [5, 9, 9]
+        assert torch.equal(spoilt, found[0][3])
+
+
+def test_a_threshold_is_fixed_on_a_gradient_that_has_one(launched):
+    for counts in of_each(launched, "first_gradients_of_zeros"):
+        plain, fed = counts[:3], counts[3:]
+        assert plain[:2] == fed[:2] == [0, 1]
+        assert 0.7 < plain[2] < 1.3
+        assert 0.7 < fed[2] < 3  # with what waited
 
 
 def test_what_comes_out_broken_is_averaged_and_leaves_the_memory(launched):
