@@ -26,10 +26,10 @@ style: $(READY)         ## ruff
 lint: style             ## ruff, mypy --strict: a minute the first time, then two seconds
 	$(BIN)/mypy --num-workers $(WORKERS)
 
-fast: style             ## what to run on every change: ruff and all tests but those marked slow, under three minutes
+fast: style             ## what to run on every change: ruff and all tests but those marked slow, about three minutes
 	$(PYTEST) -m 'not slow and not soak'
 
-test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, ten to eighteen minutes
+test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, twelve to twenty minutes
 	$(PYTEST)
 
 soak: $(READY)          ## the full numbers of the tests marked soak: about ten minutes, 4 GB of memory

@@ -9,6 +9,8 @@ import torch
 from gradstats.compressors import COMPRESSORS, Rng, compressor, compressors, from_bytes
 from gradstats.exchange import simulate
 
+pytestmark = pytest.mark.slow
+
 LEAST, MOST = 2.0**-126, torch.finfo(torch.float32).max
 NORMAL = torch.randn(40, 60, generator=torch.Generator().manual_seed(5)).clamp(-3, 3) / 3
 # settings that take other paths

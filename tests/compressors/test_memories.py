@@ -154,6 +154,7 @@ def test_warm_up_follows_the_published_schedule():
         "ef(warmup(topk(0.05)))",
     ],
 )
+@pytest.mark.slow
 def test_memories_and_policies_obey_the_laws(spec):
     check_compressor(compressor(spec), fresh_process=False)
     assert compressor(str(compressor(spec))) == compressor(spec)
