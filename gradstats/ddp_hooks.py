@@ -165,9 +165,11 @@ class CompressorState(HookState):
         self, buffer: Tensor, group: Group, work: _Work, failure: BaseException | None
     ) -> None:
         """The collectives of a bucket, beginning with the one in which all tell how it stands."""
-        told = self._tell(group, work, failure)
-        if failure:
-            raise failure
+        try:
+            told = self._tell(group, work, failure)
+        finally:
+            if failure:  # whatever the others say to it
+                raise failure
         if any(flags & BROKEN for _, flags, *_ in told):
             if work.rounds:
                 work.rounds.close()

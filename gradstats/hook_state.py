@@ -72,10 +72,10 @@ class HookState:
         group = Group(self._process_group)
         group.device = _device(self._process_group)
         self._met = weakref.ref(self._current())
-        self._joined = group
         self._agree_on_settings(group)
         self._try(group)
         group.traffic, group.seconds = self.traffic, self.seconds
+        self._joined = group
         return group
 
     def _group(self) -> Group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -95,7 +95,7 @@ class Names:
         self._expected = [(key, tuple(shape), dtype) for key, shape, dtype in saved]
 
     def match(
-        self, saved: Iterable[Sequence[Any]], remembered: Iterable[Key], *, strict: bool
+        self, saved: Iterable[Sequence[Any]], remembered: Collection[Key], *, strict: bool
     ) -> tuple[dict[Key, Key], IncompatibleKeys]:
         """Which parameter of a checkpoint is which here.
 
@@ -111,10 +111,12 @@ class Names:
             ValueError: it does not fit, or that cannot be known without names.
         """
         theirs = [(key, tuple(shape), dtype) for key, shape, dtype in saved]
+        if not theirs and not remembered:  # nothing was trained yet
+            return {}, IncompatibleKeys([], [])
         by_name = all(isinstance(key, str) for key, _, _ in theirs)
-        if self.named and (by_name or not theirs):
+        if self.named and by_name:
             return self._by_name(theirs, set(remembered), strict)
-        if theirs and by_name:
+        if by_name:
             raise ValueError(f"cannot load a checkpoint by name without names: {REMEDY}")
         if not strict:
             raise ValueError(f"cannot load a part of a checkpoint without names: {REMEDY}")
@@ -126,18 +128,19 @@ class Names:
     def _by_name(
         self, theirs: list[Described], remembered: set[Key], strict: bool
     ) -> tuple[dict[Key, Key], IncompatibleKeys]:
-        ours, here, there = self.described(), set(self._keys.values()), set(theirs)
+        ours = self.described()
+        trained, here, there = set(ours), set(self._keys.values()), set(theirs)
         # a parameter that was frozen when it was saved may have a memory from before
         frozen = remembered - {key for key, _, _ in theirs}
         missing = [_written(each) for each in ours if each not in there and each[0] not in frozen]
-        unexpected = [_written(each) for each in theirs if each not in set(ours)]
+        unexpected = [_written(each) for each in theirs if each not in trained]
         unexpected += sorted(map(str, frozen - here))
         if strict and (missing or unexpected):
             facts = [f"it lacks {', '.join(missing)}"] * bool(missing)
             facts += [f"it has {', '.join(unexpected)}, not trained here"] * bool(unexpected)
             remedy = "strict=False loads the part that fits"
             raise ValueError(f"cannot load the checkpoint: {'; '.join(facts)}: {remedy}")
-        fitting = {key: key for key, *_ in there & set(ours)} | {key: key for key in frozen & here}
+        fitting = {key: key for key, *_ in there & trained} | {key: key for key in frozen & here}
         return fitting, IncompatibleKeys(missing, unexpected)
 
     def _by_number(self, theirs: list[Described]) -> dict[Key, Key]:

@@ -121,3 +121,8 @@ def test_a_frozen_parameter_is_not_trained():
     two.requires_grad_(False)
     names = Names({"one": one, "two": two})
     assert [key for key, _, _ in names.described()] == ["one"]
+
+
+def test_a_checkpoint_from_before_the_first_step_has_nothing_to_load():
+    for names in (Names(), Names({"one": parameters(2)[0]})):
+        assert names.match([], [], strict=True) == ({}, ([], []))
