@@ -176,6 +176,22 @@ def test_the_entry_that_holds_the_gradients_is_found(tmp_path, tensors, wrapped)
         assert f"{name} (" in lines
 
 
+def test_a_folder_of_checkpoints_is_imported_without_their_other_files(tmp_path, tensors):
+    for step in (2, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        torch.save(tensors, folder / "pytorch_model.bin")
+        torch.save({"state": {0: {"exp_avg": torch.ones(3)}}}, folder / "optimizer.pt")
+        torch.save(torch.ones(4, dtype=torch.uint8), folder / "rng_state_0.pth")
+        torch.save({"seed": 1}, folder / "training_args.bin")
+    lines = imported([tmp_path], tmp_path / "run.zarr")
+    assert gradstats.open(tmp_path / "run.zarr").stream().steps.tolist() == [2, 10]
+    assert "files without gradients: optimizer.pt, rng_state_0.pth, training_args.bin" in lines
+    torch.save(tensors, tmp_path / "checkpoint-2/other.pt")
+    with pytest.raises(ValueError, match=r"same in '.*other' and '.*model'; give one file per"):
+        imported([tmp_path / "checkpoint-2", tmp_path / "checkpoint-10"], tmp_path / "x.zarr")
+
+
 def test_trees_are_named_by_their_paths_and_lists_by_places(tmp_path, tensors):
     torch.save({"params": {"dense": tensors}}, tmp_path / "a.pt")
     assert load(tmp_path / "a.pt").arrays.keys() == {"dense.w", "dense.b"}

@@ -88,7 +88,7 @@ class Layouts:
         others = {n: kind for n, (kind, _) in self._left_out.items() if n not in self._entries}
         if others:
             shown = ", ".join(f"{name} ({kind})" for name, kind in others.items())
-            yield f"left out {len(others)} entries without floating-point gradients: {shown}"
+            yield f"left out, no floating-point gradients: {shown}"
         yield from self._remarks
         for name, sources in self._lacking.items():
             if sources:
