@@ -92,6 +92,14 @@ def test_names_order_and_step_round_trip(tmp_path, tensors):
     assert gradstats.open(tmp_path / "run.zarr").stream().steps.tolist() == [5, 6]
 
 
+def test_arrays_and_numbers_of_numpy_in_a_file_of_torch_are_read(tmp_path, grads):
+    content = {"w": grads[0], "loss": np.float64(0.5), "step": np.int64(7), "n": np.arange(3)}
+    torch.save(content, tmp_path / "g.pt")
+    lines = imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
+    assert_same(read(tmp_path / "run.zarr"), {"w": torch.from_numpy(grads[0])})
+    assert "loss (float64), step (int64), n (int64)" in lines
+
+
 def test_a_file_of_before_torch_1_6_is_read(tmp_path, tensors):
     torch.save(tensors, tmp_path / "g.pt", _use_new_zipfile_serialization=False)
     imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
@@ -298,6 +306,7 @@ UNREADABLE = {
     "pickle": ("g.pkl", lambda file: file.write_bytes(b"1"), r"runs code: save .* numpy\.savez"),
     "shards": ("__0_0.distcp", lambda file: file.write_bytes(b"1"), "dcp_to_torch"),
     "junk": ("g.pt", lambda file: file.write_bytes(b"junk"), r"cannot read .*g\.pt as \.pt"),
+    "raw": ("g.bin", lambda file: file.write_bytes(bytes(99)), "it is no file of torch.save"),
     "empty": ("g.npz", lambda file: file.write_bytes(b""), r"g\.npz as \.npz: it is empty"),
     "no tensors": (
         "g.pt",

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gradstats.importing.formats import ALL, Content, load
+from gradstats.importing.entries import ALL
+from gradstats.importing.formats import Content, load
 from gradstats.importing.layouts import Layouts, rows_of
 from gradstats.importing.order import ORDERS
 from gradstats.importing.sources import Found, Source, find_sources

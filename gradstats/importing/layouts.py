@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradstats.importing.formats import MOST_NAMED, Content, Named
+from gradstats.importing.entries import MOST_NAMED
+from gradstats.importing.formats import Content, Named
 from gradstats.store import Parameter, parameter_table
 from gradstats.store.layout import dtype_name
 
