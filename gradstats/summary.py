@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.kernels.grid import GRIDS, Grid
+from gradstats.kernels.grid import GRIDS, GRIDS_1, Grid
+from gradstats.tensors import as_tensor
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.integer]
-BIN_BITS = 7  # of the mantissa that tell bins apart, on the grid of every dtype
+VERSION = 2  # of the grid
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -83,6 +84,8 @@ class Summary:
         fraction: sampling fraction: 1 for whole gradients, less for tracked elements.
         unit: the magnitude of a 1 of the grid: elements were counted after a division by it.
             Always 1, but for those that `scaled` cannot put on the grid again.
+        version: of the grid. Version 1, found in stores, has eight values per bin of float16 and
+            does not tell which values of float32 and float64 were once bfloat16.
     """
 
     dtype: str
@@ -100,11 +103,12 @@ class Summary:
     max_abs: float
     fraction: float = 1.0
     unit: float = 1.0
+    version: int = VERSION
 
     @cached_property
     def grid(self) -> Grid:
         """The bins of the dtype."""
-        return GRIDS[getattr(torch, self.dtype)]
+        return (GRIDS_1 if self.version == 1 else GRIDS)[getattr(torch, self.dtype)]
 
     @property
     def nonfinite(self) -> int:
@@ -115,6 +119,22 @@ class Summary:
     def nonzero(self) -> int:
         """Number of finite non-zero elements: the sample that families are fitted to."""
         return self.n - self.nonfinite - self.zeros
+
+    @property
+    def distinct(self) -> int:
+        """Number of distinct magnitudes that the bins tell apart: there may be more."""
+        return len(self.bins)
+
+    @cached_property
+    def points(self) -> NDArray[np.bool_]:
+        """Which bins hold a single magnitude, `[m]`."""
+        low, high = self.edges
+        return np.asarray(low == high)
+
+    @property
+    def point_share(self) -> float:
+        """Share of the non-zero elements whose magnitude is known exactly; 0 of none."""
+        return float(self.counts[self.points].sum()) / max(self.nonzero, 1)
 
     @cached_property
     def counts(self) -> Counts:
@@ -215,7 +235,7 @@ class Summary:
         if factor == 1 or not len(self.bins):
             return self.bins
         mantissa, exponent = math.frexp(factor)
-        octave = 1 << BIN_BITS
+        octave = self.grid.octave
         bins = self.bins.astype(np.int64) + (exponent - 1) * octave
         normal = min(int(self.bins[0]), int(bins[0])) >= octave
         if mantissa != 0.5 or not normal or int(bins[-1]) >= self.grid.first_nonfinite:
@@ -227,12 +247,22 @@ class Summary:
         bins = self._moved(self.unit / unit)
         return self if bins is None else replace(self, bins=bins, unit=unit)
 
+    def __radd__(self, other: int) -> Summary:
+        """Itself added to the 0 that `sum` begins with."""
+        return self if other == 0 else NotImplemented
+
     def __add__(self, other: Summary) -> Summary:
         """The summary of both parts together. Counts are exact; sums are added in float64.
+
+        A Summary of no elements adds to any other.
 
         Raises:
             ValueError: the grids, their units or the sampling fractions differ.
         """
+        if not isinstance(other, Summary):
+            return self if other == 0 else NotImplemented
+        if not self.n or not other.n:
+            return self if self.n else other
         if self.unit != other.unit:
             one, two = self._in_unit(other.unit), other._in_unit(self.unit)
             if one.unit == other.unit:
@@ -244,6 +274,11 @@ class Summary:
             raise ValueError(
                 f"cannot add summaries: dtype {self.dtype} at sampling fraction {self.fraction:g} "
                 f"and dtype {other.dtype} at {other.fraction:g}"
+            )
+        if self.version != other.version:
+            raise ValueError(
+                f"cannot add summaries: grid of {self.dtype} in version {self.version} and in "
+                f"version {other.version}; summarise the gradients again, or keep them apart"
             )
         bins = np.union1d(self.bins, other.bins)
         joint: dict[str, Any] = {"bins": bins}
@@ -285,16 +320,24 @@ def _share_above(low: Floats, high: Floats, threshold: float) -> Floats:
     return np.where(low > threshold, 1.0, np.where(high > threshold, inside, 0.0))
 
 
-def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float = 1.0) -> Summary:
+def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
     """Summarise a gradient in one pass at memory speed.
 
     Args:
-        data: a gradient of any shape, stride and device, float16, bfloat16, float32 or float64;
-            sparse tensors count their absent elements as zeros. A Summary is returned as it is.
+        data: a gradient of any shape, stride and device, float16, bfloat16, float32 or float64, as
+            a tensor or as anything that numpy takes for an array: of either byte order, read-only,
+            of xarray, zarr, pandas or jax, or nested lists of numbers. Masked elements and None
+            are absent; sparse tensors count their absent elements as zeros. A Summary is returned
+            as it is, and a list of gradients, such as `[p.grad for p in model.parameters()]`, is
+            summarised as one.
         fraction: the share of the gradient's elements that `data` is a random sample of.
 
+    Returns:
+        The Summary; of no elements for None.
+
     Raises:
-        TypeError: not a floating-point tensor or array.
+        TypeError: not floating-point numbers.
+        ValueError: a list of gradients whose dtypes differ.
 
     Example:
         >>> summary = summarize(torch.tensor([0.0, 1.0, -3.0, float("nan")]))
@@ -303,7 +346,9 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
     """
     if isinstance(data, Summary):
         return data
-    grad = _as_tensor(data)
+    if _is_list_of_gradients(data):
+        return sum((summarize(part, fraction=fraction) for part in data), summarize(None))
+    grad = as_tensor(data)
     numel = grad.numel()
     if grad.layout is not torch.strided:
         grad = grad.to_sparse_coo().coalesce().values()  # type: ignore[no-untyped-call]
@@ -335,7 +380,7 @@ def summarize_segments(
         >>> [part.n for part in parts], [part.max_abs for part in parts]
         ([2, 1], [1.0, 2.0])
     """
-    grad = _as_tensor(flat)
+    grad = as_tensor(flat)
     if grad.dim() != 1:
         raise ValueError(f"flat must have one dimension, got shape {tuple(grad.shape)}")
     ends = np.array([int(offset) for offset in offsets], np.int64)
@@ -350,6 +395,10 @@ def summarize_segments(
         _summary(tally, name, numel, fraction)
         for tally, numel in zip(tallies, sizes.tolist(), strict=True)
     ]
+
+
+def _is_list_of_gradients(data: Any) -> bool:
+    return isinstance(data, list | tuple) and any(hasattr(part, "dtype") for part in data)
 
 
 def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
@@ -385,11 +434,3 @@ def _in_memory_order(grad: Tensor) -> Tensor:
     """The elements one after another, copied only where they have gaps or repeat."""
     order = sorted(range(grad.dim()), key=lambda dim: grad.stride(dim), reverse=True)
     return grad.permute(order).reshape(-1).contiguous()
-
-
-def _as_tensor(data: Tensor | NDArray[np.floating]) -> Tensor:
-    tensor = torch.as_tensor(data).detach()
-    if tensor.dtype not in GRIDS:
-        known = ", ".join(grid.name for grid in GRIDS.values())
-        raise TypeError(f"gradient must have a dtype of {known}, got {tensor.dtype}")
-    return tensor
