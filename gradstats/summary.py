@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from gradstats.tensors import as_tensor
 Floats = NDArray[np.float64]
 Counts = NDArray[np.integer]
 VERSION = 2  # of the grid
+SAFE = (2.0**-450, 2.0**450)  # of max|g|: inside, sums of squares neither overflow nor underflow
+FEW = 1024  # elements, up to which ln|g| is summed one by one
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -68,6 +71,22 @@ class Moments:
     distinct: bool = True
 
 
+class Sums(NamedTuple):
+    """Sums of x, |x| and x² over the finite elements x = g/unit."""
+
+    unit: float
+    total: float
+    total_abs: float
+    total_sq: float
+
+    def over(self, unit: float) -> Sums:
+        """The same sums of g over another unit."""
+        factor = self.unit / unit
+        return Sums(
+            unit, self.total * factor, self.total_abs * factor, self.total_sq * factor * factor
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Summary:
     """Counts and sums of one gradient, or of any part of one.
@@ -86,6 +105,10 @@ class Summary:
             Always 1, but for those that `scaled` cannot put on the grid again.
         version: of the grid. Version 1, found in stores, has eight values per bin of float16 and
             does not tell which values of float32 and float64 were once bfloat16.
+        total_log: sum of ln|g| over the finite non-zero elements, of at most 1,024 elements;
+            None for others.
+        sums: the sums over a power of two near max|g|, where those of g itself leave float64:
+            1e200 squared. None for all others.
     """
 
     dtype: str
@@ -104,6 +127,8 @@ class Summary:
     fraction: float = 1.0
     unit: float = 1.0
     version: int = VERSION
+    total_log: float | None = field(default=None, compare=False)
+    sums: Sums | None = field(default=None, compare=False)
 
     @cached_property
     def grid(self) -> Grid:
@@ -153,18 +178,69 @@ class Summary:
         low, high = self.edges
         return (low + high) / 2
 
+    @cached_property
+    def logs(self) -> Floats:
+        """Ln of the centre of each bin, also where the centre itself underflows, `[m]`."""
+        low, high = self.grid.edges(self.bins.astype(np.int64))
+        return np.asarray(np.log(low / 2 + high / 2) + math.log(self.unit))
+
+    @property
+    def power(self) -> float:
+        """The largest power of two not above max|g|, inside the normal numbers of float64."""
+        return math.ldexp(1.0, min(max(math.frexp(self.max_abs)[1] - 1, -1000), 1000))
+
+    @property
+    def mean(self) -> float:
+        """Mean of the finite elements; NaN where there is none."""
+        finite = self.n - self.nonfinite
+        sums = self._sums()
+        return sums.total / finite * sums.unit if finite else math.nan
+
+    @property
+    def norm(self) -> float:
+        """The root of the sum of squares of the finite elements."""
+        sums = self._sums()
+        return math.sqrt(sums.total_sq) * sums.unit
+
+    def _sums(self) -> Sums:
+        """Sums that are in the range of float64: exact ones, or of the bins where those are lost.
+
+        They are lost in Summaries that were stored without `sums`.
+        """
+        if self.sums is not None:
+            return self.sums
+        own = Sums(1.0, self.total, self.total_abs, self.total_sq)
+        if _is_safe(self.max_abs):
+            return own
+        low, high = (edge / self.power for edge in self.edges)
+        centres = low / 2 + high / 2
+        signed = self.positive.astype(np.float64) - self.negative
+        squares = centres**2 + (high - low) ** 2 / 12
+        every = (signed @ centres, self.counts @ centres, self.counts @ squares)
+        return Sums(self.power, *map(float, every))
+
     def moments(self) -> Moments:
         """Moments of the finite non-zero magnitudes.
 
-        Mean and variance come from the exact sums, mean ln|g| from the bins.
+        Mean and variance come from the exact sums. So does mean ln|g| of few elements; of many it
+        comes from the bins, and moves with the exact mean as theirs does.
         """
-        n = self.nonzero
+        n, sums = self.nonzero, self._sums()
         if n == 0:
             return Moments(0, float("nan"), float("nan"))
-        mean = self.total_abs / n
-        var = max(self.total_sq - n * mean * mean, 0.0) / (n - 1) if n > 1 else float("nan")
-        mean_log = float(self.counts @ np.log(self.centres)) / n
-        return Moments(n, mean, var, mean_log, distinct=len(self.bins) > 1)
+        mean = sums.total_abs / n
+        var = max(sums.total_sq - n * mean * mean, 0.0) / (n - 1) if n > 1 else float("nan")
+        distinct = len(self.bins) > 1
+        return Moments(n, mean * sums.unit, var * sums.unit * sums.unit, self._mean_log, distinct)
+
+    @property
+    def _mean_log(self) -> float:
+        if self.total_log is not None:
+            return self.total_log / self.nonzero
+        top, sums, share = float(self.logs[-1]), self._sums(), self.counts / self.nonzero
+        binned = math.log(float(share @ np.exp(self.logs - top))) + top
+        exact = math.log(sums.total_abs / self.nonzero) + math.log(sums.unit)
+        return float(share @ self.logs) + exact - binned
 
     def excess(self, threshold: float) -> Moments:
         """Moments of x - threshold over the magnitudes x > threshold.
@@ -227,8 +303,11 @@ class Summary:
         unit = self.unit * factor
         bins = self._moved(unit)
         columns: dict[str, Any] = {"unit": unit} if bins is None else {"bins": bins, "unit": 1.0}
-        sums = {name: getattr(self, name) * factor for name in ("total", "total_abs", "max_abs")}
-        return replace(self, **columns, **sums, total_sq=self.total_sq * factor * factor)
+        if self.total_log is not None:
+            columns["total_log"] = self.total_log + self.nonzero * math.log(factor)
+        sums = self._sums()
+        sums = sums._replace(unit=sums.unit * factor)
+        return replace(self, **columns, **_in_range(sums, self.max_abs * factor))
 
     def _moved(self, factor: float) -> Counts | None:
         """The bins of what lies in these times a factor; None where the grid has no such bins."""
@@ -289,17 +368,46 @@ class Summary:
             joint[sign] = narrow(counts)
         joint |= {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
         joint["max_abs"] = max(self.max_abs, other.max_abs)
+        joint["total_log"] = None
+        if self.total_log is not None and other.total_log is not None:
+            joint["total_log"] = self.total_log + other.total_log
+        joint["sums"] = None
+        if not _is_safe(joint["max_abs"]):
+            unit = max(self, other, key=lambda part: part.max_abs).power
+            one, two = (part._sums().over(unit) for part in (self, other))
+            joint["sums"] = Sums(unit, *(a + b for a, b in zip(one[1:], two[1:], strict=True)))
         return replace(self, **joint)
 
     def __eq__(self, other: object) -> bool:
-        """Equality of every count and every sum, bit for bit."""
+        """Equality of every stored count and sum, bit for bit."""
         if not isinstance(other, Summary):
             return NotImplemented
         return all(
-            np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+            np.array_equal(getattr(self, f.name), getattr(other, f.name))
+            for f in fields(self)
+            if f.compare
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def of_sums(summary: Summary) -> Summary:
+    """A Summary whose sums, where those of g leave float64, were given over its `power`."""
+    if _is_safe(summary.max_abs):
+        return summary
+    sums = Sums(summary.power, summary.total, summary.total_abs, summary.total_sq)
+    return replace(summary, **_in_range(sums, summary.max_abs))
+
+
+def _is_safe(max_abs: float) -> bool:
+    return max_abs == 0 or SAFE[0] <= max_abs <= SAFE[1]
+
+
+def _in_range(sums: Sums, max_abs: float) -> dict[str, Any]:
+    """The fields of a Summary with these sums."""
+    own = sums.over(1.0)
+    fields_ = {"total": own.total, "total_abs": own.total_abs, "total_sq": own.total_sq}
+    return {**fields_, "max_abs": max_abs, "sums": None if _is_safe(max_abs) else sums}
 
 
 SUMMED = (
@@ -356,7 +464,7 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
     tally = kernels.count(present)
     absent = numel - len(present)
     tally = tally._replace(positive_zeros=tally.positive_zeros + absent)
-    return _summary(tally, GRIDS[grad.dtype].name, numel, fraction)
+    return _exact(_summary(tally, GRIDS[grad.dtype].name, numel, fraction), present)
 
 
 def summarize_segments(
@@ -392,13 +500,32 @@ def summarize_segments(
     tallies = kernels.count_segments(grad.contiguous(), ends)
     name = GRIDS[grad.dtype].name
     return [
-        _summary(tally, name, numel, fraction)
-        for tally, numel in zip(tallies, sizes.tolist(), strict=True)
+        _exact(_summary(tally, name, end - start, fraction), grad[start:end])
+        for tally, (start, end) in zip(tallies, pairwise(ends.tolist()), strict=True)
     ]
 
 
 def _is_list_of_gradients(data: Any) -> bool:
     return isinstance(data, list | tuple) and any(hasattr(part, "dtype") for part in data)
+
+
+def _exact(summary: Summary, present: Tensor) -> Summary:
+    """With the sums that one pass does not make: of logarithms, and out of the range of squares.
+
+    Args:
+        summary: of the elements.
+        present: the elements that are not absent, `[n]`.
+    """
+    more: dict[str, Any] = {}
+    if present.numel() <= FEW:
+        magnitudes = np.abs(present.double().cpu().numpy())
+        magnitudes = magnitudes[(magnitudes > 0) & (magnitudes < math.inf)]
+        more["total_log"] = float(np.log(magnitudes).sum())
+    if not _is_safe(summary.max_abs):
+        unit = summary.power
+        tally = kernels.count(present * (1 / unit))
+        more["sums"] = Sums(unit, tally.total, tally.total_abs, tally.total_sq)
+    return replace(summary, **more) if more else summary
 
 
 def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
