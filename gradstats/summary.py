@@ -326,11 +326,11 @@ class Summary:
         bins = self._moved(self.unit / unit)
         return self if bins is None else replace(self, bins=bins, unit=unit)
 
-    def __radd__(self, other: int) -> Summary:
+    def __radd__(self, other: object) -> Summary:
         """Itself added to the 0 that `sum` begins with."""
         return self if other == 0 else NotImplemented
 
-    def __add__(self, other: Summary) -> Summary:
+    def __add__(self, other: object) -> Summary:
         """The summary of both parts together. Counts are exact; sums are added in float64.
 
         A Summary of no elements adds to any other.
@@ -339,7 +339,7 @@ class Summary:
             ValueError: the grids, their units or the sampling fractions differ.
         """
         if not isinstance(other, Summary):
-            return self if other == 0 else NotImplemented
+            return NotImplemented
         if not self.n or not other.n:
             return self if self.n else other
         if self.unit != other.unit:
@@ -359,24 +359,7 @@ class Summary:
                 f"cannot add summaries: grid of {self.dtype} in version {self.version} and in "
                 f"version {other.version}; summarise the gradients again, or keep them apart"
             )
-        bins = np.union1d(self.bins, other.bins)
-        joint: dict[str, Any] = {"bins": bins}
-        for sign in ("positive", "negative"):
-            counts = np.zeros(len(bins), np.int64)
-            for part in (self, other):
-                counts[np.searchsorted(bins, part.bins)] += getattr(part, sign)
-            joint[sign] = narrow(counts)
-        joint |= {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
-        joint["max_abs"] = max(self.max_abs, other.max_abs)
-        joint["total_log"] = None
-        if self.total_log is not None and other.total_log is not None:
-            joint["total_log"] = self.total_log + other.total_log
-        joint["sums"] = None
-        if not _is_safe(joint["max_abs"]):
-            unit = max(self, other, key=lambda part: part.max_abs).power
-            one, two = (part._sums().over(unit) for part in (self, other))
-            joint["sums"] = Sums(unit, *(a + b for a, b in zip(one[1:], two[1:], strict=True)))
-        return replace(self, **joint)
+        return replace(self, **_joint_counts(self, other), **_joint_sums(self, other))
 
     def __eq__(self, other: object) -> bool:
         """Equality of every stored count and sum, bit for bit."""
@@ -389,6 +372,29 @@ class Summary:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _joint_counts(one: Summary, two: Summary) -> dict[str, Any]:
+    bins = np.union1d(one.bins, two.bins)
+    joint: dict[str, Any] = {"bins": bins}
+    for sign in ("positive", "negative"):
+        counts = np.zeros(len(bins), np.int64)
+        for part in (one, two):
+            counts[np.searchsorted(bins, part.bins)] += getattr(part, sign)
+        joint[sign] = narrow(counts)
+    return joint
+
+
+def _joint_sums(one: Summary, two: Summary) -> dict[str, Any]:
+    joint: dict[str, Any] = {name: getattr(one, name) + getattr(two, name) for name in SUMMED}
+    joint |= {"max_abs": max(one.max_abs, two.max_abs), "total_log": None, "sums": None}
+    if one.total_log is not None and two.total_log is not None:
+        joint["total_log"] = one.total_log + two.total_log
+    if not _is_safe(joint["max_abs"]):
+        unit = max(one, two, key=lambda part: part.max_abs).power
+        parts = (part._sums().over(unit)[1:] for part in (one, two))
+        joint["sums"] = Sums(unit, *map(sum, zip(*parts, strict=True)))
+    return joint
 
 
 def of_sums(summary: Summary) -> Summary:
@@ -464,7 +470,7 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
     tally = kernels.count(present)
     absent = numel - len(present)
     tally = tally._replace(positive_zeros=tally.positive_zeros + absent)
-    return _exact(_summary(tally, GRIDS[grad.dtype].name, numel, fraction), present)
+    return _exact(of_tally(tally, GRIDS[grad.dtype].name, numel, fraction), present)
 
 
 def summarize_segments(
@@ -500,7 +506,7 @@ def summarize_segments(
     tallies = kernels.count_segments(grad.contiguous(), ends)
     name = GRIDS[grad.dtype].name
     return [
-        _exact(_summary(tally, name, end - start, fraction), grad[start:end])
+        _exact(of_tally(tally, name, end - start, fraction), grad[start:end])
         for tally, (start, end) in zip(tallies, pairwise(ends.tolist()), strict=True)
     ]
 
@@ -528,7 +534,8 @@ def _exact(summary: Summary, present: Tensor) -> Summary:
     return replace(summary, **more) if more else summary
 
 
-def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
+def of_tally(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
+    """What was counted of `numel` elements, as a Summary."""
     return Summary(
         dtype=dtype,
         bins=narrow(tally.bins),

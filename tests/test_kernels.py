@@ -8,7 +8,7 @@ import torch
 
 from gradstats import kernels
 from gradstats.kernels import cpu, eager
-from gradstats.kernels.grid import GRIDS, round_down
+from gradstats.kernels.grid import GRIDS, _pattern, round_down
 
 DTYPES = tuple(GRIDS)
 ROWS = ("bins", "positive", "negative")
@@ -61,7 +61,7 @@ def expected_counts(values):
 def same_pair(actual, expected):
     """Equal indices, and values that are equal bit by bit."""
     (indices, values), (other_indices, other_values) = actual, expected
-    bits = eager._pattern(values), eager._pattern(other_values)
+    bits = _pattern(values), _pattern(other_values)
     return torch.equal(indices, other_indices) and torch.equal(*bits)
 
 
@@ -168,7 +168,7 @@ def test_round_down_is_the_largest_value_not_above(dtype):
     rng = np.random.default_rng(3)
     for threshold in [0.0, 1.0, 1e-46, 1e300, *np.exp(rng.uniform(-8, 8, 300)).tolist()]:
         low = round_down(threshold, dtype)
-        pattern = torch.tensor([low], dtype=dtype).view(eager._pattern(specials(dtype)).dtype) + 1
+        pattern = torch.tensor([low], dtype=dtype).view(_pattern(specials(dtype)).dtype) + 1
         assert low <= threshold < pattern.view(dtype).item()
 
 

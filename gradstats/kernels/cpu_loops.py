@@ -396,7 +396,7 @@ def take_rows(
 
     A key has one bin per table, in the order of the tables.
     """
-    finite = np.int64(keys.infinity) >> keys.shift
+    finite: Any = np.int64(keys.infinity) >> keys.shift
     kinds = tables.shape[0]
     positives, negatives = tables, tables[:, keys.half :]
     for page in range(low // PAGE * PAGE, high + 1, PAGE):

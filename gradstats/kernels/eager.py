@@ -7,7 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, Grid, Tally, _pattern, round_down, rows, sparse, tally_16_bit
+from gradstats.kernels.grid import (
+    GRIDS,
+    Grid,
+    Tally,
+    round_down,
+    rows,
+    sparse,
+    tally_16_bit,
+)
 
 BLOCK = 1 << 20  # elements whose float64 copies are alive at one time
 
@@ -42,7 +50,7 @@ def count(values: Tensor) -> Tally:
 def _counted(values: Tensor, grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The signs and bins that there are, rising, and how many values have them."""
     size = 2 * grid.bins
-    keys = (_keys(_pattern(block), grid) for block in torch.split(values, BLOCK))
+    keys = (grid.keys(block) for block in torch.split(values, BLOCK))
     if 8 * len(values) < size:  # sorting them is cheaper than a table
         found = torch.unique(next(keys), return_counts=True)
         return found[0].cpu().numpy(), found[1].cpu().numpy()
@@ -50,15 +58,6 @@ def _counted(values: Tensor, grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.
     for block in keys:
         counts += torch.bincount(block, minlength=size)
     return sparse(counts.cpu().numpy())
-
-
-def _keys(patterns: Tensor, grid: Grid) -> Tensor:
-    wide = patterns.to(torch.int64)
-    signed_cells = (wide >> grid.shift) & (2 * grid.cells - 1)
-    if grid.kinds == 1:
-        return signed_cells
-    rest = (wide & ((1 << grid.shift) - 1)) != 0
-    return 2 * signed_cells + rest
 
 
 def _finite_sums(block: Tensor) -> Tensor:

@@ -91,6 +91,14 @@ class Grid:
         """The bin of infinity; NaNs lie in it and above."""
         return self.kinds * (INFINITY[self.dtype] >> self.shift)
 
+    def keys(self, values: Tensor) -> Tensor:
+        """Sign and bin of each value, int64 of its shape: negative ones come after `bins`."""
+        patterns = _pattern(values).to(torch.int64)
+        cells = (patterns >> self.shift) & (2 * self.cells - 1)
+        if self.kinds == 1:
+            return cells
+        return 2 * cells + ((patterns & ((1 << self.shift) - 1)) != 0)
+
     def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Smallest and largest magnitude of each bin, both inclusive: `[m]`, `[m]`."""
         cell, kind = np.divmod(bins.astype(np.int64), self.kinds)
