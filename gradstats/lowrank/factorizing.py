@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from gradstats.lowrank.filling import fill
 from gradstats.lowrank.replacing import adopt, heirs, low_rank, put
 from gradstats.lowrank.rules import Matrix, Shapes, matrices_of, numel_after, rank_of
-from gradstats.lowrank.staying import FACTORED, KEPT, LOW_RANK, NORMS, Places, layers, why_kept
+from gradstats.lowrank.staying import FACTORED, LOW_RANK, WITHOUT_A_RULE, Places, layers, why_kept
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Factorization:
 
     model: nn.Module
     changes: tuple[Change, ...]
-    replaced: dict[Tensor, tuple[nn.Parameter, ...]] = field(repr=False, default_factory=dict)
+    replaced: dict[Tensor, tuple[Tensor, ...]] = field(repr=False, default_factory=dict)
 
     @property
     def before(self) -> int:
@@ -109,7 +109,7 @@ class Plan:
 
     changes: list[Change]
     layers: list[tuple[nn.Module, nn.Module]]
-    replaced: dict[Tensor, tuple[nn.Parameter, ...]]
+    replaced: dict[Tensor, tuple[Tensor, ...]]
     names: dict[Tensor, str]
 
     def carried_out(self, model: nn.Module) -> Factorization:
@@ -231,7 +231,8 @@ def _check(model: nn.Module, settings: Settings) -> None:
         f"{name} ({type(layer).__name__})"
         for name, layer in layers(model)
         if type(layer).__module__.startswith("torch.nn")
-        and not isinstance(layer, (*FACTORED, *KEPT, *NORMS))
+        and isinstance(layer, WITHOUT_A_RULE)
+        and not isinstance(layer, FACTORED)
         and not nn.utils.parametrize.is_parametrized(layer)
         and not _matches(name, settings.keep)
     ]

@@ -93,10 +93,10 @@ class LowRankConv2d(nn.Module):
     @property
     def weight(self) -> Tensor:
         """U Vᵀ of each group, `[out, in/groups, height, width]`; without an extra norm."""
+        first, second = self.first.weight, self.second.weight
         groups = self.first.groups
-        second = self.second.weight.flatten(1).unflatten(0, (groups, -1))
-        product = second @ self.first.weight.flatten(1).unflatten(0, (groups, -1))
-        return product.flatten(0, 1).unflatten(1, self.first.weight.shape[1:])
+        product = second.view(groups, -1, self.rank) @ first.reshape(groups, self.rank, -1)
+        return product.view(len(second), *first.shape[1:])
 
     @property
     def bias(self) -> Tensor | None:
@@ -148,8 +148,12 @@ class LowRankAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`, of batches."""
-        if not self.batch_first:
+        """As `nn.MultiheadAttention`, of batches or of one sequence."""
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = (each.unsqueeze(0) for each in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
             query, key, value = (each.transpose(0, 1) for each in (query, key, value))
         q, k, v = (
             self._heads(project(each))
@@ -160,10 +164,12 @@ class LowRankAttention(nn.Module):
         weights = scores.softmax(-1)
         mixed = functional.dropout(weights, self.dropout, self.training) @ v
         out = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        out = out if self.batch_first else out.transpose(0, 1)
-        if not need_weights:
-            return out, None
-        return out, weights.mean(1) if average_attn_weights else weights
+        weights = weights.mean(1) if average_attn_weights else weights
+        if not batched:
+            out, weights = out.squeeze(0), weights.squeeze(0)
+        elif not self.batch_first:
+            out = out.transpose(0, 1)
+        return out, weights if need_weights else None
 
     def _heads(self, x: Tensor) -> Tensor:
         """`[B, T, D]` to `[B, heads, T, D/heads]`."""

@@ -40,10 +40,11 @@ def rebuilt(
     groups = _groups(optimizer, replaced, names or {})
     passed = [{k: v for k, v in each.items() if k in (*others, "params")} for each in groups]
     remedy = "factorize(model, warm=True) and make the optimizer anew"
+    arguments: Settings = {first: passed, **settings}
     try:
-        fresh: Optimizer = kind(**{first: passed}, **settings)
+        fresh = kind(**arguments)
     except Exception as error:
-        fact = f"{type(error).__name__}: {error}; it got {', '.join([first, *settings])}"
+        fact = f"{type(error).__name__}: {error}; it got {', '.join(arguments)}"
         raise ValueError(f"cannot make a new {kind.__name__}: {fact}; {remedy}") from error
     held = [[id(p) for p in group["params"]] for group in getattr(fresh, "param_groups", [])]
     if held != [[id(_tensor(p)) for p in group["params"]] for group in groups]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradstats.lowrank.layers import LowRankAttention, LowRankConv2d, LowRankLinear
 from gradstats.lowrank.recurrent import LowRankCell, LowRankLSTM
 
-Heirs = dict[Tensor, tuple[nn.Parameter, ...]]
+Heirs = dict[Tensor, tuple[Tensor, ...]]
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -46,7 +46,7 @@ def heirs(new: nn.Module, layer: nn.Module) -> Heirs:
     return dict(_heirs(new, layer))
 
 
-def _heirs(new: nn.Module, layer: nn.Module) -> Iterator[tuple[Tensor, tuple[nn.Parameter, ...]]]:
+def _heirs(new: nn.Module, layer: nn.Module) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     if isinstance(new, LowRankLinear | LowRankConv2d):
         norm = tuple(new.norm.parameters()) if isinstance(new, LowRankConv2d) else ()
         yield from _of_product(new, layer.weight, layer.bias, norm)
@@ -58,8 +58,8 @@ def _heirs(new: nn.Module, layer: nn.Module) -> Iterator[tuple[Tensor, tuple[nn.
 
 
 def _of_product(
-    new: LowRankLinear | LowRankConv2d, weight: Any, bias: Any, norm: tuple[nn.Parameter, ...] = ()
-) -> Iterator[tuple[Tensor, tuple[nn.Parameter, ...]]]:
+    new: LowRankLinear | LowRankConv2d, weight: Any, bias: Any, norm: tuple[Tensor, ...] = ()
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     yield weight, (new.first.weight, new.second.weight, *norm)
     if bias is not None and new.second.bias is not None:
         yield bias, (new.second.bias, *norm)
@@ -67,7 +67,7 @@ def _of_product(
 
 def _of_cell(
     cell: LowRankCell, lstm: nn.LSTM, name: str
-) -> Iterator[tuple[Tensor, tuple[nn.Parameter, ...]]]:
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     for kind in ("ih", "hh"):
         factors = getattr(cell, f"first_{kind}"), getattr(cell, f"second_{kind}")
         yield getattr(lstm, f"weight_{kind}{name}"), factors
@@ -77,10 +77,10 @@ def _of_cell(
 
 def _of_attention(
     new: LowRankAttention, layer: nn.MultiheadAttention
-) -> Iterator[tuple[Tensor, tuple[nn.Parameter, ...]]]:
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     projections = (new.query, new.key, new.value)
     factors = [(each.first.weight, each.second.weight) for each in projections]
-    if layer.in_proj_weight is not None:
+    if layer._qkv_same_embed_dim:
         yield layer.in_proj_weight, tuple(factor for pair in factors for factor in pair)
     else:
         weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)

@@ -15,6 +15,7 @@ from gradstats.lowrank.recurrent import LowRankLSTM
 LOW_RANK = (LowRankLinear, LowRankConv2d, LowRankLSTM, LowRankAttention)
 FACTORED = (nn.Linear, nn.Conv2d, nn.LSTM, nn.MultiheadAttention)
 KEPT = (nn.Embedding, nn.EmbeddingBag)  # by design, as published
+WITHOUT_A_RULE = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 NORMS = (nn.LayerNorm, nn.RMSNorm)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STATE_HOOKS = (
@@ -78,7 +79,7 @@ class Places:
             return f"kept: {listed[0]} holds it too, which is not a module"
         owners = [owner for p in layer.parameters() for owner in self._owners[_key(p)]]
         inner = [parent for module in own - {layer} for parent in self._parents[id(module)]]
-        others = {name for name, module in (*owners, *inner) if module not in own}
+        others = {name or "the model" for name, m in (*owners, *inner) if m not in own}
         return f"kept: tied with {', '.join(sorted(others))}" if others else ""
 
 
