@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstats.lowrank.factorizing import FACTORED, Factorization
+from gradstats.lowrank.factorizing import Factorization
+from gradstats.lowrank.staying import FACTORED
 from gradstats.lowrank.warming import warm_start
 
 EARLIEST = 15  # epochs
