@@ -163,29 +163,52 @@ def capture(
 
 @app.command(name="import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help=".npy, .npz, .pt or .safetensors files.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files, folders or patterns: .npy, .npz, .pt, .safetensors, .h5 …"),
+    ],
     out: Annotated[Path, typer.Option(help="The run to write.")],
     workers: Annotated[
-        int, typer.Option(help="So many files in a row are those of one step's workers.")
+        int,
+        typer.Option(help="Number of consecutive files of one step, one per worker."),
     ] = 1,
+    order: Annotated[
+        str, typer.Option(help="natural: by the numbers in the paths; given: as they are given.")
+    ] = "natural",
+    step_from: Annotated[
+        str, typer.Option(metavar="REGEX", help="Its group in the path is the step's number.")
+    ] = "",
+    rows: Annotated[
+        bool, typer.Option(help="The first axis of every array counts the steps.")
+    ] = False,
+    key: Annotated[
+        str, typer.Option(metavar="NAME", help="Entry that holds the gradients; *: all entries.")
+    ] = "",
     if_exists: Annotated[str, typer.Option(help="error or overwrite.")] = "error",
 ) -> None:
-    """Make a run of gradients that were saved elsewhere, one file a step and worker."""
-    from gradstats.importing import import_gradients
+    """Make a run of gradients that were saved elsewhere, one file per step and worker."""
+    from gradstats.importing import ORDERS, import_gradients
 
     if if_exists not in ("error", "overwrite"):
         raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
+    if order not in ORDERS:
+        raise typer.BadParameter(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     with bar() as advance:
         store = import_gradients(
             files,
             out,
             workers=workers,
+            order=order,
+            step_from=step_from,
+            rows=rows,
+            key=key,
             if_exists=if_exists,
             progress=lambda i, n: advance("import", i, n),
+            say=say,
         )
     with store:
-        rows = len(store.stream())
-    say(f"{out}: {rows} rows" + (f" of {workers} workers each" if workers > 1 else ""))
+        written, of_each = len(store.stream()), len(store.workers)
+    say(f"{out}: {written} rows" + (f" of {of_each} workers each" if of_each > 1 else ""))
 
 
 @app.command()
