@@ -29,8 +29,8 @@ lint: style             ## ruff, mypy --strict: a minute the first time, then tw
 fast: style             ## what to run on every change: ruff and all tests but those marked slow, about three minutes
 	$(PYTEST) -m 'not slow and not soak'
 
-test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, twelve to twenty minutes
-	$(PYTEST)
+test: style             ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, twelve to twenty minutes
+	@$(BIN)/mypy --num-workers $(WORKERS) & types=$$!; $(PYTEST); tests=$$?; wait $$types && exit $$tests
 
 soak: $(READY)          ## the full numbers of the tests marked soak: about ten minutes, 4 GB of memory
 	$(BIN)/python analyses/07_soak/run.py

@@ -176,7 +176,9 @@ def test_methods_that_send_too_little_come_last_and_are_not_advised():
     assert list(ranked["behind"]) == [False, False, False, True]
     assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")
     open_loop = [
-        line | {"feedback": "none", "error": line["residual_ratio"] / 10} for line in lines[1:]
+        line
+        | {"feedback": "none", "error": line["residual_ratio"] / 10, "residual_ratio": math.nan}
+        for line in lines[1:]
     ]
     unfed = ranked_of(method("bf16"), *open_loop, network=SLOW_LINKS)
     assert list(unfed["method"]) == ["topk", "dgc", "bf16", "threshold"]
@@ -199,6 +201,33 @@ def test_a_method_that_sends_too_much_does_not_set_the_bar():
     ranked = ranked_of(method("bf16"), greedy, exact, network=SLOW_LINKS)
     assert not ranked["behind"].any()
     assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")
+
+
+def test_a_method_without_feedback_is_held_to_the_bar_by_its_error():
+    """It holds nothing back: what it loses stands for ‖e‖/‖g‖, or noise would be advised."""
+    exact = method("topk(0.01)", residual_ratio=3.0, **SPARSE)
+    lines = [
+        method(name, bits=bits, error=error, encode_seconds=0.0)
+        for name, bits, error in (("qsgd", 0.02, 4.4), ("terngrad", 0.01, 4.6))
+    ]
+    ranked = ranked_of(method("bf16"), exact, *lines, network=SLOW_LINKS)
+    assert list(ranked["method"]) == ["qsgd", "topk", "bf16", "terngrad"]
+    assert list(ranked["behind"]) == [False, False, False, True]
+    assert advice(ranked, SLOW_LINKS).startswith("Use qsgd")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "begins"),
+    [(0.79, "Use ef(topk(0.01))"), (0.81, "Do not compress"), (1.2, "Do not compress")],
+)
+def test_an_advice_needs_a_fifth_of_the_time(seconds, begins):
+    """On links without end, where an exchange is its encoding: bf16 takes a second."""
+    network = Network(8, math.inf, 0.0)
+    dense = method("bf16", encode_seconds=0.6, decode_seconds=0.4)
+    sparse = method("topk(0.01)", encode_seconds=seconds, decode_seconds=0.0, bits=0.5)
+    sentence = advice(ranked_of(dense, sparse, network=network), network)
+    assert sentence.startswith(begins)
+    assert ("saves 19%, too little" in sentence) == (seconds == 0.81)
 
 
 def test_a_small_saving_is_not_advised():

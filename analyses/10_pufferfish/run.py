@@ -30,8 +30,8 @@ NETWORKS = {"10 Gbit/s": Network(), "1 Gbit/s": Network(bandwidth=1e9 / 8)}
 def task_of(name: str, options: argparse.Namespace) -> Task:
     """The task at its scale."""
     if name == "pictures":
-        width, batch, limit = (4, 8, 500) if options.quick else (16, 32, 20_000)
-        return pictures(options.data, width=width, batch=batch, limit=limit)
+        width, batch, seen, held = (4, 4, 100, 50) if options.quick else (16, 32, 20_000, 1_000)
+        return pictures(options.data, width=width, batch=batch, seen=seen, held=held)
     return words(options.data, size=16 if options.quick else 200, batch=4 if options.quick else 10)
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
     options.steps = (
-        {"pictures": 8, "words": 8} if options.quick else {"pictures": 400, "words": 600}
+        {"pictures": 4, "words": 4} if options.quick else {"pictures": 400, "words": 600}
     )
     options.judged, options.timed = (2, 2) if options.quick else (8, 10)
     report: dict[str, Any] = {

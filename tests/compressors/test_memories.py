@@ -132,6 +132,31 @@ def test_a_nan_is_delivered_once():
         assert sent[1:].isfinite().all()
 
 
+def stepped(member, way, grad, state, rng):
+    """(Decoded, state) of a step, by the encoding or by the exchange of one worker."""
+    if way == "encode":
+        payload, state = member.encode(grad.clone(), state, rng)
+        return payload.decode(), state
+    (step,) = simulate([member.exchange(grad.clone(), state, rng)])
+    return step.sent.decode(), step.state
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("spec", ["topk(0.5)", "none", "sign", "randomk(0.3)"])
+@pytest.mark.parametrize("way", ["encode", "exchange"])
+def test_what_is_broken_waits_until_it_is_delivered_and_no_longer(way, spec, value):
+    """Hidden it would never be seen, and taken from itself it would be NaN for ever."""
+    grad, member = gradients()[0], compressor(f"ef({spec})")
+    state, delivered = member.init(grad), []
+    for i in range(12):
+        now = grad.clone()
+        now[3] = value if i == 0 else grad[3]
+        sent, state = stepped(member, way, now, state, Rng(step=i))
+        delivered.append(not sent[3].isfinite())
+        assert bool(state.residual[3].isfinite()) == any(delivered), i
+    assert delivered.count(True) == 1
+
+
 def test_warm_up_follows_the_published_schedule():
     member = compressor("warmup(topk(0.001), stages=4, steps=2)")
     grad = torch.randn(100_000, generator=torch.Generator().manual_seed(0))

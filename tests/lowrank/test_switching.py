@@ -94,6 +94,19 @@ def test_no_switch_while_a_rank_falls():
     assert tracker.ranks["0"] in (20, 21)
 
 
+def test_a_rank_that_swings_does_not_stand_still():
+    """A rank more and a rank less by turns of three epochs: slopes of either sign add up to 0."""
+    tracker = RankTracker(model_of(np.ones(40)))
+    told = []
+    for epoch in range(48):
+        alike = (30, 36, 40, 34)[epoch // 3 % 4]
+        with torch.no_grad():
+            flat = np.r_[np.ones(alike), np.zeros(40 - alike)]
+            tracker._model[0].weight.copy_(model_of(flat)[0].weight)
+        told.append(tracker.update())
+    assert not any(told)
+
+
 @pytest.mark.parametrize("settings", [{"still": 0.0}, {"earliest": 1}, {"earliest": 2.5}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match="still must be positive and earliest at least 2"):
