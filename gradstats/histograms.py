@@ -60,7 +60,7 @@ def summarize_counts(values: Any, counts: Any) -> Summary:
         total_sq=sums[2],
         max_abs=float(np.abs(x).max(initial=0.0)),
     )
-    return of_tally(tally, grid.name, int(often.sum()), 1.0)
+    return of_tally(tally, grid.name, int(often.sum()))
 
 
 def summarize_histogram(counts: Any, edges: Any) -> Summary:

@@ -470,7 +470,9 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
     tally = kernels.count(present)
     absent = numel - len(present)
     tally = tally._replace(positive_zeros=tally.positive_zeros + absent)
-    return _exact(of_tally(tally, GRIDS[grad.dtype].name, numel, fraction), present)
+    (total_log,) = _log_sums(present, [0, len(present)])
+    summary = of_tally(tally, GRIDS[grad.dtype].name, numel, fraction, total_log)
+    return _with_safe_sums(summary, present)
 
 
 def summarize_segments(
@@ -505,9 +507,10 @@ def summarize_segments(
         raise ValueError(f"offsets must rise from 0 to {grad.numel()}, got {shown}")
     tallies = kernels.count_segments(grad.contiguous(), ends)
     name = GRIDS[grad.dtype].name
+    segments = zip(tallies, pairwise(ends.tolist()), _log_sums(grad, ends), strict=True)
     return [
-        _exact(of_tally(tally, name, end - start, fraction), grad[start:end])
-        for tally, (start, end) in zip(tallies, pairwise(ends.tolist()), strict=True)
+        _with_safe_sums(of_tally(tally, name, end - start, fraction, log), grad[start:end])
+        for tally, (start, end), log in segments
     ]
 
 
@@ -515,26 +518,39 @@ def _is_list_of_gradients(data: Any) -> bool:
     return isinstance(data, list | tuple) and any(hasattr(part, "dtype") for part in data)
 
 
-def _exact(summary: Summary, present: Tensor) -> Summary:
-    """With the sums that one pass does not make: of logarithms, and out of the range of squares.
-
-    Args:
-        summary: of the elements.
-        present: the elements that are not absent, `[n]`.
-    """
-    more: dict[str, Any] = {}
-    if present.numel() <= FEW:
-        magnitudes = np.abs(present.double().cpu().numpy())
-        magnitudes = magnitudes[(magnitudes > 0) & (magnitudes < math.inf)]
-        more["total_log"] = float(np.log(magnitudes).sum())
-    if not _is_safe(summary.max_abs):
-        unit = summary.power
-        tally = kernels.count(present * (1 / unit))
-        more["sums"] = Sums(unit, tally.total, tally.total_abs, tally.total_sq)
-    return replace(summary, **more) if more else summary
+def _with_safe_sums(summary: Summary, present: Tensor) -> Summary:
+    """With sums over `power` where those of the elements leave the range of squares."""
+    if _is_safe(summary.max_abs):
+        return summary
+    tally = kernels.count(present * (1 / summary.power))
+    return replace(summary, sums=Sums(summary.power, tally.total, tally.total_abs, tally.total_sq))
 
 
-def of_tally(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
+def _log_sums(flat: Tensor, ends: Sequence[int] | NDArray[np.int64]) -> list[float | None]:
+    """Sum of ln|g| over each segment of at most FEW elements; None for others."""
+    spans = list(pairwise(np.asarray(ends).tolist()))
+    few = [i for i, (start, end) in enumerate(spans) if end - start <= FEW]
+    found: list[float | None] = [None] * len(spans)
+    if not few:
+        return found
+    parts = [flat[start:end] for start, end in (spans[i] for i in few)]
+    magnitudes = np.abs(torch.cat(parts).double().cpu().numpy())
+    counted = (magnitudes > 0) & (magnitudes < math.inf)
+    logs = np.log(magnitudes, out=np.zeros_like(magnitudes), where=counted)
+    segment = np.repeat(np.arange(len(few)), [len(part) for part in parts])
+    sums = np.bincount(segment, logs, len(few)).tolist()
+    for i, total in zip(few, sums, strict=True):
+        found[i] = total
+    return found
+
+
+def of_tally(
+    tally: kernels.Tally,
+    dtype: str,
+    numel: int,
+    fraction: float = 1.0,
+    total_log: float | None = None,
+) -> Summary:
     """What was counted of `numel` elements, as a Summary."""
     return Summary(
         dtype=dtype,
@@ -551,6 +567,7 @@ def of_tally(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> S
         total_sq=tally.total_sq,
         max_abs=tally.max_abs,
         fraction=fraction,
+        total_log=total_log,
     )
 
 

@@ -221,7 +221,11 @@ def _own_tables(grid: Grid) -> NDArray[np.int32]:
 
 def _added(tables: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
     """All copies together, `[kinds, keys]`."""
-    return np.asarray(sum(each[..., :-PADDING].sum(axis=1, dtype=np.int64) for each in tables))
+    copies = [each[:, i, :-PADDING] for each in tables for i in range(each.shape[1])]
+    whole = copies[0].astype(np.int64)
+    for each in copies[1:]:
+        whole += each
+    return whole
 
 
 def _rows(
@@ -230,7 +234,7 @@ def _rows(
     """Bins and the elements of either sign in them, of tables that become empty."""
     loops.drop_zeros(counts[:, np.newaxis], keys, special)
     rows = np.empty((3, counts.size // 2), np.int64)
-    return rows[:, : loops.take_rows(counts, keys, 0, keys.half - 1, rows, 0)]
+    return rows[:, : loops.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
 
 
 def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int64]:

@@ -167,12 +167,13 @@ def count_range(
     sums: NDArray[Any],
     largest: NDArray[Any],
     zeros: NDArray[Any],
-) -> None:
-    """Sum every block of a vector, and count its keys.
+) -> int:
+    """Sum every block of a vector, and count its keys; return how many points are not 0.
 
     Points, the patterns with no bit below their key, have a table of their own, `counts[0]`. A
     block of points alone is counted there at once; from one that has some they are moved.
     """
+    found = 0
     for block in range(sums.shape[0]):
         here = slice(block * BLOCK, (block + 1) * BLOCK)
         bits = patterns[here]
@@ -189,6 +190,8 @@ def count_range(
                 count_nonzero(heads[here], shift, bits, keys.magnitude, table)
         if either < points < bits.size:
             move_points(heads[here], shift, bits, keys, counts)
+        found += points - either
+    return found
 
 
 class Keys(NamedTuple):
@@ -251,7 +254,7 @@ def tally_wide(
         here = slice(ends[i], ends[i + 1])
         bits, special = patterns[here], found.specials[i]
         last = first + (bits.size + BLOCK - 1) // BLOCK
-        count_range(
+        points = count_range(
             bits,
             values[here],
             heads[here],
@@ -269,11 +272,13 @@ def tally_wide(
         if high >= np.int64(keys.infinity):
             count_nonfinite(bits, keys, special)
         low, high = low >> keys.shift, high >> keys.shift
-        for kind in range(2):
+        first_kind = 0 if points else 1
+        for kind in range(first_kind, 2):
             join_tables(counts[kind], keys, low, high)
         drop_zeros(counts, keys, special)
-        place = found.row_ends[i]
-        found.row_ends[i + 1] = take_rows(counts[:, 0], keys, low, high, found.rows, place)
+        tables, place = counts[:, 0], found.row_ends[i]
+        place = take_rows(tables, first_kind, keys, low, high, found.rows, place)
+        found.row_ends[i + 1] = place
         first = last
 
 
@@ -299,7 +304,7 @@ def tally_16_bit(
         if high >= np.int64(keys.infinity):
             found.largest[i] = count_nonfinite(bits, keys, special)
         place = found.row_ends[i]
-        found.row_ends[i + 1] = take_rows(counts[:, 0], keys, low, high, found.rows, place)
+        found.row_ends[i + 1] = take_rows(counts[:, 0], 0, keys, low, high, found.rows, place)
 
 
 @jit
@@ -390,11 +395,17 @@ def take_list(
 
 @jit
 def take_rows(
-    tables: NDArray[Any], keys: Keys, low: int, high: int, rows: NDArray[Any], place: int
+    tables: NDArray[Any],
+    first: int,
+    keys: Keys,
+    low: int,
+    high: int,
+    rows: NDArray[Any],
+    place: int,
 ) -> int:
     """Move the keys from low to high out of the tables; those of finite values become rows.
 
-    A key has one bin per table, in the order of the tables.
+    A key has one bin per table, in the order of the tables; those before the first are empty.
     """
     finite: Any = np.int64(keys.infinity) >> keys.shift
     kinds = tables.shape[0]
@@ -402,17 +413,17 @@ def take_rows(
     for page in range(low // PAGE * PAGE, high + 1, PAGE):
         whole = slice(page, page + PAGE)
         held = False
-        for kind in range(kinds):
+        for kind in range(first, kinds):
             held |= not (empty(positives[kind, whole]) and empty(negatives[kind, whole]))
         if not held:
             continue
         for key in range(page, min(page + PAGE, finite)):
-            for kind in range(kinds):
+            for kind in range(first, kinds):
                 if positives[kind, key] | negatives[kind, key]:
                     rows[0, place] = kinds * key + kind
                     rows[1, place] = positives[kind, key]
                     rows[2, place] = negatives[kind, key]
                     place += 1
-        positives[:, whole] = 0
-        negatives[:, whole] = 0
+        positives[first:, whole] = 0
+        negatives[first:, whole] = 0
     return place
