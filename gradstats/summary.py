@@ -160,9 +160,10 @@ class Summary:
 
     @cached_property
     def logs(self) -> Floats:
-        """Ln of the centre of each bin, also where the centre itself underflows, `[m]`."""
+        """Ln of the centre of each bin, at most of max|g|; no centre underflows in it: `[m]`."""
         low, high = self.grid.edges(self.bins.astype(np.int64))
-        return np.asarray(np.log(low / 2 + high / 2) + math.log(self.unit))
+        logs = np.log(low / 2 + high / 2) + math.log(self.unit)
+        return np.minimum(logs, math.log(self.max_abs)) if len(logs) else logs
 
     @property
     def power(self) -> float:
@@ -339,8 +340,10 @@ class Summary:
         joint["sums"] = None
         if not _is_safe(joint["max_abs"]):
             unit = max(self, other, key=lambda part: part.max_abs).power
-            one, two = (part._sums().over(unit) for part in (self, other))
-            joint["sums"] = Sums(unit, *(a + b for a, b in zip(one[1:], two[1:], strict=True)))
+            first, second = (part._sums().over(unit) for part in (self, other))
+            joint["sums"] = Sums(
+                unit, *(a + b for a, b in zip(first[1:], second[1:], strict=True))
+            )
         return replace(self, **joint)
 
     def __eq__(self, other: object) -> bool:
