@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 
 from gradstats.families import Family
 from gradstats.summary import Summary, kept_count
@@ -20,7 +19,6 @@ Floats = NDArray[np.float64]
 NODES, WEIGHTS = (each / 2 for each in np.polynomial.legendre.leggauss(2))
 TAIL_POWERS = np.concatenate([np.arange(1.0, 65.0), 64 * 1.25 ** np.arange(1, 13)])
 STEEPEST = 1e3  # times that the data are denser than the law, above which a bin is a point mass
-SCALE_RANGE = 3.0  # of ln scale, about the ratio of medians
 
 
 def ks_distance(law: Family, summary: Summary) -> float:
@@ -91,15 +89,21 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
 
 def _survival(summary: Summary) -> tuple[Floats, Floats]:
     """Magnitudes at the edges of bins, and the share of magnitudes above them: `[2m]` each."""
-    low, high = summary.edges
+    low, high = (np.minimum(edge, summary.max_abs) for edge in summary.edges)
     above = summary.counts[::-1].cumsum()[::-1] / summary.nonzero
     shares = np.column_stack([above, np.append(above[1:], 0.0)])
     return np.column_stack([low, high]).ravel(), shares.ravel()
 
 
 def log_likelihood(law: Family, summary: Summary) -> float:
-    """Mean ln f(g) of the finite non-zero elements, in nats an element, at the centres of bins."""
-    return float(summary.counts @ law.logpdf(summary.centres)) / summary.nonzero
+    """Mean ln f(g) of the finite non-zero elements, in nats an element, at the centres of bins.
+
+    It is -inf where the law ends before the largest magnitude.
+    """
+    if float(law.threshold(0.0)) < summary.max_abs * (1 - 1e-12):
+        return -math.inf
+    magnitudes = np.minimum(summary.centres, summary.max_abs)
+    return float(summary.counts @ law.logpdf(magnitudes)) / summary.nonzero
 
 
 def rescaled(law: Family, summary: Summary) -> Family:
@@ -107,21 +111,12 @@ def rescaled(law: Family, summary: Summary) -> Family:
 
     Between two steps the scale of gradients drifts; what of a fit carries over is its shape.
     """
-    start = math.log(summary.quantile(0.5) / float(law.threshold(0.5)))
-    end = float(law.threshold(0.0))
-    low = max(start - SCALE_RANGE, math.log(summary.max_abs / end) if end < math.inf else -np.inf)
-    scale = law.parameters["scale"]
-
-    def at(log_factor: float) -> Family:
-        return replace(law, scale=scale * math.exp(log_factor))  # type: ignore[type-var]
-
-    found = optimize.minimize_scalar(
-        lambda log_factor: -log_likelihood(at(log_factor), summary),
-        bounds=(low, max(low, start) + SCALE_RANGE),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return at(float(found.x))
+    log_scale = law.log_scale(summary.logs, summary.counts / summary.nonzero)
+    end = float(replace(law, scale=1.0).threshold(0.0))  # type: ignore[type-var]
+    if end < math.inf:  # no element may lie beyond it
+        log_scale = max(log_scale, math.log(summary.max_abs) - math.log(end))
+    moved = replace(law, scale=math.exp(log_scale))  # type: ignore[type-var]
+    return max(moved, law, key=lambda each: log_likelihood(each, summary))
 
 
 def tail_error(law: Family, summary: Summary, ratio: float) -> tuple[float, float]:

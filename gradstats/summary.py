@@ -180,9 +180,10 @@ class Summary:
 
     @cached_property
     def logs(self) -> Floats:
-        """Ln of the centre of each bin, also where the centre itself underflows, `[m]`."""
+        """Ln of the centre of each bin, at most of max|g|; no centre underflows in it: `[m]`."""
         low, high = self.grid.edges(self.bins.astype(np.int64))
-        return np.asarray(np.log(low / 2 + high / 2) + math.log(self.unit))
+        logs = np.log(low / 2 + high / 2) + math.log(self.unit)
+        return np.minimum(logs, math.log(self.max_abs)) if len(logs) else logs
 
     @property
     def power(self) -> float:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from gradstats.families.search import peak
 from gradstats.summary import Moments, Summary, summarize
 
 Floats = NDArray[np.float64]
 
 
 FEWEST_DISTINCT = 10  # magnitudes (bins of the grid) from which a shape can be told
+TINY = 1e-300  # a magnitude at which every density that is not 0 at 0 has a logarithm
 AT_BOUND = 1e-4  # relative to the bound, or absolute near 0
 
 
@@ -114,6 +116,25 @@ class Family(ABC):
             if math.isfinite(end)
             and abs(self.parameters[name] - end) <= AT_BOUND * max(abs(end), 1e-2)
         )
+
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the likeliest scale of magnitudes, the shape kept.
+
+        Families whose scale has a closed form override it.
+
+        Args:
+            logs: ln of the magnitudes, `[m]`.
+            weights: of each, `[m]`, with sum 1.
+        """
+        unit = replace(self, scale=1.0)  # type: ignore[type-var]
+
+        @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        def likelihood(log_scale: float) -> float:
+            magnitudes = np.maximum(np.exp(logs - log_scale), TINY)
+            mean = float(weights @ unit.logpdf(magnitudes)) - log_scale
+            return -math.inf if math.isnan(mean) else mean
+
+        return peak(likelihood, float(weights @ logs))
 
     @property
     def tail_index(self) -> float:

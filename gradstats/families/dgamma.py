@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from gradstats.families.base import Family, Floats, require
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 SMALLEST_TAIL = 1e-290  # below it the incomplete gamma function loses digits to underflow
@@ -67,12 +68,18 @@ class DGamma(Family):
                 break
         return cls(shape, moments.mean / shape)
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the mean over a."""
+        return log_power_mean(logs, weights) - math.log(self.shape)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """(a-1) ln|x| - |x|/b - ln 2 - a ln b - lnΓ(a)."""
         a, b, magnitude = self.shape, self.scale, np.abs(x)
         power = special.xlogy(a - 1, magnitude)
         return np.asarray(power - magnitude / b - math.log(2) - a * math.log(b) - math.lgamma(a))
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Q(a, m/b), by its continued fraction in the far tail."""
         return log_gammaincc(self.shape, np.asarray(magnitude, np.float64) / self.scale)

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from gradstats.families.base import Family, Floats, require
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 
@@ -49,10 +50,16 @@ class Laplace(Family):
         """The mean magnitude, which maximises the likelihood."""
         return cls.from_moments(summary.moments())
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the mean."""
+        return log_power_mean(logs, weights)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """-|x|/b - ln 2b."""
         return np.asarray(-np.abs(x) / self.scale - np.log(2 * self.scale))
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """-m/b."""
         return np.asarray(-np.asarray(magnitude, np.float64) / self.scale)

@@ -53,10 +53,15 @@ class LogNorm(Family):
     @classmethod
     def from_likelihood(cls, summary: Summary) -> Self:
         """Mean and standard deviation of the logarithms."""
-        weight, logs = summary.counts / summary.nonzero, np.log(summary.centres)
+        weight, logs = summary.counts / summary.nonzero, summary.logs
         mean = float(weight @ logs)
         return cls(math.sqrt(float(weight @ (logs - mean) ** 2)), math.exp(mean))
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """The mean logarithm."""
+        return float(weights @ logs)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """-z²/2 - ln(2√2π s|x|) with z = ln(|x|/b)/s; -inf at 0."""
         x = np.abs(np.asarray(x, np.float64))

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from gradstats.families.base import Family, Floats, require
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 
@@ -46,11 +47,17 @@ class Normal(Family):
         """The root mean square, which is the maximum of the likelihood."""
         return cls.from_moments(summary.moments())
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the root mean square."""
+        return log_power_mean(logs, weights, 2.0)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """-x²/2σ² - ln(√2π σ)."""
         z = np.asarray(x, np.float64) / self.scale
         return -z * z / 2 - math.log(math.sqrt(2 * math.pi) * self.scale)
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln 2Φ(-m/σ)."""
         z = np.asarray(magnitude, np.float64) / self.scale
