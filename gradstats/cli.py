@@ -91,6 +91,8 @@ def demo(
     from gradstats import demo as demo_module
     from gradstats.pipeline import report as make_report
 
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
     chosen = demo_module.QUICK if quick else demo_module.DEMO
     with bar() as advance:
         loss = demo_module.train(
@@ -221,6 +223,9 @@ def copy(
         str, typer.Option(help="full, track, summary, shadow: kinds of rows, with commas.")
     ] = "",
     track: Annotated[int, typer.Option(help="Keep this many tracked elements; 0: all.")] = 0,
+    allow_loss: Annotated[
+        bool, typer.Option(help="Accept what a narrower dtype makes infinite or 0.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Copy a run, or less of it, for sharing. Gradients can reveal training examples."""
@@ -229,9 +234,10 @@ def copy(
     from gradstats.store.places import restored
 
     with usage():
-        smaller = Smaller(parse_steps(steps), dtype, words(mode) or None, track or None, seed)
+        kinds = words(mode) or None
+        smaller = Smaller(parse_steps(steps), dtype, kinds, track or None, seed, allow_loss)
     with bar() as advance:
-        rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n))
+        rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n), say=say)
     say(f"{restored(out)}: {rows} rows")
 
 

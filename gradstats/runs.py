@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from gradstats.compressors import MIN_NUMEL, Part
+from gradstats.patterns import matching
 from gradstats.reading import Reader, last_told
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         store: where it is.
-        parameters: glob of the parameters to look at.
+        parameters: name or glob of the parameters to look at; see `gradstats.patterns`.
         steps: (start, stop, stride): rows with start <= step < stop, every stride-th of them.
         worker: data-parallel worker.
         point: where in the step the gradients were taken; "" for local ones where there are any,
@@ -83,8 +83,9 @@ class Run:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The selected parameters, in the order of the worker's rows."""
-        every = (parameter.name for parameter in self.table)
-        return tuple(name for name in every if fnmatch.fnmatchcase(name, self.parameters))
+        every = [name for p in self.table for name in (p.name, *p.aliases)]
+        chosen = matching(every, self.parameters)
+        return tuple(p.name for p in self.table if chosen & {p.name, *p.aliases})
 
     @property
     def table(self) -> tuple[Parameter, ...]:

@@ -18,8 +18,9 @@ Named = dict[str, Array]
 ALL = "*"  # of --key: everything in the file
 GRADIENTS = frozenset({"grads", "gradients", "grad", "gradient"})
 # entries of a checkpoint that hold what is meant: their own name is no part of a parameter's
-WRAPPERS = GRADIENTS | set(
-    "state_dict model_state model_state_dict model module params parameters net network weights".split()
+WRAPPERS = GRADIENTS.union(
+    "state_dict model_state model_state_dict model module".split(),
+    "params parameters net network weights".split(),
 )
 # entries that hold tensors and no gradients
 ASIDE = frozenset(
@@ -105,9 +106,10 @@ def _load_npy(path: Path) -> Any:
 
 def _mapped(path: Path) -> Array:
     try:
-        return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an array without elements cannot be mapped
-        return np.asarray(np.load(path, allow_pickle=False))
+        found = np.load(path, allow_pickle=False)
+    return found
 
 
 def _load_npz(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """Which parameters are recorded, and the names they go by."""
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -8,6 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from gradstats.patterns import matching
 
 #: Attribute names that torch's wrappers put between a module and its parameters.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -54,7 +55,9 @@ def select(
             "that trains this model"
         )
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
-    chosen = tuple(one for one in trained if _matches(one, globs))
+    every = [name for one in trained for name in (one.name, *one.aliases)]
+    names = {name for glob in globs for name in matching(every, glob)}
+    chosen = tuple(one for one in trained if names & {one.name, *one.aliases})
     if not chosen:
         raise ValueError(
             f"parameters must match a name of the model, got {patterns!r}; "
@@ -168,12 +171,6 @@ def _named_parameters(model: nn.Module) -> Iterator[Selected]:
 def _kind(owner: nn.Module) -> str:
     """Class of the module that a parameter belongs to; of FSDP1's flat ones, what it wraps."""
     return type(getattr(owner, "_fsdp_wrapped_module", owner)).__name__
-
-
-def _matches(one: Selected, globs: Sequence[str]) -> bool:
-    return any(
-        fnmatch.fnmatchcase(name, glob) for name in (one.name, *one.aliases) for glob in globs
-    )
 
 
 def _shortened(names: Sequence[str], most: int = 12) -> str:
