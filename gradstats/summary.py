@@ -150,6 +150,20 @@ class Summary:
         """Number of distinct magnitudes that the bins tell apart: there may be more."""
         return len(self.bins)
 
+    @property
+    def spread(self) -> str:
+        """How many magnitudes are told apart, for messages: values, or bins where they share some.
+
+        Example:
+            >>> summarize(torch.tensor([1.0, 2.0, 2.0])).spread
+            '2 distinct magnitudes'
+            >>> summarize(torch.tensor([1.001, 1.002, 0.1])).spread
+            '3 magnitudes in 2 bins of relative width 1/128'
+        """
+        if np.all(self.points | (self.counts == 1)):
+            return f"{self.distinct} distinct magnitudes"
+        return f"{self.nonzero} magnitudes in {self.distinct} bins of relative width 1/128"
+
     @cached_property
     def points(self) -> NDArray[np.bool_]:
         """Which bins hold a single magnitude, `[m]`."""

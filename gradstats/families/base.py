@@ -64,9 +64,8 @@ class Family(ABC):
                 f"cannot fit {cls.name}: no finite non-zero magnitude among {summary.n} elements "
                 f"({summary.zeros} zeros, {summary.nonfinite} NaN or inf)"
             )
-        distinct = len(summary.bins)
-        fact = f"{distinct} distinct magnitudes, at least {FEWEST_DISTINCT} are needed"
-        require(not cls.bounds or distinct >= FEWEST_DISTINCT, cls, fact)
+        fact = f"{summary.spread}, at least {FEWEST_DISTINCT} are needed"
+        require(not cls.bounds or summary.distinct >= FEWEST_DISTINCT, cls, fact)
         if method == "moments":
             return cls.from_moments(summary.moments())
         return cls.from_likelihood(summary)
