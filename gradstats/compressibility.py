@@ -149,7 +149,7 @@ def best_k_error(summary: Summary, ratio: float) -> float:
     if not summary.nonzero:
         return math.nan
     k = min(kept_count(summary.n, ratio), summary.nonzero)
-    low, high = (edge[::-1] for edge in summary.edges)
+    low, high = (edge[::-1] / summary.power for edge in summary.edges)
     counts = summary.counts[::-1]
     left = np.clip(np.cumsum(counts) - k, 0, counts)  # the smallest of each bin stay
     top = low + (high - low) * left / counts

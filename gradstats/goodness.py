@@ -18,6 +18,7 @@ from gradstats.summary import Summary, kept_count
 Floats = NDArray[np.float64]
 NODES, WEIGHTS = (each / 2 for each in np.polynomial.legendre.leggauss(2))
 TAIL_POWERS = np.concatenate([np.arange(1.0, 65.0), 64 * 1.25 ** np.arange(1, 13)])
+LEAST = math.log(5e-324)  # of ln P(|G| <= m), where the probability itself underflows
 STEEPEST = 1e3  # times that the data are denser than the law, above which a bin is a point mass
 
 
@@ -48,6 +49,7 @@ def ad_distance(law: Family, summary: Summary) -> float:
     u = np.exp(log_u)
     with np.errstate(divide="ignore"):
         log_rest = np.log(-np.expm1(log_u))
+    log_rest[1:] = np.maximum(log_rest[1:], LEAST)  # every magnitude is above 0
     width, fall = u[:-1] - u[1:], c[:-1] - c[1:]
     point = fall >= STEEPEST * width
     slope = np.where(point, 0.0, fall / np.where(point, 1.0, width))
@@ -64,6 +66,7 @@ def _times(weight: Floats, high: Floats, low: Floats) -> Floats:
     return np.asarray(np.where(counts, weight, 0.0) * gap)
 
 
+@np.errstate(over="ignore")
 def wasserstein(law: Family, summary: Summary, order: int) -> float:
     r"""Wasserstein distance of order 1 or 2 of the magnitudes, over their mean.
 
@@ -72,7 +75,8 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
     Q and Q_n are the quantiles of the law and of the data, which are linear inside a bin.
 
     Returns:
-        The distance, without unit; inf where the law has no moment of that order.
+        The distance, without unit; inf where the law has no moment of that order, or one that
+        leaves float64.
     """
     if law.tail_index <= order:
         return math.inf
@@ -81,10 +85,12 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
     log_p = np.log(np.unique(grid[grid > 0]))
     middle, half = (log_p[1:] + log_p[:-1]) / 2, np.diff(log_p)
     p = np.exp(middle[:, None] + half[:, None] * NODES)
-    data = np.interp(p, above[::-1], magnitudes[::-1])
-    gaps = np.abs(data - law.threshold(p)) ** order
+    mean = summary.moments().mean
+    data = np.interp(p, above[::-1], magnitudes[::-1] / mean)
+    unit = replace(law, scale=law.parameters["scale"] / mean)  # type: ignore[type-var]
+    gaps = np.abs(data - unit.threshold(p)) ** order
     total = float((gaps * p * WEIGHTS * half[:, None]).sum())
-    return float(total ** (1 / order)) * summary.nonzero / summary.total_abs
+    return float(total ** (1 / order))
 
 
 def _survival(summary: Summary) -> tuple[Floats, Floats]:

@@ -190,7 +190,7 @@ class Summary:
     def centres(self) -> Floats:
         """Mean magnitude of each bin if its values are equally likely, `[m]`."""
         low, high = self.edges
-        return (low + high) / 2
+        return low / 2 + high / 2
 
     @cached_property
     def logs(self) -> Floats:
@@ -202,7 +202,7 @@ class Summary:
     @property
     def power(self) -> float:
         """The largest power of two not above max|g|, inside the normal numbers of float64."""
-        return math.ldexp(1.0, min(max(math.frexp(self.max_abs)[1] - 1, -1000), 1000))
+        return math.ldexp(1.0, min(max(math.frexp(self.max_abs)[1] - 1, -1022), 1023))
 
     @property
     def mean(self) -> float:
@@ -257,6 +257,7 @@ class Summary:
         exact = math.log(sums.total_abs / self.nonzero) + math.log(sums.unit)
         return float(share @ self.logs) + exact - binned
 
+    @np.errstate(over="ignore")
     def excess(self, threshold: float) -> Moments:
         """Moments of x - threshold over the magnitudes x > threshold.
 
@@ -445,7 +446,8 @@ SUMMED = (
 
 def _share_above(low: Floats, high: Floats, threshold: float) -> Floats:
     width = high - low
-    inside = np.divide(high - threshold, width, out=np.zeros_like(width), where=width > 0)
+    cut = (low < threshold) & (threshold < high)
+    inside = np.divide(high - threshold, width, out=np.zeros_like(width), where=cut)
     return np.where(low > threshold, 1.0, np.where(high > threshold, inside, 0.0))
 
 

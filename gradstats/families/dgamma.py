@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
@@ -82,11 +82,12 @@ class DGamma(Family):
     @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Q(a, m/b), by its continued fraction in the far tail."""
-        return log_gammaincc(self.shape, np.asarray(magnitude, np.float64) / self.scale)
+        return log_gammaincc(self.shape, magnitudes(magnitude) / self.scale)
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse of the incomplete gamma function: b Q⁻¹(a, ratio)."""
-        return np.asarray(self.scale * special.gammainccinv(self.shape, ratio))
+        return np.asarray(self.scale * special.gammainccinv(self.shape, shares(ratio)))
 
     def scipy(self) -> Any:
         """`scipy.stats.dgamma`."""
@@ -104,13 +105,17 @@ def _log_gap(family: type[Family], moments: Moments) -> float:
 
 
 def log_gammaincc(a: float, z: Floats) -> Floats:
-    """Ln Q(a, z), also where Q underflows: there by Legendre's continued fraction.
+    """Ln Q(a, z), also where Q is near 1, and where it underflows: by Legendre's fraction.
 
     Q(a, z) = z^a e^-z / Γ(a) · 1/(z+1-a - 1(1-a)/(z+3-a - 2(2-a)/(z+5-a - …))).
     """
     tail = special.gammaincc(a, z)
     far = tail < SMALLEST_TAIL
-    near = np.log(np.where(far, 1.0, tail))
+    near = np.where(
+        tail > 0.5,
+        np.log1p(-special.gammainc(a, np.where(tail > 0.5, z, 0.0))),
+        np.log(np.where(far, 1.0, tail)),
+    )
     z = np.where(far, z, 1e3 * (1 + a))  # near values only need not to warn
     fraction = np.zeros_like(z)
     for i in range(60, 0, -1):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.likelihood import highest
 from gradstats.families.search import falling_root, softplus
 from gradstats.families.symmetric import symmetric_law
@@ -58,6 +58,7 @@ class DGenPareto(Family):
     scale: float
     name = "dgenpareto"
     bounds = {"shape": (LOWEST_SHAPE, HIGHEST_SHAPE)}
+    positive = ("scale",)
 
     @property
     def tail_index(self) -> float:
@@ -115,7 +116,7 @@ class DGenPareto(Family):
 
         @np.errstate(over="ignore", divide="ignore")
         def gap(log: float) -> tuple[float, float]:
-            ratio = np.exp(log - logs)
+            ratio = np.exp(np.minimum(log - logs, 700.0))
             share = np.minimum((1 + a) / (ratio + a), 1e300)
             slope = -float(weights @ np.minimum(share * (ratio / (ratio + a)), 1e300))
             return float(weights @ share) - 1, slope
@@ -126,19 +127,20 @@ class DGenPareto(Family):
     @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """-(1 + a) z l(az) - ln 2b with z = |x|/b, l(y) = ln(1+y)/y; -inf off the support."""
-        decay = _log1p_ratio(self.shape, np.abs(x) / self.scale)
+        decay = _log1p_ratio(self.shape, np.abs(x), self.scale)
         inside = np.isfinite(decay)
-        log = -(1 + self.shape) * np.where(inside, decay, 0.0) - math.log(2 * self.scale)
+        log = -(1 + self.shape) * np.where(inside, decay, 0.0) - math.log(2) - math.log(self.scale)
         return np.where(inside, log, -np.inf)
 
     @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """-z l(az), which is -ln(1 + az)/a."""
-        return -_log1p_ratio(self.shape, np.asarray(magnitude, np.float64) / self.scale)
+        return -_log1p_ratio(self.shape, magnitudes(magnitude), self.scale)
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse, b (ratio^-a - 1)/a, by a Box-Cox transform that is smooth at a = 0."""
-        return np.asarray(-self.scale * special.boxcox(ratio, -self.shape))
+        return np.asarray(-self.scale * special.boxcox(shares(ratio), -self.shape))
 
     def scipy(self) -> Any:
         """`dgenpareto` as a scipy law (scipy has only the one-sided `genpareto`)."""
@@ -151,11 +153,15 @@ def _log_expm1(point: float) -> float:
     return math.log(value) if value else -math.inf
 
 
-def _log1p_ratio(a: float, z: Floats) -> Floats:
-    """ln(1 + az)/a; z at a = 0; inf beyond the support."""
-    y = a * np.asarray(z, np.float64)
+def _log1p_ratio(a: float, magnitude: Floats, scale: float) -> Floats:
+    """ln(1 + az)/a with z = magnitude/scale; z at a = 0; inf beyond the support."""
+    z = np.asarray(magnitude, np.float64) / scale
     if abs(a) < 1e-300:
-        return np.asarray(z, np.float64)
+        return z
+    y = a * z
+    if a > 0 and np.isinf(y).any():  # the logarithm of what overflows does not
+        with np.errstate(divide="ignore"):
+            return softplus(np.log(magnitude) - math.log(scale) + math.log(a)) / a
     inside = y > -1
     ratio = np.log1p(np.where(inside, y, 0.0)) / a
     return np.where(inside, ratio, np.inf)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.likelihood import highest
 from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
@@ -83,18 +83,19 @@ class DWeibull(Family):
     @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """Ln (c/2b) + (c-1) ln(|x|/b) - (|x|/b)^c."""
-        z = np.abs(x) / self.scale
-        power = special.xlogy(self.shape - 1, z) - z**self.shape
-        return np.asarray(math.log(self.shape / (2 * self.scale)) + power)
+        magnitude, log_scale = np.abs(x), math.log(self.scale)
+        power = special.xlogy(self.shape - 1, magnitude) - (magnitude / self.scale) ** self.shape
+        return np.asarray(math.log(self.shape / 2) - self.shape * log_scale + power)
 
     @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """-(m/b)^c."""
-        return np.asarray(-((np.asarray(magnitude, np.float64) / self.scale) ** self.shape))
+        return np.asarray(-((magnitudes(magnitude) / self.scale) ** self.shape))
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """b (-ln ratio)^(1/c)."""
-        return np.asarray(self.scale * special.xlogy(-1.0, ratio) ** (1 / self.shape))
+        return np.asarray(self.scale * special.xlogy(-1.0, shares(ratio)) ** (1 / self.shape))
 
     def scipy(self) -> Any:
         """`scipy.stats.dweibull`."""

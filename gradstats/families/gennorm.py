@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.dgamma import log_gammaincc
 from gradstats.families.likelihood import highest
 from gradstats.families.search import log_power_mean
@@ -85,20 +85,19 @@ class GenNorm(Family):
     def logpdf(self, x: ArrayLike) -> Floats:
         """Ln β - ln 2b - lnΓ(1/β) - (|x|/b)^β."""
         power = (np.abs(x) / self.scale) ** self.shape
-        constant = math.log(self.shape / (2 * self.scale)) - math.lgamma(1 / self.shape)
+        constant = math.log(self.shape / 2) - math.log(self.scale) - math.lgamma(1 / self.shape)
         return np.asarray(constant - power)
 
     @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Q(1/β, (m/b)^β), by its continued fraction in the far tail."""
-        return log_gammaincc(
-            1 / self.shape, (np.asarray(magnitude, np.float64) / self.scale) ** self.shape
-        )
+        return log_gammaincc(1 / self.shape, (magnitudes(magnitude) / self.scale) ** self.shape)
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """b Q⁻¹(1/β, ratio)^(1/β)."""
         return np.asarray(
-            self.scale * special.gammainccinv(1 / self.shape, ratio) ** (1 / self.shape)
+            self.scale * special.gammainccinv(1 / self.shape, shares(ratio)) ** (1 / self.shape)
         )
 
     def scipy(self) -> Any:

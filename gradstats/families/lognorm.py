@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.symmetric import symmetric_law
 from gradstats.summary import Moments, Summary
 
@@ -74,12 +74,13 @@ class LogNorm(Family):
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Φ(-ln(m/b)/s)."""
         with np.errstate(divide="ignore"):
-            logs = np.log(np.asarray(magnitude, np.float64) / self.scale)
+            logs = np.log(magnitudes(magnitude)) - math.log(self.scale)
         return np.asarray(special.log_ndtr(-logs / self.shape))
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """b exp(-s Φ⁻¹(ratio))."""
-        return np.asarray(self.scale * np.exp(-self.shape * special.ndtri(ratio)))
+        return np.asarray(self.scale * np.exp(-self.shape * special.ndtri(shares(ratio))))
 
     def scipy(self) -> Any:
         """`dlognorm` as a scipy law (scipy has only the one-sided `lognorm`)."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.likelihood import highest
 from gradstats.families.search import falling_root, softplus
 from gradstats.summary import Moments, Summary
@@ -97,36 +97,42 @@ class T(Family):
     @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """lnΓ((ν+1)/2) - lnΓ(ν/2) - ln(πν)/2 - ln b - (ν+1)/2 ln(1 + x²/νb²)."""
-        z = np.asarray(x, np.float64) / self.scale
-        power = (self.shape + 1) / 2 * np.log1p(z * z / self.shape)
+        power = (self.shape + 1) / 2 * softplus(self._log_square(np.abs(x)))
         return np.asarray(_log_constant(self.shape) - math.log(self.scale) - power)
 
     @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln I_x(ν/2, 1/2), by its power series in the far tail."""
-        a, square = self.shape / 2, (np.asarray(magnitude, np.float64) / self.scale) ** 2
-        x = self.shape / (self.shape + square)
-        tail = np.where(
-            x < 0.5,
-            special.betainc(a, 0.5, x),
-            special.betaincc(0.5, a, square / (self.shape + square)),
+        a, log_square = self.shape / 2, self._log_square(magnitudes(magnitude))
+        log_x = -softplus(log_square)
+        x, rest = np.exp(log_x), special.expit(log_square)
+        tail = np.where(x < 0.5, special.betainc(a, 0.5, x), special.betaincc(0.5, a, rest))
+        far, body = tail < SMALLEST_TAIL, tail > 0.5
+        near = np.where(
+            body,
+            np.log1p(-special.betainc(0.5, a, np.where(body, rest, 0.0))),
+            np.log(np.where(far, 1.0, tail)),
         )
-        far = tail < SMALLEST_TAIL
-        near = np.log(np.where(far, 1.0, tail))
-        log_x = math.log(self.shape) - np.log(np.where(far, self.shape + square, self.shape))
         series = special.hyp2f1(a, 0.5, a + 1, np.where(far, x, 0.0))
         return np.where(
             far, a * log_x - math.log(a) - special.betaln(a, 0.5) + np.log(series), near
         )
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse of the incomplete beta function, from the end that keeps its digits."""
-        a, ratio = self.shape / 2, np.asarray(ratio, np.float64)
+        a, ratio = self.shape / 2, shares(ratio)
         x = special.betaincinv(a, 0.5, np.minimum(ratio, 0.5))
         y = special.betainccinv(0.5, a, np.maximum(ratio, 0.5))
         with np.errstate(divide="ignore"):
             square = np.where(ratio < 0.5, (1 - x) / x, y / (1 - y))
         return np.asarray(self.scale * np.sqrt(self.shape * square))
+
+    def _log_square(self, magnitude: Floats) -> Floats:
+        """Ln (m/b)²/ν; -inf at 0."""
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.asarray(magnitude, np.float64)) - math.log(self.scale)
+        return np.asarray(2 * logs - math.log(self.shape))
 
     def scipy(self) -> Any:
         """`scipy.stats.t`."""
