@@ -62,7 +62,9 @@ def check_compressor(
     mean is 5 standard errors above it, unbiasedness when the mean is 5 standard errors off along
     the gradient, its signs or all ones, or its squared distance is 5 standard deviations more than
     the variance explains. Bytes are compared with their formula at 10⁵ elements. At the ends
-    of the range of every dtype what is finite stays finite, and a power of 2 passes through.
+    of the range of every dtype what is finite stays finite; a factor that is a power of 2 passes
+    through, but for `scaling` of the contract, where what is sent is neither subnormal nor beyond
+    the range of float32.
 
     Args:
         compressor: an instance of anyone's class.

@@ -8,6 +8,7 @@ import pytest
 
 import gradstats
 from gradstats.network import Network
+from gradstats.reporting import tables
 from gradstats.reporting.advice import advice, law_sentence
 from gradstats.reporting.laws import best_law
 from gradstats.reporting.tables import break_even, methods_table, ranking, timing_table
@@ -28,6 +29,7 @@ def method(compressor, **changes):
         "encode_seconds": 1e-4,
         "decode_seconds": 1e-4,
         "collective": "all_gather" if "(" in compressor else "all_reduce",
+        "rounds": 1,
         "numel": 10**7,
         "residual_ratio": 3.0 if "(" in compressor else math.nan,
         "settled": True if "(" in compressor else None,
@@ -131,6 +133,7 @@ def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
     ]
     times = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "n": 1000}
     times |= {"collective": "all_gather", "encode_seconds": 0.5, "decode_seconds": 0.25}
+    times |= {"rounds": 1}
     network = Network(workers=4, bandwidth=1e3, latency=0.0)
     table = methods_table(
         pandas.DataFrame(rows),
@@ -201,6 +204,20 @@ def test_a_method_that_sends_too_much_does_not_set_the_bar():
     ranked = ranked_of(method("bf16"), greedy, exact, network=SLOW_LINKS)
     assert not ranked["behind"].any()
     assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")
+
+
+@pytest.mark.parametrize(("collective", "messages"), [("all_reduce", 14), ("all_gather", 7)])
+def test_every_round_waits_for_its_messages(collective, messages):
+    """On 8 workers: a method of two rounds of 20 µs a message, and nothing else."""
+    network, seconds = Network(8, math.inf, 20e-6), []
+    for rounds in (1, 2):
+        line = method("powersgd", collective=collective, rounds=rounds)
+        line |= {"encode_seconds": 0.0, "decode_seconds": 0.0, "exchange_seconds": 0.0}
+        limit = Network(8, 1e9, 20e-6)
+        dense = {**line, "bits": 32.0, "encode_seconds": 1e-3}
+        assert break_even(line, dense, limit) == math.inf
+        seconds.append(tables._exchange(line, network))
+    assert seconds == pytest.approx([messages * 20e-6, 2 * messages * 20e-6])
 
 
 def test_a_method_without_feedback_is_held_to_the_bar_by_its_error():

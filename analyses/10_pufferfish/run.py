@@ -71,14 +71,16 @@ def steady(training: Training, steps: int) -> dict[str, float]:
     training.spent = dict.fromkeys(PARTS, 0.0)
     seconds, traffic = training.group.seconds, training.group.traffic
     seconds.encode = seconds.communicate = seconds.decode = 0.0
-    before = {kind: volume.nbytes for kind, volume in traffic.volumes.items()}
+    before = {kind: (volume.nbytes, volume.calls) for kind, volume in traffic.volumes.items()}
     for number in range(steps):
         training.step(training.steps - 1 - number % 2)
     found = {part: 1e3 * training.spent[part] / steps for part in PARTS}
-    sent = {k: (v.nbytes - before[k]) / steps for k, v in traffic.volumes.items()}
+    volumes = traffic.volumes.items()
+    sent = {kind: (volume.nbytes - before[kind][0]) / steps for kind, volume in volumes}
+    rounds = {kind: (volume.calls - before[kind][1]) // steps for kind, volume in volumes}
     for label, network in NETWORKS.items():
-        modelled = network.all_reduce(sent["all_reduce"]) if sent["all_reduce"] else 0.0
-        modelled += network.all_gather(sent["all_gather"]) if sent["all_gather"] else 0.0
+        modelled = network.all_reduce(sent["all_reduce"], rounds["all_reduce"])
+        modelled += network.all_gather(sent["all_gather"], rounds["all_gather"])
         found[f"modelled at {label}"] = 1e3 * modelled
     return {**found, "nbytes": sent["all_reduce"] + sent["all_gather"]}
 

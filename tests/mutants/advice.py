@@ -16,6 +16,8 @@ MUTANTS = (
     tables("FAR_BEHIND = 1.5", "FAR_BEHIND = 1.4"),
     tables("least = topk.min() if len(topk) else", "least ="),
     tables("network.workers * decode + network.all_gather", "decode + network.all_gather"),
+    tables('network.all_reduce(nbytes, line["rounds"])', "network.all_reduce(nbytes)"),
+    tables('network.all_gather(nbytes, line["rounds"])', "network.all_gather(nbytes)"),
     tables("encode + decode + network.all_reduce", "encode + network.all_reduce"),
     tables("    if saved <= 0:\n        return 0.0\n", ""),
     tables("good.tail(max(1, len(good) // TAIL)) if steady else good", "good"),

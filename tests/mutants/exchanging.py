@@ -37,6 +37,8 @@ MUTANTS = (
     switching("np.abs(slopes[-LATEST:]).mean()", "np.abs(slopes[-LATEST:].mean())"),
     switching("2 / (SPAN + 1)", "1 / (SPAN + 1)"),
     network("nbytes / self.workers / self.bandwidth", "nbytes / self.bandwidth"),
-    network("(self.workers - 1) * (self.latency", "self.workers * (self.latency"),
-    network("2 * hops * (self.latency", "hops * (self.latency"),
+    network("(self.workers - 1) * (rounds", "self.workers * (rounds"),
+    network("(self.workers - 1) * (rounds * self.latency", "(self.workers - 1) * (self.latency"),
+    network("2 * hops * (rounds * self.latency", "2 * hops * (self.latency"),
+    network("2 * hops * (rounds", "hops * (rounds"),
 )
