@@ -100,9 +100,18 @@ def _plain_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from ((name, each) for each in inside if isinstance(each, nn.Module))
 
 
-def why_kept(layer: nn.Module, places: Places) -> str:
-    """Why a layer stays; "" where a layer of low rank can take its place."""
-    return _by_class(layer) or places.why(layer) or _by_state(layer) or _by_settings(layer)
+def why_kept(layer: nn.Module, places: Places, *, hooks: bool = True) -> str:
+    """Why a layer stays; "" where a layer of low rank can take its place.
+
+    Args:
+        layer: of a model.
+        places: of that model.
+        hooks: whether hooks that cannot be passed on count.
+    """
+    reason = _by_class(layer) or places.why(layer) or _by_form(layer)
+    if hooks:
+        reason = reason or _by_hooks(layer)
+    return reason or _by_settings(layer)
 
 
 def _by_class(layer: nn.Module) -> str:
@@ -123,7 +132,7 @@ def _by_class(layer: nn.Module) -> str:
     return ""
 
 
-def _by_state(layer: nn.Module) -> str:
+def _by_form(layer: nn.Module) -> str:
     """What was done to this one object since it was made."""
     for name, module in layer.named_modules():
         owner = f"{name}." if name else ""
@@ -132,16 +141,30 @@ def _by_state(layer: nn.Module) -> str:
             return f"kept: {owner}{changed[0]} is replaced on the object"
         if more := _more(module):
             return f"kept: {owner}{more[0]} is not of a plain {type(module).__name__}"
+    names = [name for name, _ in layer.named_parameters(remove_duplicate=False)]
+    if len(names) > len(list(layer.parameters())):
+        return "kept: tied with itself"
+    for name, parameter in layer.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            return f"kept: its {name} is a {type(parameter).__name__}"
+        if parameter.dtype not in FLOATS:
+            return f"kept: its {name} is {str(parameter.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _by_hooks(layer: nn.Module) -> str:
+    """Hooks that a layer of low rank would not call alike."""
+    for name, module in layer.named_modules():
         if any(getattr(module, hooks, None) for hooks in STATE_HOOKS):
             return "kept: a hook on its state dict"
         if name and any(getattr(module, hooks) for hooks in CALL_HOOKS):
             return f"kept: a hook on {name}"
     if layer._backward_hooks and not layer._is_full_backward_hook:
         return "kept: a backward hook that is not full"
-    names = [name for name, _ in layer.named_parameters(remove_duplicate=False)]
-    if len(names) > len(list(layer.parameters())):
-        return "kept: tied with itself"
-    return next(filter(None, (_by_parameter(*each) for each in layer.named_parameters())), "")
+    for name, parameter in layer.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            return f"kept: a hook on its {name}"
+    return ""
 
 
 def _more(module: nn.Module) -> list[str]:
@@ -167,16 +190,6 @@ def lstm_names(lstm: nn.LSTM) -> list[str]:
     kinds += ["weight_hr"] * bool(lstm.proj_size)
     ends = [f"_l{number}{suffix}" for number in range(lstm.num_layers) for suffix in suffixes]
     return [kind + end for end in ends for kind in kinds]
-
-
-def _by_parameter(name: str, parameter: nn.Parameter) -> str:
-    if type(parameter) is not nn.Parameter:
-        return f"kept: its {name} is a {type(parameter).__name__}"
-    if parameter.dtype not in FLOATS:
-        return f"kept: its {name} is {str(parameter.dtype).removeprefix('torch.')}"
-    if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-        return f"kept: a hook on its {name}"
-    return ""
 
 
 def _by_settings(layer: nn.Module) -> str:

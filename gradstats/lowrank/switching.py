@@ -179,7 +179,7 @@ class RankTracker:
         blocks = {matrix.parameter: matrix.blocks for matrix in self._matrices(name)}
         layer = self._model.get_submodule(name)
         weights = [(layer.get_parameter(each).detach(), n) for each, n in blocks.items()]
-        return torch.cat([_stable_ranks(w.flatten(1).unflatten(0, (n, -1))) for w, n in weights])
+        return torch.cat([_stable_ranks(torch.stack(w.flatten(1).chunk(n))) for w, n in weights])
 
     def _stands_still(self, found: list[float]) -> bool:
         if len(found) < self._earliest:
