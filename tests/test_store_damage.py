@@ -96,7 +96,7 @@ def test_damaged_metadata_is_a_store_error_that_names_the_file_or_the_array(run,
     document = json.loads(file.read_bytes())
     change(document["consolidated_metadata"]["metadata"])
     file.write_text(json.dumps(document))
-    with pytest.raises(StoreFormatError, match=f"{fact}.*restore it from a copy"):
+    with pytest.raises(StoreFormatError, match=rf"{fact}.*restore it from a copy"):
         read(run)
 
 
@@ -105,5 +105,5 @@ def test_a_damaged_parameter_table_is_a_store_error(run, table):
     document = json.loads((run / "zarr.json").read_bytes())
     document["attributes"]["parameters"] = table
     (run / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(StoreFormatError, match="the parameter table in its zarr.json is damaged"):
+    with pytest.raises(StoreFormatError, match=r"table in its zarr\.json is damaged"):
         GradientStore.open(run)
