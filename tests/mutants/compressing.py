@@ -10,12 +10,13 @@ MEMORIES = "tests/compressors/test_memories.py"
 LOW_RANK = "tests/compressors/test_low_rank.py"
 SHARED = "tests/compressors/test_shared_scale.py"
 
-terngrad = within("compressors/terngrad.py", KEPT)
-natural = within("compressors/natural.py", f"{OBEYS}[natural]", f"{OBEYS}[nuqsgd]")
-qsgd = within("compressors/qsgd.py", f"{OBEYS}[qsgd]", KEPT)
-randomk = within("compressors/randomk.py", f"{OBEYS}[randomk(0.01)]", KEPT)
-sketch = within("compressors/count_sketch.py", KEPT, SHARED)
-laws = within("contract_laws.py", HALF, KEPT)
+terngrad = within("compressors/terngrad.py", f"{KEPT}[terngrad(clip=0)]")
+natural = within("compressors/natural.py", f"{OBEYS}[natural]", f"{KEPT}[nuqsgd(steps=6)]")
+SETTINGS = [f"{KEPT}[qsgd({each})]" for each in ("bits=2", "bits=8", "bits=2, norm=max")]
+qsgd = within("compressors/qsgd.py", f"{KEPT}[qsgd(norm=max)]", *SETTINGS, f"{OBEYS}[qsgd]")
+randomk = within("compressors/randomk.py", f"{KEPT}[randomk(0.01, scaled=True)]")
+sketch = within("compressors/count_sketch.py", f"{KEPT}[count-sketch(estimate=mean)]")
+laws = within("contract_laws.py", HALF)
 ef = within("compressors/feedback.py", MEMORIES)
 payloads = within("compressors/payloads.py", MEMORIES)
 powersgd = within("compressors/powersgd.py", LOW_RANK)
@@ -28,7 +29,7 @@ MUTANTS = (
     # bounds
     terngrad("(math.sqrt(payload.bucket) - 1) / 2", "(math.sqrt(payload.bucket) - 1) / 4"),
     natural('Bound("1/8", lambda payload: 1 / 8)', 'Bound("1/8", lambda payload: 1 / 16)'),
-    natural("size * least**2 / 4, math", "size * least**2 / 16, math"),
+    natural("size * least**2 / 4, math", "size * least**2 / 16, math", f"{OBEYS}[nuqsgd]"),
     qsgd("min(bucket / (4 * self.s**2), few", "min(bucket / (8 * self.s**2), few"),
     qsgd('(root + 1) / 2 if self.norm == "max"', '(root + 1) / 4 if self.norm == "max"'),
     qsgd("else root\n", "else root / 2\n"),
