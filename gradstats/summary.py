@@ -158,11 +158,11 @@ class Summary:
             >>> summarize(torch.tensor([1.0, 2.0, 2.0])).spread
             '2 distinct magnitudes'
             >>> summarize(torch.tensor([1.001, 1.002, 0.1])).spread
-            '3 magnitudes in 2 bins of relative width 1/128'
+            '3 magnitudes in 2 bins of the float32 grid'
         """
         if np.all(self.points | (self.counts == 1)):
             return f"{self.distinct} distinct magnitudes"
-        return f"{self.nonzero} magnitudes in {self.distinct} bins of relative width 1/128"
+        return f"{self.nonzero} magnitudes in {self.distinct} bins of the {self.dtype} grid"
 
     @cached_property
     def points(self) -> NDArray[np.bool_]:

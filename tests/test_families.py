@@ -220,10 +220,10 @@ DATA = {
         for cls in FAMILIES
         if cls.bounds
         for data, n in (
-            ("constant", "50 magnitudes in 1 bins of relative width 1/128"),
+            ("constant", "50 magnitudes in 1 bins of the float32 grid"),
             ("one element", "1 distinct magnitudes"),
             ("few values", "9 distinct magnitudes"),
-            ("narrow", "44 magnitudes in 4 bins of relative width 1/128"),
+            ("narrow", "44 magnitudes in 4 bins of the float32 grid"),
         )
     ],
 )
