@@ -672,3 +672,16 @@ def test_the_counts_of_a_plan_are_those_of_the_layers_made(extra_norm):
         found = factorize(model, extra_norm=extra_norm)
         assert (found.before, found.changes[0].before) == (before, before)
         assert found.changes[0].after == found.after == numel(model)
+
+
+def test_settings_may_be_numpys_and_keep_one_glob():
+    import numpy as np
+
+    found = factorize(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)), keep="0*")
+    assert kept_of(found) == {"0": "kept: asked for", "1": ""}
+    found = factorize(plain(), ranks={"0": np.int64(3)}, full_rank_layers=np.int64(0))
+    assert [change.rank for change in found.changes] == [3]
+    for settings in ({"ranks": {"0": True}}, {"full_rank_layers": True}, {"ranks": {"0": 2.0}}):
+        with pytest.raises(ValueError, match="whole number"):
+            factorize(plain(), **settings)
+    assert [c.rank for c in factorize(plain(), np.float32(0.29)).changes] == [18]
