@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "stable": ("summary",),
     "ranks": (),
     "series": ("stable",),
-    "over_steps": ("grouping", "ranks", "runs", "series", "store"),
+    "over_steps": ("grouping", "lowrank", "ranks", "runs", "series", "store"),
     "compressibility": ("summary",),
     "fitting": (
         "bootstrap",

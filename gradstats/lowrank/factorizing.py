@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -77,7 +78,7 @@ class Settings:
     """The settings of `factorize`."""
 
     rank_ratio: float = 0.25
-    keep: Iterable[str] = ()
+    keep: str | Iterable[str] = ()
     full_rank_layers: int = 0
     ranks: Mapping[str, int] | None = None
     extra_norm: bool = False
@@ -87,12 +88,13 @@ class Settings:
         ratio, first = self.rank_ratio, self.full_rank_layers
         if not 0 < ratio <= 1:
             raise ValueError(f"rank_ratio must lie in (0, 1], got {ratio!r}")
-        if not isinstance(first, int) or first < 0:
+        if not _whole(first) or first < 0:
             raise ValueError(f"full_rank_layers must be a whole number, got {first!r}")
-        object.__setattr__(self, "keep", tuple(self.keep))
+        keep = [self.keep] if isinstance(self.keep, str) else self.keep
+        object.__setattr__(self, "keep", tuple(keep))
         object.__setattr__(self, "ranks", dict(self.ranks or {}))
         for name, rank in (self.ranks or {}).items():
-            if not isinstance(rank, int) or rank < 1:
+            if not _whole(rank) or rank < 1:
                 raise ValueError(f"ranks must be whole numbers from 1, got {rank!r} for {name}")
 
 
@@ -123,7 +125,7 @@ def factorize(
     model: nn.Module,
     rank_ratio: float = 0.25,
     *,
-    keep: Iterable[str] = (),
+    keep: str | Iterable[str] = (),
     full_rank_layers: int = 0,
     ranks: Mapping[str, int] | None = None,
     extra_norm: bool = False,
@@ -142,7 +144,7 @@ def factorize(
     Args:
         model: not wrapped.
         rank_ratio: in (0, 1].
-        keep: globs of names of layers that stay as they are.
+        keep: globs of names of layers that stay as they are, or one glob.
         full_rank_layers: so many of the first layers that could be replaced stay: the hybrid rule.
         ranks: by name, where the ratio is not to decide.
         extra_norm: a BatchNorm2d between the factors of convolutions, a variant of its own.
@@ -202,7 +204,7 @@ def _change(name: str, layer: nn.Module, why: str, asked: list[int], settings: S
     if why:
         return Change(name, kind, 0, before, before, why)
     shapes, matrices = described(layer)
-    rank = asked[0] if asked else rank_of(matrices, settings.rank_ratio)
+    rank = int(asked[0]) if asked else rank_of(matrices, settings.rank_ratio)
     after = numel_after(kind, shapes, matrices, rank, extra_norm=settings.extra_norm)
     if after >= before:
         why = f"kept: rank {rank} would have {after:,} parameters"
@@ -239,6 +241,11 @@ def _check(model: nn.Module, settings: Settings) -> None:
     if unable:
         remedy = "name them in keep"
         raise ValueError(f"cannot factorize {', '.join(unable)}: no rule for it; {remedy}")
+
+
+def _whole(number: object) -> bool:
+    """Whether it is an integer, of numpy's too, and not a bool."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -30,9 +30,12 @@ def rebuilt(
         names: of the successors, for an optimizer of named parameters.
 
     Raises:
+        TypeError: not an optimizer of torch's.
         ValueError: the constructor needs an argument that is not among the settings, or raises.
     """
     kind = type(optimizer)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {kind.__name__}")
     first, others = _arguments(kind, optimizer.defaults)
     kept = _attributes(optimizer, others)
     known = {"defaults": optimizer.defaults, **kept, **optimizer.defaults}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 Shapes = Mapping[str, tuple[int, ...]]
 FACTORED_KINDS = ("Linear", "Conv2d", "LSTM", "MultiheadAttention")
 GATES = 4
-PROJECTIONS = 3  # query, key and value in one parameter
+BLOCKS = {"LSTM": GATES, "GRU": 3, "MultiheadAttention": 3}  # gates; query, key and value
+WHOLE = ("q_proj", "k_proj", "v_proj", "out_proj", "weight_hr", "bias_k", "bias_v")
 ROUNDING = 1e-12  # relative: 0.29 · 100 is 28.999999999999996 in float64
 
 
@@ -42,12 +43,7 @@ def blocks_of(kind: str, parameter: str, groups: int = 1) -> int:
         parameter: its name in the layer.
         groups: of a convolution.
     """
-    if kind == "LSTM":
-        return GATES
-    if kind == "MultiheadAttention":
-        separate = parameter.startswith(("q_proj", "k_proj", "v_proj", "out_proj"))
-        return 1 if separate else PROJECTIONS
-    return groups
+    return 1 if parameter.startswith(WHOLE) else BLOCKS.get(kind, groups)
 
 
 def matrices_of(kind: str, shapes: Shapes, groups: int = 1) -> tuple[Matrix, ...]:

@@ -85,9 +85,8 @@ class Places:
 
 def _key(parameter: Tensor) -> int:
     """The memory of a parameter, which tied ones share even where they are two objects."""
-    if is_lazy(parameter) or parameter.is_meta or type(parameter) is not nn.Parameter:
-        return id(parameter)
-    return parameter.data_ptr() or id(parameter)
+    plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+    return (parameter.data_ptr() if plain else 0) or id(parameter)
 
 
 def _plain_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

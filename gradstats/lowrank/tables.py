@@ -122,7 +122,8 @@ def _layers(table: dict[str, Part]) -> dict[str, tuple[str, dict[str, Part]]]:
     attention = {n.rpartition(".")[0] for n, kind in kinds.items() if kind == "MultiheadAttention"}
     found: dict[str, tuple[str, dict[str, Part]]] = {}
     for name, part in table.items():
-        kind, (layer, _, own) = kinds[name], name.rpartition(".")
+        layer, _, own = name.rpartition(".")
+        kind = kinds[name].removeprefix("FSDP")  # what fully_shard makes of a class
         parent, _, child = layer.rpartition(".")
         if f"{child}.{own}" in OUT_PROJ and parent in attention:
             kind, layer, own = "MultiheadAttention", parent, f"{child}.{own}"

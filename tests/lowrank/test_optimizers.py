@@ -418,3 +418,11 @@ def test_the_norms_between_factors_train():
     fresh.step()
     moved = {n for n, p in found.model.named_parameters() if not torch.equal(before[n], p)}
     assert {"0.norm.bias", "2.norm.bias"} <= moved
+
+
+def test_what_is_no_optimizer_is_refused_and_nothing_has_changed():
+    model = model_of()
+    for wrong in (None, [torch.optim.SGD(model.parameters(), lr=0.1)]):
+        with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got"):
+            warm_start(model, wrong)
+    assert type(model[0]) is nn.Linear

@@ -632,3 +632,56 @@ def test_the_rank_of_a_layer_of_a_hundred():
     assert [change.rank for change in factorize(model, 0.29).changes] == [29]
     model = nn.Sequential(nn.Linear(48, 96))
     assert [change.rank for change in factorize(model, 1 / 3).changes] == [16]
+
+
+@pytest.mark.parametrize("keep", [[], ["*self_attn"], ["*linear1"]])
+def test_layers_inside_torchs_own_containers(keep):
+    """In evaluation, without gradients, torch reads the weights of a transformer's layers."""
+    model = nn.TransformerEncoderLayer(LARGE, 4, 96, batch_first=True)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            for block in parameter.chunk(len(parameter) // LARGE or 1):
+                thin(block)
+    expected = model.eval()(seeded(2, 5, LARGE))
+    factorize(model, warm=True, keep=keep)
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            ours = model(seeded(2, 5, LARGE))
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [torch.jit.script, torch.fx.symbolic_trace])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_models_inside_other_wrappers(wrap):
+    inner = plain()
+    model = nn.Sequential(wrap(inner), nn.Linear(LARGE, LARGE))
+    found = factorize(model, ranks={"1": 4})
+    assert found.changes[-1].rank == 4
+    if wrap is torch.jit.script:
+        assert found.changes[0].kept == "kept: a parameter of a class of its own"
+        assert model(seeded(2, LARGE)).shape == (2, LARGE)
+    else:
+        assert found.changes[0].rank == 16
+
+
+@pytest.mark.parametrize("extra_norm", [False, True])
+def test_the_counts_of_a_plan_are_those_of_the_layers_made(extra_norm):
+    for make, _ in FROZEN:
+        model = nn.ModuleDict({"layer": make()})
+        before = numel(model)
+        found = factorize(model, extra_norm=extra_norm)
+        assert (found.before, found.changes[0].before) == (before, before)
+        assert found.changes[0].after == found.after == numel(model)
+
+
+def test_settings_may_be_numpys_and_keep_one_glob():
+    import numpy as np
+
+    found = factorize(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)), keep="0*")
+    assert kept_of(found) == {"0": "kept: asked for", "1": ""}
+    found = factorize(plain(), ranks={"0": np.int64(3)}, full_rank_layers=np.int64(0))
+    assert [change.rank for change in found.changes] == [3]
+    for settings in ({"ranks": {"0": True}}, {"full_rank_layers": True}, {"ranks": {"0": 2.0}}):
+        with pytest.raises(ValueError, match="whole number"):
+            factorize(plain(), **settings)
+    assert [c.rank for c in factorize(plain(), np.float32(0.29)).changes] == [18]
