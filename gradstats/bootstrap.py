@@ -42,10 +42,11 @@ def bootstrap_p_value(
         method: estimator.
 
     Returns:
-        (1 + replicates at least as far as the data) / (1 + replicates).
+        (1 + replicates at least as far as the data) / (1 + replicates), over the replicates that
+        the family can be fitted to, as it can to the data.
 
     Raises:
-        FitError: the family cannot be fitted to the subsample.
+        FitError: the family cannot be fitted to the subsample, or to no replicate.
 
     References:
         Stute, Manteiga and Quindimil, "Bootstrap based goodness-of-fit-tests", 1993.
@@ -53,15 +54,18 @@ def bootstrap_p_value(
     sample = _stored(_subsample(summary, min(size, summary.nonzero), rng), summary)
     law = family.fit(sample, method=method)
     distance = ks_distance(law, sample)
-    farther = 0
+    farther = fitted = 0
     for _ in range(replicates):
         simulated = _observed(np.abs(law.rvs(sample.nonzero, rng)), summary, rng)
         try:
             again = ks_distance(family.fit(simulated, method=method), simulated)
-        except FitError:  # as unlike the data as can be
-            continue
+        except FitError:
+            continue  # there is a p-value only of data that can be fitted
+        fitted += 1
         farther += again >= distance
-    return (1 + farther) / (1 + replicates)
+    if not fitted:
+        raise FitError(f"cannot test {family.name}: none of {replicates} replicates can be fitted")
+    return (1 + farther) / (1 + fitted)
 
 
 def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
