@@ -92,6 +92,14 @@ def test_names_order_and_step_round_trip(tmp_path, tensors):
     assert gradstats.open(tmp_path / "run.zarr").stream().steps.tolist() == [5, 6]
 
 
+def test_arrays_and_numbers_of_numpy_in_a_file_of_torch_are_read(tmp_path, grads):
+    content = {"w": grads[0], "loss": np.float64(0.5), "step": np.int64(7), "n": np.arange(3)}
+    torch.save(content, tmp_path / "g.pt")
+    lines = imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
+    assert_same(read(tmp_path / "run.zarr"), {"w": torch.from_numpy(grads[0])})
+    assert "loss (float64), step (int64), n (int64)" in lines
+
+
 def test_a_file_of_before_torch_1_6_is_read(tmp_path, tensors):
     torch.save(tensors, tmp_path / "g.pt", _use_new_zipfile_serialization=False)
     imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
@@ -174,6 +182,22 @@ def test_the_entry_that_holds_the_gradients_is_found(tmp_path, tensors, wrapped)
     others = set(wrapped(tensors)) - set(tensors)
     for name in others & {"optimizer", "optimizer_state", "weights", "step", "epoch", "history"}:
         assert f"{name} (" in lines
+
+
+def test_a_folder_of_checkpoints_is_imported_without_their_other_files(tmp_path, tensors):
+    for step in (2, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        torch.save(tensors, folder / "pytorch_model.bin")
+        torch.save({"state": {0: {"exp_avg": torch.ones(3)}}}, folder / "optimizer.pt")
+        torch.save(torch.ones(4, dtype=torch.uint8), folder / "rng_state_0.pth")
+        torch.save({"seed": 1}, folder / "training_args.bin")
+    lines = imported([tmp_path], tmp_path / "run.zarr")
+    assert gradstats.open(tmp_path / "run.zarr").stream().steps.tolist() == [2, 10]
+    assert "files without gradients: optimizer.pt, rng_state_0.pth, training_args.bin" in lines
+    torch.save(tensors, tmp_path / "checkpoint-2/other.pt")
+    with pytest.raises(ValueError, match=r"same in '.*other' and '.*model'; give one file per"):
+        imported([tmp_path / "checkpoint-2", tmp_path / "checkpoint-10"], tmp_path / "x.zarr")
 
 
 def test_trees_are_named_by_their_paths_and_lists_by_places(tmp_path, tensors):
@@ -282,6 +306,7 @@ UNREADABLE = {
     "pickle": ("g.pkl", lambda file: file.write_bytes(b"1"), r"runs code: save .* numpy\.savez"),
     "shards": ("__0_0.distcp", lambda file: file.write_bytes(b"1"), "dcp_to_torch"),
     "junk": ("g.pt", lambda file: file.write_bytes(b"junk"), r"cannot read .*g\.pt as \.pt"),
+    "raw": ("g.bin", lambda file: file.write_bytes(bytes(99)), "it is no file of torch.save"),
     "empty": ("g.npz", lambda file: file.write_bytes(b""), r"g\.npz as \.npz: it is empty"),
     "no tensors": (
         "g.pt",

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gradstats.importing.formats import ALL, Content, load
+from gradstats.importing.entries import ALL
+from gradstats.importing.formats import Content, load
 from gradstats.importing.layouts import Layouts, rows_of
 from gradstats.importing.order import ORDERS
 from gradstats.importing.sources import Found, Source, find_sources
@@ -105,6 +106,8 @@ def _order_lines(found: Found, counts: Sequence[int], rows: bool) -> Iterator[st
     total = sum(counts) // found.workers
     counting = "; steps count 0, 1, 2, … over the rows of all files" if rows else ""
     remark = found.remark.partition(";")[0] if rows else found.remark
+    if len(found.sources) == 1:
+        remark = "of one file"
     yield f"{total} {'row' if total == 1 else 'rows'}{each}, {remark}{counting}"
     firsts = [source for source in found.sources if source.worker == 0]
     places = {"first": 0, "second": 1, "last": len(firsts) - 1}
@@ -113,6 +116,8 @@ def _order_lines(found: Found, counts: Sequence[int], rows: bool) -> Iterator[st
         yield f"  {word}: {step}{firsts[place].name}"
     for source in found.sources[1 : found.workers]:
         yield f"  worker {source.worker}: {source.name}"
+    if found.aside:
+        yield f"left out, files without gradients: {', '.join(found.aside)}"
     if total == 1 and not rows:
         yield "  one file is one step; --rows takes the first axis of its arrays as steps"
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from gradstats.importing.entries import MOST_NAMED, chosen, kind_of
 from gradstats.store.rows import Array
 
 Named = dict[str, Array]
 
-ALL = "*"  # of --key: everything in the file
-GRADIENTS = frozenset({"grads", "gradients", "grad", "gradient"})
-# entries of a checkpoint that hold what is meant: their own name is no part of a parameter's
-WRAPPERS = GRADIENTS.union(
-    "state_dict model_state model_state_dict model module".split(),
-    "params parameters net network weights".split(),
-)
-# entries that hold tensors and no gradients
-ASIDE = frozenset(
-    "optimizer optimizers optimizer_state optimizer_state_dict optimizer_states opt_state optim "
-    "lr_scheduler lr_schedulers scheduler scaler rng_state rng_states callbacks loops".split()
-)
+BITS = "bfloat16 of numpy.save, bits without a dtype"
 HINTS: Mapping[str, str] = {
     ".pkl": "loading a pickle runs code: save the arrays with numpy.savez or torch.save",
     ".pickle": "loading a pickle runs code: save the arrays with numpy.savez or torch.save",
@@ -36,7 +28,6 @@ HINTS: Mapping[str, str] = {
     ".msgpack": "save the arrays with numpy.savez",
     ".mat": "save the arrays with numpy.savez",
 }
-MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ def load(path: Path, key: str = "") -> Content:
     except Exception as error:  # every format has errors of its own
         raise ValueError(f"cannot read {path} as {path.suffix}: {_fact(path, error)}") from error
     try:
-        return _sorted_out(*_chosen(raw, key))
+        return _sorted_out(*chosen(raw, key))
     except ValueError as error:
         raise ValueError(f"cannot import {path}: {error}") from error
 
@@ -94,7 +85,9 @@ def _fact(path: Path, error: Exception) -> str:
     if not path.stat().st_size:
         return "it is empty"
     text = str(error).partition("\n")[0] or type(error).__name__
-    if "allow_pickle" in text or "weights_only" in text.lower() or "Weights only" in text:
+    if "Unsupported operand" in str(error):
+        return "it is no file of torch.save"
+    if "allow_pickle" in text or "Weights only" in text:
         remedy = "save tensors alone, as torch.save({name: p.grad}) or numpy.savez do"
         return f"it holds objects that only running code can rebuild; {remedy}"
     return text
@@ -127,12 +120,23 @@ def _load_npz(path: Path) -> Any:
 
 
 def _load_pt(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-    return torch.load(path, map_location="cpu", weights_only=True)  # of before torch 1.6
+    with torch.serialization.safe_globals(_numpy_globals()):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # of before torch 1.6
+
+
+def _numpy_globals() -> list[Any]:
+    """What numpy's arrays and numbers in a file of torch.save are made with: no code of a user."""
+    core = import_module("numpy._core.multiarray")
+    functions = [(getattr(core, name), name) for name in ("_reconstruct", "scalar")]
+    names = ("numpy._core.multiarray", "numpy.core.multiarray")  # of numpy 2 and before
+    known: list[Any] = [(f, f"{module}.{name}") for f, name in functions for module in names]
+    dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    return [*known, np.ndarray, np.dtype, *dtypes, (codecs.encode, "_codecs.encode")]
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -175,86 +179,6 @@ LOADERS: Mapping[str, Callable[[Path], Any]] = {
 }
 
 
-def _chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What of a file to look at, by name, and what is left aside: what it is."""
-    if isinstance(raw, (torch.Tensor, np.ndarray)):
-        return {"gradient": raw}, {}
-    if not _holds_arrays(raw):
-        raise ValueError(f"a file must hold a tensor or a dict of tensors, got {_kind(raw)}")
-    entries = _entries(raw)
-    if key == ALL:
-        return dict(_flattened(raw)), {}
-    if key:
-        return _under(entries, key), {}
-    inner = {name: value for name, value in entries.items() if _is_branch(value)}
-    aside = {name: "no gradients" for name in inner if name.lower() in ASIDE}
-    branches = [name for name in inner if name not in aside]
-    direct = {name: value for name, value in entries.items() if name not in inner}
-    own = any(isinstance(value, (torch.Tensor, np.ndarray)) for value in direct.values())
-    named = [name for name in branches if name.lower() in GRADIENTS]
-    if own and not branches:
-        return direct, aside
-    if len(named) == 1 or (len(branches) == 1 and not own):
-        (name,) = named or branches
-        others = {other: "not chosen" for other in branches if other != name}
-        rest = {other: _kind(value) for other, value in direct.items()}
-        return _under_one(name, inner[name]), {**aside, **others, **rest}
-    several = ", ".join(repr(name) for name in [*branches, *direct][:MOST_NAMED])
-    remedy = "choose one with --key NAME, or all with --key '*'"
-    raise ValueError(f"it does not say which entry holds the gradients: {several}; {remedy}")
-
-
-def _under_one(name: str, value: Any) -> dict[str, Any]:
-    """The arrays of an entry; the name of a wrapper is no part of theirs."""
-    return dict(_flattened(value, "" if name.lower() in WRAPPERS else f"{name}."))
-
-
-def _under(entries: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The arrays of the entry that is asked for, or of one inside it: "state.model"."""
-    value: Any = entries
-    for name in [key] if key in entries else key.split("."):
-        inner = _entries(value)
-        if name not in inner:
-            there = ", ".join(map(repr, list(inner)[:MOST_NAMED])) or "none"
-            raise ValueError(f"key must be an entry of it, one of {there}, got {key!r}")
-        value = inner[name]
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return {key: value}
-    return dict(_flattened(value))
-
-
-def _entries(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {str(name): each for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return {str(place): each for place, each in enumerate(value)}
-    return {}
-
-
-def _flattened(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, each in _entries(value).items():
-        if _is_branch(each):
-            yield from _flattened(each, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", each
-
-
-def _holds_arrays(value: Any) -> bool:
-    if isinstance(value, (Mapping, list, tuple)):
-        return any(map(_holds_arrays, _entries(value).values()))
-    return isinstance(value, (torch.Tensor, np.ndarray))
-
-
-def _is_branch(value: Any) -> bool:
-    return isinstance(value, (Mapping, list, tuple)) and _holds_arrays(value)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return str(value.dtype).removeprefix("torch.")
-    return type(value).__name__
-
-
 def _sorted_out(named: Mapping[str, Any], aside: Mapping[str, str]) -> Content:
     """Keep what is floating point, and name the rest."""
     arrays: Named = {}
@@ -263,7 +187,9 @@ def _sorted_out(named: Mapping[str, Any], aside: Mapping[str, str]) -> Content:
     for name, value in named.items():
         if not _is_floating(value):
             left_out[name] = (
-                "bfloat16 of numpy.save, bits without a dtype" if _is_bits(value) else _kind(value)
+                "bfloat16 of numpy.save, bits without a dtype"
+                if _is_bits(value)
+                else kind_of(value)
             )
             continue
         if isinstance(value, torch.Tensor) and value.layout != torch.strided:

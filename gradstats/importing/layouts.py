@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradstats.importing.formats import MOST_NAMED, Content, Named
+from gradstats.importing.entries import MOST_NAMED
+from gradstats.importing.formats import Content, Named
 from gradstats.store import Parameter, parameter_table
 from gradstats.store.layout import dtype_name
 
@@ -88,7 +89,7 @@ class Layouts:
         others = {n: kind for n, (kind, _) in self._left_out.items() if n not in self._entries}
         if others:
             shown = ", ".join(f"{name} ({kind})" for name, kind in others.items())
-            yield f"left out {len(others)} entries without floating-point gradients: {shown}"
+            yield f"left out, no floating-point gradients: {shown}"
         yield from self._remarks
         for name, sources in self._lacking.items():
             if sources:

@@ -15,7 +15,8 @@ Key = list[list[str | Number]]
 
 ORDERS = ("natural", "given")
 MOST_STEP = 2**63
-REMEDY = "choose the number with --step-from REGEX, or keep the order given with --order given"
+REMEDY = "give one file per step, as a pattern does, choose the number with --step-from REGEX, "
+REMEDY += "or keep the order given with --order given"
 
 # a minus belongs to the number after a separator only: sol-0.5 is 0.5, and t=-0.5 is -0.5
 _AFTER = r"(?:^|(?<=[=_\-(,: ]))"
@@ -194,7 +195,7 @@ def _check_apart(numbers: Mapping[str, list[Number]]) -> None:
     for name, each in numbers.items():
         other = first.setdefault(tuple(each), name)
         if each and other != name:
-            fact = f"{other!r} and {name!r} have the same"
+            fact = f"the same in {other!r} and {name!r}"
             raise ValueError(
                 f"files must have different numbers in their paths, got {fact}; {REMEDY}"
             )

@@ -6,7 +6,7 @@ import glob
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradstats.importing.formats import LOADERS, suffix_of, suffix_rule
@@ -16,6 +16,10 @@ Files = tuple[Path, ...]
 Ranks = tuple[int, ...]
 
 INDEX = ".index.json"
+# files of a checkpoint folder that hold no gradients
+_ASIDE = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|trainer_state|rng_state|random_states)"
+)
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _WORKER = re.compile(
     r"(?<![a-z])(?:(?:dp|ddp|global|local|data_parallel)[_-]?)?"
@@ -51,11 +55,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """The sources in order of their steps, and how they were put in order."""
+    """The sources in order of their steps.
+
+    Attributes:
+        sources: of all workers.
+        workers: how many.
+        remark: how they were put in order.
+        aside: names of files in folders that hold no gradients, such as optimizer.pt.
+    """
 
     sources: tuple[Source, ...]
     workers: int
     remark: str
+    aside: tuple[str, ...] = ()
 
 
 def find_sources(files: Sequence[Path], *, workers: int, order: str, step_from: str) -> Found:
@@ -72,11 +84,15 @@ def find_sources(files: Sequence[Path], *, workers: int, order: str, step_from: 
             names that do not tell the order.
         FileNotFoundError: one is not there.
     """
-    paths = _spelled_out(files)
+    paths, aside = _spelled_out(files)
     if not paths:
         raise ValueError("files must name at least one file, got none")
     _check(paths)
-    rows = _joined_shards(paths)
+    found = _in_order(_joined_shards(paths), workers=workers, order=order, step_from=step_from)
+    return replace(found, aside=aside)
+
+
+def _in_order(rows: Mapping[str, Files], *, workers: int, order: str, step_from: str) -> Found:
     if order == "given" and not step_from:
         found: dict[str, dict[Ranks, Files]] = {name: {(): row} for name, row in rows.items()}
     else:
@@ -106,17 +122,20 @@ def _consecutive(rows: Sequence[Files], workers: int, remark: str) -> Found:
     )
 
 
-def _spelled_out(files: Iterable[Path]) -> list[Path]:
-    """Every file by itself: of folders, of patterns, and the shards of indices."""
-    named = [path for file in files for path in _matched(file)]
+def _spelled_out(files: Iterable[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """Every file by itself: of folders, of patterns, and the shards of indices; what is aside."""
+    given = [path for file in files for path in _matched(file)]
     paths: list[Path] = []
-    for path in named:
-        if not path.name.endswith(INDEX):
-            paths += _inside(path) if path.is_dir() else [path]
+    aside: dict[str, None] = {}
+    for path in (path for path in given if not path.name.endswith(INDEX)):
+        inside = _inside(path) if path.is_dir() else [path]
+        others = [each for each in inside if path.is_dir() and _ASIDE.match(each.name.lower())]
+        paths += [each for each in inside if each not in others]
+        aside |= dict.fromkeys(each.name for each in others)
     there = {path.resolve() for path in paths}
-    for index in (path for path in named if path.name.endswith(INDEX)):
+    for index in (path for path in given if path.name.endswith(INDEX)):
         paths += [shard for shard in _shards(index) if shard.resolve() not in there]
-    return paths
+    return paths, tuple(aside)
 
 
 def _matched(file: Path) -> list[Path]:
