@@ -180,7 +180,9 @@ def test_atomos_second_moment_is_the_sum_of_squares_over_probabilities():
 
 
 @pytest.mark.parametrize("spec", ["powersgd(4)", "acp-sgd(4)", "svd(4)", "atomo(4)"])
-@pytest.mark.parametrize("shape", [(7, 7), (3, 100), (100, 3), (40,), (0, 5), (), (8, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(7, 7), (8, 8), (3, 100), (100, 3), (40,), (0, 5), (), (8, 1, 1, 1)]
+)
 def test_what_factors_would_not_shorten_goes_as_it_is(spec, shape):
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert as_matrix(grad, 4) is None

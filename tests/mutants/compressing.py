@@ -36,10 +36,10 @@ MUTANTS = (
     randomk("/ max(payload.count, 1) - 1", "/ max(payload.count, 1) / 2 - 1"),
     randomk("/ max(payload.count, 1) - 1", "/ max(payload.count, 1) - 2"),
     sketch("payload.numel / payload.table.numel()", "payload.numel / payload.table.numel() / 2"),
-    sketch("else rows.mean(0)", "else 0.97 * rows.mean(0)"),
+    sketch("else rows.mean(0)", "else 0.97 * rows.mean(0)", SHARED),
     sketch("1 - 2 * (sign & 1)", "1 - (sign & 1)"),
     # what the law suite looks at
-    laws('{"constant": 0.7, "4/3": 4 / 3,', '{"constant": 0.7, "4/3": 1.0,'),
+    laws('{"constant": 0.7, "4/3": 4 / 3,', '{"constant": 1.0, "4/3": 1.0,'),
     laws("1 / (math.sqrt(every) + 1)", "1.0"),
     laws("_peaks(32, 1.0, 1 / 16)", "_peaks(32, 1.0, 1 / 2)"),
     laws("_peaks(EXTREMAL, 1.75, 17 / 16)", "_peaks(EXTREMAL, 1.75, 1.0)"),
