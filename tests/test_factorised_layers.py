@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import gradstats
+from gradstats import copying
 from gradstats.factorised import factorised_rows
 from gradstats.lowrank import factorize
 from gradstats.store import GradientStore, parameter_table
@@ -311,3 +312,17 @@ def test_extreme_gradients_have_the_rows_of_ordinary_ones(unit, tmp_path):
     cosine, captured = by_hand(grad, weight, 8)
     assert row["captured"] == pytest.approx(captured, rel=1e-6)
     assert row["cosine"] == pytest.approx(cosine, rel=1e-6)
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_a_copy_knows_as_much(tmp_path):
+    """What low rank makes of a parameter is no difference between two tables."""
+    model = nn.Sequential(nn.Conv2d(32, 64, 3, groups=4))
+    named = [(name, p.shape, p.dtype) for name, p in model.named_parameters()]
+    old, new = (parameter_table(named, matrices=known) for known in (None, {"0.weight": 4}))
+    assert old == new
+    captured(model, tmp_path / "run.zarr")
+    smaller = copying.Smaller(dtype="bfloat16")
+    copying.copy(tmp_path / "run.zarr", tmp_path / "copy.zarr", smaller)
+    for path in ("run.zarr", "copy.zarr"):
+        table = {p.name: p.matrices for p in gradstats.open(tmp_path / path).table}
+        assert table == {"0.weight": 4, "0.bias": None}
