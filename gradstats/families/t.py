@@ -16,6 +16,7 @@ from gradstats.summary import Moments, Summary
 LOWEST_SHAPE, HIGHEST_SHAPE = 0.2, 200.0
 STARTS = np.geomspace(LOWEST_SHAPE, HIGHEST_SHAPE, 20)
 SMALLEST_TAIL = 1e-290  # below it the incomplete beta function loses digits to underflow
+LOG_SMALLEST_X = math.log(1e-100)  # of the first argument that the inverse is accurate for
 LOWEST_WITH_VARIANCE = 2 + 1e-6
 
 
@@ -124,9 +125,13 @@ class T(Family):
         a, ratio = self.shape / 2, shares(ratio)
         x = special.betaincinv(a, 0.5, np.minimum(ratio, 0.5))
         y = special.betainccinv(0.5, a, np.maximum(ratio, 0.5))
+        # I_x is its first term where x is too small for the second
         with np.errstate(divide="ignore"):
+            log_x = (np.log(ratio) + math.log(a) + special.betaln(a, 0.5)) / a
             square = np.where(ratio < 0.5, (1 - x) / x, y / (1 - y))
-        return np.asarray(self.scale * np.sqrt(self.shape * square))
+            far = np.exp(math.log(self.shape) / 2 + math.log(self.scale) - log_x / 2)
+        near = self.scale * math.sqrt(self.shape) * np.sqrt(square)
+        return np.asarray(np.where(log_x < LOG_SMALLEST_X, far, near))
 
     def _log_square(self, magnitude: Floats) -> Floats:
         """Ln (m/b)²/ν; -inf at 0."""
