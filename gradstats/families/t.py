@@ -75,8 +75,11 @@ class T(Family):
         """The highest profile likelihood over degrees of freedom."""
         weight, logs = summary.counts / summary.nonzero, summary.logs
 
+        log_scale = float(weight @ logs)
+
         def profile(shape: float) -> float:
-            log_scale = cls(shape, 1.0).log_scale(logs, weight)
+            nonlocal log_scale  # that of the last shape is the next one's guess
+            log_scale = _log_scale(shape, logs, weight, log_scale)
             power = float(weight @ softplus(2 * (logs - log_scale) - math.log(shape)))
             return _log_constant(shape) - log_scale - (shape + 1) / 2 * power
 
@@ -84,16 +87,8 @@ class T(Family):
         return replace(law, scale=math.exp(law.log_scale(logs, weight)))
 
     def log_scale(self, logs: Floats, weights: Floats) -> float:
-        """The root of the equation above, which lies between the least and the largest."""
-        squares = 2 * logs - math.log(self.shape)
-
-        @np.errstate(over="ignore")
-        def gap(log: float) -> tuple[float, float]:
-            share = 1 / (1 + np.exp(2 * log - squares))
-            slope = -2 * (self.shape + 1) * float(weights @ (share * (1 - share)))
-            return (self.shape + 1) * float(weights @ share) - 1, slope
-
-        return falling_root(gap, float(logs.min()), float(logs.max()), float(weights @ logs))
+        """The root of the equation above."""
+        return _log_scale(self.shape, logs, weights, float(weights @ logs))
 
     @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
@@ -144,6 +139,20 @@ class T(Family):
         from scipy import stats
 
         return stats.t(self.shape, scale=self.scale)
+
+
+def _log_scale(shape: float, logs: Floats, weights: Floats, start: float) -> float:
+    """Ln of the likeliest scale, which lies between the least magnitude and the largest."""
+    squares = 2 * logs - math.log(shape)
+
+    @np.errstate(over="ignore")
+    def gap(log: float) -> tuple[float, float]:
+        share = 1 / (1 + np.exp(2 * log - squares))
+        mean = float(weights @ share)
+        slope = -2 * (shape + 1) * (mean - float(weights @ share**2))
+        return (shape + 1) * mean - 1, slope
+
+    return falling_root(gap, float(logs.min()), float(logs.max()), start)
 
 
 def _log_constant(shape: float) -> float:
