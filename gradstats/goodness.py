@@ -90,6 +90,9 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
     unit = replace(law, scale=law.parameters["scale"] / mean)  # type: ignore[type-var]
     gaps = np.abs(data - unit.threshold(p)) ** order
     total = float((gaps * p * WEIGHTS * half[:, None]).sum())
+    if law.tail_index < math.inf:  # of a power tail, what lies beyond the last share
+        last = math.exp(log_p[0])
+        total += float(unit.threshold(last)) ** order * last / (1 - order / law.tail_index)
     return float(total ** (1 / order))
 
 
@@ -131,9 +134,9 @@ def tail_error(law: Family, summary: Summary, ratio: float) -> tuple[float, floa
     Zeros count as elements that no positive threshold keeps. The threshold is 0 where the target
     exceeds the share of non-zero elements.
     """
-    share = min(ratio * summary.n / summary.nonzero, 1.0)
-    threshold = float(law.threshold(share))
-    return threshold, summary.kept(threshold) / kept_count(summary.n, ratio)
+    k = kept_count(summary.n, ratio)
+    threshold = float(law.threshold(min(ratio * summary.n / summary.nonzero, 1.0)))
+    return threshold, summary.kept(threshold) / k
 
 
 def quantile_pairs(law: Family, summary: Summary, points: int = 200) -> tuple[Floats, Floats]:
