@@ -8,6 +8,11 @@ GOODNESS = "tests/test_goodness.py"
 laplace = within("families/laplace.py", FAMILIES)
 dgamma = within("families/dgamma.py", FAMILIES)
 dgenpareto = within("families/dgenpareto.py", FAMILIES)
+normal = within("families/normal.py", FAMILIES)
+lognorm = within("families/lognorm.py", FAMILIES)
+dweibull = within("families/dweibull.py", FAMILIES)
+gennorm = within("families/gennorm.py", FAMILIES)
+student = within("families/t.py", FAMILIES)
 goodness = within("goodness.py", GOODNESS)
 bootstrap = within("bootstrap.py", "tests/test_bootstrap.py")
 uncertainty = within("uncertainty.py", "tests/test_uncertainty.py")
@@ -20,6 +25,14 @@ MUTANTS = (
     dgenpareto("(1 - peak) / 2, moments", "(1 + peak) / 2, moments"),
     dgenpareto("moments.mean * (peak + 1) / 2", "moments.mean * (peak - 1) / 2"),
     dgenpareto("-(1 + self.shape) * np.where(inside", "-(1 - self.shape) * np.where(inside"),
+    normal("moments.mean**2 + var", "moments.mean**2"),
+    normal("special.log_ndtr(-z) + math.log(2)", "special.log_ndtr(-z)"),
+    lognorm("math.exp(-variance / 2)", "math.exp(variance / 2)"),
+    dweibull("moments.mean / math.gamma(1 + 1 / shape)", "moments.mean / math.gamma(1 / shape)"),
+    dweibull("(shape - 1) * mean_log - 1", "shape * mean_log - 1"),
+    gennorm("- math.lgamma(1 / shape) - 1 / shape", "- math.lgamma(1 / shape)"),
+    student("(shape - 2) / _mean(shape) ** 2", "(shape - 2) / _mean(shape)"),
+    student("math.exp(log_square(shape) / 2)", "math.exp(log_square(shape))"),
     goodness("np.abs(law.kept(magnitudes) - above).max()", "(law.kept(magnitudes) - above).max()"),
     goodness("if law.tail_index <= order:", "if law.tail_index < order:"),
     goodness("ratio * summary.n / summary.nonzero, 1.0", "ratio, 1.0"),
