@@ -91,6 +91,8 @@ def demo(
     from gradstats import demo as demo_module
     from gradstats.pipeline import report as make_report
 
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
     chosen = demo_module.QUICK if quick else demo_module.DEMO
     with bar() as advance:
         loss = demo_module.train(
@@ -163,29 +165,52 @@ def capture(
 
 @app.command(name="import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help=".npy, .npz, .pt or .safetensors files.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files, folders or patterns: .npy, .npz, .pt, .safetensors, .h5 …"),
+    ],
     out: Annotated[Path, typer.Option(help="The run to write.")],
     workers: Annotated[
-        int, typer.Option(help="So many files in a row are those of one step's workers.")
+        int,
+        typer.Option(help="Number of consecutive files of one step, one per worker."),
     ] = 1,
+    order: Annotated[
+        str, typer.Option(help="natural: by the numbers in the paths; given: as they are given.")
+    ] = "natural",
+    step_from: Annotated[
+        str, typer.Option(metavar="REGEX", help="Its group in the path is the step's number.")
+    ] = "",
+    rows: Annotated[
+        bool, typer.Option(help="The first axis of every array counts the steps.")
+    ] = False,
+    key: Annotated[
+        str, typer.Option(metavar="NAME", help="Entry that holds the gradients; *: all entries.")
+    ] = "",
     if_exists: Annotated[str, typer.Option(help="error or overwrite.")] = "error",
 ) -> None:
-    """Make a run of gradients that were saved elsewhere, one file a step and worker."""
-    from gradstats.importing import import_gradients
+    """Make a run of gradients that were saved elsewhere, one file per step and worker."""
+    from gradstats.importing import ORDERS, import_gradients
 
     if if_exists not in ("error", "overwrite"):
         raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
+    if order not in ORDERS:
+        raise typer.BadParameter(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     with bar() as advance:
         store = import_gradients(
             files,
             out,
             workers=workers,
+            order=order,
+            step_from=step_from,
+            rows=rows,
+            key=key,
             if_exists=if_exists,
             progress=lambda i, n: advance("import", i, n),
+            say=say,
         )
     with store:
-        rows = len(store.stream())
-    say(f"{out}: {rows} rows" + (f" of {workers} workers each" if workers > 1 else ""))
+        written, of_each = len(store.stream()), len(store.workers)
+    say(f"{out}: {written} rows" + (f" of {of_each} workers each" if of_each > 1 else ""))
 
 
 @app.command()
@@ -198,6 +223,9 @@ def copy(
         str, typer.Option(help="full, track, summary, shadow: kinds of rows, with commas.")
     ] = "",
     track: Annotated[int, typer.Option(help="Keep this many tracked elements; 0: all.")] = 0,
+    allow_loss: Annotated[
+        bool, typer.Option(help="Accept what a narrower dtype makes infinite or 0.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Copy a run, or less of it, for sharing. Gradients can reveal training examples."""
@@ -206,9 +234,10 @@ def copy(
     from gradstats.store.places import restored
 
     with usage():
-        smaller = Smaller(parse_steps(steps), dtype, words(mode) or None, track or None, seed)
+        kinds = words(mode) or None
+        smaller = Smaller(parse_steps(steps), dtype, kinds, track or None, seed, allow_loss)
     with bar() as advance:
-        rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n))
+        rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n), say=say)
     say(f"{restored(out)}: {rows} rows")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradstats.narrowing import Narrowing
 from gradstats.store import GradientStore, Parameter, Row, Stream, parameter_table
 from gradstats.store.layout import BLOBS, DTYPES
 from gradstats.store.objects import InObjects
 from gradstats.store.places import as_place, restored
+from gradstats.store.root import is_vacant
 from gradstats.store.rows import as_bits, as_values
 from gradstats.store.spool_folder import address, spool_folder
+from gradstats.store.whole import whole
 from gradstats.summary import summarize
 from gradstats.summary_bytes import to_bytes
 
@@ -48,6 +51,7 @@ class Smaller:
             them of its full rows.
         track: how many of the tracked elements to keep, a random choice; None keeps all.
         seed: of that choice.
+        allow_loss: accept elements that the dtype makes infinite, and any number that it makes 0.
 
     Raises:
         ValueError: a setting out of range.
@@ -58,6 +62,7 @@ class Smaller:
     modes: Sequence[str] | None = None
     track: int | None = None
     seed: int = 0
+    allow_loss: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype and self.dtype not in DTYPES:
@@ -76,8 +81,11 @@ def copy(
     smaller: Smaller | None = None,
     *,
     progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] | None = None,
 ) -> int:
     """Copy a run to a folder, a zip file (``OUT.zarr.zip``) or a URL; rows go one by one.
+
+    A folder or a zip file is there when it is complete, or not at all.
 
     Of rows that an object store did not get (`store.spool`) what is left is sent instead.
 
@@ -85,14 +93,16 @@ def copy(
         run: Any store, in a folder, a zip file or an object store.
         out: Where to; nothing may be there.
         smaller: What of it; all without.
-        progress: Told how many rows of how many are done.
+        progress: Called with how many rows of how many are done.
+        say: Called with each line about elements that a narrower dtype lost; default: to stderr.
 
     Returns:
         How many rows were copied.
 
     Raises:
         FileExistsError: Something is at ``out``.
-        ValueError: Nothing is left to copy, or an element is beyond the range of the dtype.
+        ValueError: Nothing is left to copy, an element is beyond the range of the dtype, or more
+            than 0.1 % of the non-zero ones would become 0.
         StoreFormatError: ``run`` is not a readable store.
     """
     smaller = smaller or Smaller()
@@ -103,17 +113,25 @@ def copy(
     total = sum(len(rows) for _, _, rows in jobs)
     if not total:
         raise ValueError(f"cannot copy {source.path}: no row of it is selected")
+    narrowing = Narrowing(smaller.dtype, allow_loss=smaller.allow_loss)
     with _target(source, out, smaller) as store:
         done = 0
         for stream, kind, rows in jobs:
-            layout = Layout(stream, smaller)
+            layout = Layout(stream, smaller, narrowing)
             layout.declare(store, kind)
             for start in range(0, len(rows), _BATCH):
                 batch = [layout.row(row, kind) for row in rows[start : start + _BATCH]]
                 store.append_rows(batch, stream.worker, kind)
                 done += len(batch)
                 progress(done, total)
+        narrowing.check()
+    for line in narrowing.lines():
+        (say or _to_stderr)(line)
     return total
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"gradstats: {line}\n")
 
 
 def _send_rest(folder: Path, url: str) -> int:
@@ -157,18 +175,21 @@ def _target(
             "track": smaller.track or "as captured",
         }
     }
-    table = _narrowed(source.parameters, smaller.dtype)
-    create = partial(GradientStore.create, run=_name(source, smaller))
+    if not is_vacant(as_place(out)):
+        raise FileExistsError(f"cannot create {out}: it exists; choose another name")
+    settings: Any = {
+        "parameters": _narrowed(source.parameters, smaller.dtype),
+        "provenance": {**source.provenance, **about},
+        "run": _name(source, smaller),
+    }
     if not os.fspath(out).endswith(".zip"):
-        with create(out, table, provenance={**source.provenance, **about}) as store:
+        with whole(out, **settings) as store:
             yield store
         if store.fault:
             raise OSError(f"cannot copy all of {source.path}: {store.fault}")
         return
-    if Path(out).exists():
-        raise FileExistsError(f"cannot create {out}: it exists; choose another name")
     with tempfile.TemporaryDirectory(dir=Path(out).absolute().parent) as folder:
-        with create(Path(folder, "run"), table, provenance={**source.provenance, **about}) as made:
+        with GradientStore.create(Path(folder, "run"), **settings) as made:
             yield made
         _zip(Path(folder, "run"), Path(folder, "run.zip"))
         shutil.move(Path(folder, "run.zip"), out)
@@ -179,6 +200,7 @@ def _name(source: GradientStore, smaller: Smaller) -> str:
     if source.run and smaller == Smaller():
         return source.run
     what = {"of": source.run or source.provenance, **asdict(smaller)}
+    del what["allow_loss"]  # says what may be refused, not what is copied
     return uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(what, sort_keys=True, default=list)).hex
 
 
@@ -243,10 +265,14 @@ class Layout:
     Args:
         stream: The rows to copy.
         smaller: What of them.
+        narrowing: Converts elements, and counts what is lost over several layouts.
     """
 
-    def __init__(self, stream: Stream, smaller: Smaller) -> None:
+    def __init__(
+        self, stream: Stream, smaller: Smaller, narrowing: Narrowing | None = None
+    ) -> None:
         self._stream = stream
+        self._narrowing = narrowing or Narrowing(smaller.dtype, allow_loss=smaller.allow_loss)
         self._table = _narrowed(stream.table, smaller.dtype)
         ids: Mapping[str, Any] = stream.element_ids or {}
         self._places = _places(stream, _kept(ids, smaller))
@@ -299,20 +325,11 @@ class Layout:
         return ragged
 
     def _converted(self, row: int, values: Tensor, new: Parameter) -> Tensor:
-        """Values of a row in the dtype of the copy, all of which it must hold."""
-        found = values.to(getattr(torch, new.dtype))
-        if found.dtype == values.dtype:
-            return found
-        lost = int((found.isinf() & values.isfinite()).sum())
-        if lost:
-            which = f"{lost} elements of {new.name!r} at step {int(self._stream.steps[row])}"
-            fact = f"stored they are up to {float(values[values.isfinite()].abs().max()):.3g}"
-            scale = float(self._stream.coordinates["loss_scale"][row])
-            if self._stream.coordinates["unscaled"][row] == 0:
-                fact = f"{fact}, multiplied by a loss scale of {scale:g}"
-            remedy = "choose another dtype, such as bfloat16"
-            raise ValueError(f"cannot copy {which} as {new.dtype}: {fact}; {remedy}")
-        return found
+        """Values of a row in the dtype of the copy."""
+        coordinates = self._stream.coordinates
+        scale = f", multiplied by a loss scale of {float(coordinates['loss_scale'][row]):g}"
+        note = scale if coordinates["unscaled"][row] == 0 else ""
+        return self._narrowing(values, new.name, int(self._stream.steps[row]), note)
 
 
 def _kept(ids: Mapping[str, Any], smaller: Smaller) -> dict[str, NDArray[np.int64]]:

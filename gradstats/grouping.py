@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradstats.compressors import Compressor, ErrorFeedback
 from gradstats.replaying import compensated
-from gradstats.runs import Run
+from gradstats.runs import Run, without_elements
 from gradstats.store import Parameter, StoreFormatError
 from gradstats.summary import Summary, summarize, summarize_segments
 
@@ -50,12 +50,14 @@ class Group:
     left_out: str = ""
 
 
-def group_of(by: str) -> Callable[[Parameter], str | None]:
+def group_of(by: str, names: Iterable[str] = ()) -> Callable[[Parameter], str | None]:
     """The group that a parameter belongs to; None for none.
 
     Args:
         by: "model", "module-type", "parameter", or a regular expression that is searched for in
             parameter names: its first group, or the whole match, names the group.
+        names: of the parameters; brackets that stand in one as they are, such as `layers[0]`, are
+            those of the name, and no class of letters.
 
     Raises:
         ValueError: not a regular expression.
@@ -68,7 +70,8 @@ def group_of(by: str) -> Callable[[Parameter], str | None]:
     if by in known:
         return known[by]
     try:
-        pattern = re.compile(by)
+        literal = "[" in by and any(by in name for name in names)
+        pattern = re.compile(re.escape(by) if literal else by)
     except re.error as error:
         rule = f"one of {', '.join(GROUPINGS)} or a regular expression"
         raise ValueError(f"by must be {rule}, got {by!r}: {error}") from error
@@ -82,10 +85,13 @@ def group_of(by: str) -> Callable[[Parameter], str | None]:
 
 def check_by(run: Run, by: str) -> None:
     """Raise ValueError unless some selected parameter belongs to a group."""
-    key = group_of(by)
-    if not any(key(each) for each in run.table if each.name in run.selected):
+    key = group_of(by, run.names)
+    chosen = [each for each in run.table if each.name in run.selected and key(each)]
+    if not chosen:
         rule = f"one of {', '.join(GROUPINGS)} or a regular expression found in a parameter's name"
         raise ValueError(f"by must be {rule}, got {by!r}")
+    if not any(each.numel for each in chosen):
+        raise ValueError(f"groups by {by!r} must {without_elements(run, chosen)}")
 
 
 def groups(
@@ -106,13 +112,15 @@ def groups(
         executor: where the tasks run, one a row; default: here.
 
     Raises:
-        ValueError: unknown grouping, nothing to summarise, or a loss scale is not known.
+        ValueError: unknown grouping, no row or element to summarise, or a loss scale is not known.
     """
     check_by(run, by)
     kind = kind or run.fitted_kind
     run.check(kind)
-    task = partial(summarize_row, run, kind, by)
-    return in_order(task, run.rows(kind)[first:], executor)
+    rows = run.rows(kind)
+    if not rows:
+        raise ValueError(f"run must have {kind} rows, got none in {run}")
+    return in_order(partial(summarize_row, run, kind, by), rows[first:], executor)
 
 
 def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
@@ -139,7 +147,7 @@ def _status(found: bool, held: bool, missing: str) -> str:
 
 def _left_out(run: Run, kind: str, by: str) -> dict[str, tuple[bool, str]]:
     """By group: whether rows of a kind hold elements of it, and the names of what they cannot."""
-    key, reader = group_of(by), run.reader(kind)
+    key, reader = group_of(by, run.names), run.reader(kind)
     found: dict[str, tuple[bool, list[str]]] = {}
     for part in reader.parameters:
         name, sparse = key(part), kind == "track" and part.layout != "dense"
@@ -150,12 +158,12 @@ def _left_out(run: Run, kind: str, by: str) -> dict[str, tuple[bool, str]]:
 
 
 def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
-    stream, reader = run.stream(kind), run.reader(kind)
+    stream, reader, key = run.stream(kind), run.reader(kind), group_of(by, run.names)
     there = {part.name for part, has in zip(stream.table, stream.present[row], strict=True) if has}
     selected = [part for part in reader.parameters if part.name in there]
     if kind == "summary":
         made = run.summaries(row)
-        return _joined(by, [(part, made[part.name]) for part in selected])
+        return _joined(key, [(part, made[part.name]) for part in selected])
     dtypes = dict.fromkeys(part.dtype for part in selected)
     # the summaries of one grid add
     joint = None if by == "parameter" else _widest(dtypes)
@@ -171,7 +179,7 @@ def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
             grad = reader.parameter(row, part.name)
             grad = grad.to(run.device, joint and torch.promote_types(joint, grad.dtype))
             summaries.append((part, summarize(grad)))
-    return _joined(by, summaries)
+    return _joined(key, summaries)
 
 
 def _widest(dtypes: Iterable[str]) -> torch.dtype | None:
@@ -197,14 +205,14 @@ def compensated_groups(
     check_by(run, by)
     kind = run.consecutive
     run.check(kind)
-    parts = run.reader(kind).parameters
+    parts, key = run.reader(kind).parameters, group_of(by, run.names)
     offsets = [0, *accumulate(part.numel for part in parts)]
     fraction, left_out = run.stream(kind).sampling_fraction, _left_out(run, kind, by)
     fed = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
     for step, grad in compensated(run.gradients(kind), fed, seed=seed):
         found = summarize_segments(grad, offsets, fraction=fraction)
         pairs = [pair for pair in zip(parts, found, strict=True) if pair[0].numel]
-        joined = _joined(by, pairs)
+        joined = _joined(key, pairs)
         yield [
             Group(step, name, joined.get(name, NOTHING), _status(True, held, ""), without)
             for name, (held, without) in left_out.items()
@@ -224,9 +232,10 @@ def _end(part: Parameter) -> int:
     return part.offset + part.numel
 
 
-def _joined(by: str, summaries: Iterable[tuple[Parameter, Summary]]) -> dict[str, Summary]:
+def _joined(
+    key: Callable[[Parameter], str | None], summaries: Iterable[tuple[Parameter, Summary]]
+) -> dict[str, Summary]:
     """The sum of the summaries of each group."""
-    key = group_of(by)
     found: dict[str, list[Summary]] = {}
     for parameter, summary in summaries:
         name = key(parameter)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from gradstats.compressors import MIN_NUMEL, Part
-from gradstats.reading import Reader, last_told
+from gradstats.patterns import matching
+from gradstats.reading import SHOWN, Reader, last_told
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
 
@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         store: where it is.
-        parameters: glob of the parameters to look at.
+        parameters: name or glob of the parameters to look at; see `gradstats.patterns`.
         steps: (start, stop, stride): rows with start <= step < stop, every stride-th of them.
         worker: data-parallel worker.
         point: where in the step the gradients were taken; "" for local ones where there are any,
@@ -83,8 +83,9 @@ class Run:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The selected parameters, in the order of the worker's rows."""
-        every = (parameter.name for parameter in self.table)
-        return tuple(name for name in every if fnmatch.fnmatchcase(name, self.parameters))
+        every = [name for p in self.table for name in (p.name, *p.aliases)]
+        chosen = matching(every, self.parameters)
+        return tuple(p.name for p in self.table if chosen & {p.name, *p.aliases})
 
     @property
     def table(self) -> tuple[Parameter, ...]:
@@ -151,6 +152,11 @@ class Run:
         if self.holds("summary"):
             remedy = "fit works on those; capture with full= or track= for the rest"
             raise ValueError(f"run must hold gradients, got only Summaries in {self}; {remedy}")
+        chosen = [each for each in self.table if each.name in self.selected]
+        if not any(each.numel for each in chosen):
+            raise ValueError(
+                f"parameters {self.parameters!r} must {without_elements(self, chosen)}"
+            )
         self.check("track")
         raise ValueError(f"run must have a row, got none in {self}")
 
@@ -357,3 +363,14 @@ def open(path: str | Path, **selection: Any) -> Run:
         ValueError: the selection matches nothing.
     """
     return Run(GradientStore.open(path), **selection)
+
+
+def without_elements(run: Run, chosen: Sequence[Parameter]) -> str:
+    """What a selection whose parameters are all empty must hold, and which parameters do.
+
+    Example: "hold an element, got only e of shape (0, 7); with elements: l.weight, l.bias".
+    """
+    empty = ", ".join(f"{each.name} of shape {tuple(each.shape)}" for each in chosen[:SHOWN])
+    others = [each.name for each in run.table if each.numel]
+    shown = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+    return f"hold an element, got only {empty}; with elements: {shown or 'none'}"

@@ -95,6 +95,8 @@ def _contract(law: Family) -> Facts:
     yield "its parameters lie in the bounds of its search", inside
     for name, ends in law.bounds.items():
         for end in filter(np.isfinite, ends):
+            if end <= 0 and name in law.positive:
+                continue
             there = replace(law, **{name: end})  # type: ignore[type-var]
             yield "a parameter at the end of its search is at_bound", name in there.at_bound
     far = float(law.threshold(1e-8)) * np.array([1e12, 1e13])

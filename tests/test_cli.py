@@ -134,7 +134,9 @@ def test_import_and_look_at_gradients_of_ones_own(call, tmp_path):
         np.save(file, grad)
     path = tmp_path / "mine.zarr"
     code, shown, err = call("import", *files, "--out", path)
-    assert (code, shown, err) == (0, f"{path}: 2 rows\n", "")
+    order = ["2 rows, in order of the numbers in the paths"]
+    order += [f"  first: step 7, {files[0]}", f"  second: step 9, {files[1]}"]
+    assert (code, shown.splitlines(), err) == (0, [*order, f"{path}: 2 rows"], "")
     run = gradstats.open(path)
     np.testing.assert_array_equal(run.read(9, "gradient").numpy(), grads[1])
     assert call("info", path)[0] == 0

@@ -77,6 +77,81 @@ def test_a_dtype_that_cannot_hold_what_is_stored_is_refused_by_name(tmp_path, to
     )
 
 
+def stored(path, grad):
+    with GradientStore.create(path) as store:
+        store.append(7, {"w": torch.zeros(grad.shape, dtype=grad.dtype)})
+        store.append(8, {"w": grad})
+    return path
+
+
+LOSSES = {  # dtype of the run, of the copy, the largest that fits, and what becomes 0
+    ("float32", "float16"): (65504.0, 1e-9),
+    ("float64", "float16"): (65504.0, 1e-9),
+    ("float64", "float32"): (3e38, 1e-60),
+    ("float64", "bfloat16"): (3e38, 1e-60),
+    ("bfloat16", "float16"): (65280.0, 1e-9),
+}
+
+
+@pytest.mark.parametrize(("kinds", "values"), LOSSES.items())
+def test_elements_that_a_narrower_dtype_loses_are_counted_and_refused_above_a_share(
+    tmp_path, kinds, values
+):
+    own, dtype = kinds
+    largest, tiny = values
+    grad = torch.ones(5000, dtype=getattr(torch, own))
+    grad[:4], grad[4], grad[5], grad[6] = tiny, largest, 0, torch.nan
+    run, lines = stored(tmp_path / "run.zarr", grad), []
+    copy(run, tmp_path / "few.zarr", Smaller(dtype=dtype), say=lines.append)
+    (line,) = lines
+    assert line.startswith("4 of 4,998 non-zero elements (0.08 %)")
+    assert "became 0, 4 of 'w' at step 8 first" in line
+    copied = GradientStore.open(tmp_path / "few.zarr").stream().read(1)
+    assert torch.equal(copied.isnan(), grad.isnan())
+    assert copied[4].isfinite()
+
+
+def test_more_than_a_thousandth_is_refused_and_nothing_is_made(tmp_path, call):
+    grad = torch.ones(3000)
+    grad[:4] = 1e-9
+    run, out = stored(tmp_path / "run.zarr", grad), tmp_path / "half.zarr"
+    for path in (out, tmp_path / "half.zarr.zip"):
+        code, _, err = call("copy", run, path, "--dtype", "float16")
+        assert code == 1
+        assert "cannot copy 4 of 3,000 non-zero elements (0.13 %) as float16" in err
+        assert "such as bfloat16, or accept the loss with --allow-loss" in err
+    assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
+    code, shown, _ = call("copy", run, out, "--dtype", "float16", "--allow-loss")
+    assert code == 0
+    assert "4 of 3,000 non-zero elements (0.13 %) are too small for float16" in shown
+
+
+def test_infinities_are_made_only_where_they_are_asked_for(tmp_path, call):
+    grad = torch.ones(100_000)
+    grad[0] = 1e5
+    run, out = stored(tmp_path / "run.zarr", grad), tmp_path / "half.zarr"
+    code, _, err = call("copy", run, out, "--dtype", "float16")
+    assert code == 1
+    assert "cannot copy 1 elements of 'w' at step 8 as float16: stored they are up to 1e+05" in err
+    assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
+    code, shown, _ = call("copy", run, out, "--dtype", "float16", "--allow-loss")
+    assert code == 0
+    assert "1 elements are beyond float16 and became infinite" in shown
+    code, _, err = call("copy", run, out)
+    assert code == 1
+    assert f"cannot create {out}: it exists; choose another name" in err
+
+
+def test_an_interrupted_copy_leaves_nothing(run, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    for out in ("copy.zarr", "copy.zarr.zip"):
+        with pytest.raises(KeyboardInterrupt):
+            copy(run, tmp_path / out, progress=stop)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
+
+
 def assert_equal_streams(one, other):
     assert one.table == other.table
     assert one.steps.tolist() == other.steps.tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradstats import extras
+from gradstats.plot.text import named
 
 Axes = Any
 Table = Any
@@ -26,7 +27,7 @@ def seaborn() -> Any:
 
 def estimated_over_target(rows: Table, name: str, ax: Axes) -> None:
     """k̂/k by `name` and ratio: median over steps, bars from the 10th to the 90th percentile."""
-    rows = rows.assign(khat_over_k=rows["khat_over_k"].clip(lower=1e-3))
+    rows = named(rows.assign(khat_over_k=rows["khat_over_k"].clip(lower=1e-3)), name)
     seaborn().pointplot(
         rows,
         x=name,

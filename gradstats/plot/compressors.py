@@ -11,8 +11,10 @@ from gradstats.plot.base import (
     new_axes,
     seaborn,
 )
+from gradstats.plot.text import lettered, named
 
 
+@lettered
 def estimation(replayed: Table, ax: Axes = None) -> Axes:
     """k̂/k by compressor and ratio: median over steps, bars from the 10th to the 90th percentile.
 
@@ -28,6 +30,7 @@ def estimation(replayed: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
     """Relative error of what is waiting to be sent against bits an element, a line a method.
 
@@ -36,7 +39,7 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
         ax: where to draw.
     """
     ax = new_axes(ax)
-    rows = methods[methods["error_compensated"] > 0].sort_values("bits")
+    rows = named(methods[methods["error_compensated"] > 0].sort_values("bits"), "method")
     seaborn().lineplot(
         rows,
         x="bits",
@@ -53,6 +56,7 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def equal_bits(rows: Table, ax: Axes = None) -> Axes:
     """Error over that of exact Top-k with as many bytes, against bits an element.
 
@@ -62,6 +66,7 @@ def equal_bits(rows: Table, ax: Axes = None) -> Axes:
     """
     ax = new_axes(ax)
     rows = rows[(rows["topk_error"] > 0) & (rows["error"] > 0)].sort_values("bits")
+    rows = named(rows, "method")
     seaborn().lineplot(
         rows,
         x="bits",
@@ -79,10 +84,11 @@ def equal_bits(rows: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def overhead(timings: Table, ax: Axes = None) -> Axes:
     """Seconds of encoding over those of Top-k at the same ratio, log; below 1 is faster."""
     ax = new_axes(ax)
-    rows = timings[timings["encode_over_topk"].notna()]
+    rows = named(timings[timings["encode_over_topk"].notna()], "method")
     seaborn().barplot(
         rows,
         x="method",
@@ -97,13 +103,14 @@ def overhead(timings: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def residuals(replayed: Table, ax: Axes = None) -> Axes:
     """‖e‖/‖g‖ of the error-feedback memory over steps, a line a method.
 
     Of a long run some 300 steps are shown, evenly spaced.
     """
     ax = new_axes(ax)
-    rows = replayed[replayed["residual_ratio"] > 0]
+    rows = named(replayed[replayed["residual_ratio"] > 0], "method")
     steps = rows["step"].drop_duplicates()
     every = max(1, -(-len(steps) // CURVE_POINTS))
     rows = rows[rows["step"].isin(steps[::every])]

@@ -11,12 +11,14 @@ from gradstats.compressibility import COMPRESSIBLE, Decay, best_k_error, decay
 from gradstats.families import Family
 from gradstats.goodness import quantile_pairs
 from gradstats.plot.base import CURVE_POINTS, Axes, Table, estimated_over_target, legend, new_axes
+from gradstats.plot.text import lettered, shown
 from gradstats.summary import Summary
 
 HISTOGRAM_BINS = 60
 FARTHEST = 1e-4  # share of the magnitudes that the histogram leaves off
 
 
+@lettered
 def density(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     """Histogram of the magnitudes, from the Summary's counts, against fitted densities.
 
@@ -32,7 +34,7 @@ def density(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Ax
     ax.stairs(heights, edges, fill=True, color="0.85", label="captured")
     x = np.linspace(edges[1] / 4, edges[-1], CURVE_POINTS)
     for name, law in laws.items():
-        ax.plot(x, 2 * law.pdf(x), label=name, lw=1.5)
+        ax.plot(x, 2 * law.pdf(x), label=shown(name), lw=1.5)
     positive = heights[heights > 0]
     ax.set(yscale="log", ylim=(positive.min() / 3, positive.max() * 3))
     ax.set(xlabel="|g|", ylabel="density", title="Magnitudes and fitted densities")
@@ -40,6 +42,7 @@ def density(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Ax
     return ax
 
 
+@lettered
 def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     """P(|G| > m) of the magnitudes and of fitted laws, log-log: thresholds live in the tail."""
     ax = new_axes(ax)
@@ -49,7 +52,7 @@ def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> A
     positive = magnitudes[magnitudes > 0]
     x = np.geomspace(positive.min(), positive.max(), CURVE_POINTS)
     for name, law in laws.items():
-        ax.plot(x, law.kept(x), label=name, lw=1.5)
+        ax.plot(x, law.kept(x), label=shown(name), lw=1.5)
     middle = summary.quantile(min(0.9, 1.0))
     ax.set(xscale="log", yscale="log", xlim=(middle / 10, None), ylim=(shares[-1] / 2, 1.5))
     ax.set(xlabel="m", ylabel="P(|g| > m)", title="Share of elements above a magnitude")
@@ -57,6 +60,7 @@ def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> A
     return ax
 
 
+@lettered
 def qq(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     """Magnitudes of the data against those of each law at equal shares; the right law is the line.
 
@@ -68,7 +72,7 @@ def qq(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     ax = new_axes(ax)
     pairs = {name: quantile_pairs(law, summary) for name, law in laws.items()}
     for name, (expected, found) in pairs.items():
-        ax.plot(expected, found, label=name, lw=1.3)
+        ax.plot(expected, found, label=shown(name), lw=1.3)
     data = next(iter(pairs.values()))[1] if pairs else np.array([1.0])
     ends = [data[data > 0].min(), data.max()] if (data > 0).any() else [1.0, 1.0]
     ax.plot(ends, ends, color="0.3", lw=1, ls=":")
@@ -78,6 +82,7 @@ def qq(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def tail_error(fits: Table, ax: Axes = None) -> Axes:
     """k̂/k of each law's threshold by ratio: median over steps, bars from 10 to 90 %; 1 is right.
 
@@ -91,6 +96,7 @@ def tail_error(fits: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def sorted_magnitudes(summary: Summary, ax: Axes = None) -> Axes:
     """|g| of rank j over the largest, log-log; a power law is a line, here with its window.
 
@@ -122,6 +128,7 @@ def _decay(summary: Summary) -> Decay | None:
         return None
 
 
+@lettered
 def best_k(summary: Summary, ax: Axes = None) -> Axes:
     """σ_k / ‖g‖, the error of keeping the k largest, over k/n: no sparsifier does better.
 

@@ -6,11 +6,13 @@ import numpy as np
 
 from gradstats.evolution import trend
 from gradstats.plot.base import Axes, Table, legend, new_axes, seaborn
+from gradstats.plot.text import lettered, named, shown
 
 MOST_STEPS = 60  # columns of a heat map
 CDF_POINTS = 200
 
 
+@lettered
 def evolution(fits: Table, ax: Axes = None) -> Axes:
     """Shape parameters over training with LOWESS trends; dashed: mean magnitude over its first.
 
@@ -21,7 +23,7 @@ def evolution(fits: Table, ax: Axes = None) -> Axes:
     ax = new_axes(ax)
     once = fits.drop_duplicates(["step", "family"])
     for name, rows in once[once["shape"].notna()].groupby("family", sort=False):
-        _with_trend(ax, rows, "shape", name)
+        _with_trend(ax, rows, "shape", shown(name))
     scales = once[(once["family"] == "laplace") & once["scale"].notna()]
     if len(scales):
         relative = scales["scale"] / scales["scale"].iloc[0]
@@ -31,6 +33,7 @@ def evolution(fits: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def thresholds(reuse: Table, ax: Axes = None) -> Axes:
     """The exact thresholds of one group over training by ratio, with LOWESS trends.
 
@@ -46,6 +49,7 @@ def thresholds(reuse: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def reusable(reuse: Table, ax: Axes = None) -> Axes:
     """For how many steps the threshold of a step keeps k̂/k within 1 ± 20 %, by ratio.
 
@@ -68,6 +72,7 @@ def reusable(reuse: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def winners(best: Table, ax: Axes = None) -> Axes:
     """Group × step: the winning family as a colour.
 
@@ -76,6 +81,7 @@ def winners(best: Table, ax: Axes = None) -> Axes:
         ax: where to draw.
     """
     ax = new_axes(ax)
+    best = named(best, "group", "family")
     families = list(best["family"].value_counts().index)
     grid = _grid(best.assign(code=best["family"].map(families.index)), "code")
     palette = seaborn().color_palette("tab10", len(families))
@@ -85,6 +91,7 @@ def winners(best: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def heat(rows: Table, value: str, ax: Axes = None) -> Axes:
     """Group × step: one column of a table as a colour, such as a shape over layers and training.
 
@@ -97,16 +104,17 @@ def heat(rows: Table, value: str, ax: Axes = None) -> Axes:
     """
     ax = new_axes(ax)
     if value == "khat_over_k":
-        name, shown = "log2(k̂/k)", np.log2(rows[value].clip(lower=2**-6))
-        look = {"cmap": "vlag", "vmin": -shown.abs().max(), "vmax": shown.abs().max()}
+        name, values = "log2(k̂/k)", np.log2(rows[value].clip(lower=2**-6))
+        look = {"cmap": "vlag", "vmin": -values.abs().max(), "vmax": values.abs().max()}
     else:
-        name, shown, look = value, rows[value], {"cmap": "viridis", "robust": True}
-    grid = _grid(rows.assign(shown=shown), "shown")
+        name, values, look = shown(value), rows[value], {"cmap": "viridis", "robust": True}
+    grid = _grid(named(rows.assign(shown=values), "group"), "shown")
     seaborn().heatmap(grid, ax=ax, cbar_kws={"label": name}, **look)
     ax.set(xlabel="step", ylabel="group", title=f"{name} by group and step")
     return ax
 
 
+@lettered
 def ranks(table: Table, ax: Axes = None) -> Axes:
     """Stable rank over full rank, over training: the median of each module type's matrices.
 
@@ -116,7 +124,7 @@ def ranks(table: Table, ax: Axes = None) -> Axes:
     """
     ax = new_axes(ax)
     rows = table[table["status"] == "ok"]
-    rows = rows.assign(share=rows["stable_rank"] / rows["full"])
+    rows = named(rows.assign(share=rows["stable_rank"] / rows["full"]), "module_type")
     seaborn().lineplot(
         rows,
         x="step",
@@ -133,6 +141,7 @@ def ranks(table: Table, ax: Axes = None) -> Axes:
     return ax
 
 
+@lettered
 def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
     """Share of elements below a value, by module type: signal-to-noise, tail index and others.
 
@@ -144,7 +153,7 @@ def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
     ax = new_axes(ax)
     shares = np.linspace(0, 1, CDF_POINTS)
     for name, found in series[series[value].notna()].groupby("module_type", sort=False)[value]:
-        ax.plot(np.quantile(found, shares), shares, label=f"{name} ({len(found):,})")
+        ax.plot(np.quantile(found, shares), shares, label=shown(f"{name} ({len(found):,})"))
     ax.set(xscale="log" if value == "snr" else "linear", xlabel=value, ylabel="share of elements")
     ax.set(title="Elements over the steps")
     legend(ax)

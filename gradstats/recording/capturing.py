@@ -107,7 +107,8 @@ def capture(
             implies ``summary``.
         shadow: Compressors, such as ``"ef(topk(0.01))"``, that get the tracked elements of every
             step beside the training and keep their memories; what each did is stored.
-        weights: Keep the parameters' values with every full row, as they were in the forward pass.
+        weights: Keep the parameters' values with every full row, as they are just before the
+            optimizer changes them.
         at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
             every process), "reduced" (as the optimizer is about to get it, before
             ``clip_grad_norm_``), "clipped" (after), "outer" (pseudo-gradients that ``record`` is

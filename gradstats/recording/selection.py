@@ -1,6 +1,5 @@
 """Which parameters are recorded, and the names they go by."""
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -8,6 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from gradstats.lowrank.tables import matrices_by_parameter
+from gradstats.patterns import matching
 
 #: Attribute names that torch's wrappers put between a module and its parameters.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -17,7 +19,8 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 class Selected:
     """One parameter to record: its clean name, the tensor, its owner's class, other names.
 
-    It is sparse if its owner says that it makes sparse gradients, as an Embedding may.
+    It is sparse if its owner says that it makes sparse gradients, as an Embedding may. Of its
+    matrices see `gradstats.store.Parameter`.
     """
 
     name: str
@@ -25,6 +28,7 @@ class Selected:
     module_type: str
     aliases: tuple[str, ...] = ()
     sparse: bool = False
+    matrices: int | None = None
 
 
 def select(
@@ -54,7 +58,9 @@ def select(
             "that trains this model"
         )
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
-    chosen = tuple(one for one in trained if _matches(one, globs))
+    every = [name for one in trained for name in (one.name, *one.aliases)]
+    names = {name for glob in globs for name in matching(every, glob)}
+    chosen = tuple(one for one in trained if names & {one.name, *one.aliases})
     if not chosen:
         raise ValueError(
             f"parameters must match a name of the model, got {patterns!r}; "
@@ -160,20 +166,15 @@ def _named_parameters(model: nn.Module) -> Iterator[Selected]:
             names.setdefault(id(tensor), []).append(clean_name(own_name))
             sparse = getattr(owner, "sparse", False) is True
             found.setdefault(id(tensor), (tensor, _kind(owner), sparse))
+    matrices = matrices_by_parameter(model)
     for key, (tensor, module_type, sparse) in found.items():
         first, *others = dict.fromkeys(names[key])
-        yield Selected(first, tensor, module_type, tuple(others), sparse)
+        yield Selected(first, tensor, module_type, tuple(others), sparse, matrices.get(key))
 
 
 def _kind(owner: nn.Module) -> str:
     """Class of the module that a parameter belongs to; of FSDP1's flat ones, what it wraps."""
     return type(getattr(owner, "_fsdp_wrapped_module", owner)).__name__
-
-
-def _matches(one: Selected, globs: Sequence[str]) -> bool:
-    return any(
-        fnmatch.fnmatchcase(name, glob) for name in (one.name, *one.aliases) for glob in globs
-    )
 
 
 def _shortened(names: Sequence[str], most: int = 12) -> str:

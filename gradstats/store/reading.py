@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import zarr
 
+from gradstats.store.damage import bad_chunk, held_by, rows_of
 from gradstats.store.layout import (
     BLOBS,
     COORDINATES,
@@ -26,7 +27,7 @@ from gradstats.store.layout import (
     table_from_json,
     widths,
 )
-from gradstats.store.places import RESTORE, Place, zarr_store
+from gradstats.store.places import RESTORE, Place, first_line, zarr_store
 from gradstats.store.rows import as_values
 
 Vector = np.ndarray[Any, Any]
@@ -283,12 +284,37 @@ class Stream:
         """Read an array, or one row of it."""
         try:
             return np.asarray(self.arrays[name][index or ...])
-        except StoreFormatError:
-            raise
-        except (ValueError, RuntimeError) as error:
-            folder = f"{self.path}/worker_{self.worker}/{PREFIXES[self.kind]}{name}"
-            fact = f"a chunk is damaged ({error})"
-            raise StoreFormatError(f"cannot read {folder}: {fact}; {RESTORE}") from error
+        except (ValueError, RuntimeError) as error:  # of a StoreFormatError: a chunk is missing
+            raise StoreFormatError(self._damage(name, index, error)) from error
+
+    def _damage(self, name: str, index: tuple[Any, ...], error: Exception) -> str:
+        """What could not be read: the parameters, the step, and the chunk by its key."""
+        key = f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
+        array, where = self.arrays[name], f"cannot read {self.path}/{key}"
+        found = bad_chunk(self.path / key, array, index)
+        if found is None:
+            return f"{where}: a chunk is damaged ({first_line(error)}); {RESTORE}"
+        chunk, fact = found
+        file = ".".join(["c", *map(str, chunk)])
+        parameters = () if name.startswith("element_ids_") else self.parameters
+        what = held_by(name, array, chunk, index, parameters)
+        rows = self._rows_named(name, rows_of(array, chunk, index))
+        holds = " in ".join(filter(None, [what, rows]))
+        return f"{where}: {fact}; it holds {holds} (key {key}/{file}); {RESTORE}"
+
+    def _rows_named(self, name: str, rows: range) -> str:
+        """Rows in words, with their steps where those can be read."""
+        if name.startswith("element_ids_"):
+            return ""
+        if name.endswith("_data"):  # of another length in every row
+            ends = self._load(f"{name.removesuffix('_data')}_ends")
+            start, end = np.searchsorted(ends, [rows[0], rows[-1]], side="right")
+            rows = range(int(start), int(end) + 1)
+        text = f"row {rows[0]}" if len(rows) == 1 else f"rows {rows[0]} to {rows[-1]}"
+        if name in COORDINATES:  # reading the steps may be what has failed
+            return text
+        first, last = (int(self.steps[row]) for row in (rows[0], rows[-1]))
+        return f"{text} (step {first})" if len(rows) == 1 else f"{text} (steps {first} to {last})"
 
 
 _NAMED = {"track": "tracked", "summary": "summary", "shadow": "shadow"}
@@ -318,19 +344,51 @@ def open_stream(
         LookupError: nothing is tracked.
         StoreFormatError: the worker's zarr.json is not one of ours.
     """
-    group = zarr.open_group(
-        store=zarr_store(path), path=f"worker_{worker}", mode="r", zarr_format=3
-    )
+    group, members = _opened(path, worker)
     if kind != "full" and kind not in group:
         fact = f"worker {worker} of {path} tracks no elements"
         if kind != "track":
             fact = f"worker {worker} of {path} has none"
         raise LookupError(f"cannot open the {_NAMED[kind]} rows: {fact}; read kind='full'")
     prefix = PREFIXES[kind]  # the worker's zarr.json holds the track's metadata too
-    members = {
+    arrays = {
         key.removeprefix(prefix): array
-        for key, array in group.members(max_depth=None)
+        for key, array in members.items()
         if in_stream(key, prefix) and isinstance(array, zarr.Array)
     }
     own: Any = group.attrs.get("parameters", ())
-    return Stream(path, worker, kind, table_from_json(own) or table, members)
+    stream = Stream(path, worker, kind, table_from_json(own) or table, arrays)
+    _check_arrays(stream)
+    return stream
+
+
+def _opened(path: Path | Place, worker: int) -> tuple[zarr.Group, dict[str, Any]]:
+    """A worker's group and what is in it."""
+    try:
+        group = zarr.open_group(
+            store=zarr_store(path), path=f"worker_{worker}", mode="r", zarr_format=3
+        )
+        return group, dict(group.members(max_depth=None))
+    except Exception as error:  # Zarr has many for what it does not understand
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
+        fact = f"its metadata says what Zarr does not read ({type(error).__name__}: {error})"
+        raise StoreFormatError(
+            f"cannot read {path}/worker_{worker}/zarr.json: {fact}; restore it from a copy"
+        ) from error
+
+
+def _check_arrays(stream: Stream) -> None:
+    """Check that a stream with rows has the arrays that its table promises, and as wide."""
+    if not len(stream):
+        return
+    needed: dict[str, int] = {"present": len(stream.table)}
+    if stream.kind == "full":
+        needed |= {f"grad_{dtype}": width for dtype, width in widths(stream.table).items()}
+    for name, width in needed.items():
+        array = stream.arrays.get(name)
+        if array is None or array.shape[1] != width:
+            found = f"has {array.shape[1]}" if array is not None else "is not there"
+            fact = f"{name} {found} where the parameter table has {width} columns"
+            where = f"{stream.path}/worker_{stream.worker}"
+            raise StoreFormatError(f"cannot read {where}: {fact}; restore it from a copy")

@@ -21,6 +21,7 @@ from gradstats.store.layout import (
     has_rows,
     in_stream,
     stream_rows,
+    table_from_json,
     table_to_json,
 )
 from gradstats.store.objects import REPLACED, Conflict, InObjects
@@ -77,6 +78,11 @@ def read_root(path: Path | Place) -> Document:
     missing = {"features", "parameters", "provenance"} - set(attributes)
     if missing:
         raise StoreFormatError(f"cannot open {path}: its zarr.json lacks {sorted(missing)}")
+    try:
+        table_from_json(attributes["parameters"]), tuple(attributes["features"])
+    except (KeyError, TypeError) as error:
+        fact = f"the parameter table in its zarr.json is damaged ({error!r})"
+        raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy") from error
     return attributes
 
 
@@ -126,6 +132,14 @@ def check_worker(path: Path | Place, worker: int) -> None:
     documents = _parse(file).get("consolidated_metadata", {}).get("metadata")
     if documents is None:
         raise StoreFormatError(f"cannot open {path}: {file} lacks its consolidated metadata")
+    try:
+        _check_lengths(path, documents)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        fact = f"the metadata of an array in {file} is damaged ({error!r})"
+        raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy") from error
+
+
+def _check_lengths(path: Path | Place, documents: Mapping[str, Document]) -> None:
     for prefix in PREFIXES.values():
         rows = stream_rows(documents, prefix)
         for key, document in documents.items():

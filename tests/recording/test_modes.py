@@ -195,6 +195,25 @@ def test_weights_are_those_that_the_gradients_were_taken_at(path, training, at):
             assert not torch.equal(stream.read(row, name), weight)
 
 
+@pytest.mark.parametrize("at", ["local", "reduced"])
+def test_weights_are_those_just_before_the_step(path, at):
+    """A script that changes weights between the backward pass and the step: docs/capture.md."""
+    model = torch.nn.Linear(3, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = []
+    with capture(model, optimizer, path, full=every(1), track=0, weights=True, at=at):
+        for _ in range(2):
+            model(torch.ones(2, 3)).square().sum().backward()
+            with torch.no_grad():
+                model.weight.mul_(0.5)
+            before.append(model.weight.detach().clone())
+            optimizer.step()
+            optimizer.zero_grad()
+    stream = GradientStore.open(path).stream(0)
+    for row, weight in enumerate(before):
+        assert torch.equal(stream.read(row, "weight", "weight"), weight)
+
+
 def test_without_being_asked_for_there_are_no_weights(path, training):
     with capture(training.model, training.optimizer, path, full=every(1), track=None) as cap:
         cap.log(loss=training.step())

@@ -1,0 +1,100 @@
+"""A store that is at its place when it is complete, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradstats.store.gradient_store import GradientStore
+from gradstats.store.layout import Parameter
+from gradstats.store.places import Place, as_place
+from gradstats.store.root import is_vacant, read_root
+
+
+@contextmanager
+def whole(
+    path: str | os.PathLike[str] | Place,
+    parameters: Sequence[Parameter],
+    *,
+    provenance: Mapping[str, Any],
+    run: str | None = None,
+    if_exists: str = "error",
+) -> Iterator[GradientStore]:
+    """Write a store beside its place and move it there when the block has ended.
+
+    If the block raises, what lay at the place is as it was. In an object store rows go to their
+    place, and an error other than of the connection removes what this made.
+
+    Args:
+        path: a folder or a URL.
+        parameters: see `GradientStore.create`.
+        provenance: see `GradientStore.create`.
+        run: see `GradientStore.create`.
+        if_exists: "error" or "overwrite".
+
+    Raises:
+        FileExistsError: something is at `path`.
+        StoreFormatError: what is to be overwritten is not a gradstats store.
+        BlockingIOError: what is to be overwritten is being written.
+    """
+    place = as_place(path)
+    check_place(place, if_exists)
+    if not isinstance(place, Path):
+        store = GradientStore.create(
+            place, parameters, provenance=provenance, run=run, if_exists=if_exists
+        )
+        with _undone(store):
+            yield store
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
+        made = Path(folder, "made.zarr")
+        with GradientStore.create(made, parameters, provenance=provenance, run=run) as store:
+            yield store
+        _move(made, place, if_exists)
+
+
+def check_place(place: Path | Place, if_exists: str = "error") -> None:
+    """Check that a store may be made at a place, before the work.
+
+    Raises:
+        ValueError: `if_exists` is neither error nor overwrite.
+        FileExistsError: something is there.
+        StoreFormatError: what is to be overwritten is not a gradstats store.
+    """
+    if if_exists not in ("error", "overwrite"):
+        raise ValueError(f"if_exists must be error or overwrite, got {if_exists!r}")
+    if is_vacant(place):
+        return
+    if if_exists == "error":
+        remedy = "if_exists='overwrite' (--if-exists overwrite) replaces it"
+        raise FileExistsError(f"cannot create {place}: it exists; {remedy}")
+    read_root(place)  # never delete what is not one
+
+
+@contextmanager
+def _undone(store: GradientStore) -> Iterator[None]:
+    try:
+        yield
+    except OSError:  # rows that wait for a connection stay
+        store.close()
+        raise
+    except BaseException:
+        store.remove()
+        raise
+    store.close()
+
+
+def _move(made: Path, place: Path, if_exists: str) -> None:
+    check_place(place, if_exists)  # again: the work took its time
+    if is_vacant(place):
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        GradientStore.open(place).check_idle()
+        place.rename(made.with_name("replaced.zarr"))  # goes with the folder that it is in
+    made.rename(place)
