@@ -170,7 +170,9 @@ def test_wasserstein_of_two_exponentials_is_known(order):
     assert wasserstein(Laplace(1.5), data, order) == pytest.approx(exact, rel=1e-3)
 
 
-@pytest.mark.parametrize(("shape", "orders"), [(0.4, ()), (0.6, (2,)), (1.2, (1, 2))])
+@pytest.mark.parametrize(
+    ("shape", "orders"), [(0.4, ()), (0.5, (2,)), (0.6, (2,)), (1.0, (1, 2)), (1.2, (1, 2))]
+)
 def test_wasserstein_is_infinite_where_the_law_lacks_the_moment(shape, orders):
     data = summarize(SAMPLES["heavy"])
     infinite = [r for r in (1, 2) if wasserstein(DGenPareto(shape, 1e-6), data, r) == np.inf]

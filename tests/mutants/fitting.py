@@ -17,8 +17,13 @@ goodness = within("goodness.py", GOODNESS)
 bootstrap = within("bootstrap.py", "tests/test_bootstrap.py")
 uncertainty = within("uncertainty.py", "tests/test_uncertainty.py")
 
+grid = within("kernels/grid.py", "tests/test_summary.py", "tests/test_kernels.py")
+
 MUTANTS = (
-    laplace("special.xlogy(-self.scale, ratio)", "special.xlogy(-2 * self.scale, ratio)"),
+    grid("self._values(low | rest)", "self._values(low)"),
+    grid("- 1)) != 0)", "- 1)) == 0)"),
+    grid("self.kinds * (INFINITY[self.dtype]", "self.kinds + (INFINITY[self.dtype]"),
+    laplace("xlogy(-self.scale, ", "xlogy(-2 * self.scale, "),
     dgamma("(s - 3) ** 2 + 24 * s", "(s - 3) ** 2 + 12 * s"),
     dgamma("- a * math.log(b) - math.lgamma(a)", "- math.log(b) - math.lgamma(a)"),
     dgamma("i * (i - a) / (z", "i * (i + a) / (z"),
@@ -32,11 +37,11 @@ MUTANTS = (
     dweibull("(shape - 1) * mean_log - 1", "shape * mean_log - 1"),
     gennorm("- math.lgamma(1 / shape) - 1 / shape", "- math.lgamma(1 / shape)"),
     student("(shape - 2) / _mean(shape) ** 2", "(shape - 2) / _mean(shape)"),
-    student("math.exp(log_square(shape) / 2)", "math.exp(log_square(shape))"),
+    student("(self.shape + 1) / 2 * softplus", "self.shape / 2 * softplus"),
     goodness("np.abs(law.kept(magnitudes) - above).max()", "(law.kept(magnitudes) - above).max()"),
     goodness("if law.tail_index <= order:", "if law.tail_index < order:"),
     goodness("ratio * summary.n / summary.nonzero, 1.0", "ratio, 1.0"),
-    bootstrap("(1 + farther) / (1 + replicates)", "farther / replicates"),
+    bootstrap("(1 + farther) / (1 + fitted)", "farther / fitted"),
     bootstrap("farther += again >= distance", "farther += again <= distance"),
     uncertainty("-summary.nonzero * _hessian", "-summary.n * _hessian"),
     uncertainty("/ (4 * one * two)", "/ (2 * one * two)"),
