@@ -180,7 +180,9 @@ def test_wasserstein_reaches_to_the_end_of_a_power_tail(shape):
     assert wasserstein(law, data, 1) == pytest.approx(exact, rel=2e-4)
 
 
-@pytest.mark.parametrize(("shape", "orders"), [(0.4, ()), (0.6, (2,)), (1.2, (1, 2))])
+@pytest.mark.parametrize(
+    ("shape", "orders"), [(0.4, ()), (0.5, (2,)), (0.6, (2,)), (1.0, (1, 2)), (1.2, (1, 2))]
+)
 def test_wasserstein_is_infinite_where_the_law_lacks_the_moment(shape, orders):
     data = summarize(SAMPLES["heavy"])
     infinite = [r for r in (1, 2) if wasserstein(DGenPareto(shape, 1e-6), data, r) == np.inf]

@@ -247,6 +247,25 @@ def test_an_advice_needs_a_fifth_of_the_time(seconds, begins):
     assert ("saves 19%, too little" in sentence) == (seconds == 0.81)
 
 
+def test_nothing_that_loses_too_much_is_advised_where_it_is_all_there_is():
+    """Top-k without its feedback sets the bar, and is no advice itself."""
+    topk = method("topk(0.01)", feedback="none", error=0.9, residual_ratio=math.nan, **SPARSE)
+    noise = method("qsgd", bits=0.02, error=1.5)
+    ranked = ranked_of(method("bf16"), topk, noise, network=SLOW_LINKS)
+    assert dict(zip(ranked["method"], ranked["behind"], strict=True)) == {
+        "topk": False,
+        "bf16": False,
+        "qsgd": True,
+    }
+    assert advice(ranked, SLOW_LINKS).startswith("No advice yet")
+
+
+def test_what_sends_more_pays_below_no_bandwidth_however_fast_it_is():
+    dense, fast = method("bf16"), method("fp32", bits=32.0, encode_seconds=0.0)
+    assert break_even(fast, dense, Network()) == 0
+    assert break_even(dense, dense, Network()) == 0
+
+
 def test_a_small_saving_is_not_advised():
     dense, sparse = method("bf16"), method("topk(0.01)", **SPARSE)
     limit = break_even(sparse, dense, Network(latency=0.0))

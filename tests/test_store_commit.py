@@ -147,6 +147,32 @@ def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monk
     assert_swept(tmp_path / "run.zarr")
 
 
+def test_an_interrupt_just_after_a_commit_leaves_its_row(tmp_path, monkeypatch):
+    """Ctrl-C between the commit and the writer's own knowledge of it: the next row follows it."""
+    store = GradientStore.create(tmp_path / "run.zarr", TABLE)
+    store.append_rows([row(0, "full")])
+    real = files.replace_file
+
+    def interrupted(path, *parts):
+        real(path, *parts)
+        if path.parent.name == "worker_0":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "replace_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.append_rows([row(1, "full")])
+    monkeypatch.setattr(writing, "replace_file", real)
+    with pytest.raises(ValueError, match="step"):
+        store.append_rows([row(1, "full")])
+    store.append_rows([row(2, "full")])
+    store.close()
+    stream = GradientStore.open(tmp_path / "run.zarr").stream()
+    assert stream.steps.tolist() == [0, 1, 2]
+    for step in range(3):
+        expected = row(step, "full").flat["float32"]
+        assert torch.equal(stream.read(step, "w").flatten(), expected)
+
+
 def test_a_file_being_replaced_is_the_old_or_the_new_one_to_readers(tmp_path):
     file, done, seen = tmp_path / "zarr.json", threading.Event(), set()
     versions = [bytes([n]) * 1_000_000 for n in range(2)]

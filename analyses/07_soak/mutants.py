@@ -190,10 +190,16 @@ def is_right(row: dict[str, Any]) -> bool:
     return row["outcome"] == "survived" if row["reason"] else row["outcome"] in NOTICED
 
 
+def kept(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier report of mutants that there still are and that were not tried."""
+    there = {mutant.name for mutant in MUTANTS} - {row["mutant"] for row in rows}
+    return [row for row in before if row["mutant"] in there]
+
+
 def main() -> None:
     """Write mutants.json; the exit code is 1 where a mutant was not noticed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*", help="glob on file: change")
+    parser.add_argument("--only", default="*", help="glob: those, into a report there is")
     parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("mutants.json"))
     options = parser.parse_args()
@@ -207,6 +213,8 @@ def main() -> None:
         for found in tried(copies, chosen):
             rows.append(found)
             print("  " if is_right(found) else "!!", found["outcome"], found["mutant"], flush=True)
+    if options.only != "*" and options.out.exists():
+        rows += kept(json.loads(options.out.read_text())["rows"], rows)
     wrong = [row["mutant"] for row in rows if not is_right(row)]
     counts = {
         "mutants": len(rows),

@@ -67,5 +67,9 @@ MUTANTS = (
     powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),
     low_rank("rank * sum(matrix.shape) >= matrix", "2 * rank * sum(matrix.shape) >= matrix"),
     low_rank("rank * sum(matrix.shape) >= matrix", "rank * sum(matrix.shape) > matrix"),
-    low_rank("if grad.dim() < 2 or", "if grad.dim() < 1 or"),
+    low_rank(
+        "if grad.dim() < 2 or",
+        "if grad.dim() < 1 or",
+        survives="a vector is a matrix of one column, which no two factors shorten",
+    ),
 )
