@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 NODES, WEIGHTS = (each / 2 for each in np.polynomial.legendre.leggauss(2))
 TAIL_POWERS = np.concatenate([np.arange(1.0, 65.0), 64 * 1.25 ** np.arange(1, 13)])
 LEAST = math.log(5e-324)  # of ln P(|G| <= m), where the probability itself underflows
+MOST = math.log(1.79e308)  # ln of the largest scale
 STEEPEST = 1e3  # times that the data are denser than the law, above which a bin is a point mass
 
 
@@ -124,7 +125,8 @@ def rescaled(law: Family, summary: Summary) -> Family:
     end = float(replace(law, scale=1.0).threshold(0.0))  # type: ignore[type-var]
     if end < math.inf:  # no element may lie beyond it
         log_scale = max(log_scale, math.log(summary.max_abs) - math.log(end))
-    moved = replace(law, scale=math.exp(log_scale))  # type: ignore[type-var]
+    scale = math.exp(min(max(log_scale, LEAST), MOST))
+    moved = replace(law, scale=scale)  # type: ignore[type-var]
     return max(moved, law, key=lambda each: log_likelihood(each, summary))
 
 

@@ -446,7 +446,7 @@ SUMMED = (
 
 def _share_above(low: Floats, high: Floats, threshold: float) -> Floats:
     width = high - low
-    cut = (low < threshold) & (threshold < high)
+    cut = (low <= threshold) & (threshold < high)
     inside = np.divide(high - threshold, width, out=np.zeros_like(width), where=cut)
     return np.where(low > threshold, 1.0, np.where(high > threshold, inside, 0.0))
 
