@@ -173,6 +173,35 @@ def test_an_interrupt_just_after_a_commit_leaves_its_row(tmp_path, monkeypatch):
         assert torch.equal(stream.read(step, "w").flatten(), expected)
 
 
+class ShortWrites:
+    """A file that takes three bytes at a time, as a full disk or 2 GiB may."""
+
+    def __init__(self):
+        self.taken = b""
+
+    def write(self, view):
+        self.taken += bytes(view[:3])
+        return len(view[:3])
+
+
+def test_what_is_written_in_parts_is_whole():
+    file = ShortWrites()
+    files.write_all(file, np.arange(5, dtype=np.int16).data)
+    assert file.taken == np.arange(5, dtype=np.int16).tobytes()
+
+
+@pytest.mark.parametrize("write", [files.replace_file, files.write_file])
+def test_what_cannot_be_written_whole_leaves_nothing_behind(tmp_path, monkeypatch, write):
+    def full_disk(file, part):
+        file.write(part[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_all", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path / "c.0", b"abc")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_being_replaced_is_the_old_or_the_new_one_to_readers(tmp_path):
     file, done, seen = tmp_path / "zarr.json", threading.Event(), set()
     versions = [bytes([n]) * 1_000_000 for n in range(2)]

@@ -38,6 +38,7 @@ MUTANTS = (
     writing("check_order(last, (segment, step, micro, point))", "pass"),
     files('partial = path.with_name(path.name + ".partial")', "partial = path"),
     files("        partial.unlink(missing_ok=True)\n        raise", "        raise"),
+    files("        path.unlink(missing_ok=True)\n        raise", "        raise"),
     files("view = view[file.write(view) :]", "view = view[max(file.write(view), len(view)) :]"),
     files("fcntl.LOCK_EX | (0 if wait", "fcntl.LOCK_SH | (0 if wait"),
     files("os.register_at_fork(after_in_child=_let_go)", "pass", CHILDREN),
