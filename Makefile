@@ -8,7 +8,7 @@ PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Set-up leaves compiling to the first import: it must be allowed to write.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help demo demo-quick fast test soak gpu lint style clean
+.PHONY: help demo demo-quick fast test soak mutants gpu lint style clean
 
 help:                   ## what can be made: this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,11 +29,15 @@ lint: style             ## ruff, mypy --strict: a minute the first time, then tw
 fast: style             ## what to run on every change: ruff and all tests but those marked slow, about three minutes
 	$(PYTEST) -m 'not slow and not soak'
 
-test: lint              ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, twelve to twenty minutes
-	$(PYTEST)
+test: style             ## all that continuous integration runs: ruff, mypy --strict, pytest with doctests, twelve to twenty minutes
+	@$(BIN)/mypy --num-workers $(WORKERS) & types=$$!; $(PYTEST); tests=$$?; wait $$types && exit $$tests
 
-soak: $(READY)          ## the full numbers of the tests marked soak: about ten minutes, 4 GB of memory
+soak: $(READY)          ## the full numbers of the tests marked soak, and the mutants: about an hour, 4 GB of memory
 	$(BIN)/python analyses/07_soak/run.py
+	$(BIN)/python analyses/07_soak/mutants.py --workers $(WORKERS)
+
+mutants: $(READY)       ## small errors in a copy of the code, each of which a test has to notice: about forty minutes
+	$(BIN)/python analyses/07_soak/mutants.py --workers $(WORKERS)
 
 gpu: $(READY)           ## check and time everything on a GPU of your own: about six minutes
 	$(BIN)/python analyses/11_gpu/run.py

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradstats.factorised import factorised_rows
     from gradstats.fits import fit
     from gradstats.frontier import equal_bits
+    from gradstats.histograms import summarize_counts, summarize_histogram
     from gradstats.jobs import replay
     from gradstats.pipeline import report
     from gradstats.recording import at_steps, capture, close_all, every, log_spaced, window
@@ -44,6 +45,8 @@ __all__ = [
     "report",
     "sidco_threshold",
     "summarize",
+    "summarize_counts",
+    "summarize_histogram",
     "summarize_segments",
     "window",
 ]
@@ -66,6 +69,8 @@ _HOMES = {
     "GradientStore": "store",
     "StoreFormatError": "store",
     "Summary": "summary",
+    "summarize_counts": "histograms",
+    "summarize_histogram": "histograms",
     "summarize": "summary",
     "summarize_segments": "summary",
     "sidco_threshold": "thresholds",

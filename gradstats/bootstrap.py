@@ -42,26 +42,30 @@ def bootstrap_p_value(
         method: estimator.
 
     Returns:
-        (1 + replicates at least as far as the data) / (1 + replicates).
+        (1 + replicates at least as far as the data) / (1 + replicates), over the replicates that
+        the family can be fitted to, as it can to the data.
 
     Raises:
-        FitError: the family cannot be fitted to the subsample.
+        FitError: the family cannot be fitted to the subsample, or to no replicate.
 
     References:
         Stute, Manteiga and Quindimil, "Bootstrap based goodness-of-fit-tests", 1993.
     """
-    sample = _observed(_subsample(summary, min(size, summary.nonzero), rng), summary)
+    sample = _stored(_subsample(summary, min(size, summary.nonzero), rng), summary)
     law = family.fit(sample, method=method)
     distance = ks_distance(law, sample)
-    farther = 0
+    farther = fitted = 0
     for _ in range(replicates):
-        simulated = _observed(np.abs(law.rvs(sample.nonzero, rng)), summary)
+        simulated = _observed(np.abs(law.rvs(sample.nonzero, rng)), summary, rng)
         try:
             again = ks_distance(family.fit(simulated, method=method), simulated)
-        except FitError:  # as unlike the data as can be
-            continue
+        except FitError:
+            continue  # there is a p-value only of data that can be fitted
+        fitted += 1
         farther += again >= distance
-    return (1 + farther) / (1 + replicates)
+    if not fitted:
+        raise FitError(f"cannot test {family.name}: none of {replicates} replicates can be fitted")
+    return (1 + farther) / (1 + fitted)
 
 
 def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,7 +104,28 @@ def _subsample(summary: Summary, size: int, rng: np.random.Generator) -> NDArray
     return np.asarray(low + (high - low) * rng.random(size))
 
 
-def _observed(magnitudes: NDArray[np.float64], like: Summary) -> Summary:
-    """The summary of magnitudes that were rounded as the elements of another summary were."""
+def _observed(magnitudes: NDArray[np.float64], like: Summary, rng: np.random.Generator) -> Summary:
+    """The summary of magnitudes that are rounded as the elements of another summary were.
+
+    Its point masses show how, whatever dtype they are stored in now: as large a share of the
+    magnitudes is rounded to as many bits, and to multiples of as small a number.
+    """
+    once = rng.random(len(magnitudes)) < like.point_share
+    magnitudes[once] = _rounded(magnitudes[once], like.edges[0][like.points])
+    return _stored(magnitudes, like)
+
+
+def _rounded(magnitudes: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """To the significant bits that the points have, and to multiples of what divides them all."""
+    mantissa, exponent = np.frexp(points)
+    whole = np.ldexp(mantissa, 53).astype(np.int64)
+    lowest = np.log2(whole & -whole)  # place of the last bit that is set
+    bits, divisor = 53 - int(lowest.min(initial=53)), (exponent - 53 + lowest).min(initial=1024)
+    place = np.maximum(np.frexp(magnitudes)[1] - bits, int(divisor))
+    return np.asarray(np.ldexp(np.rint(np.ldexp(magnitudes, -place)), place))
+
+
+def _stored(magnitudes: NDArray[np.float64], like: Summary) -> Summary:
+    """The summary of magnitudes in the dtype and the unit of another summary."""
     stored = torch.from_numpy(magnitudes / like.unit).to(getattr(torch, like.dtype))
     return summarize(stored).scaled(like.unit)

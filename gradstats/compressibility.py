@@ -91,8 +91,8 @@ def decay(
         raise ValueError(f"window must rise inside (0, 1], got {window!r}")
     n = summary.nonzero
     first, last = max(FEWEST, round(window[0] * n)), round(window[1] * n)
-    if len(summary.bins) < FEWEST_DISTINCT:
-        fact = f"{len(summary.bins)} distinct magnitudes, at least {FEWEST_DISTINCT} are needed"
+    if summary.distinct < FEWEST_DISTINCT:
+        fact = f"{summary.spread}, at least {FEWEST_DISTINCT} are needed"
         raise ValueError(f"cannot fit a decay: {fact}")
     if last < first + FEWEST:
         fact = f"ranks {first} to {last} of {n} magnitudes are fewer than {FEWEST}"
@@ -149,7 +149,7 @@ def best_k_error(summary: Summary, ratio: float) -> float:
     if not summary.nonzero:
         return math.nan
     k = min(kept_count(summary.n, ratio), summary.nonzero)
-    low, high = (edge[::-1] for edge in summary.edges)
+    low, high = (edge[::-1] / summary.power for edge in summary.edges)
     counts = summary.counts[::-1]
     left = np.clip(np.cumsum(counts) - k, 0, counts)  # the smallest of each bin stay
     top = low + (high - low) * left / counts

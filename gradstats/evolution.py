@@ -25,7 +25,8 @@ class Reuse:
 
     Attributes:
         group: of parameters.
-        step: at which the threshold keeps exactly k elements.
+        step: at which the threshold keeps k elements, or, where several have that magnitude, the
+            most that are fewer.
         target_ratio: k over the elements of the group.
         threshold: in the unit of the gradient.
         last_good: last step at which k̂/k was within 20 % of 1.
@@ -75,7 +76,7 @@ def new_thresholds(
         k = kept_count(summary.n, ratio)
         if 1 < k <= summary.nonzero:
             threshold = summary.quantile(k / summary.nonzero)
-            yield Reuse(name, step, ratio, threshold, step)
+            yield Reuse(name, step, ratio, threshold, step, -1, summary.kept(threshold) / k)
 
 
 def trend(steps: ArrayLike, values: ArrayLike) -> Floats:

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from gradstats import extras
-from gradstats.ranks import GATES
+from gradstats.lowrank.tables import Replaced, replaced_in
 from gradstats.runs import Progress, Run
 
 Row = dict[str, Any]
 FLOAT_BYTES = 4
-FULL_RANK = {"Embedding", "EmbeddingBag", "Bilinear", "GRU", "RNN", "Conv1d", "Conv3d"}
-FULL_RANK |= {f"ConvTranspose{dimensions}d" for dimensions in (1, 2, 3)}
 COLUMNS = [
     "method",
     "kind",
@@ -48,6 +46,8 @@ NOTHING: Row = {
     "status": "ok",
 }
 NO_WEIGHTS = "skipped: the run holds no weights, capture with weights=True"
+NOT_FINITE = "skipped: a weight is NaN or inf"
+ROUNDING = 1e-6  # of the largest singular value of a float32 weight: below it is no direction
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,13 @@ class Share:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A matrix that low rank would replace, and its rank."""
+    """A matrix that low rank would replace: one block of a parameter, and its rank."""
 
     name: str
-    shape: tuple[int, ...]
-    gate: int
-    gates: int
+    block: int
+    blocks: int
+    sides: tuple[int, int]
     rank: int
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """m and n."""
-        return self.shape[0] // self.gates, math.prod(self.shape[1:])
 
     def of(self, run: Run, row: int, quantity: str = "grad") -> Tensor:
         """Its gradient or weight in one row, float64; zero where it has no gradient."""
@@ -99,7 +94,7 @@ class _Matrix:
             found = run.parameter(row, self.name, quantity)
         except LookupError:
             return torch.zeros(self.sides, dtype=torch.float64, device=run.device)
-        return found.double().flatten(1).chunk(self.gates)[self.gate]
+        return found.double().flatten(1).chunk(self.blocks)[self.block]
 
 
 def factorised_rows(
@@ -113,9 +108,10 @@ def factorised_rows(
 ) -> Any:
     r"""What low rank would send of a run's model, and what its gradients would lose.
 
-    Matrices are those that `gradstats.lowrank.factorize` would replace at the same ratio:
-    convolutions by their output channels, LSTMs a gate, attention a projection; not embeddings,
-    nor layers without a rule.
+    Matrices and ranks are those of `gradstats.lowrank.factorize` at the same ratio, by the same
+    rules: convolutions per group, LSTMs per gate, attention per projection; not what it keeps.
+    Where a run does not say how many groups a convolution has (one from before this version, or
+    imported), it is taken as depthwise if it has one input channel per group, else as whole.
     With G the gradient of a matrix, W its weight, U_h S V_hᵀ the best rank-r approximation of W:
 
     - `lowrank/bound`: the best rank-r approximation of G, :math:`\text{error}^2 = \sum_{i>r}
@@ -125,7 +121,8 @@ def factorised_rows(
       :math:`D = G V_h S V_h^T + U_h S U_h^T G`. cosine is that of D and G, error =
       :math:`\sqrt{1 - \cos^2}`, that of D at the best length; captured is the share of ‖G‖² in
       the directions that a rank-r model can follow, those of
-      :math:`G - (I - U_h U_h^T) G (I - V_h V_h^T)`.
+      :math:`G - (I - U_h U_h^T) G (I - V_h V_h^T)`. Where W has a lower rank than r, U_h and V_h
+      have so many columns: factors that are zero do not move at first.
     - `pufferfish/native`: another run, of the factorised model. Its gradient is its own, exact;
       against this run's there is no error to speak of, the parameters are others.
 
@@ -155,13 +152,10 @@ def factorised_rows(
         raise ValueError(f"run must have whole gradients, got none in {run}")
     run.check("full")
     share = share or Share()
-    matrices = list(_matrices(run, rank_ratio))
+    replaced = list(replaced_in(run.reader("full").parameters, rank_ratio))
+    matrices = [matrix for layer in replaced for matrix in _matrices(layer)]
     full = sum(part.numel for part in run.parts("full"))
-    low = full
-    for matrix in matrices:
-        m, n = matrix.sides
-        low += matrix.rank * (m + n) - m * n
-    sizes = _sizes(full, low, share)
+    sizes = _sizes(full, full - sum(layer.saved for layer in replaced), share)
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
     found: list[Row] = []
     for done, place in enumerate(places, 1):
@@ -182,25 +176,18 @@ def _sizes(full: float, low: float, share: Share) -> Row:
     }
 
 
-def _matrices(run: Run, rank_ratio: float) -> Iterator[_Matrix]:
-    for part in run.reader("full").parameters:
-        if len(part.shape) < 2:
-            continue
-        if part.module_type in FULL_RANK:
-            continue
-        gates = GATES.get(part.module_type, 1)
-        m, n = part.shape[0] // gates, math.prod(part.shape[1:])
-        rank = max(1, int(rank_ratio * min(m, n)))
-        if rank * (m + n) < m * n:
-            shape = tuple(part.shape)
-            yield from (_Matrix(part.name, shape, gate, gates, rank) for gate in range(gates))
+def _matrices(layer: Replaced) -> Iterator[_Matrix]:
+    for each in layer.matrices:
+        name = layer.parts[each.parameter].name
+        yield _Matrix(name, each.block, each.blocks, each.sides, layer.rank)
 
 
 def _measured(
     run: Run, row: int, matrices: Sequence[_Matrix], sizes: Row, rank_ratio: float
 ) -> Iterator[Row]:
     step, whole = run.gradient(row)
-    total = float(whole.double().square().sum())
+    unit = float(whole.abs().max())  # all that is told are ratios
+    total = float((whole.double() / unit).square().sum()) if unit else 0.0
     weights = "weight" in run.stream("full").quantities
     common = {**NOTHING, **sizes, "step": step}
     bound = {**common, "method": f"lowrank/bound({rank_ratio:g})", "kind": "bound"}
@@ -212,9 +199,9 @@ def _measured(
     sums = torch.zeros(7, dtype=torch.float64)
     for matrix in matrices:
         weight = matrix.of(run, row, "weight") if weights else None
-        sums += _sums(matrix.of(run, row), weight, matrix.rank)
+        sums += _sums(matrix.of(run, row) / unit, weight, matrix.rank)
     lost, captured, dg, dd, weight_lost, weight_total, inside = sums.tolist()
-    rest = total - inside  # of parameters that are sent as they are
+    rest = total - inside if total - inside > 1e-12 * total else 0.0  # of all other parameters
     yield {
         **bound,
         "error_on": "captured gradient",
@@ -222,8 +209,8 @@ def _measured(
         "captured": 1 - lost / total,
         "weight_error": math.sqrt(weight_lost / weight_total) if weight_total else math.nan,
     }
-    if not weights:
-        yield {**implied, "status": NO_WEIGHTS}
+    if not weights or math.isnan(weight_total):
+        yield {**implied, "status": NOT_FINITE if weights else NO_WEIGHTS}
         return
     length = math.sqrt((dd + rest) * total)
     cosine = (dg + rest) / length if length else math.nan
@@ -240,11 +227,15 @@ def _sums(grad: Tensor, weight: Tensor | None, rank: int) -> Tensor:
     """Squares that add up over matrices: see the names in `_measured`."""
     energies, _ = _spectrum(grad, vectors=False)
     found = [float(energies[rank:].sum()), 0.0, 0.0, 0.0, 0.0, 0.0, float(energies.sum())]
-    if weight is not None:
+    if weight is not None and not bool(weight.isfinite().all()):
+        found[1:6] = [math.nan] * 5
+    elif weight is not None:
         squares, vectors = _spectrum(weight, vectors=True)
-        sh, near = squares[:rank].sqrt(), vectors[:, :rank]
+        sigma = squares[:rank].sqrt()
+        real = sigma > ROUNDING * sigma[0]  # a weight of lower rank has fewer directions
+        sh, near = sigma[real], vectors[:, :rank][:, real]
         wide = weight.shape[0] <= weight.shape[1]
-        far = (weight.T if wide else weight) @ near / sh.clamp_min(1e-300)
+        far = (weight.T if wide else weight) @ near / sh
         uh, vh = (near, far) if wide else (far, near)
         gv, ug = grad @ vh, uh.T @ grad
         follows = float(gv.square().sum() + ug.square().sum() - (uh.T @ gv).square().sum())

@@ -60,12 +60,16 @@ def fit_rows(
     counted = _counted(summary)
     for family in families:
         base = {**counted, "family": family.name, "method": method}
+        family.check_method(method)
+        law: Family | None = None
+        scored, status = {}, "ok"
         try:
-            law = family.fit(summary, method=method)
-            scored = _scored(law, summary, following, method, bootstrap)
-            status = "ok"
+            fitted = family.fit(summary, method=method)
+            scored, law = _scored(fitted, summary, following, method, bootstrap), fitted
         except FitError as error:
-            law, scored, status = None, {}, str(error)
+            status = str(error)
+        except (ArithmeticError, ValueError) as error:
+            status = f"cannot score {family.name}: {type(error).__name__}: {error}"
         for ratio in ratios:
             threshold, khat_over_k = tail_error(law, summary, ratio) if law else (math.nan,) * 2
             tail = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
@@ -74,13 +78,12 @@ def fit_rows(
 
 def _counted(summary: Summary) -> Row:
     """What every row tells of its sample, whose axis it names."""
-    finite = summary.n - summary.nonfinite
     return {
         "axis": ELEMENTS,
         "n": summary.n,
         "zeros": summary.zeros,
         "nonfinite": summary.nonfinite,
-        "mean": summary.total / finite if finite else math.nan,
+        "mean": summary.mean,
         "sign_asymmetry": sign_asymmetry(summary),
     }
 
@@ -127,6 +130,7 @@ def _scored(
 ) -> Row:
     """Parameters, their errors, and every score of one fit."""
     mean, n = log_likelihood(law, summary), summary.nonzero
+    untold: list[str] = []
     free = len(law.parameters)
     scores: Row = {
         **law.parameters,
@@ -148,25 +152,32 @@ def _scored(
         )
     if bootstrap:
         rng = np.random.default_rng([summary.n, n, bootstrap])
-        scores["bootstrap_p"] = bootstrap_p_value(
-            type(law), summary, rng, replicates=bootstrap, method=method
-        )
-    return {**scores, "notes": "; ".join(notes(law, scores, summary))}
+        try:
+            scores["bootstrap_p"] = bootstrap_p_value(
+                type(law), summary, rng, replicates=bootstrap, method=method
+            )
+        except FitError as error:
+            scores["bootstrap_p"], untold = math.nan, [f"bootstrap_p: of the subsample: {error}"]
+    return {**scores, "notes": "; ".join([*notes(law, scores, summary), *untold])}
 
 
 def notes(law: Family, scores: Row, summary: Summary) -> Iterator[str]:
     """What a reader must know of a fit: parameters at a bound, and why a distance is infinite."""
     for name in law.at_bound:
-        yield f"{name} is at the bound of its search"
+        yield f"{name} is at the bound of its search, or beyond it"
     if scores["anderson_darling"] == math.inf:
-        end = float(law.threshold(0.0))
-        yield f"anderson_darling: the law ends at {end:.4g}, the data at {summary.max_abs:.4g}"
+        ends = f"{float(law.threshold(0.0)):.4g}, the data at {summary.max_abs:.4g}"
+        yield f"anderson_darling: the distribution ends at {ends}"
     for order, moment in ((1, "mean"), (2, "variance")):
         if scores[f"wasserstein_{order}"] == math.inf:
-            index = f"tail index {law.tail_index:.3g}"
-            yield f"wasserstein_{order}: the law has no {moment} ({index})"
+            index = f"no {moment} (tail index {law.tail_index:.3g})"
+            fact = index if law.tail_index <= order else f"a {moment} above the range of float64"
+            yield f"wasserstein_{order}: the distribution has {fact}"
     if scores.get("next_log_likelihood") == -math.inf:
-        yield "next_log_likelihood: the next step has magnitudes beyond the end of the law"
+        end = float(law.threshold(0.0))
+        bounded = f"the next step has magnitudes beyond the end, {end:.4g}"
+        fact = bounded if end < math.inf else "it is below the range of float64"
+        yield f"next_log_likelihood: {fact}"
 
 
 def sign_asymmetry(summary: Summary) -> float:

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 
 from gradstats.families import Family
 from gradstats.summary import Summary, kept_count
@@ -19,8 +18,9 @@ from gradstats.summary import Summary, kept_count
 Floats = NDArray[np.float64]
 NODES, WEIGHTS = (each / 2 for each in np.polynomial.legendre.leggauss(2))
 TAIL_POWERS = np.concatenate([np.arange(1.0, 65.0), 64 * 1.25 ** np.arange(1, 13)])
+LEAST = math.log(5e-324)  # of ln P(|G| <= m), where the probability itself underflows
+MOST = math.log(1.79e308)  # ln of the largest scale
 STEEPEST = 1e3  # times that the data are denser than the law, above which a bin is a point mass
-SCALE_RANGE = 3.0  # of ln scale, about the ratio of medians
 
 
 def ks_distance(law: Family, summary: Summary) -> float:
@@ -50,6 +50,7 @@ def ad_distance(law: Family, summary: Summary) -> float:
     u = np.exp(log_u)
     with np.errstate(divide="ignore"):
         log_rest = np.log(-np.expm1(log_u))
+    log_rest[1:] = np.maximum(log_rest[1:], LEAST)  # every magnitude is above 0
     width, fall = u[:-1] - u[1:], c[:-1] - c[1:]
     point = fall >= STEEPEST * width
     slope = np.where(point, 0.0, fall / np.where(point, 1.0, width))
@@ -66,6 +67,7 @@ def _times(weight: Floats, high: Floats, low: Floats) -> Floats:
     return np.asarray(np.where(counts, weight, 0.0) * gap)
 
 
+@np.errstate(over="ignore")
 def wasserstein(law: Family, summary: Summary, order: int) -> float:
     r"""Wasserstein distance of order 1 or 2 of the magnitudes, over their mean.
 
@@ -74,7 +76,8 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
     Q and Q_n are the quantiles of the law and of the data, which are linear inside a bin.
 
     Returns:
-        The distance, without unit; inf where the law has no moment of that order.
+        The distance, without unit; inf where the law has no moment of that order, or one that
+        leaves float64.
     """
     if law.tail_index <= order:
         return math.inf
@@ -83,23 +86,34 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
     log_p = np.log(np.unique(grid[grid > 0]))
     middle, half = (log_p[1:] + log_p[:-1]) / 2, np.diff(log_p)
     p = np.exp(middle[:, None] + half[:, None] * NODES)
-    data = np.interp(p, above[::-1], magnitudes[::-1])
-    gaps = np.abs(data - law.threshold(p)) ** order
+    mean = summary.moments().mean
+    data = np.interp(p, above[::-1], magnitudes[::-1] / mean)
+    unit = replace(law, scale=law.parameters["scale"] / mean)  # type: ignore[type-var]
+    gaps = np.abs(data - unit.threshold(p)) ** order
     total = float((gaps * p * WEIGHTS * half[:, None]).sum())
-    return float(total ** (1 / order)) * summary.nonzero / summary.total_abs
+    if law.tail_index < math.inf:  # of a power tail, what lies beyond the last share
+        last = math.exp(log_p[0])
+        total += float(unit.threshold(last)) ** order * last / (1 - order / law.tail_index)
+    return float(total ** (1 / order))
 
 
 def _survival(summary: Summary) -> tuple[Floats, Floats]:
     """Magnitudes at the edges of bins, and the share of magnitudes above them: `[2m]` each."""
-    low, high = summary.edges
+    low, high = (np.minimum(edge, summary.max_abs) for edge in summary.edges)
     above = summary.counts[::-1].cumsum()[::-1] / summary.nonzero
     shares = np.column_stack([above, np.append(above[1:], 0.0)])
     return np.column_stack([low, high]).ravel(), shares.ravel()
 
 
 def log_likelihood(law: Family, summary: Summary) -> float:
-    """Mean ln f(g) of the finite non-zero elements, in nats an element, at the centres of bins."""
-    return float(summary.counts @ law.logpdf(summary.centres)) / summary.nonzero
+    """Mean ln f(g) of the finite non-zero elements, in nats an element, at the centres of bins.
+
+    It is -inf where the law ends before the largest magnitude.
+    """
+    if float(law.threshold(0.0)) < summary.max_abs * (1 - 1e-12):
+        return -math.inf
+    magnitudes = np.minimum(summary.centres, summary.max_abs)
+    return float(summary.counts @ law.logpdf(magnitudes)) / summary.nonzero
 
 
 def rescaled(law: Family, summary: Summary) -> Family:
@@ -107,21 +121,13 @@ def rescaled(law: Family, summary: Summary) -> Family:
 
     Between two steps the scale of gradients drifts; what of a fit carries over is its shape.
     """
-    start = math.log(summary.quantile(0.5) / float(law.threshold(0.5)))
-    end = float(law.threshold(0.0))
-    low = max(start - SCALE_RANGE, math.log(summary.max_abs / end) if end < math.inf else -np.inf)
-    scale = law.parameters["scale"]
-
-    def at(log_factor: float) -> Family:
-        return replace(law, scale=scale * math.exp(log_factor))  # type: ignore[type-var]
-
-    found = optimize.minimize_scalar(
-        lambda log_factor: -log_likelihood(at(log_factor), summary),
-        bounds=(low, max(low, start) + SCALE_RANGE),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return at(float(found.x))
+    log_scale = law.log_scale(summary.logs, summary.counts / summary.nonzero)
+    end = float(replace(law, scale=1.0).threshold(0.0))  # type: ignore[type-var]
+    if end < math.inf:  # no element may lie beyond it
+        log_scale = max(log_scale, math.log(summary.max_abs) - math.log(end))
+    scale = math.exp(min(max(log_scale, LEAST), MOST))
+    moved = replace(law, scale=scale)  # type: ignore[type-var]
+    return max(moved, law, key=lambda each: log_likelihood(each, summary))
 
 
 def tail_error(law: Family, summary: Summary, ratio: float) -> tuple[float, float]:
@@ -130,9 +136,9 @@ def tail_error(law: Family, summary: Summary, ratio: float) -> tuple[float, floa
     Zeros count as elements that no positive threshold keeps. The threshold is 0 where the target
     exceeds the share of non-zero elements.
     """
-    share = min(ratio * summary.n / summary.nonzero, 1.0)
-    threshold = float(law.threshold(share))
-    return threshold, summary.kept(threshold) / kept_count(summary.n, ratio)
+    k = kept_count(summary.n, ratio)
+    threshold = float(law.threshold(min(ratio * summary.n / summary.nonzero, 1.0)))
+    return threshold, summary.kept(threshold) / k
 
 
 def quantile_pairs(law: Family, summary: Summary, points: int = 200) -> tuple[Floats, Floats]:

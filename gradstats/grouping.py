@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradstats.compressors import Compressor, ErrorFeedback
 from gradstats.replaying import compensated
-from gradstats.runs import Run
+from gradstats.runs import Run, without_elements
 from gradstats.store import Parameter, StoreFormatError
 from gradstats.summary import Summary, summarize, summarize_segments
 
@@ -86,9 +86,12 @@ def group_of(by: str, names: Iterable[str] = ()) -> Callable[[Parameter], str | 
 def check_by(run: Run, by: str) -> None:
     """Raise ValueError unless some selected parameter belongs to a group."""
     key = group_of(by, run.names)
-    if not any(key(each) for each in run.table if each.name in run.selected):
+    chosen = [each for each in run.table if each.name in run.selected and key(each)]
+    if not chosen:
         rule = f"one of {', '.join(GROUPINGS)} or a regular expression found in a parameter's name"
         raise ValueError(f"by must be {rule}, got {by!r}")
+    if not any(each.numel for each in chosen):
+        raise ValueError(f"groups by {by!r} must {without_elements(run, chosen)}")
 
 
 def groups(
@@ -109,13 +112,15 @@ def groups(
         executor: where the tasks run, one a row; default: here.
 
     Raises:
-        ValueError: unknown grouping, nothing to summarise, or a loss scale is not known.
+        ValueError: unknown grouping, no row or element to summarise, or a loss scale is not known.
     """
     check_by(run, by)
     kind = kind or run.fitted_kind
     run.check(kind)
-    task = partial(summarize_row, run, kind, by)
-    return in_order(task, run.rows(kind)[first:], executor)
+    rows = run.rows(kind)
+    if not rows:
+        raise ValueError(f"run must have {kind} rows, got none in {run}")
+    return in_order(partial(summarize_row, run, kind, by), rows[first:], executor)
 
 
 def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:

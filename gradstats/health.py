@@ -63,7 +63,7 @@ def _of_one(name: str, groups: list[Group]) -> Iterator[Finding]:
         first = broken[0]
         count = f"{first.summary.nonfinite} of {first.summary.n} elements at step {first.step}"
         yield Finding(name, "not finite", f"NaN or inf in {len(broken)} rows, first {count}")
-    sizes = [math.sqrt(g.summary.total_sq / g.summary.nonzero) for g in there if g.summary.nonzero]
+    sizes = [g.summary.norm / math.sqrt(g.summary.nonzero) for g in there if g.summary.nonzero]
     if len(sizes) > 2 and sizes[-1] > EXPLODING * median(sizes):
         detail = f"root mean square {sizes[-1]:.2g} at the end, {median(sizes):.2g} in the median"
         yield Finding(name, "exploding", detail)

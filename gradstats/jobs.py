@@ -250,6 +250,7 @@ def timing_rows(
             "target_ratio": inner.ratio_asked,
             "feedback": feedback,
             "collective": inner.contract.collective,
+            "rounds": inner.contract.rounds,
             "n": grad.numel(),
             **time_compressor(_timeable(compressor, parts), grad, seed=seed),
         }

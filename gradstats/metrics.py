@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+SAFE = (2.0**-450, 2.0**450)  # magnitudes whose sums of squares stay in float64
+
 
 def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
     """‖g - ĝ‖ / ‖g‖: 0 is exact, 1 is what sending nothing costs.
@@ -17,8 +19,8 @@ def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
         >>> relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
         0.8
     """
-    g = grad.double().reshape(-1)
-    difference = g - reconstruction.double().reshape(-1)
+    g, s = _in_range(grad, reconstruction)
+    difference = g - s
     return _ratio(_dot(difference, difference), _dot(g, g))
 
 
@@ -29,8 +31,8 @@ def cosine(grad: Tensor, reconstruction: Tensor) -> float:
         >>> cosine(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])) > 0.999999
         True
     """
-    g, s = grad.double().reshape(-1), reconstruction.double().reshape(-1)
-    length = math.sqrt(_dot(g, g) * _dot(s, s))
+    g, s = _in_range(grad, reconstruction)
+    length = math.sqrt(_dot(g, g)) * math.sqrt(_dot(s, s))
     return _dot(g, s) / length if length else math.nan
 
 
@@ -46,21 +48,32 @@ def closeness(grad: Tensor, sent: Tensor, residual: Tensor | None) -> dict[str, 
         error = ‖g - ĝ‖/‖g‖, cosine of g and ĝ, error_compensated = ‖e‖/‖ĝ + e‖ (which is error
         without feedback) and residual_ratio = ‖e‖/‖g‖ (NaN without).
     """
-    g, s = grad.double().reshape(-1), sent.double().reshape(-1)
+    every = _in_range(grad, sent) if residual is None else _in_range(grad, sent, residual)
+    g, s = every[:2]
     gg, gs, ss = _dot(g, g), _dot(g, s), _dot(s, s)
     lost = gg - 2 * gs + ss
     error = _ratio(max(lost, 0.0), gg) if math.isfinite(lost) else math.inf  # a sum overflowed
-    angle = gs / math.sqrt(gg * ss) if gg * ss else math.nan
+    angle = gs / (math.sqrt(gg) * math.sqrt(ss)) if gg and ss else math.nan
     if residual is None:
         held = {"error_compensated": error, "residual_ratio": math.nan}
     else:
-        e = residual.double().reshape(-1)
+        e = every[2]
         ee = _dot(e, e)
         waiting = ss + 2 * _dot(s, e) + ee
         held = {"error_compensated": _ratio(ee, waiting), "residual_ratio": math.nan}
         if gg:
             held["residual_ratio"] = math.sqrt(ee / gg)
     return {"error": error, "cosine": angle, **held}
+
+
+def _in_range(*vectors: Tensor) -> list[Tensor]:
+    """Flat and in float64; over a power of two where their squares leave its range."""
+    flat = [vector.double().reshape(-1) for vector in vectors]
+    largest = max((float(x.abs().max()) for x in flat if len(x)), default=0.0)
+    if not SAFE[0] <= largest <= SAFE[1] and 0 < largest < math.inf:
+        unit = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
+        flat = [x / unit for x in flat]
+    return flat
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

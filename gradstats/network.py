@@ -19,19 +19,28 @@ class Network:
     bandwidth: float = 10e9 / 8
     latency: float = 20e-6
 
-    def all_reduce(self, nbytes: float) -> float:
-        """Seconds of a ring all-reduce: 2(n-1) alpha + 2 (n-1)/n nbytes / bandwidth.
+    def all_reduce(self, nbytes: float, rounds: int = 1) -> float:
+        """Seconds of ring all-reduces: rounds 2(n-1) alpha + 2 (n-1)/n nbytes / bandwidth.
+
+        Args:
+            nbytes: of a worker's tensors, of all rounds together.
+            rounds: all-reduces of which each waits for the one before.
 
         Example:
             >>> Network(workers=2, bandwidth=1e6, latency=0.0).all_reduce(1e6)
             1.0
         """
         hops = self.workers - 1
-        return 2 * hops * (self.latency + nbytes / self.workers / self.bandwidth)
+        return 2 * hops * (rounds * self.latency + nbytes / self.workers / self.bandwidth)
 
-    def all_gather(self, nbytes: float) -> float:
-        """Seconds of a ring all-gather of `nbytes` a worker: (n-1)(alpha + nbytes / bandwidth)."""
-        return (self.workers - 1) * (self.latency + nbytes / self.bandwidth)
+    def all_gather(self, nbytes: float, rounds: int = 1) -> float:
+        """Seconds of ring all-gathers: (n-1)(rounds alpha + nbytes / bandwidth).
+
+        Args:
+            nbytes: of a worker's messages, of all rounds together.
+            rounds: all-gathers of which each waits for the one before.
+        """
+        return (self.workers - 1) * (rounds * self.latency + nbytes / self.bandwidth)
 
     def __str__(self) -> str:
         return f"{self.workers} workers on {8 * self.bandwidth / 1e9:g} Gbit/s links"

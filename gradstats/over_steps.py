@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gradstats import extras
 from gradstats.grouping import in_order
-from gradstats.ranks import GATES, EffectiveRank, effective_rank
+from gradstats.lowrank.rules import blocks_of
+from gradstats.ranks import EffectiveRank, effective_rank
 from gradstats.runs import Run
 from gradstats.series import series_columns
 from gradstats.store import Parameter, StoreFormatError
@@ -104,9 +105,10 @@ def rank_table(
         progress: called with (rows done, rows).
 
     Returns:
-        A pandas DataFrame, a line a row and matrix (of an LSTM a gate, `weight_hh_l0[2]`, of fused
-        attention a projection): step, parameter, module_type, the fields of
-        `EffectiveRank`, and status: "ok", or why there is no rank.
+        A pandas DataFrame, one row per captured step and matrix: step, parameter, module_type, the
+        fields of `EffectiveRank`, and status: "ok", or why there is no rank. An LSTM weight counts
+        as four matrices, one per gate (`weight_hh_l0[2]`), fused attention as three, a convolution
+        as one per group where the run says how many.
     """
     rows = run.rows("full")
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
@@ -123,8 +125,9 @@ def rank_table(
 
 
 def _of_gates(found: Tensor, part: Parameter) -> Iterator[Row]:
-    """The ranks of each matrix of a parameter: an LSTM's gates and projections are their own."""
-    count = GATES.get(part.module_type, 1)
+    """The ranks of each matrix of a parameter: gates, projections and groups are their own."""
+    own = part.name.rpartition(".")[2]
+    count = part.matrices or blocks_of(part.module_type, own)
     for gate, matrix in enumerate(found.chunk(count)):
         name = {"parameter": f"{part.name}[{gate}]"} if count > 1 else {}
         yield {**name, **asdict(effective_rank(matrix)), "status": "ok"}

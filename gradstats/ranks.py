@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 ENERGIES = (0.9, 0.99)
-GATES = {"LSTM": 4, "GRU": 3, "MultiheadAttention": 3}  # matrices that lie in one parameter
 
 
 @dataclass(frozen=True)

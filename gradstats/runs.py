@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradstats.compressors import MIN_NUMEL, Part
 from gradstats.patterns import matching
-from gradstats.reading import Reader, last_told
+from gradstats.reading import SHOWN, Reader, last_told
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
 
@@ -152,6 +152,11 @@ class Run:
         if self.holds("summary"):
             remedy = "fit works on those; capture with full= or track= for the rest"
             raise ValueError(f"run must hold gradients, got only Summaries in {self}; {remedy}")
+        chosen = [each for each in self.table if each.name in self.selected]
+        if not any(each.numel for each in chosen):
+            raise ValueError(
+                f"parameters {self.parameters!r} must {without_elements(self, chosen)}"
+            )
         self.check("track")
         raise ValueError(f"run must have a row, got none in {self}")
 
@@ -358,3 +363,14 @@ def open(path: str | Path, **selection: Any) -> Run:
         ValueError: the selection matches nothing.
     """
     return Run(GradientStore.open(path), **selection)
+
+
+def without_elements(run: Run, chosen: Sequence[Parameter]) -> str:
+    """What a selection whose parameters are all empty must hold, and which parameters do.
+
+    Example: "hold an element, got only e of shape (0, 7); with elements: l.weight, l.bias".
+    """
+    empty = ", ".join(f"{each.name} of shape {tuple(each.shape)}" for each in chosen[:SHOWN])
+    others = [each.name for each in run.table if each.numel]
+    shown = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+    return f"hold an element, got only {empty}; with elements: {shown or 'none'}"

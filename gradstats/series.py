@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 FEWEST_STEPS = 20  # for a tail index
 
 
+@np.errstate(over="ignore", under="ignore")
 def series_columns(values: NDArray[np.floating], *, consecutive: bool) -> dict[str, Floats]:
     r"""Statistics of every element over the steps.
 
@@ -32,6 +33,9 @@ def series_columns(values: NDArray[np.floating], *, consecutive: bool) -> dict[s
     n = finite.sum(axis=0).astype(np.float64)
     x = np.where(finite, x, 0.0)
     some, many = np.where(n > 0, n, np.nan), np.where(n > 1, n, np.nan)
+    # over a power of two near the largest, so that no square leaves float64
+    unit = np.exp2(np.clip(np.frexp(np.abs(x).max(axis=0, initial=0.0))[1], -1000, 1000))
+    x = x / unit
     mean = x.sum(axis=0) / some
     deviation = np.where(finite, x - mean, 0.0)
     squares = (deviation**2).sum(axis=0)
@@ -40,8 +44,8 @@ def series_columns(values: NDArray[np.floating], *, consecutive: bool) -> dict[s
     return {
         "n": n,
         "zeros": ((x == 0) & finite).sum(axis=0) / some,
-        "mean": mean,
-        "variance": squares / (many - 1),
+        "mean": mean * unit,
+        "variance": squares / (many - 1) * unit * unit,
         "snr": np.abs(mean) / np.sqrt(varies / (many - 1)),
         "tail_index": _tail_index(np.where(finite, x, np.nan), n),
         "autocorrelation": lagged / varies if consecutive else np.full(len(n), np.nan),

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.kernels.grid import GRIDS, Grid
+from gradstats.kernels.grid import GRIDS, GRIDS_1, Grid
+from gradstats.tensors import as_tensor
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.integer]
-BIN_BITS = 7  # of the mantissa that tell bins apart, on the grid of every dtype
+VERSION = 2  # of the grid
+SAFE = (2.0**-450, 2.0**450)  # of max|g|: inside, sums of squares neither overflow nor underflow
+FEW = 1024  # elements, up to which ln|g| is summed one by one
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -67,6 +71,22 @@ class Moments:
     distinct: bool = True
 
 
+class Sums(NamedTuple):
+    """Sums of x, |x| and x² over the finite elements x = g/unit."""
+
+    unit: float
+    total: float
+    total_abs: float
+    total_sq: float
+
+    def over(self, unit: float) -> Sums:
+        """The same sums of g over another unit."""
+        factor = self.unit / unit
+        return Sums(
+            unit, self.total * factor, self.total_abs * factor, self.total_sq * factor * factor
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Summary:
     """Counts and sums of one gradient, or of any part of one.
@@ -83,6 +103,12 @@ class Summary:
         fraction: sampling fraction: 1 for whole gradients, less for tracked elements.
         unit: the magnitude of a 1 of the grid: elements were counted after a division by it.
             Always 1, but for those that `scaled` cannot put on the grid again.
+        version: of the grid. Version 1, found in stores, has eight values per bin of float16 and
+            does not tell which values of float32 and float64 were once bfloat16.
+        total_log: sum of ln|g| over the finite non-zero elements, of at most 1,024 elements;
+            None for others.
+        sums: the sums over a power of two near max|g|, where those of g itself leave float64:
+            1e200 squared. None for all others.
     """
 
     dtype: str
@@ -100,11 +126,14 @@ class Summary:
     max_abs: float
     fraction: float = 1.0
     unit: float = 1.0
+    version: int = VERSION
+    total_log: float | None = field(default=None, compare=False)
+    sums: Sums | None = field(default=None, compare=False)
 
     @cached_property
     def grid(self) -> Grid:
         """The bins of the dtype."""
-        return GRIDS[getattr(torch, self.dtype)]
+        return (GRIDS_1 if self.version == 1 else GRIDS)[getattr(torch, self.dtype)]
 
     @property
     def nonfinite(self) -> int:
@@ -115,6 +144,36 @@ class Summary:
     def nonzero(self) -> int:
         """Number of finite non-zero elements: the sample that families are fitted to."""
         return self.n - self.nonfinite - self.zeros
+
+    @property
+    def distinct(self) -> int:
+        """Number of distinct magnitudes that the bins tell apart: there may be more."""
+        return len(self.bins)
+
+    @property
+    def spread(self) -> str:
+        """How many magnitudes are told apart, for messages: values, or bins where they share some.
+
+        Example:
+            >>> summarize(torch.tensor([1.0, 2.0, 2.0])).spread
+            '2 distinct magnitudes'
+            >>> summarize(torch.tensor([1.001, 1.002, 0.1])).spread
+            '3 magnitudes in 2 bins of the float32 grid'
+        """
+        if np.all(self.points | (self.counts == 1)):
+            return f"{self.distinct} distinct magnitudes"
+        return f"{self.nonzero} magnitudes in {self.distinct} bins of the {self.dtype} grid"
+
+    @cached_property
+    def points(self) -> NDArray[np.bool_]:
+        """Which bins hold a single magnitude, `[m]`."""
+        low, high = self.edges
+        return np.asarray(low == high)
+
+    @property
+    def point_share(self) -> float:
+        """Share of the non-zero elements whose magnitude is known exactly; 0 of none."""
+        return float(self.counts[self.points].sum()) / max(self.nonzero, 1)
 
     @cached_property
     def counts(self) -> Counts:
@@ -131,21 +190,74 @@ class Summary:
     def centres(self) -> Floats:
         """Mean magnitude of each bin if its values are equally likely, `[m]`."""
         low, high = self.edges
-        return (low + high) / 2
+        return low / 2 + high / 2
+
+    @cached_property
+    def logs(self) -> Floats:
+        """Ln of the centre of each bin, at most of max|g|; no centre underflows in it: `[m]`."""
+        low, high = self.grid.edges(self.bins.astype(np.int64))
+        logs = np.log(low / 2 + high / 2) + math.log(self.unit)
+        return np.minimum(logs, math.log(self.max_abs)) if len(logs) else logs
+
+    @property
+    def power(self) -> float:
+        """The largest power of two not above max|g|, inside the normal numbers of float64."""
+        return math.ldexp(1.0, min(max(math.frexp(self.max_abs)[1] - 1, -1022), 1023))
+
+    @property
+    def mean(self) -> float:
+        """Mean of the finite elements; NaN where there is none."""
+        finite = self.n - self.nonfinite
+        sums = self._sums()
+        return sums.total / finite * sums.unit if finite else math.nan
+
+    @property
+    def norm(self) -> float:
+        """The root of the sum of squares of the finite elements."""
+        sums = self._sums()
+        return math.sqrt(sums.total_sq) * sums.unit
+
+    def _sums(self) -> Sums:
+        """Sums that are in the range of float64: exact ones, or of the bins where those are lost.
+
+        They are lost in Summaries that were stored without `sums`.
+        """
+        if self.sums is not None:
+            return self.sums
+        own = Sums(1.0, self.total, self.total_abs, self.total_sq)
+        if _is_safe(self.max_abs):
+            return own
+        low, high = (edge / self.power for edge in self.edges)
+        centres = low / 2 + high / 2
+        signed = self.positive.astype(np.float64) - self.negative
+        squares = centres**2 + (high - low) ** 2 / 12
+        every = (signed @ centres, self.counts @ centres, self.counts @ squares)
+        return Sums(self.power, *map(float, every))
 
     def moments(self) -> Moments:
         """Moments of the finite non-zero magnitudes.
 
-        Mean and variance come from the exact sums, mean ln|g| from the bins.
+        Mean and variance come from the exact sums. So does mean ln|g| of few elements; of many it
+        comes from the bins, and moves with the exact mean as theirs does.
         """
-        n = self.nonzero
+        n, sums = self.nonzero, self._sums()
         if n == 0:
             return Moments(0, float("nan"), float("nan"))
-        mean = self.total_abs / n
-        var = max(self.total_sq - n * mean * mean, 0.0) / (n - 1) if n > 1 else float("nan")
-        mean_log = float(self.counts @ np.log(self.centres)) / n
-        return Moments(n, mean, var, mean_log, distinct=len(self.bins) > 1)
+        mean = sums.total_abs / n
+        var = max(sums.total_sq - n * mean * mean, 0.0) / (n - 1) if n > 1 else float("nan")
+        distinct = len(self.bins) > 1
+        return Moments(n, mean * sums.unit, var * sums.unit * sums.unit, self._mean_log, distinct)
 
+    @property
+    def _mean_log(self) -> float:
+        if self.total_log is not None:
+            return self.total_log / self.nonzero
+        top, sums, share = float(self.logs[-1]), self._sums(), self.counts / self.nonzero
+        binned = math.log(float(share @ np.exp(self.logs - top))) + top
+        exact = math.log(sums.total_abs / self.nonzero) + math.log(sums.unit)
+        return float(share @ self.logs) + exact - binned
+
+    @np.errstate(over="ignore")
     def excess(self, threshold: float) -> Moments:
         """Moments of x - threshold over the magnitudes x > threshold.
 
@@ -207,15 +319,18 @@ class Summary:
         unit = self.unit * factor
         bins = self._moved(unit)
         columns: dict[str, Any] = {"unit": unit} if bins is None else {"bins": bins, "unit": 1.0}
-        sums = {name: getattr(self, name) * factor for name in ("total", "total_abs", "max_abs")}
-        return replace(self, **columns, **sums, total_sq=self.total_sq * factor * factor)
+        if self.total_log is not None:
+            columns["total_log"] = self.total_log + self.nonzero * math.log(factor)
+        sums = self._sums()
+        sums = sums._replace(unit=sums.unit * factor)
+        return replace(self, **columns, **_in_range(sums, self.max_abs * factor))
 
     def _moved(self, factor: float) -> Counts | None:
         """The bins of what lies in these times a factor; None where the grid has no such bins."""
         if factor == 1 or not len(self.bins):
             return self.bins
         mantissa, exponent = math.frexp(factor)
-        octave = 1 << BIN_BITS
+        octave = self.grid.octave
         bins = self.bins.astype(np.int64) + (exponent - 1) * octave
         normal = min(int(self.bins[0]), int(bins[0])) >= octave
         if mantissa != 0.5 or not normal or int(bins[-1]) >= self.grid.first_nonfinite:
@@ -227,12 +342,22 @@ class Summary:
         bins = self._moved(self.unit / unit)
         return self if bins is None else replace(self, bins=bins, unit=unit)
 
-    def __add__(self, other: Summary) -> Summary:
+    def __radd__(self, other: object) -> Summary:
+        """Itself added to the 0 that `sum` begins with."""
+        return self if other == 0 else NotImplemented
+
+    def __add__(self, other: object) -> Summary:
         """The summary of both parts together. Counts are exact; sums are added in float64.
+
+        A Summary of no elements adds to any other.
 
         Raises:
             ValueError: the grids, their units or the sampling fractions differ.
         """
+        if not isinstance(other, Summary):
+            return NotImplemented
+        if not self.n or not other.n:
+            return self if self.n else other
         if self.unit != other.unit:
             one, two = self._in_unit(other.unit), other._in_unit(self.unit)
             if one.unit == other.unit:
@@ -245,26 +370,66 @@ class Summary:
                 f"cannot add summaries: dtype {self.dtype} at sampling fraction {self.fraction:g} "
                 f"and dtype {other.dtype} at {other.fraction:g}"
             )
-        bins = np.union1d(self.bins, other.bins)
-        joint: dict[str, Any] = {"bins": bins}
-        for sign in ("positive", "negative"):
-            counts = np.zeros(len(bins), np.int64)
-            for part in (self, other):
-                counts[np.searchsorted(bins, part.bins)] += getattr(part, sign)
-            joint[sign] = narrow(counts)
-        joint |= {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
-        joint["max_abs"] = max(self.max_abs, other.max_abs)
-        return replace(self, **joint)
+        if self.version != other.version:
+            raise ValueError(
+                f"cannot add summaries: grid of {self.dtype} in version {self.version} and in "
+                f"version {other.version}; summarise the gradients again, or keep them apart"
+            )
+        return replace(self, **_joint_counts(self, other), **_joint_sums(self, other))
 
     def __eq__(self, other: object) -> bool:
-        """Equality of every count and every sum, bit for bit."""
+        """Equality of every stored count and sum, bit for bit."""
         if not isinstance(other, Summary):
             return NotImplemented
         return all(
-            np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+            np.array_equal(getattr(self, f.name), getattr(other, f.name))
+            for f in fields(self)
+            if f.compare
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _joint_counts(one: Summary, two: Summary) -> dict[str, Any]:
+    bins = np.union1d(one.bins, two.bins)
+    joint: dict[str, Any] = {"bins": bins}
+    for sign in ("positive", "negative"):
+        counts = np.zeros(len(bins), np.int64)
+        for part in (one, two):
+            counts[np.searchsorted(bins, part.bins)] += getattr(part, sign)
+        joint[sign] = narrow(counts)
+    return joint
+
+
+def _joint_sums(one: Summary, two: Summary) -> dict[str, Any]:
+    joint: dict[str, Any] = {name: getattr(one, name) + getattr(two, name) for name in SUMMED}
+    joint |= {"max_abs": max(one.max_abs, two.max_abs), "total_log": None, "sums": None}
+    if one.total_log is not None and two.total_log is not None:
+        joint["total_log"] = one.total_log + two.total_log
+    if not _is_safe(joint["max_abs"]):
+        unit = max(one, two, key=lambda part: part.max_abs).power
+        parts = (part._sums().over(unit)[1:] for part in (one, two))
+        joint["sums"] = Sums(unit, *map(sum, zip(*parts, strict=True)))
+    return joint
+
+
+def of_sums(summary: Summary) -> Summary:
+    """A Summary whose sums, where those of g leave float64, were given over its `power`."""
+    if _is_safe(summary.max_abs):
+        return summary
+    sums = Sums(summary.power, summary.total, summary.total_abs, summary.total_sq)
+    return replace(summary, **_in_range(sums, summary.max_abs))
+
+
+def _is_safe(max_abs: float) -> bool:
+    return max_abs == 0 or SAFE[0] <= max_abs <= SAFE[1]
+
+
+def _in_range(sums: Sums, max_abs: float) -> dict[str, Any]:
+    """The fields of a Summary with these sums."""
+    own = sums.over(1.0)
+    fields_ = {"total": own.total, "total_abs": own.total_abs, "total_sq": own.total_sq}
+    return {**fields_, "max_abs": max_abs, "sums": None if _is_safe(max_abs) else sums}
 
 
 SUMMED = (
@@ -281,20 +446,29 @@ SUMMED = (
 
 def _share_above(low: Floats, high: Floats, threshold: float) -> Floats:
     width = high - low
-    inside = np.divide(high - threshold, width, out=np.zeros_like(width), where=width > 0)
+    cut = (low <= threshold) & (threshold < high)
+    inside = np.divide(high - threshold, width, out=np.zeros_like(width), where=cut)
     return np.where(low > threshold, 1.0, np.where(high > threshold, inside, 0.0))
 
 
-def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float = 1.0) -> Summary:
+def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
     """Summarise a gradient in one pass at memory speed.
 
     Args:
-        data: a gradient of any shape, stride and device, float16, bfloat16, float32 or float64;
-            sparse tensors count their absent elements as zeros. A Summary is returned as it is.
+        data: a gradient of any shape, stride and device, float16, bfloat16, float32 or float64, as
+            a tensor or as anything that numpy takes for an array: of either byte order, read-only,
+            of xarray, zarr, pandas or jax, or nested lists of numbers. Masked elements and None
+            are absent; sparse tensors count their absent elements as zeros. A Summary is returned
+            as it is, and a list of gradients, such as `[p.grad for p in model.parameters()]`, is
+            summarised as one.
         fraction: the share of the gradient's elements that `data` is a random sample of.
 
+    Returns:
+        The Summary; of no elements for None.
+
     Raises:
-        TypeError: not a floating-point tensor or array.
+        TypeError: not floating-point numbers.
+        ValueError: a list of gradients whose dtypes differ.
 
     Example:
         >>> summary = summarize(torch.tensor([0.0, 1.0, -3.0, float("nan")]))
@@ -303,7 +477,9 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
     """
     if isinstance(data, Summary):
         return data
-    grad = _as_tensor(data)
+    if _is_list_of_gradients(data):
+        return sum((summarize(part, fraction=fraction) for part in data), summarize(None))
+    grad = as_tensor(data)
     numel = grad.numel()
     if grad.layout is not torch.strided:
         grad = grad.to_sparse_coo().coalesce().values()  # type: ignore[no-untyped-call]
@@ -311,7 +487,9 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
     tally = kernels.count(present)
     absent = numel - len(present)
     tally = tally._replace(positive_zeros=tally.positive_zeros + absent)
-    return _summary(tally, GRIDS[grad.dtype].name, numel, fraction)
+    (total_log,) = _log_sums(present, [0, len(present)])
+    summary = of_tally(tally, GRIDS[grad.dtype].name, numel, fraction, total_log)
+    return _with_safe_sums(summary, present)
 
 
 def summarize_segments(
@@ -335,7 +513,7 @@ def summarize_segments(
         >>> [part.n for part in parts], [part.max_abs for part in parts]
         ([2, 1], [1.0, 2.0])
     """
-    grad = _as_tensor(flat)
+    grad = as_tensor(flat)
     if grad.dim() != 1:
         raise ValueError(f"flat must have one dimension, got shape {tuple(grad.shape)}")
     ends = np.array([int(offset) for offset in offsets], np.int64)
@@ -346,13 +524,51 @@ def summarize_segments(
         raise ValueError(f"offsets must rise from 0 to {grad.numel()}, got {shown}")
     tallies = kernels.count_segments(grad.contiguous(), ends)
     name = GRIDS[grad.dtype].name
+    segments = zip(tallies, pairwise(ends.tolist()), _log_sums(grad, ends), strict=True)
     return [
-        _summary(tally, name, numel, fraction)
-        for tally, numel in zip(tallies, sizes.tolist(), strict=True)
+        _with_safe_sums(of_tally(tally, name, end - start, fraction, log), grad[start:end])
+        for tally, (start, end), log in segments
     ]
 
 
-def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
+def _is_list_of_gradients(data: Any) -> bool:
+    return isinstance(data, list | tuple) and any(hasattr(part, "dtype") for part in data)
+
+
+def _with_safe_sums(summary: Summary, present: Tensor) -> Summary:
+    """With sums over `power` where those of the elements leave the range of squares."""
+    if _is_safe(summary.max_abs):
+        return summary
+    tally = kernels.count(present * (1 / summary.power))
+    return replace(summary, sums=Sums(summary.power, tally.total, tally.total_abs, tally.total_sq))
+
+
+def _log_sums(flat: Tensor, ends: Sequence[int] | NDArray[np.int64]) -> list[float | None]:
+    """Sum of ln|g| over each segment of at most FEW elements; None for others."""
+    spans = list(pairwise(np.asarray(ends).tolist()))
+    few = [i for i, (start, end) in enumerate(spans) if end - start <= FEW]
+    found: list[float | None] = [None] * len(spans)
+    if not few:
+        return found
+    parts = [flat[start:end] for start, end in (spans[i] for i in few)]
+    magnitudes = np.abs(torch.cat(parts).double().cpu().numpy())
+    counted = (magnitudes > 0) & (magnitudes < math.inf)
+    logs = np.log(magnitudes, out=np.zeros_like(magnitudes), where=counted)
+    segment = np.repeat(np.arange(len(few)), [len(part) for part in parts])
+    sums = np.bincount(segment, logs, len(few)).tolist()
+    for i, total in zip(few, sums, strict=True):
+        found[i] = total
+    return found
+
+
+def of_tally(
+    tally: kernels.Tally,
+    dtype: str,
+    numel: int,
+    fraction: float = 1.0,
+    total_log: float | None = None,
+) -> Summary:
+    """What was counted of `numel` elements, as a Summary."""
     return Summary(
         dtype=dtype,
         bins=narrow(tally.bins),
@@ -368,6 +584,7 @@ def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> S
         total_sq=tally.total_sq,
         max_abs=tally.max_abs,
         fraction=fraction,
+        total_log=total_log,
     )
 
 
@@ -385,11 +602,3 @@ def _in_memory_order(grad: Tensor) -> Tensor:
     """The elements one after another, copied only where they have gaps or repeat."""
     order = sorted(range(grad.dim()), key=lambda dim: grad.stride(dim), reverse=True)
     return grad.permute(order).reshape(-1).contiguous()
-
-
-def _as_tensor(data: Tensor | NDArray[np.floating]) -> Tensor:
-    tensor = torch.as_tensor(data).detach()
-    if tensor.dtype not in GRIDS:
-        known = ", ".join(grid.name for grid in GRIDS.values())
-        raise TypeError(f"gradient must have a dtype of {known}, got {tensor.dtype}")
-    return tensor

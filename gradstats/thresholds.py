@@ -104,6 +104,8 @@ def sidco_threshold(
         guards.append(
             f"one stage: the target {ratio:.4g} is not below the first ratio {first_ratio:g}"
         )
+    unit = summary.power  # so that no square leaves float64
+    summary = summary.scaled(1 / unit)
     value, used = 0.0, 0
     for law, stage_ratio in zip(
         _laws(variant), stage_ratios(ratio, stages, first_ratio), strict=False
@@ -116,7 +118,7 @@ def sidco_threshold(
         guards += [f"stage {used + 1}: {guard}"] if guard else []
         value += float(fitted.threshold(stage_ratio))
         used += 1
-    return Threshold(value, target_ratio, variant, used, tuple(guards))
+    return Threshold(value * unit, target_ratio, variant, used, tuple(guards))
 
 
 def check_settings(variant: str, stages: int, first_ratio: float) -> None:

@@ -13,7 +13,7 @@ from gradstats.goodness import log_likelihood
 from gradstats.summary import Summary
 
 Floats = NDArray[np.float64]
-STEP = 1e-3  # of ln scale, and of the shape relative to 1 + |shape|
+STEP = 1e-3  # of the logarithm of what is positive, and of a signed shape relative to 1 + |shape|
 
 
 def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
@@ -22,9 +22,10 @@ def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
     .. math:: \mathrm{cov}(\hat\theta) = I(\hat\theta)^{-1}, \qquad
               I_{ij} = -n\,\frac{\partial^2\,\overline{\ln f}}{\partial\theta_i\,\partial\theta_j}
 
-    the observed information, by central differences of the binned log-likelihood in the shape and
-    the logarithm of the scale. Elements of a gradient are not independent, and every law is a
-    little wrong: the spread between steps is the honest uncertainty.
+    the observed information, by central differences of the binned log-likelihood in the
+    logarithms of the shape and the scale (in the shape itself where it may be negative). Elements
+    of a gradient are not independent, and every law is a little wrong: the spread between steps is
+    the honest uncertainty.
 
     Args:
         law: fitted by "mle" to `summary`.
@@ -44,23 +45,24 @@ def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
     if not np.isfinite(information).all() or np.linalg.eigvalsh(information).min() <= 0:
         return unknown
     variances = np.diag(np.linalg.inv(information))
-    units = {"scale": law.parameters["scale"]}
+    units = {name: law.parameters[name] for name in law.positive if name in law.parameters}
     found = zip(names, np.sqrt(variances), strict=True)
     return unknown | {name: float(error) * units.get(name, 1.0) for name, error in found}
 
 
 def _hessian(law: Family, summary: Summary, names: list[str]) -> Floats:
-    """Second derivatives of the mean ln f in the shape and ln scale, `[p, p]`."""
-    steps = [STEP * (1 + abs(law.parameters[n])) if n != "scale" else STEP for n in names]
+    """Second derivatives of the mean ln f, in the logarithm of what is positive: `[p, p]`."""
+    signed = [name not in law.positive for name in names]
+    steps = [
+        STEP * (1 + abs(law.parameters[n]) if free else 1)
+        for n, free in zip(names, signed, strict=True)
+    ]
 
     def at(*moves: float) -> float:
         moved = dict(law.parameters)
-        for name, step, move in zip(names, steps, moves, strict=True):
-            moved[name] = (
-                moved[name] * math.exp(move * step)
-                if name == "scale"
-                else moved[name] + move * step
-            )
+        for name, step, move, free in zip(names, steps, moves, signed, strict=True):
+            change = move * step
+            moved[name] = moved[name] + change if free else moved[name] * math.exp(change)
         return log_likelihood(replace(law, **moved), summary)  # type: ignore[type-var]
 
     if len(names) == 1:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradstats.bootstrap import bootstrap_p_value, corrected
-from gradstats.families import DGamma, FitError, Laplace
+from gradstats.families import DGamma, DWeibull, FitError, Laplace, T
 from gradstats.summary import summarize
 
 
@@ -28,6 +28,37 @@ def test_under_the_law_p_values_are_uniform():
     for level in (0.25, 0.5, 0.75):
         share = np.mean(np.array(p_values) <= level)
         assert abs(share - level) < 4 * math.sqrt(level * (1 - level) / 120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", [T(60.0, 1.0), DWeibull(15.0, 1.0)], ids=repr)
+def test_replicates_that_cannot_be_fitted_do_not_count(law):
+    """A tenth to a third of them: counted as "not farther" the mean p of T was 0.35."""
+    p_values = []
+    for seed in range(120):
+        data, rng = sample(law, 60, seed), np.random.default_rng(seed)
+        try:
+            found = bootstrap_p_value(type(law), data, rng, replicates=29, method="moments")
+        except FitError:
+            continue
+        p_values.append(found)
+    assert len(p_values) > 50
+    deviation = math.sqrt(1 / 12 / len(p_values))
+    assert abs(np.mean(p_values) - 0.5 - 1 / 60) < 2.5 * deviation
+
+
+def test_without_a_replicate_that_can_be_fitted_there_is_no_p_value(monkeypatch):
+    data, fit = sample(Laplace(1.0), 50, 1), Laplace.fit
+    fits = iter([fit(data)])
+
+    def once(summary, *, method):
+        for law in fits:
+            return law
+        raise FitError("cannot fit laplace: asked a second time")
+
+    monkeypatch.setattr(Laplace, "fit", once)
+    with pytest.raises(FitError, match="none of 9 replicates can be fitted"):
+        bootstrap_p_value(Laplace, data, np.random.default_rng(2), replicates=9)
 
 
 def test_another_law_is_found_out_and_the_subsample_is_what_decides():

@@ -13,7 +13,7 @@ from gradstats.compressors import (
     compressor,
 )
 from gradstats.compressors.payloads import Dense
-from gradstats.exchange import simulate
+from gradstats.exchange import fused, simulate
 
 
 def ask(*requests):
@@ -92,6 +92,37 @@ def test_workers_that_disagree_are_told_so(requests, message):
     with pytest.raises(RuntimeError, match="must ask for the same collective") as caught:
         simulate(requests)
     assert caught.match(message)
+
+
+def test_only_what_is_alike_goes_together():
+    """Integers of alphabets of other sizes are packed in other widths: they are sums apart."""
+    levels = torch.tensor([1, 2])
+    asked = [
+        AllReduce(levels, "sum", levels=3),
+        AllReduce(levels, "sum", levels=15),
+        AllReduce(levels, "sum", levels=3),
+        AllReduce(levels, "max", levels=3),
+        AllReduce(vector(1.0), "sum"),
+        AllReduce(vector(1.0, dtype=torch.float64), "sum"),
+    ]
+    together, result, seen = fused([ask(each) for each in asked]), None, []
+    while True:
+        try:
+            request = together.send(result)
+        except StopIteration as end:
+            steps = end.value
+            break
+        seen.append((request.op, request.tensor.dtype, request.levels, request.tensor.numel()))
+        result = request.tensor * 10
+    assert seen == [
+        ("sum", torch.int64, 3, 4),
+        ("sum", torch.int64, 15, 2),
+        ("max", torch.int64, 3, 2),
+        ("sum", torch.float32, 0, 1),
+        ("sum", torch.float64, 0, 1),
+    ]
+    for step, each in zip(steps, asked, strict=True):
+        assert torch.equal(step.state[0], each.tensor * 10)
 
 
 def test_no_worker_has_nothing_to_do():

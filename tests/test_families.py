@@ -199,6 +199,7 @@ def test_a_summary_fits_like_its_gradient(cls):
 DATA = {
     "few values": torch.arange(-9.0, 10.0),
     "constant": torch.full((50,), -0.1),
+    "narrow": torch.linspace(1.001, 1.03, 44),
     "all zero": torch.zeros(50),
     "one element": torch.tensor([3.0]),
     "empty": torch.zeros(0),
@@ -215,10 +216,15 @@ DATA = {
         for data, n in (("all zero", 50), ("empty", 0), ("no finite", 2))
     ]
     + [
-        (cls, data, f"cannot fit {cls.name}: {n} distinct magnitudes, at least 10 are needed")
+        (cls, data, f"cannot fit {cls.name}: {n}, at least 10 are needed")
         for cls in FAMILIES
         if cls.bounds
-        for data, n in (("constant", 1), ("one element", 1), ("few values", 9))
+        for data, n in (
+            ("constant", "50 magnitudes in 1 bins of the float32 grid"),
+            ("one element", "1 distinct magnitudes"),
+            ("few values", "9 distinct magnitudes"),
+            ("narrow", "44 magnitudes in 4 bins of the float32 grid"),
+        )
     ],
 )
 def test_undetermined_parameters_are_a_fit_error(cls, data, message, method):

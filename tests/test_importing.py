@@ -451,7 +451,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, grads):
     ("package", "suffix", "line"),
     [
         ("safetensors", ".safetensors", r"pip install 'gradstats\[safetensors\]'"),
-        ("h5py", ".h5", "pip install h5py"),
+        ("h5py", ".h5", r"pip install 'gradstats\[h5\]'"),
     ],
 )
 def test_a_missing_package_is_named_with_its_pip_line(

@@ -220,6 +220,8 @@ def test_timings_are_of_the_last_finite_full_row(run_writer, tmp_path, gradients
     broken = {name: torch.full_like(grad, math.nan) for name, grad in gradients_of(2).items()}
     rows = {0: gradients_of(0), 1: gradients_of(1), 2: broken}
     run = open_run(run_writer(tmp_path / "t.zarr", rows))
+    (two, _) = timing_rows(run, ["powersgd"])
+    assert (two["collective"], two["rounds"]) == ("all_reduce", 2)
     timings = timing_rows(run, ["topk", "bf16"], ratios=[0.1, 0.01])
     names = [(row["compressor"], row["feedback"]) for row in timings]
     assert names == [
@@ -227,6 +229,7 @@ def test_timings_are_of_the_last_finite_full_row(run_writer, tmp_path, gradients
     ]
     assert {row["collective"] for row in timings[:4]} == {"all_gather"}
     assert {row["collective"] for row in timings[4:]} == {"all_reduce"}
+    assert {row["rounds"] for row in timings} == {1}
     for row in timings:
         assert row["n"] == N
         assert row["encode_seconds"] > 0 < row["decode_seconds"]

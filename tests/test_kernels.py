@@ -8,7 +8,7 @@ import torch
 
 from gradstats import kernels
 from gradstats.kernels import cpu, eager
-from gradstats.kernels.grid import GRIDS, round_down
+from gradstats.kernels.grid import GRIDS, _pattern, round_down
 
 DTYPES = tuple(GRIDS)
 ROWS = ("bins", "positive", "negative")
@@ -34,13 +34,18 @@ def specials(dtype):
 
 
 def bin_of(value, dtype):
-    """The bin of a finite magnitude by frexp: exponent and leading 7 mantissa bits."""
+    """The bin of a finite magnitude by frexp, from its exponent and its leading mantissa bits.
+
+    16-bit dtypes have one per value; the others two per 128th of an octave, one for its lower end.
+    """
     info = torch.finfo(dtype)
-    lowest = math.frexp(info.tiny)[1]
+    cells = round(1 / info.eps) if info.bits == 16 else 128
     mantissa, exponent = math.frexp(value)
+    octaves, inside = exponent - math.frexp(info.tiny)[1] + 1, mantissa * 2 - 1
     if value < info.tiny:  # zero and subnormals are spaced as at the lowest exponent
-        return int(value / info.tiny * 128)
-    return (exponent - lowest + 1) * 128 + int((mantissa * 2 - 1) * 128)
+        octaves, inside = 0, value / info.tiny
+    cell = octaves * cells + int(inside * cells)
+    return cell if info.bits == 16 else 2 * cell + (inside * cells % 1 != 0)
 
 
 def expected_counts(values):
@@ -56,7 +61,7 @@ def expected_counts(values):
 def same_pair(actual, expected):
     """Equal indices, and values that are equal bit by bit."""
     (indices, values), (other_indices, other_values) = actual, expected
-    bits = eager._pattern(values), eager._pattern(other_values)
+    bits = _pattern(values), _pattern(other_values)
     return torch.equal(indices, other_indices) and torch.equal(*bits)
 
 
@@ -105,6 +110,25 @@ def test_kernels_agree_at_block_boundaries(dtype, n):
         assert same_pair(kernels.compact(values, threshold), eager.compact(values, threshold))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("zeros", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("once_bfloat16", [0.001, 0.5, 1.0])
+def test_kernels_count_values_that_were_bfloat16_apart(dtype, zeros, once_bfloat16):
+    rng = torch.Generator().manual_seed(7)
+    values = draws(2**19 + 5 * 2**14 + 3, dtype)
+    rounded = values.to(torch.bfloat16).to(dtype)
+    for part in (slice(0, 2**18), slice(2**18, None)):  # scattered, and whole blocks of them
+        length = len(values[part])
+        chosen = torch.rand(length, generator=rng) < once_bfloat16
+        values[part] = torch.where(chosen, rounded[part], values[part])
+        values[part][torch.rand(length, generator=rng) < zeros] = -0.0
+    values[-(2**17) :] = values[-(2**17) :].to(torch.bfloat16).to(dtype)
+    ours, definition = cpu.count(values), eager.count(values)
+    assert same_rows(ours, definition)
+    points = values[(values != 0) & (values == values.to(torch.bfloat16).to(dtype))]
+    assert ((ours.positive + ours.negative) * (ours.bins % 2 == 0)).sum() == len(points)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [2**18 - 1, 2**19, 2**19 + 2**14 + 3])
 def test_threads_change_no_bit(dtype, n):
@@ -144,7 +168,7 @@ def test_round_down_is_the_largest_value_not_above(dtype):
     rng = np.random.default_rng(3)
     for threshold in [0.0, 1.0, 1e-46, 1e300, *np.exp(rng.uniform(-8, 8, 300)).tolist()]:
         low = round_down(threshold, dtype)
-        pattern = torch.tensor([low], dtype=dtype).view(eager._pattern(specials(dtype)).dtype) + 1
+        pattern = torch.tensor([low], dtype=dtype).view(_pattern(specials(dtype)).dtype) + 1
         assert low <= threshold < pattern.view(dtype).item()
 
 
@@ -157,12 +181,12 @@ def test_compact_returns_sorted_int64_indices():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_edges_are_the_extreme_values_of_their_bin(dtype):
     grid = GRIDS[dtype]
-    bins = np.array([0, 1, 130, grid.first_nonfinite // 2, grid.first_nonfinite - 1])
+    bins = np.array([0, 1, 2, 130, grid.first_nonfinite // 2, grid.first_nonfinite - 1])
     low, high = grid.edges(bins)
     assert high[-1] == torch.finfo(dtype).max
     for edge in (low, high):
         assert [bin_of(value, dtype) for value in edge.tolist()] == bins.tolist()
     following, _ = grid.edges(bins[:-1] + 1)
     assert np.all(high[:-1] < following)
-    if dtype == torch.bfloat16:
-        assert np.array_equal(low, high)
+    single = bins % 2 == 0 if dtype.itemsize > 2 else bins >= 0
+    assert np.array_equal(low == high, single)

@@ -54,6 +54,16 @@ def test_triton_counts_odd_vectors(dtype):
     check(torch.full((n,), torch.nan, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_triton_counts_values_that_were_bfloat16_apart(dtype, share):
+    values = draws(3 * cuda.COUNTED + 7, dtype)
+    once = torch.rand(len(values), generator=torch.Generator().manual_seed(0)) < share
+    values = torch.where(once, values.to(torch.bfloat16).to(dtype), values)
+    check(values)
+    assert (cuda.count(values.to(DEVICE)).bins % 2 == 0).all() == (share == 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", SIZES)
 def test_triton_finds_the_largest(dtype, n):
@@ -106,11 +116,12 @@ def compile_all(kernels, types, constants):
 
 
 for dtype in (torch.float32, torch.float64, torch.float16):
-    grid, wide, bits = GRIDS[dtype], dtype in cuda.FLOATS, 8 * dtype.itemsize
-    shift, pointer = grid.shift if wide else 0, f"*fp{bits}"
-    constants = {"SHIFT": shift, "KEYS": 1 << (bits - shift), "FLOAT": cuda.FLOATS.get(dtype)}
+    grid, bits = GRIDS[dtype], 8 * dtype.itemsize
+    pointer = f"*fp{bits}"
+    constants = {"SHIFT": grid.shift, "KEYS": 2 * grid.cells}
+    constants["FLOAT"] = cuda.FLOATS.get(dtype)
     constants |= {"BLOCK": cuda.COUNTED, "WINDOW": cuda.WINDOW}
-    types = {"patterns": f"*i{bits}", "first": "*i32", "sums": "*fp64", "n": "i32"}
+    types = {"patterns": f"*i{bits}", "window": "*i32", "sums": "*fp64", "n": "i32"}
     types["near"] = "*i32"
     types |= dict.fromkeys(["counts", "specials", "kept", "starts", "indices"], "*i64")
     types |= dict.fromkeys(["values", "limit", "out"], pointer)

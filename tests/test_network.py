@@ -20,6 +20,13 @@ def test_collectives_cost_what_a_ring_takes(workers):
     reduce_scatter = gather_chunks = ring(network, workers - 1, chunk)
     assert network.all_reduce(NBYTES) == pytest.approx(reduce_scatter + gather_chunks)
     assert network.all_gather(NBYTES) == pytest.approx(ring(network, workers - 1, NBYTES))
+    small, large = NBYTES / 10, 0.9 * NBYTES  # two rounds, of which the second waits for the first
+    assert network.all_reduce(NBYTES, rounds=2) == pytest.approx(
+        network.all_reduce(small) + network.all_reduce(large)
+    )
+    assert network.all_gather(NBYTES, rounds=2) == pytest.approx(
+        network.all_gather(small) + network.all_gather(large)
+    )
 
 
 def test_a_worker_alone_talks_to_nobody():

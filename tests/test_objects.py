@@ -232,6 +232,22 @@ def test_a_writer_on_another_machine_is_noticed_and_not_written_over(url, monkey
     assert GradientStore.open(url).stream().steps.tolist() == [0, 1, 2, 3]
 
 
+def test_a_writer_that_is_late_puts_nothing(url, server, monkeypatch, tmp_path):
+    """Another one has taken over, and has not written yet: not a byte there may change."""
+    name = url.removeprefix("s3://bucket/")
+    late = created(url)
+    append(late, range(2))
+    wait_until(lambda: not late.unsent)
+    monkeypatch.setenv("GRADSTATS_SPOOL", str(tmp_path / "elsewhere"))
+    with GradientStore.create(url, TABLE, if_exists="resume") as other:
+        other.claim()
+        before = server.objects(name)
+        append(late, range(7, 9))
+        late.close()
+        assert "another process has written there since" in late.fault
+        assert server.objects(name) == before
+
+
 def test_rows_of_two_histories_are_not_mixed(url, server, monkeypatch, tmp_path):
     monkeypatch.setattr(spool, "PATIENCE_SECONDS", 0.2)
     first = created(url)

@@ -8,6 +8,7 @@ import pytest
 
 import gradstats
 from gradstats.network import Network
+from gradstats.reporting import tables
 from gradstats.reporting.advice import advice, law_sentence
 from gradstats.reporting.laws import best_law
 from gradstats.reporting.tables import break_even, methods_table, ranking, timing_table
@@ -28,6 +29,7 @@ def method(compressor, **changes):
         "encode_seconds": 1e-4,
         "decode_seconds": 1e-4,
         "collective": "all_gather" if "(" in compressor else "all_reduce",
+        "rounds": 1,
         "numel": 10**7,
         "residual_ratio": 3.0 if "(" in compressor else math.nan,
         "settled": True if "(" in compressor else None,
@@ -131,6 +133,7 @@ def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
     ]
     times = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "n": 1000}
     times |= {"collective": "all_gather", "encode_seconds": 0.5, "decode_seconds": 0.25}
+    times |= {"rounds": 1}
     network = Network(workers=4, bandwidth=1e3, latency=0.0)
     table = methods_table(
         pandas.DataFrame(rows),
@@ -176,7 +179,9 @@ def test_methods_that_send_too_little_come_last_and_are_not_advised():
     assert list(ranked["behind"]) == [False, False, False, True]
     assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")
     open_loop = [
-        line | {"feedback": "none", "error": line["residual_ratio"] / 10} for line in lines[1:]
+        line
+        | {"feedback": "none", "error": line["residual_ratio"] / 10, "residual_ratio": math.nan}
+        for line in lines[1:]
     ]
     unfed = ranked_of(method("bf16"), *open_loop, network=SLOW_LINKS)
     assert list(unfed["method"]) == ["topk", "dgc", "bf16", "threshold"]
@@ -199,6 +204,66 @@ def test_a_method_that_sends_too_much_does_not_set_the_bar():
     ranked = ranked_of(method("bf16"), greedy, exact, network=SLOW_LINKS)
     assert not ranked["behind"].any()
     assert advice(ranked, SLOW_LINKS).startswith("Use ef(topk(0.01))")
+
+
+@pytest.mark.parametrize(("collective", "messages"), [("all_reduce", 14), ("all_gather", 7)])
+def test_every_round_waits_for_its_messages(collective, messages):
+    """On 8 workers: a method of two rounds of 20 µs a message, and nothing else."""
+    network, seconds = Network(8, math.inf, 20e-6), []
+    for rounds in (1, 2):
+        line = method("powersgd", collective=collective, rounds=rounds)
+        line |= {"encode_seconds": 0.0, "decode_seconds": 0.0, "exchange_seconds": 0.0}
+        limit = Network(8, 1e9, 20e-6)
+        dense = {**line, "bits": 32.0, "encode_seconds": 1e-3}
+        assert break_even(line, dense, limit) == math.inf
+        seconds.append(tables._exchange(line, network))
+    assert seconds == pytest.approx([messages * 20e-6, 2 * messages * 20e-6])
+
+
+def test_a_method_without_feedback_is_held_to_the_bar_by_its_error():
+    """It holds nothing back: what it loses stands for ‖e‖/‖g‖, or noise would be advised."""
+    exact = method("topk(0.01)", residual_ratio=3.0, **SPARSE)
+    lines = [
+        method(name, bits=bits, error=error, encode_seconds=0.0)
+        for name, bits, error in (("qsgd", 0.02, 4.4), ("terngrad", 0.01, 4.6))
+    ]
+    ranked = ranked_of(method("bf16"), exact, *lines, network=SLOW_LINKS)
+    assert list(ranked["method"]) == ["qsgd", "topk", "bf16", "terngrad"]
+    assert list(ranked["behind"]) == [False, False, False, True]
+    assert advice(ranked, SLOW_LINKS).startswith("Use qsgd")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "begins"),
+    [(0.79, "Use ef(topk(0.01))"), (0.81, "Do not compress"), (1.2, "Do not compress")],
+)
+def test_an_advice_needs_a_fifth_of_the_time(seconds, begins):
+    """On links without end, where an exchange is its encoding: bf16 takes a second."""
+    network = Network(8, math.inf, 0.0)
+    dense = method("bf16", encode_seconds=0.6, decode_seconds=0.4)
+    sparse = method("topk(0.01)", encode_seconds=seconds, decode_seconds=0.0, bits=0.5)
+    sentence = advice(ranked_of(dense, sparse, network=network), network)
+    assert sentence.startswith(begins)
+    assert ("saves 19%, too little" in sentence) == (seconds == 0.81)
+
+
+def test_nothing_that_loses_too_much_is_advised_where_it_is_all_there_is():
+    """Top-k without its feedback sets the bar, and is no advice itself."""
+    topk = method("topk(0.01)", feedback="none", error=0.9, residual_ratio=math.nan, **SPARSE)
+    noise = method("qsgd", bits=0.02, error=1.5)
+    ranked = ranked_of(method("bf16"), topk, noise, network=SLOW_LINKS)
+    assert dict(zip(ranked["method"], ranked["behind"], strict=True)) == {
+        "topk": False,
+        "bf16": False,
+        "qsgd": True,
+    }
+    assert advice(ranked, SLOW_LINKS).startswith("No advice yet")
+
+
+def test_what_sends_more_pays_below_no_bandwidth_however_fast_it_is():
+    dense, fast = method("bf16"), method("fp32", bits=32.0, encode_seconds=0.0)
+    assert break_even(fast, dense, Network()) == 0
+    assert break_even(dense, dense, Network()) == 0
 
 
 def test_a_small_saving_is_not_advised():

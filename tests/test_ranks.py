@@ -104,3 +104,34 @@ def test_gates_and_projections_are_matrices_of_their_own(tmp_path):
     names = [f"lstm[{gate}]" for gate in range(4)] + [f"attention[{i}]" for i in range(3)]
     assert list(found.index) == [*names, "fc"]
     assert found["stable_rank"].tolist() == pytest.approx([3, 1, 3, 3, 3, 3, 3, 3])
+
+
+def test_a_parameter_that_is_one_matrix_is_not_cut(tmp_path):
+    """Attention to other keys has a weight per projection, an LSTM with projections one more."""
+    from torch import nn
+
+    model = nn.ModuleDict({
+        "attention": nn.MultiheadAttention(12, 2, kdim=9, vdim=8),
+        "lstm": nn.LSTM(6, 12, proj_size=4),
+        "conv": nn.Conv2d(6, 8, 3, groups=2),
+    })  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    cap = gradstats.capture(
+        model, optimizer, tmp_path / "run.zarr", full=gradstats.every(1), track=None, quiet=True
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    cap.close()
+    found = rank_table(gradstats.open(tmp_path / "run.zarr"))
+    assert dict(zip(found["parameter"], found["full"], strict=True)) == {
+        "attention.q_proj_weight": 12,
+        "attention.k_proj_weight": 9,
+        "attention.v_proj_weight": 8,
+        "attention.out_proj.weight": 12,
+        **{f"lstm.weight_ih_l0[{gate}]": 6 for gate in range(4)},
+        **{f"lstm.weight_hh_l0[{gate}]": 4 for gate in range(4)},
+        "lstm.weight_hr_l0": 4,
+        "conv.weight[0]": 4,
+        "conv.weight[1]": 4,
+    }

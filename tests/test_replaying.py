@@ -9,7 +9,13 @@ import torch
 
 from gradstats import replaying
 from gradstats.compressors import ErrorFeedback, Part, PerParameter, Rng, compressor
-from gradstats.replaying import MEASURED, replay_rows, settled, time_compressor
+from gradstats.replaying import (
+    MEASURED,
+    compensated,
+    replay_rows,
+    settled,
+    time_compressor,
+)
 
 N, STEPS = 400, 12
 HEADER = 9 + 6 + 3  # envelope; kind, number, index code, count, length; kind, dtype, count
@@ -225,6 +231,23 @@ STEADY = [1.0] * 300
 )
 def test_settled_means_a_flat_last_quarter_of_enough_steps(ratios, is_settled):
     assert settled(ratios) is is_settled
+
+
+@pytest.mark.parametrize(("steps", "is_settled"), [(999, False), (1000, True)])
+def test_every_element_has_its_turn_before_anything_is_settled(steps, is_settled):
+    assert settled([1.0] * steps, target_ratio=0.001) is is_settled
+
+
+@pytest.mark.parametrize("gamma", [0.7, 1.0])
+def test_what_a_compressor_with_feedback_sees_is_the_loop_by_hand(gamma):
+    grads, residual = gradients(), torch.zeros(N)
+    member = compressor(f"ef(topk(0.05), gamma={gamma})")
+    for (step, seen), (at, grad) in zip(compensated(grads, member), grads, strict=True):
+        waiting = gamma * residual + grad
+        assert step == at
+        torch.testing.assert_close(seen, waiting, rtol=1e-6, atol=1e-6)
+        residual = waiting.clone()
+        residual[waiting.abs().topk(20).indices] = 0
 
 
 def test_settled_does_not_depend_on_the_unit():

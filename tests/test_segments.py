@@ -47,11 +47,18 @@ def mixed(dtype):
 
 
 def bins_of(magnitudes, dtype):
-    """By exponent and leading 7 bits of the mantissa; subnormals are evenly spaced."""
-    tiny = torch.finfo(dtype).tiny
+    """By exponent and leading bits of the mantissa; subnormals are evenly spaced.
+
+    All bits of 16-bit dtypes; of the others 7, and whether there are more.
+    """
+    tiny, narrow = torch.finfo(dtype).tiny, dtype.itemsize == 2
+    cells = round(1 / torch.finfo(dtype).eps) if narrow else 128
     mantissa, exponent = np.frexp(magnitudes)
-    normal = (exponent - math.frexp(tiny)[1] + 1) * 128 + np.floor((mantissa * 2 - 1) * 128)
-    return np.where(magnitudes < tiny, np.floor(magnitudes / tiny * 128), normal).astype(int)
+    subnormal = magnitudes < tiny
+    octaves = np.where(subnormal, 0, exponent - math.frexp(tiny)[1] + 1)
+    inside = np.where(subnormal, magnitudes / tiny, mantissa * 2 - 1) * cells
+    cell = octaves * cells + np.floor(inside).astype(int)
+    return cell if narrow else 2 * cell + (inside % 1 != 0)
 
 
 def check(summary, segment):

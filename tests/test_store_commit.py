@@ -147,6 +147,61 @@ def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monk
     assert_swept(tmp_path / "run.zarr")
 
 
+def test_an_interrupt_just_after_a_commit_leaves_its_row(tmp_path, monkeypatch):
+    """Ctrl-C between the commit and the writer's own knowledge of it: the next row follows it."""
+    store = GradientStore.create(tmp_path / "run.zarr", TABLE)
+    store.append_rows([row(0, "full")])
+    real = files.replace_file
+
+    def interrupted(path, *parts):
+        real(path, *parts)
+        if path.parent.name == "worker_0":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "replace_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.append_rows([row(1, "full")])
+    monkeypatch.setattr(writing, "replace_file", real)
+    with pytest.raises(ValueError, match="step"):
+        store.append_rows([row(1, "full")])
+    store.append_rows([row(2, "full")])
+    store.close()
+    stream = GradientStore.open(tmp_path / "run.zarr").stream()
+    assert stream.steps.tolist() == [0, 1, 2]
+    for step in range(3):
+        expected = row(step, "full").flat["float32"]
+        assert torch.equal(stream.read(step, "w").flatten(), expected)
+
+
+class ShortWrites:
+    """A file that takes three bytes at a time, as a full disk or 2 GiB may."""
+
+    def __init__(self):
+        self.taken = b""
+
+    def write(self, view):
+        self.taken += bytes(view[:3])
+        return len(view[:3])
+
+
+def test_what_is_written_in_parts_is_whole():
+    file = ShortWrites()
+    files.write_all(file, np.arange(5, dtype=np.int16).data)
+    assert file.taken == np.arange(5, dtype=np.int16).tobytes()
+
+
+@pytest.mark.parametrize("write", [files.replace_file, files.write_file])
+def test_what_cannot_be_written_whole_leaves_nothing_behind(tmp_path, monkeypatch, write):
+    def full_disk(file, part):
+        file.write(part[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_all", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path / "c.0", b"abc")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_being_replaced_is_the_old_or_the_new_one_to_readers(tmp_path):
     file, done, seen = tmp_path / "zarr.json", threading.Event(), set()
     versions = [bytes([n]) * 1_000_000 for n in range(2)]

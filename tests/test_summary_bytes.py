@@ -12,6 +12,18 @@ from hypothesis import strategies as st
 from gradstats.summary import summarize
 from gradstats.summary_bytes import from_bytes, to_bytes
 
+VALUES = [0.0, 1.0, -1.0, 1.0009765625, -3.5, 6e-8, 1e-7, float("nan")]
+OF_VERSION_1 = {  # of VALUES, as the first release wrote them
+    "float16": "01010000000202010103000000080000000000000001000000000000000100000000000000000000"
+    "00000000000000000000000000000000e8fffd03c00000000c00011a400a00002000812e40000000"
+    "0000000c40000000000000f03f00008007e000020200000101",
+    "bfloat16": "01010000000302010104000000080000000000000001000000000000000100000000000000000000"
+    "00000000000000000000000000000080eaffff03c00000c00a00001a400800000000802e40000000"
+    "0000000c40000000000000f03f81335600a90be0000101020000000101",
+    "float32": "01010000000002010104000000080000000000000001000000000000000100000000000000000000"
+    "00000000000000000000000000207186eafffd03c070c7bc0a00011a400800002000812e40000000"
+    "0000000c40000000000000f03f80335600aa0be0000101020000000101",
+}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -61,3 +73,45 @@ def test_damage_is_named_or_gives_summaries(data):
     mutant = bytes([*whole[:place], byte, *whole[place + 1 :]])
     with suppress(ValueError):
         from_bytes(mutant)
+
+
+@pytest.mark.parametrize("name", OF_VERSION_1)
+def test_version_1_is_read_as_before(name):
+    (old,) = from_bytes(bytes.fromhex(OF_VERSION_1[name]))
+    grad = torch.tensor(VALUES).to(getattr(torch, name))
+    new = summarize(grad)
+    sums = "n", "zeros", "nan", "total", "total_abs", "total_sq", "max_abs", "dtype", "fraction"
+    assert all(getattr(old, each) == getattr(new, each) for each in sums)
+    magnitudes = grad.double().abs()[[1, 2, 3, 4, 5, 6]].sort().values.numpy()
+    low, high = (np.repeat(edge, old.counts) for edge in old.edges)
+    assert np.all((low <= magnitudes) & (magnitudes <= high))
+    assert np.all(high <= low * (1 + 1 / 128) + 8 * 2.0**-24)
+    if name == "bfloat16":
+        assert old == new
+        return
+    assert old.version == 1
+    with pytest.raises(ValueError, match=f"grid of {name} in version 1 and in version 2"):
+        old + new
+    with pytest.raises(ValueError, match="cannot write a Summary: it is of version 1"):
+        to_bytes([old])
+    assert (old + old).n == 2 * len(VALUES)
+
+
+def test_sums_out_of_the_range_of_squares_come_back():
+    generator = torch.Generator().manual_seed(1)
+    for scale in (1e200, 1e-200, 1e-310):
+        grad = scale * torch.randn(3000, generator=generator, dtype=torch.float64)
+        summary = summarize(grad)
+        (read,) = from_bytes(to_bytes([summary]))
+        assert read == summary
+        assert (read.sums, read.total_log) == (summary.sums, summary.total_log)
+        assert read.moments() == summary.moments()
+    (few,) = from_bytes(to_bytes([summarize(torch.ones(9) * 0.3)]))
+    assert few.total_log == pytest.approx(9 * np.log(np.float32(0.3)), rel=1e-12)
+
+
+def test_versions_to_come_and_none_are_refused():
+    data = to_bytes([])
+    for version, fact in ((3, "version 3 is newer than 2"), (0, "version 0 was never written")):
+        with pytest.raises(ValueError, match=fact):
+            from_bytes(bytes([version, *data[1:]]))

@@ -192,6 +192,38 @@ def test_adaptation_rules(ratio, rule, khat, counts):
     assert [m for m, _ in trace(rule, ratio, len(counts), lambda m: khat[m - 1])] == counts
 
 
+@pytest.mark.parametrize(
+    ("previous", "mean", "direction"),
+    [
+        (0.5, 0.6, 1),  # rose from below the band: the last move helped
+        (0.5, 0.5, -1),  # stayed
+        (0.5, 0.4, -1),
+        (0.8, 0.9, -1),  # the band's own edge moves nothing, so nothing helped
+        (1.0, 0.5, -1),
+        (1.2, 1.1, -1),
+        (2.0, 1.5, 1),  # fell from above it
+        (2.0, 2.0, -1),
+        (2.0, 2.5, -1),
+        (None, 0.5, 1),  # the first window
+    ],
+)
+def test_escape_turns_unless_the_last_move_helped(previous, mean, direction):
+    stages = Stages(count=3, rule="escape", previous=previous)
+    for _ in range(5):
+        stages = stages.update(mean, target_ratio=0.001)
+    assert stages.direction == direction
+    outside = (mean < 0.8) - (mean > 1.2)
+    assert stages.count == 3 + outside * direction
+
+
+@pytest.mark.parametrize(("khat", "count"), [(0.8, 3), (1.2, 3), (0.79, 4), (1.21, 2)])
+def test_the_edges_of_the_band_are_in_it(khat, count):
+    stages = Stages(count=3)
+    for _ in range(5):
+        stages = stages.update(khat, target_ratio=0.001)
+    assert stages.count == count
+
+
 def test_adaptation_decides_on_the_mean_of_five_steps():
     stages = Stages(count=3)
     for khat in (0.1, 0.1, 5.0, 0.1):

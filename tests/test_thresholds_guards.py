@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gradstats.kernels import compact
+from gradstats.summary import kept_count
 from gradstats.thresholds import Threshold, most_stages, sidco_threshold, stage_ratios
 
 ALL = "e p gp"
@@ -219,3 +220,28 @@ def test_stages_are_never_fewer_than_one():
     assert most_stages(1.0) == 1
     assert stage_ratios(0.5, 4) == (0.5,)
     assert stage_ratios(0.01, 1) == (0.01,)
+
+
+@pytest.mark.parametrize(("shape", "guarded"), [(-0.45, False), (-0.55, True)])
+def test_a_shape_is_guarded_from_where_its_estimate_is_not_valid(shape, guarded):
+    """Two magnitudes about 1 by turns: μ²/s² = 1 - 2a for the shape a."""
+    off = (1 - 2 * shape) ** -0.5
+    grad = torch.tensor([1 - off, 1 + off], dtype=torch.float64).repeat(5000)
+    found = sidco_threshold(grad, 0.1, variant="p")
+    assert any("outside (-1/2, 1/2)" in guard for guard in found.guards) == guarded
+
+
+@pytest.mark.parametrize(
+    ("numel", "ratio", "k"),
+    [
+        (100, 0.29, 29),
+        (1000, 0.0016, 2),
+        (1000, 0.0014, 1),
+        (7, 0.9, 6),
+        (7, 1.0, 7),
+        (9, 1e-9, 1),
+    ],
+)
+def test_k_is_the_nearest_whole_number_and_at_least_one(numel, ratio, k):
+    """0.29 · 100 is 28.999999999999996 in float64."""
+    assert kept_count(numel, ratio) == k

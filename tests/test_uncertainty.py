@@ -57,6 +57,13 @@ def test_known_information(n):
         assert found == pytest.approx(expected, rel=0.05)
 
 
+def test_zeros_tell_nothing_of_a_distribution():
+    draws = Laplace(2.0).rvs(1_000, np.random.default_rng(3))
+    dense, sparse = summarize(draws), summarize(np.concatenate([draws, np.zeros(9_000)]))
+    errors = [standard_errors(Laplace.fit(each), each) for each in (dense, sparse)]
+    assert errors[0] == pytest.approx(errors[1])
+
+
 def test_a_parameter_at_its_bound_has_no_error():
     normal = summarize(Normal(1.0).isf((np.arange(5_000) + 0.5) / 5_000))
     errors = standard_errors(T.fit(normal), normal)

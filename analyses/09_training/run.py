@@ -151,8 +151,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=folder)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
-    options.steps, options.resumed, options.timed = (4, 2, 2) if options.quick else (800, 40, 60)
-    options.batch, options.held_out = (8, 50) if options.quick else (128, 2_000)
+    options.steps, options.resumed, options.timed = (3, 2, 2) if options.quick else (800, 40, 60)
+    options.batch, options.held_out = (4, 20) if options.quick else (128, 2_000)
     options.warm_up = 1 if options.quick else 5  # steps that are not timed
     report: dict[str, Any] = {
         "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
@@ -176,7 +176,7 @@ def main() -> None:
 
 def launched(workers: int, options: argparse.Namespace, what: str) -> tuple[dict[str, Any], str]:
     """What so many processes find, and the data they have."""
-    limit = options.held_out + (1_000 if options.quick else 20_000)
+    limit = options.held_out + (100 if options.quick else 20_000)
     with tempfile.TemporaryDirectory() as folder:
         images, labels, source = pictures(options.data, limit)
         torch.save((images, labels), Path(folder) / "pictures.pt")

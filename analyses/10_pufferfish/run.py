@@ -30,8 +30,8 @@ NETWORKS = {"10 Gbit/s": Network(), "1 Gbit/s": Network(bandwidth=1e9 / 8)}
 def task_of(name: str, options: argparse.Namespace) -> Task:
     """The task at its scale."""
     if name == "pictures":
-        width, batch, limit = (4, 8, 500) if options.quick else (16, 32, 20_000)
-        return pictures(options.data, width=width, batch=batch, limit=limit)
+        width, batch, seen, held = (4, 4, 100, 50) if options.quick else (16, 32, 20_000, 1_000)
+        return pictures(options.data, width=width, batch=batch, seen=seen, held=held)
     return words(options.data, size=16 if options.quick else 200, batch=4 if options.quick else 10)
 
 
@@ -71,14 +71,16 @@ def steady(training: Training, steps: int) -> dict[str, float]:
     training.spent = dict.fromkeys(PARTS, 0.0)
     seconds, traffic = training.group.seconds, training.group.traffic
     seconds.encode = seconds.communicate = seconds.decode = 0.0
-    before = {kind: volume.nbytes for kind, volume in traffic.volumes.items()}
+    before = {kind: (volume.nbytes, volume.calls) for kind, volume in traffic.volumes.items()}
     for number in range(steps):
         training.step(training.steps - 1 - number % 2)
     found = {part: 1e3 * training.spent[part] / steps for part in PARTS}
-    sent = {k: (v.nbytes - before[k]) / steps for k, v in traffic.volumes.items()}
+    volumes = traffic.volumes.items()
+    sent = {kind: (volume.nbytes - before[kind][0]) / steps for kind, volume in volumes}
+    rounds = {kind: (volume.calls - before[kind][1]) // steps for kind, volume in volumes}
     for label, network in NETWORKS.items():
-        modelled = network.all_reduce(sent["all_reduce"]) if sent["all_reduce"] else 0.0
-        modelled += network.all_gather(sent["all_gather"]) if sent["all_gather"] else 0.0
+        modelled = network.all_reduce(sent["all_reduce"], rounds["all_reduce"])
+        modelled += network.all_gather(sent["all_gather"], rounds["all_gather"])
         found[f"modelled at {label}"] = 1e3 * modelled
     return {**found, "nbytes": sent["all_reduce"] + sent["all_gather"]}
 
@@ -110,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
     options.steps = (
-        {"pictures": 8, "words": 8} if options.quick else {"pictures": 400, "words": 600}
+        {"pictures": 4, "words": 4} if options.quick else {"pictures": 400, "words": 600}
     )
     options.judged, options.timed = (2, 2) if options.quick else (8, 10)
     report: dict[str, Any] = {

@@ -29,7 +29,6 @@ from gradstats.lowrank import factorize, warm_start
 
 ARCHIVE, WORDS = "cifar10-jpeg.zip", "wikitext2/{split}.txt.xz"
 VOCABULARY, LENGTH = 4_000, 35
-HELD_OUT = 1_000
 
 
 @dataclass(frozen=True)
@@ -85,22 +84,22 @@ class Task:
     source: str
 
 
-def pictures(folder: Path, *, width: int, batch: int, limit: int) -> Task:
+def pictures(folder: Path, *, width: int, batch: int, seen: int, held: int) -> Task:
     """A ResNet-18 of a given width on CIFAR-10, or on noise around ten pictures."""
-    images, labels, source = _images(folder, limit + HELD_OUT)
-    seen, known = images[HELD_OUT:], labels[HELD_OUT:]
+    images, labels, source = _images(folder, seen + held)
+    trained, known = images[held:], labels[held:]
 
     def loss(model: nn.Module, step: int) -> Tensor:
         rng = torch.Generator().manual_seed(7_919 * step + dist.get_rank())
-        rows = torch.randint(len(seen), (batch,), generator=rng)
+        rows = torch.randint(len(trained), (batch,), generator=rng)
         dx, dy, mirror = torch.randint(9, (3,), generator=rng).tolist()
-        x = functional.pad(seen[rows], (4, 4, 4, 4))[:, :, dy : dy + 32, dx : dx + 32]
+        x = functional.pad(trained[rows], (4, 4, 4, 4))[:, :, dy : dy + 32, dx : dx + 32]
         return functional.cross_entropy(model(x.flip(3) if mirror % 2 else x), known[rows])
 
     @torch.no_grad()
     def judge(model: nn.Module) -> tuple[float, float]:
-        logits = torch.cat([model(part) for part in images[:HELD_OUT].split(250)])
-        truth = labels[:HELD_OUT]
+        logits = torch.cat([model(part) for part in images[:held].split(250)])
+        truth = labels[:held]
         right = (logits.argmax(1) == truth).float().mean()
         return float(functional.cross_entropy(logits, truth)), float(right)
 

@@ -14,7 +14,7 @@ from gradstats.summary import kept_count
 
 @dataclass(frozen=True)
 class ExactThreshold(Compressor):
-    """The k largest magnitudes, exactly, at the cost of a threshold method.
+    """The k largest magnitudes, exactly; on a CPU at the cost of a threshold method.
 
     A sample gives a magnitude that somewhat more than k elements reach; one pass compacts those,
     and only they are ranked. Where the sample misleads, or one value is frequent, passes that

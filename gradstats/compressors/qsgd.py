@@ -28,8 +28,9 @@ class QSGD(Compressor):
     .. math:: \hat x_i = \frac{N}{s} \operatorname{sign}(x_i) \Big(\Big\lfloor \frac{s|x_i|}{N}
               \Big\rfloor + \operatorname{Bernoulli}\Big(\text{frac}\,\frac{s|x_i|}{N}\Big)\Big)
 
-    Unbiased, with ω <= min(B/4s², √B/s) under the L2 norm and B/4s² under the maximum, each for
-    buckets of B elements.
+    Unbiased, with ω <= min(B/4s², √B/s) under the L2 norm and min(B/4s², (√B + 1)/2s) under the
+    maximum, each for buckets of B elements: an element is off by at most N²/4s² and by at most
+    |x| N/s in the mean square, and N ‖x‖₁ <= (√B + 1)/2 ‖x‖² where N is the maximum.
 
     Args:
         bits: of a symbol, 2 or more: s = 2^(bits - 1) - 1.
@@ -64,7 +65,7 @@ class QSGD(Compressor):
     @property
     def contract(self) -> Contract:  # type: ignore[override]
         """Unbiased, with the variance of its norm."""
-        text = "min(B/4s², √B/s)" if self.norm == "l2" else "B/4s²"
+        text = "min(B/4s², √B/s)" if self.norm == "l2" else "min(B/4s², (√B + 1)/2s)"
         return Contract(
             "all_gather",
             omega=Bound(text, lambda payload: self._omega(payload.bucket)),
@@ -74,8 +75,9 @@ class QSGD(Compressor):
         )
 
     def _omega(self, bucket: int) -> float:
-        every = bucket / (4 * self.s**2)
-        return every if self.norm == "max" else min(every, math.sqrt(bucket) / self.s)
+        root = math.sqrt(bucket)
+        few = (root + 1) / 2 if self.norm == "max" else root
+        return min(bucket / (4 * self.s**2), few / self.s)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Norms of the buckets, then rounding by this worker's own numbers."""

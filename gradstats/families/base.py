@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from gradstats.families.search import peak
 from gradstats.summary import Moments, Summary, summarize
 
 Floats = NDArray[np.float64]
 
 
 FEWEST_DISTINCT = 10  # magnitudes (bins of the grid) from which a shape can be told
+TINY = 1e-300  # a magnitude at which every density that is not 0 at 0 has a logarithm
+WIDE = 400.0  # nats between the smallest and the largest magnitude
 AT_BOUND = 1e-4  # relative to the bound, or absolute near 0
 
 
@@ -36,11 +39,19 @@ class Family(ABC):
         methods: the estimators there are: "moments", the closed form that SIDCo uses, and "mle",
             maximum likelihood.
         bounds: (lowest, highest) value that `mle` tries of each parameter it searches for.
+        positive: parameters that must be above 0; all must be finite.
     """
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("moments", "mle")
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    positive: ClassVar[tuple[str, ...]] = ("shape", "scale")
+
+    def __post_init__(self) -> None:
+        for name, value in self.parameters.items():
+            rule = "positive and finite" if name in self.positive else "finite"
+            if not math.isfinite(value) or (name in self.positive and value <= 0):
+                raise ValueError(f"{name} of {self.name} must be {rule}, got {value!r}")
 
     @classmethod
     def fit(cls, data: Tensor | NDArray[np.floating] | Summary, *, method: str = "mle") -> Self:
@@ -54,20 +65,34 @@ class Family(ABC):
             ValueError: unknown method.
             FitError: the data do not determine the parameters.
         """
-        if method not in cls.methods:
-            raise ValueError(f"method of {cls.name} must be one of {cls.methods}, got {method!r}")
+        cls.check_method(method)
         summary = summarize(data)
         if summary.nonzero == 0:
             raise FitError(
                 f"cannot fit {cls.name}: no finite non-zero magnitude among {summary.n} elements "
                 f"({summary.zeros} zeros, {summary.nonfinite} NaN or inf)"
             )
-        distinct = len(summary.bins)
-        fact = f"{distinct} distinct magnitudes, at least {FEWEST_DISTINCT} are needed"
-        require(not cls.bounds or distinct >= FEWEST_DISTINCT, cls, fact)
-        if method == "moments":
-            return cls.from_moments(summary.moments())
-        return cls.from_likelihood(summary)
+        fact = f"{summary.spread}, at least {FEWEST_DISTINCT} are needed"
+        require(not cls.bounds or summary.distinct >= FEWEST_DISTINCT, cls, fact)
+        # over a power of two, so that no square leaves float64
+        unit = summary.power
+        if math.log(summary.max_abs) - summary.logs[0] > WIDE:  # nor the scale of the smallest
+            unit = max(unit * 2.0**-400, 2.0**-1022)
+        scaled = summary.scaled(1 / unit)
+        try:
+            moments = method == "moments"
+            law = cls.from_moments(scaled.moments()) if moments else cls.from_likelihood(scaled)
+            return replace(law, scale=law.parameters["scale"] * unit)  # type: ignore[type-var]
+        except FitError:
+            raise
+        except (ArithmeticError, ValueError) as error:
+            raise FitError(f"cannot fit {cls.name}: {error}") from error
+
+    @classmethod
+    def check_method(cls, method: str) -> None:
+        """Raise ValueError unless the family has an estimator of that name."""
+        if method not in cls.methods:
+            raise ValueError(f"method of {cls.name} must be one of {cls.methods}, got {method!r}")
 
     @classmethod
     @abstractmethod
@@ -89,11 +114,18 @@ class Family(ABC):
 
     @abstractmethod
     def log_kept(self, magnitude: ArrayLike) -> Floats:
-        """ln P(|G| > magnitude), accurate in tails where the probability itself underflows."""
+        """ln P(|G| > magnitude), accurate in tails where the probability itself underflows.
+
+        0 for a negative magnitude, as `magnitudes` has it.
+        """
 
     @abstractmethod
     def threshold(self, ratio: ArrayLike) -> Floats:
-        """The magnitude that keeps `ratio` of the elements: the inverse of `kept`."""
+        """The magnitude that keeps `ratio` of the elements: the inverse of `kept`.
+
+        Raises:
+            ValueError: a ratio outside [0, 1], as `shares` has it.
+        """
 
     @abstractmethod
     def scipy(self) -> Any:
@@ -106,14 +138,33 @@ class Family(ABC):
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """Parameters at an end of the range that `mle` searches: the best may lie beyond."""
+        """Parameters at an end of the range that `mle` searches, or beyond it."""
         return tuple(
             name
             for name, ends in self.bounds.items()
-            for end in ends
+            for sign, end in zip((1, -1), ends, strict=True)
             if math.isfinite(end)
-            and abs(self.parameters[name] - end) <= AT_BOUND * max(abs(end), 1e-2)
+            and sign * (self.parameters[name] - end) <= AT_BOUND * max(abs(end), 1e-2)
         )
+
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the likeliest scale of magnitudes, the shape kept.
+
+        Families whose scale has a closed form override it.
+
+        Args:
+            logs: ln of the magnitudes, `[m]`.
+            weights: of each, `[m]`, with sum 1.
+        """
+        unit = replace(self, scale=1.0)  # type: ignore[type-var]
+
+        @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        def likelihood(log_scale: float) -> float:
+            magnitudes = np.maximum(np.exp(logs - log_scale), TINY)
+            mean = float(weights @ unit.logpdf(magnitudes)) - log_scale
+            return -math.inf if math.isnan(mean) else mean
+
+        return peak(likelihood, float(weights @ logs))
 
     @property
     def tail_index(self) -> float:
@@ -121,7 +172,7 @@ class Family(ABC):
         return math.inf
 
     def kept(self, magnitude: ArrayLike) -> Floats:
-        """P(|G| > magnitude)."""
+        """P(|G| > magnitude); 1 for a negative magnitude, NaN for NaN."""
         return np.exp(self.log_kept(magnitude))
 
     def pdf(self, x: ArrayLike) -> Floats:
@@ -139,18 +190,36 @@ class Family(ABC):
         return self.sf(-np.asarray(x, np.float64))
 
     def isf(self, q: ArrayLike) -> Floats:
-        """The value exceeded with probability q."""
-        q = np.asarray(q, np.float64)
-        magnitude = self.threshold(np.clip(2 * np.minimum(q, 1 - q), 0, 1))
+        """The value exceeded with probability q; ValueError outside [0, 1]."""
+        q = shares(q, "q")
+        magnitude = self.threshold(2 * np.minimum(q, 1 - q))
         return np.where(q <= 0.5, magnitude, -magnitude)
 
     def ppf(self, q: ArrayLike) -> Floats:
-        """The value that is not exceeded with probability q."""
+        """The value that is not exceeded with probability q; ValueError outside [0, 1]."""
         return -self.isf(q)
 
     def rvs(self, size: int | tuple[int, ...], rng: np.random.Generator) -> Floats:
         """Random values by inversion."""
         return self.isf(rng.random(size))
+
+
+def magnitudes(values: ArrayLike) -> Floats:
+    """Magnitudes as float64; those below 0, which every element exceeds, as 0."""
+    return np.maximum(np.asarray(values, np.float64), 0.0)
+
+
+def shares(values: ArrayLike, name: str = "ratio") -> Floats:
+    """Shares of elements as float64.
+
+    Raises:
+        ValueError: one outside [0, 1], or NaN.
+    """
+    found = np.asarray(values, np.float64)
+    wrong = found[~((found >= 0) & (found <= 1))]
+    if wrong.size:
+        raise ValueError(f"{name} must lie in [0, 1], got {float(wrong.flat[0])!r}")
+    return found
 
 
 def require(condition: bool, family: type[Family], fact: str) -> None:

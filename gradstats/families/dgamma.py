@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 SMALLEST_TAIL = 1e-290  # below it the incomplete gamma function loses digits to underflow
@@ -67,19 +68,26 @@ class DGamma(Family):
                 break
         return cls(shape, moments.mean / shape)
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the mean over a."""
+        return log_power_mean(logs, weights) - math.log(self.shape)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """(a-1) ln|x| - |x|/b - ln 2 - a ln b - lnΓ(a)."""
         a, b, magnitude = self.shape, self.scale, np.abs(x)
         power = special.xlogy(a - 1, magnitude)
         return np.asarray(power - magnitude / b - math.log(2) - a * math.log(b) - math.lgamma(a))
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Q(a, m/b), by its continued fraction in the far tail."""
-        return log_gammaincc(self.shape, np.asarray(magnitude, np.float64) / self.scale)
+        return log_gammaincc(self.shape, magnitudes(magnitude) / self.scale)
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse of the incomplete gamma function: b Q⁻¹(a, ratio)."""
-        return np.asarray(self.scale * special.gammainccinv(self.shape, ratio))
+        return np.asarray(self.scale * special.gammainccinv(self.shape, shares(ratio)))
 
     def scipy(self) -> Any:
         """`scipy.stats.dgamma`."""
@@ -97,16 +105,20 @@ def _log_gap(family: type[Family], moments: Moments) -> float:
 
 
 def log_gammaincc(a: float, z: Floats) -> Floats:
-    """Ln Q(a, z), also where Q underflows: there by Legendre's continued fraction.
+    """Ln Q(a, z), also where Q is near 1, and where it underflows: by Legendre's fraction.
 
     Q(a, z) = z^a e^-z / Γ(a) · 1/(z+1-a - 1(1-a)/(z+3-a - 2(2-a)/(z+5-a - …))).
     """
     tail = special.gammaincc(a, z)
-    far = tail < SMALLEST_TAIL
-    near = np.log(np.where(far, 1.0, tail))
-    z = np.where(far, z, 1e3 * (1 + a))  # near values only need not to warn
+    far, endless = tail < SMALLEST_TAIL, np.isinf(z)
+    near = np.where(
+        tail > 0.5,
+        np.log1p(-special.gammainc(a, np.where(tail > 0.5, z, 0.0))),
+        np.log(np.where(far, 1.0, tail)),
+    )
+    z = np.where(far & ~endless, z, 1e3 * (1 + a))  # other values only need not to warn
     fraction = np.zeros_like(z)
     for i in range(60, 0, -1):
         fraction = i * (i - a) / (z + 2 * i + 1 - a - fraction)
     log = a * np.log(z) - z - math.lgamma(a) - np.log(z + 1 - a - fraction)
-    return np.where(far, log, near)
+    return np.where(endless, -np.inf, np.where(far, log, near))

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.likelihood import highest
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 LOWEST_SHAPE, HIGHEST_SHAPE = 0.1, 20.0
@@ -65,32 +66,36 @@ class DWeibull(Family):
     @classmethod
     def from_likelihood(cls, summary: Summary) -> Self:
         """The highest profile likelihood over shapes."""
-        weight, mean = summary.counts / summary.nonzero, summary.moments().mean
-        logs = np.log(summary.centres / mean)
+        weight, logs = summary.counts / summary.nonzero, summary.logs
         mean_log = float(weight @ logs)
 
-        def log_scale(shape: float) -> float:
-            return math.log(float(weight @ np.exp(shape * logs))) / shape
-
         def profile(shape: float) -> float:
-            return math.log(shape) - shape * log_scale(shape) + (shape - 1) * mean_log - 1
+            log_scale = cls(shape, 1.0).log_scale(logs, weight)
+            return math.log(shape) - shape * log_scale + (shape - 1) * mean_log - 1
 
-        shape = highest(cls, profile, STARTS)
-        return cls(shape, mean * math.exp(log_scale(shape)))
+        law = cls(highest(cls, profile, STARTS), 1.0)
+        return replace(law, scale=math.exp(law.log_scale(logs, weight)))
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the power mean of power c."""
+        return log_power_mean(logs, weights, self.shape)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """Ln (c/2b) + (c-1) ln(|x|/b) - (|x|/b)^c."""
-        z = np.abs(x) / self.scale
-        power = special.xlogy(self.shape - 1, z) - z**self.shape
-        return np.asarray(math.log(self.shape / (2 * self.scale)) + power)
+        magnitude, log_scale = np.abs(x), math.log(self.scale)
+        power = special.xlogy(self.shape - 1, magnitude) - (magnitude / self.scale) ** self.shape
+        return np.asarray(math.log(self.shape / 2) - self.shape * log_scale + power)
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """-(m/b)^c."""
-        return np.asarray(-((np.asarray(magnitude, np.float64) / self.scale) ** self.shape))
+        return np.asarray(-((magnitudes(magnitude) / self.scale) ** self.shape))
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """b (-ln ratio)^(1/c)."""
-        return np.asarray(self.scale * special.xlogy(-1.0, ratio) ** (1 / self.shape))
+        return np.asarray(self.scale * special.xlogy(-1.0, shares(ratio)) ** (1 / self.shape))
 
     def scipy(self) -> Any:
         """`scipy.stats.dweibull`."""

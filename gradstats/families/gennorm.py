@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.dgamma import log_gammaincc
 from gradstats.families.likelihood import highest
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 LOWEST_SHAPE, HIGHEST_SHAPE = 0.1, 20.0
+FIRST_TERM = 1e-17  # of (m/b)^β, below which the second term of the series is lost in rounding
 STARTS = np.geomspace(LOWEST_SHAPE, HIGHEST_SHAPE, 24)
 
 
@@ -67,34 +69,39 @@ class GenNorm(Family):
     @classmethod
     def from_likelihood(cls, summary: Summary) -> Self:
         """The highest profile likelihood over shapes."""
-        weight, mean = summary.counts / summary.nonzero, summary.moments().mean
-        logs = np.log(summary.centres / mean)
-
-        def log_scale(shape: float) -> float:
-            return math.log(shape * float(weight @ np.exp(shape * logs))) / shape
+        weight, logs = summary.counts / summary.nonzero, summary.logs
 
         def profile(shape: float) -> float:
-            return math.log(shape) - log_scale(shape) - math.lgamma(1 / shape) - 1 / shape
+            log_scale = cls(shape, 1.0).log_scale(logs, weight)
+            return math.log(shape) - log_scale - math.lgamma(1 / shape) - 1 / shape
 
-        shape = highest(cls, profile, STARTS)
-        return cls(shape, mean * math.exp(log_scale(shape)))
+        law = cls(highest(cls, profile, STARTS), 1.0)
+        return replace(law, scale=math.exp(law.log_scale(logs, weight)))
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the power mean of power β, times β^(1/β)."""
+        return log_power_mean(logs, weights, self.shape) + math.log(self.shape) / self.shape
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """Ln β - ln 2b - lnΓ(1/β) - (|x|/b)^β."""
         power = (np.abs(x) / self.scale) ** self.shape
-        constant = math.log(self.shape / (2 * self.scale)) - math.lgamma(1 / self.shape)
+        constant = math.log(self.shape / 2) - math.log(self.scale) - math.lgamma(1 / self.shape)
         return np.asarray(constant - power)
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
-        """Ln Q(1/β, (m/b)^β), by its continued fraction in the far tail."""
-        return log_gammaincc(
-            1 / self.shape, (np.asarray(magnitude, np.float64) / self.scale) ** self.shape
-        )
+        """Ln Q(1/β, (m/b)^β), by its continued fraction in the far tail; near 0, -z/Γ(1 + 1/β)."""
+        z = magnitudes(magnitude) / self.scale
+        power = z**self.shape
+        near = np.log1p(-np.minimum(z / math.gamma(1 + 1 / self.shape), 0.5))
+        return np.where(power < FIRST_TERM, near, log_gammaincc(1 / self.shape, power))
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """b Q⁻¹(1/β, ratio)^(1/β)."""
         return np.asarray(
-            self.scale * special.gammainccinv(1 / self.shape, ratio) ** (1 / self.shape)
+            self.scale * special.gammainccinv(1 / self.shape, shares(ratio)) ** (1 / self.shape)
         )
 
     def scipy(self) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -7,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 
@@ -49,17 +51,24 @@ class Laplace(Family):
         """The mean magnitude, which maximises the likelihood."""
         return cls.from_moments(summary.moments())
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the mean."""
+        return log_power_mean(logs, weights)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """-|x|/b - ln 2b."""
-        return np.asarray(-np.abs(x) / self.scale - np.log(2 * self.scale))
+        return np.asarray(-np.abs(x) / self.scale - math.log(2) - math.log(self.scale))
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """-m/b."""
-        return np.asarray(-np.asarray(magnitude, np.float64) / self.scale)
+        return np.asarray(-magnitudes(magnitude) / self.scale)
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """-b ln(ratio)."""
-        return np.asarray(special.xlogy(-self.scale, ratio))
+        return np.asarray(special.xlogy(-self.scale, shares(ratio)))
 
     def scipy(self) -> Any:
         """`scipy.stats.laplace`."""

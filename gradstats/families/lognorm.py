@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.symmetric import symmetric_law
 from gradstats.summary import Moments, Summary
 
@@ -53,28 +53,34 @@ class LogNorm(Family):
     @classmethod
     def from_likelihood(cls, summary: Summary) -> Self:
         """Mean and standard deviation of the logarithms."""
-        weight, logs = summary.counts / summary.nonzero, np.log(summary.centres)
+        weight, logs = summary.counts / summary.nonzero, summary.logs
         mean = float(weight @ logs)
         return cls(math.sqrt(float(weight @ (logs - mean) ** 2)), math.exp(mean))
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """The mean logarithm."""
+        return float(weights @ logs)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """-z²/2 - ln(2√2π s|x|) with z = ln(|x|/b)/s; -inf at 0."""
         x = np.abs(np.asarray(x, np.float64))
-        inside = x > 0
-        logs = np.log(np.where(inside, x, 1.0))
+        zero = x == 0
+        logs = np.log(np.where(zero, 1.0, x))
         z = (logs - math.log(self.scale)) / self.shape
         log = -z * z / 2 - logs - math.log(2 * math.sqrt(2 * math.pi) * self.shape)
-        return np.where(inside, log, -np.inf)
+        return np.where(zero, -np.inf, log)
 
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Φ(-ln(m/b)/s)."""
         with np.errstate(divide="ignore"):
-            logs = np.log(np.asarray(magnitude, np.float64) / self.scale)
+            logs = np.log(magnitudes(magnitude)) - math.log(self.scale)
         return np.asarray(special.log_ndtr(-logs / self.shape))
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """b exp(-s Φ⁻¹(ratio))."""
-        return np.asarray(self.scale * np.exp(-self.shape * special.ndtri(ratio)))
+        return np.asarray(self.scale * np.exp(-self.shape * special.ndtri(shares(ratio))))
 
     def scipy(self) -> Any:
         """`dlognorm` as a scipy law (scipy has only the one-sided `lognorm`)."""

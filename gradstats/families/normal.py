@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
+from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 
@@ -46,19 +47,27 @@ class Normal(Family):
         """The root mean square, which is the maximum of the likelihood."""
         return cls.from_moments(summary.moments())
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """Ln of the root mean square."""
+        return log_power_mean(logs, weights, 2.0)
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """-x²/2σ² - ln(√2π σ)."""
         z = np.asarray(x, np.float64) / self.scale
-        return -z * z / 2 - math.log(math.sqrt(2 * math.pi) * self.scale)
+        return -z * z / 2 - math.log(2 * math.pi) / 2 - math.log(self.scale)
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln 2Φ(-m/σ)."""
-        z = np.asarray(magnitude, np.float64) / self.scale
-        return np.asarray(special.log_ndtr(-z) + math.log(2))
+        z = magnitudes(magnitude) / self.scale
+        near = np.log1p(-special.erf(np.minimum(z, 1.0) / math.sqrt(2)))
+        return np.asarray(np.where(z < 1, near, special.log_ndtr(-z) + math.log(2)))
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """-σ Φ⁻¹(ratio/2)."""
-        return np.asarray(-self.scale * special.ndtri(np.asarray(ratio, np.float64) / 2))
+        return np.asarray(-self.scale * special.ndtri(shares(ratio) / 2))
 
     def scipy(self) -> Any:
         """`scipy.stats.norm`."""

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from gradstats.families.base import Family, Floats, require
+from gradstats.families.base import Family, Floats, magnitudes, require, shares
 from gradstats.families.likelihood import highest
+from gradstats.families.search import falling_root, softplus
 from gradstats.summary import Moments, Summary
 
 LOWEST_SHAPE, HIGHEST_SHAPE = 0.2, 200.0
 STARTS = np.geomspace(LOWEST_SHAPE, HIGHEST_SHAPE, 20)
 SMALLEST_TAIL = 1e-290  # below it the incomplete beta function loses digits to underflow
+LOG_SMALLEST_X = math.log(1e-100)  # of the first argument that the inverse is accurate for
 LOWEST_WITH_VARIANCE = 2 + 1e-6
 
 
@@ -71,67 +73,86 @@ class T(Family):
     @classmethod
     def from_likelihood(cls, summary: Summary) -> Self:
         """The highest profile likelihood over degrees of freedom."""
-        weight, unit = summary.counts / summary.nonzero, summary.quantile(0.5)
-        squares = (summary.centres / unit) ** 2
+        weight, logs = summary.counts / summary.nonzero, summary.logs
 
-        def log_square(shape: float) -> float:
-            """Ln b² in squared units of the median, by Newton's method."""
-            log = 0.0
-            for _ in range(100):
-                share = squares / (shape * math.exp(log) + squares)
-                gap = (shape + 1) * float(weight @ share) - 1
-                slope = (shape + 1) * float(weight @ (share * (1 - share)))
-                step = min(max(gap / slope, -2.0), 2.0)
-                log += step
-                if abs(step) < 1e-11:
-                    break
-            return log
+        log_scale = float(weight @ logs)
 
         def profile(shape: float) -> float:
-            log = log_square(shape)
-            power = float(weight @ np.log1p(squares / (shape * math.exp(log))))
-            return _log_constant(shape) - log / 2 - (shape + 1) / 2 * power
+            nonlocal log_scale  # that of the last shape is the next one's guess
+            log_scale = _log_scale(shape, logs, weight, log_scale)
+            power = float(weight @ softplus(2 * (logs - log_scale) - math.log(shape)))
+            return _log_constant(shape) - log_scale - (shape + 1) / 2 * power
 
-        shape = highest(cls, profile, STARTS)
-        return cls(shape, unit * math.exp(log_square(shape) / 2))
+        law = cls(highest(cls, profile, STARTS), 1.0)
+        return replace(law, scale=math.exp(law.log_scale(logs, weight)))
 
+    def log_scale(self, logs: Floats, weights: Floats) -> float:
+        """The root of the equation above."""
+        return _log_scale(self.shape, logs, weights, float(weights @ logs))
+
+    @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
         """lnΓ((ν+1)/2) - lnΓ(ν/2) - ln(πν)/2 - ln b - (ν+1)/2 ln(1 + x²/νb²)."""
-        z = np.asarray(x, np.float64) / self.scale
-        power = (self.shape + 1) / 2 * np.log1p(z * z / self.shape)
+        power = (self.shape + 1) / 2 * softplus(self._log_square(np.abs(x)))
         return np.asarray(_log_constant(self.shape) - math.log(self.scale) - power)
 
+    @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln I_x(ν/2, 1/2), by its power series in the far tail."""
-        a, square = self.shape / 2, (np.asarray(magnitude, np.float64) / self.scale) ** 2
-        x = self.shape / (self.shape + square)
-        tail = np.where(
-            x < 0.5,
-            special.betainc(a, 0.5, x),
-            special.betaincc(0.5, a, square / (self.shape + square)),
+        a, log_square = self.shape / 2, self._log_square(magnitudes(magnitude))
+        log_x = -softplus(log_square)
+        x, rest = np.exp(log_x), special.expit(log_square)
+        tail = np.where(x < 0.5, special.betainc(a, 0.5, x), special.betaincc(0.5, a, rest))
+        far, body = tail < SMALLEST_TAIL, tail > 0.5
+        near = np.where(
+            body,
+            np.log1p(-special.betainc(0.5, a, np.where(body, rest, 0.0))),
+            np.log(np.where(far, 1.0, tail)),
         )
-        far = tail < SMALLEST_TAIL
-        near = np.log(np.where(far, 1.0, tail))
-        log_x = math.log(self.shape) - np.log(np.where(far, self.shape + square, self.shape))
         series = special.hyp2f1(a, 0.5, a + 1, np.where(far, x, 0.0))
         return np.where(
             far, a * log_x - math.log(a) - special.betaln(a, 0.5) + np.log(series), near
         )
 
+    @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
         """The inverse of the incomplete beta function, from the end that keeps its digits."""
-        a, ratio = self.shape / 2, np.asarray(ratio, np.float64)
+        a, ratio = self.shape / 2, shares(ratio)
         x = special.betaincinv(a, 0.5, np.minimum(ratio, 0.5))
         y = special.betainccinv(0.5, a, np.maximum(ratio, 0.5))
+        # I_x is its first term where x is too small for the second
         with np.errstate(divide="ignore"):
+            log_x = (np.log(ratio) + math.log(a) + special.betaln(a, 0.5)) / a
             square = np.where(ratio < 0.5, (1 - x) / x, y / (1 - y))
-        return np.asarray(self.scale * np.sqrt(self.shape * square))
+            far = np.exp(math.log(self.shape) / 2 + math.log(self.scale) - log_x / 2)
+        near = self.scale * math.sqrt(self.shape) * np.sqrt(square)
+        return np.asarray(np.where(log_x < LOG_SMALLEST_X, far, near))
+
+    def _log_square(self, magnitude: Floats) -> Floats:
+        """Ln (m/b)²/ν; -inf at 0."""
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.asarray(magnitude, np.float64)) - math.log(self.scale)
+        return np.asarray(2 * logs - math.log(self.shape))
 
     def scipy(self) -> Any:
         """`scipy.stats.t`."""
         from scipy import stats
 
         return stats.t(self.shape, scale=self.scale)
+
+
+def _log_scale(shape: float, logs: Floats, weights: Floats, start: float) -> float:
+    """Ln of the likeliest scale, which lies between the least magnitude and the largest."""
+    squares = 2 * logs - math.log(shape)
+
+    @np.errstate(over="ignore")
+    def gap(log: float) -> tuple[float, float]:
+        share = 1 / (1 + np.exp(2 * log - squares))
+        mean = float(weights @ share)
+        slope = -2 * (shape + 1) * (mean - float(weights @ share**2))
+        return (shape + 1) * mean - 1, slope
+
+    return falling_root(gap, float(logs.min()), float(logs.max()), start)
 
 
 def _log_constant(shape: float) -> float:

@@ -152,7 +152,8 @@ def _load_hdf5(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError(f"cannot read {path}: h5py is missing; pip install h5py") from error
+        remedy = "pip install 'gradstats[h5]'"
+        raise ImportError(f"cannot read {path}: h5py is missing; {remedy}") from error
     with h5py.File(path, "r") as file:
         return _group(file)
 

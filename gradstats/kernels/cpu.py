@@ -39,7 +39,7 @@ class _Own(threading.local):
     """What each thread has for itself."""
 
     def __init__(self) -> None:
-        self.tables: dict[int, NDArray[np.int32]] = {}
+        self.tables: dict[str, NDArray[np.int32]] = {}
 
 
 _own = _Own()
@@ -73,11 +73,11 @@ def count(values: Tensor) -> Tally:
         return _tally_run(values, np.array([0, len(values)]))[0]
     grid, patterns = GRIDS[values.dtype], _patterns(values)
     if grid.bits == 16:
-        return tally_16_bit(*sparse(_count_patterns(patterns)), values.dtype)
+        return tally_16_bit(*sparse(_count_patterns(patterns, grid)), values.dtype)
     array, keys = values.numpy(), _keys(grid)
 
     def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int32], dict[int, Any]]:
-        counts = _tables(2 * keys.half)
+        counts = _tables(grid)
         sums = {c.start: _sums(patterns[c], array[c], keys, counts) for c in chunks}
         return counts, sums
 
@@ -85,7 +85,7 @@ def count(values: Tensor) -> Tally:
     every = [of_chunk for _, of_chunk in sorted(reduce(or_, sums).items())]
     by_block, zeros = zip(*every, strict=True)
     special = np.append(sum(zeros), [0, 0, 0])
-    rows = _rows(tables[0] if len(tables) == 1 else _added(tables)[np.newaxis], keys, special)
+    rows = _rows(_added(tables), keys, special)
     if rows[1:].sum() + special.sum() < len(array):
         loops.count_nonfinite(patterns, keys, special)
     return Tally(*rows, *special.tolist(), *_combined(np.concatenate(by_block)))
@@ -132,7 +132,7 @@ def _tally_wide(
     keys = _keys(GRIDS[values.dtype])
     starts = np.append(0, (-(-np.diff(ends) // BLOCK)).cumsum()).tolist()
     blocks = sums, largest, _ = _blocks(starts[-1], patterns.dtype)
-    heads, tables = _heads(patterns, keys), _own_tables(2 * keys.half)
+    heads, tables = _heads(patterns, keys), _own_tables(GRIDS[values.dtype])
     loops.tally_wide(patterns, values.numpy(), *heads, ends, keys, tables, blocks, found)
     _put_largest(sums, largest)
     rows = sums.tolist()
@@ -147,7 +147,8 @@ def _tally_narrow(
 ) -> list[Sequence[float]]:
     """Sums and the largest magnitude of every segment, from how often each value occurs."""
     every = values_16_bit(values.dtype)
-    loops.tally_16_bit(patterns, ends, _keys(GRIDS[values.dtype]), _own_tables(1 << 16), found)
+    grid = GRIDS[values.dtype]
+    loops.tally_16_bit(patterns, ends, _keys(grid), _own_tables(grid), found)
     listed, counts = found.listed[:, : found.listed_ends[-1]]
     finite = np.isfinite(every[listed])
     starts = np.append(0, finite.cumsum())[found.listed_ends].tolist()
@@ -167,11 +168,10 @@ def _patterns(values: Tensor) -> NDArray[Any]:
 
 @cache
 def _keys(grid: Grid) -> loops.Keys:
-    """16-bit values are counted one by one, since their sums are made of the counts."""
     pattern = np.dtype(f"uint{grid.bits}").type
     magnitude, infinity = pattern((1 << (grid.bits - 1)) - 1), pattern(INFINITY[grid.dtype])
-    shift, fold = (0, grid.shift) if grid.bits == 16 else (grid.shift, 0)
-    return loops.Keys(magnitude, infinity, shift, fold, half=grid.bins << fold)
+    below = pattern((1 << grid.shift) - 1)
+    return loops.Keys(magnitude, infinity, grid.shift, below, half=grid.cells)
 
 
 def _sums(
@@ -179,7 +179,7 @@ def _sums(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Sums and largest magnitude of every block, and zeros of either sign; counts on the way."""
     blocks = sums, largest, zeros = _blocks(-(-len(array) // BLOCK), patterns.dtype)
-    loops.count_range(patterns, array, *_heads(patterns, keys), keys.magnitude, counts, *blocks)
+    loops.count_range(patterns, array, *_heads(patterns, keys), keys, counts, *blocks)
     _put_largest(sums, largest)
     return sums, zeros.sum(axis=0)
 
@@ -206,34 +206,42 @@ def _heads(patterns: NDArray[Any], keys: loops.Keys) -> tuple[NDArray[Any], Any]
     return patterns.view(half)[1::2], half.type(keys.shift - bits)
 
 
-def _tables(keys: int) -> NDArray[np.int32]:
-    return np.zeros((TABLES if keys <= WIDEST else 1, keys + PADDING), np.int32)
+def _tables(grid: Grid) -> NDArray[np.int32]:
+    """Counts by sign and cell, `[kinds, copies, keys]`: a table per kind of bin."""
+    keys = 2 * grid.cells
+    return np.zeros((grid.kinds, TABLES if keys <= WIDEST else 1, keys + PADDING), np.int32)
 
 
-def _own_tables(keys: int) -> NDArray[np.int32]:
+def _own_tables(grid: Grid) -> NDArray[np.int32]:
     """Those of the calling thread: the loops over segments leave them as empty as they were."""
-    if keys not in _own.tables:
-        _own.tables[keys] = _tables(keys)
-    return _own.tables[keys]
+    if grid.name not in _own.tables:
+        _own.tables[grid.name] = _tables(grid)
+    return _own.tables[grid.name]
 
 
 def _added(tables: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
-    return np.asarray(sum(each[:, :-PADDING].sum(axis=0, dtype=np.int64) for each in tables))
+    """All copies together, `[kinds, keys]`."""
+    copies = [each[:, i, :-PADDING] for each in tables for i in range(each.shape[1])]
+    whole = copies[0].astype(np.int64)
+    for each in copies[1:]:
+        whole += each
+    return whole
 
 
-def _rows(counts: NDArray[Any], keys: loops.Keys, special: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bins and the elements of either sign in them, of a table that becomes empty."""
-    counts[0, [0, keys.half]] -= special[:2]
-    loops.join_tables(counts, keys, 0, keys.half - 1)
-    rows = np.empty((3, keys.half), np.int64)
-    return rows[:, : loops.take_rows(counts[0], keys, 0, keys.half - 1, rows, 0)]
+def _rows(
+    counts: NDArray[np.int64], keys: loops.Keys, special: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Bins and the elements of either sign in them, of tables that become empty."""
+    loops.drop_zeros(counts[:, np.newaxis], keys, special)
+    rows = np.empty((3, counts.size // 2), np.int64)
+    return rows[:, : loops.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
 
 
-def _count_patterns(patterns: NDArray[np.uint16]) -> NDArray[np.int64]:
+def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int64]:
     def work(chunks: Iterator[slice]) -> NDArray[np.int32]:
-        counts = _tables(1 << 16)
+        counts = _tables(grid)
         for chunk in chunks:
-            loops.count_heads(patterns[chunk], np.uint16(0), counts)
+            loops.count_heads(patterns[chunk], np.uint16(0), counts[0])
         return counts
 
-    return _added([_tables(1 << 16), *_in_threads(work, patterns.size)])
+    return np.asarray(_added(_in_threads(work, patterns.size))[0])

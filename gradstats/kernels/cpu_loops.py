@@ -49,6 +49,33 @@ def count_nonzero(
             counts[0, heads[i] >> shift] += 1
 
 
+@jit
+def move_points(
+    heads: NDArray[Any], shift: int, patterns: NDArray[Any], keys: Keys, counts: NDArray[Any]
+) -> None:
+    """Move what is not 0 and has no bit below its key from the table of the rest to theirs."""
+    points, rest = counts[0, 0], counts[1, 0]
+    for page in range(0, patterns.size, PAGE):
+        bits = patterns[page : page + PAGE]
+        if not count_points(bits, keys.below):
+            continue
+        for i in range(bits.size):
+            if bits[i] & keys.magnitude and not bits[i] & keys.below:
+                key = heads[page + i] >> shift
+                points[key] += 1
+                rest[key] -= 1
+
+
+@jit
+def count_points(patterns: NDArray[Any], below: int) -> int:
+    """Count the patterns that have no bit below their key; 0 has none."""
+    width = patterns.dtype.type
+    found = width(0)
+    for i in range(patterns.size):
+        found = width(found + width(width(patterns[i] & below) == width(0)))
+    return int(found)
+
+
 @jit_sums
 def sum_block(values: NDArray[Any]) -> tuple[float, float, float]:
     """Sum x, |x| and x²."""
@@ -64,18 +91,20 @@ def sum_block(values: NDArray[Any]) -> tuple[float, float, float]:
 
 
 @jit
-def extremes(patterns: NDArray[Any], magnitude: int) -> tuple[int, int]:
-    """The largest magnitude, and how many are 0."""
+def extremes(patterns: NDArray[Any], magnitude: int, below: int) -> tuple[int, int, int]:
+    """The largest magnitude, how many are 0, and how many have no bit below their key."""
     # As integers: a maximum of floats, in which a NaN has its say, is not put into vector lanes.
     # Every step is cast back to their width, which numba would double, halving the lanes.
     width = patterns.dtype.type
     largest = width(0)
     zeros = width(0)
+    points = width(0)
     for i in range(patterns.size):
         bits = width(patterns[i] & magnitude)
         largest = max(largest, bits)
         zeros = width(zeros + width(bits == width(0)))
-    return largest, zeros
+        points = width(points + width(width(bits & below) == width(0)))
+    return largest, zeros, points
 
 
 @jit
@@ -106,33 +135,25 @@ def sum_finite(values: NDArray[Any]) -> tuple[float, float, float, float]:
 
 
 @jit
-def sum_range(
+def sum_block_of(
     patterns: NDArray[Any],
     values: NDArray[Any],
-    magnitude: int,
+    keys: Keys,
     sums: NDArray[Any],
-    largest: NDArray[Any],
     zeros: NDArray[Any],
-) -> None:
-    """Sum every block of a vector; its largest magnitude and its zeros too."""
-    for block in range(sums.shape[0]):
-        part = values[block * BLOCK : (block + 1) * BLOCK]
-        bits = patterns[block * BLOCK : (block + 1) * BLOCK]
-        top, either = extremes(bits, magnitude)
-        if either:
-            positive = count_value(bits, bits.dtype.type(0))
-            zeros[block, 0] = positive
-            zeros[block, 1] = either - positive
-        if not top:
-            continue
-        total, total_abs, total_sq = sum_block(part)
-        if np.isfinite(total_abs):
-            largest[block] = top
-        else:
-            total, total_abs, total_sq, sums[block, 3] = sum_finite(part)
-        sums[block, 0] = total
-        sums[block, 1] = total_abs
-        sums[block, 2] = total_sq
+) -> tuple[int, int]:
+    """Sum a block, count its zeros; its largest magnitude, if all are finite, and its points."""
+    top, either, points = extremes(patterns, keys.magnitude, keys.below)
+    if either:
+        zeros[0] = count_value(patterns, patterns.dtype.type(0))
+        zeros[1] = either - zeros[0]
+    if not top:
+        return top, points
+    sums[0], sums[1], sums[2] = sum_block(values)
+    if not np.isfinite(sums[1]):
+        sums[0], sums[1], sums[2], sums[3] = sum_finite(values)
+        top = patterns.dtype.type(0)
+    return top, points
 
 
 @jit
@@ -141,26 +162,36 @@ def count_range(
     values: NDArray[Any],
     heads: NDArray[Any],
     shift: int,
-    magnitude: int,
+    keys: Keys,
     counts: NDArray[Any],
     sums: NDArray[Any],
     largest: NDArray[Any],
     zeros: NDArray[Any],
-) -> None:
-    """As `sum_range`, and count the keys."""
-    negative_zero = (counts.shape[1] - PADDING) // 2
+) -> int:
+    """Sum every block of a vector, and count its keys; return how many points are not 0.
+
+    Points, the patterns with no bit below their key, have a table of their own, `counts[0]`. A
+    block of points alone is counted there at once; from one that has some they are moved.
+    """
+    found = 0
     for block in range(sums.shape[0]):
         here = slice(block * BLOCK, (block + 1) * BLOCK)
-        one = slice(block, block + 1)
-        sum_range(patterns[here], values[here], magnitude, sums[one], largest[one], zeros[one])
+        bits = patterns[here]
+        largest[block], points = sum_block_of(bits, values[here], keys, sums[block], zeros[block])
         positive, negative = zeros[block]
-        if 2 * (positive + negative) < patterns[here].size:
-            count_heads(heads[here], shift, counts)
-            continue
-        counts[0, 0] += positive
-        counts[0, negative_zero] += negative
-        if positive + negative < patterns[here].size:
-            count_nonzero(heads[here], shift, patterns[here], magnitude, counts)
+        either = positive + negative
+        table = counts[0 if points == bits.size else 1]
+        if 2 * either < bits.size:
+            count_heads(heads[here], shift, table)
+        else:
+            table[0, 0] += positive
+            table[0, keys.half] += negative
+            if either < bits.size:
+                count_nonzero(heads[here], shift, bits, keys.magnitude, table)
+        if either < points < bits.size:
+            move_points(heads[here], shift, bits, keys, counts)
+        found += points - either
+    return found
 
 
 class Keys(NamedTuple):
@@ -170,14 +201,14 @@ class Keys(NamedTuple):
         magnitude: mask of a pattern without its sign.
         infinity: pattern; larger magnitudes are NaN.
         shift: bits of a pattern below its key.
-        fold: bits of a key below its bin.
+        below: mask of those bits.
         half: the first key of negative values.
     """
 
     magnitude: Any
     infinity: Any
     shift: int
-    fold: int
+    below: Any
     half: int
 
 
@@ -223,12 +254,12 @@ def tally_wide(
         here = slice(ends[i], ends[i + 1])
         bits, special = patterns[here], found.specials[i]
         last = first + (bits.size + BLOCK - 1) // BLOCK
-        count_range(
+        points = count_range(
             bits,
             values[here],
             heads[here],
             head_shift,
-            keys.magnitude,
+            keys,
             counts,
             sums[first:last],
             largest[first:last],
@@ -241,11 +272,13 @@ def tally_wide(
         if high >= np.int64(keys.infinity):
             count_nonfinite(bits, keys, special)
         low, high = low >> keys.shift, high >> keys.shift
-        join_tables(counts, keys, low, high)
-        counts[0, 0] -= special[0]
-        counts[0, keys.half] -= special[1]
-        place = found.row_ends[i]
-        found.row_ends[i + 1] = take_rows(counts[0], keys, low, high, found.rows, place)
+        first_kind = 0 if points else 1
+        for kind in range(first_kind, 2):
+            join_tables(counts[kind], keys, low, high)
+        drop_zeros(counts, keys, special)
+        tables, place = counts[:, 0], found.row_ends[i]
+        place = take_rows(tables, first_kind, keys, low, high, found.rows, place)
+        found.row_ends[i + 1] = place
         first = last
 
 
@@ -258,12 +291,12 @@ def tally_16_bit(
     found: Segments,
 ) -> None:
     """Count segments of 16-bit values, as `tally_wide` does."""
-    table = counts[0]
+    table = counts[0, 0]
     for i in range(ends.size - 1):
         bits, special = patterns[ends[i] : ends[i + 1]], found.specials[i]
         low, high = span(bits, keys.magnitude)
-        count_heads(bits, np.uint16(0), counts)
-        join_tables(counts, keys, low, high)
+        count_heads(bits, np.uint16(0), counts[0])
+        join_tables(counts[0], keys, low, high)
         special[0], special[1] = table[0], table[keys.half]
         place = found.listed_ends[i]
         found.listed_ends[i + 1] = take_list(table, keys, low, high, found.listed, place)
@@ -271,7 +304,7 @@ def tally_16_bit(
         if high >= np.int64(keys.infinity):
             found.largest[i] = count_nonfinite(bits, keys, special)
         place = found.row_ends[i]
-        found.row_ends[i + 1] = take_rows(table, keys, low, high, found.rows, place)
+        found.row_ends[i + 1] = take_rows(counts[:, 0], 0, keys, low, high, found.rows, place)
 
 
 @jit
@@ -321,6 +354,14 @@ def join_tables(counts: NDArray[Any], keys: Keys, low: int, high: int) -> None:
 
 
 @jit
+def drop_zeros(counts: NDArray[Any], keys: Keys, special: NDArray[np.int64]) -> None:
+    """Take the zeros out of both tables: what is left at their keys is subnormal."""
+    for start, zeros in ((0, special[0]), (keys.half, special[1])):
+        counts[1, 0, start] += counts[0, 0, start] - zeros
+        counts[0, 0, start] = 0
+
+
+@jit
 def empty(part: NDArray[Any]) -> bool:
     """Whether all counts are 0."""
     width = part.dtype.type
@@ -354,24 +395,35 @@ def take_list(
 
 @jit
 def take_rows(
-    table: NDArray[Any], keys: Keys, low: int, high: int, rows: NDArray[Any], place: int
+    tables: NDArray[Any],
+    first: int,
+    keys: Keys,
+    low: int,
+    high: int,
+    rows: NDArray[Any],
+    place: int,
 ) -> int:
-    """Move the keys from low to high out of a table; the bins of finite ones become rows."""
-    first_nonfinite = np.int64(keys.infinity) >> (keys.shift + keys.fold)
-    negatives = table[keys.half :]
+    """Move the keys from low to high out of the tables; those of finite values become rows.
+
+    A key has one bin per table, in the order of the tables; those before the first are empty.
+    """
+    finite: Any = np.int64(keys.infinity) >> keys.shift
+    kinds = tables.shape[0]
+    positives, negatives = tables, tables[:, keys.half :]
     for page in range(low // PAGE * PAGE, high + 1, PAGE):
-        if empty(table[page : page + PAGE]) and empty(negatives[page : page + PAGE]):
+        whole = slice(page, page + PAGE)
+        held = False
+        for kind in range(first, kinds):
+            held |= not (empty(positives[kind, whole]) and empty(negatives[kind, whole]))
+        if not held:
             continue
-        for first in range(page, page + PAGE, 1 << keys.fold):
-            positive = negative = 0
-            for key in range(first, first + (1 << keys.fold)):
-                positive += table[key]
-                negative += negatives[key]
-            if positive | negative and first >> keys.fold < first_nonfinite:
-                rows[0, place] = first >> keys.fold
-                rows[1, place] = positive
-                rows[2, place] = negative
-                place += 1
-        table[page : page + PAGE] = 0
-        negatives[page : page + PAGE] = 0
+        for key in range(page, min(page + PAGE, finite)):
+            for kind in range(first, kinds):
+                if positives[kind, key] | negatives[kind, key]:
+                    rows[0, place] = kinds * key + kind
+                    rows[1, place] = positives[kind, key]
+                    rows[2, place] = negatives[kind, key]
+                    place += 1
+        positives[first:, whole] = 0
+        negatives[first:, whole] = 0
     return place

@@ -30,9 +30,9 @@ PROGRAMS = 8  # per multiprocessor
 @triton.jit
 def _count(
     patterns,  # `[n]`
-    first,  # `[1]` magnitude bin that the window begins with
+    window,  # `[2]` the cell that the window begins with, and the kind of bin that it counts
     near,  # `[programs, WINDOW]` counts of the keys inside the window
-    counts,  # `[KEYS]` counts of the others
+    counts,  # `[kinds, KEYS]` counts of the others
     specials,  # `[5]` NaN, inf, -inf, 0, -0
     sums,  # `[programs, 4]` of x, |x|, x², and the largest |x|
     n,
@@ -45,7 +45,8 @@ def _count(
     # Each program counts the keys inside the window in a row of its own, so that programs do not
     # wait for each other at the few keys that most elements have; zeros, which may be most of the
     # elements, in registers. (tl.histogram compares every element with every one of its bins.)
-    low = tl.load(first)
+    low = tl.load(window)
+    counted = tl.load(window + 1)
     row = near + tl.program_id(0) * WINDOW
     positive_zeros = tl.zeros([BLOCK], tl.int32)
     negative_zeros = tl.zeros([BLOCK], tl.int32)
@@ -63,10 +64,13 @@ def _count(
         positive_zeros += (zero & ~negative).to(tl.int32)
         negative_zeros += (zero & negative).to(tl.int32)
         place = (key & (KEYS // 2 - 1)) - low
-        inside = (place >= 0) & (place < WINDOW // 2)
+        # 16-bit values have one kind of bin, the others points and the rest of their cells
+        kind = ((bits & ((1 << SHIFT) - 1)) != 0).to(tl.int32)
+        inside = (place >= 0) & (place < WINDOW // 2) & (kind == counted)
         slot = tl.where(inside, place + tl.where(negative, WINDOW // 2, 0), 0)
         tl.atomic_add(row + slot, 1, mask=there & ~zero & inside, sem="relaxed")
-        tl.atomic_add(counts + key, 1, mask=there & ~zero & ~inside, sem="relaxed")
+        outside = there & ~zero & ~inside
+        tl.atomic_add(counts + kind * KEYS + key, 1, mask=outside, sem="relaxed")
         if FLOAT is not None:
             x = bits.to(FLOAT, bitcast=True).to(tl.float64)
             nan = there & (x != x)
@@ -113,33 +117,34 @@ FLOATS = {torch.float32: tl.float32, torch.float64: tl.float64}
 def count(values: Tensor) -> Tally:
     """See `gradstats.kernels.count`."""
     grid, wide = GRIDS[values.dtype], values.dtype in FLOATS
-    shift = grid.shift if wide else 0
-    keys = 1 << (grid.bits - shift)
+    keys = 2 * grid.cells
+    size = grid.kinds * keys
     programs = min(triton.cdiv(len(values), COUNTED), most_programs(values.device))
-    counts = torch.zeros(keys + 5, dtype=torch.int64, device=values.device)
+    counts = torch.zeros(size + 5, dtype=torch.int64, device=values.device)
     sums = torch.zeros((programs, 4), dtype=torch.float64, device=values.device)
     if programs:
         patterns = values.view(INTEGERS[values.dtype.itemsize])
-        first = _window(patterns, grid, shift, keys)
+        window = _window(patterns, grid)
         near = torch.zeros((programs, WINDOW), dtype=torch.int32, device=values.device)
-        sizes = {"SHIFT": shift, "KEYS": keys, "BLOCK": COUNTED, "WINDOW": WINDOW}
-        where = (patterns, first, near, counts, counts[keys:], sums)
+        sizes = {"SHIFT": grid.shift, "KEYS": keys, "BLOCK": COUNTED, "WINDOW": WINDOW}
+        where = (patterns, window, near, counts, counts[size:], sums)
         _count[(programs,)](
             *where, len(values), **sizes, FLOAT=FLOATS.get(values.dtype), num_warps=4
         )
         slots = torch.arange(WINDOW, device=values.device)
-        negative = (slots >= WINDOW // 2) * (keys // 2)
-        counts[:keys].index_add_(0, first + slots % (WINDOW // 2) + negative, near.sum(0))
+        first = window[0] + window[1] * keys + (slots >= WINDOW // 2) * (keys // 2)
+        counts[:size].index_add_(0, first + slots % (WINDOW // 2), near.sum(0))
     # one transfer, so that the host waits once
     both = torch.cat([counts, sums.view(torch.int64).reshape(-1)]).cpu().numpy()
-    found, every = both[: keys + 5], both[keys + 5 :].view("float64").reshape(-1, 4)
-    nan, infinite, negative_infinite, zeros, negative_zeros = found[keys:].tolist()
+    found, every = both[:size], both[size + 5 :].view("float64").reshape(-1, 4)
+    nan, infinite, negative_infinite, zeros, negative_zeros = both[size : size + 5].tolist()
     if not wide:
         found[[0, keys // 2]] += [zeros, negative_zeros]
-        return tally_16_bit(*sparse(found[:keys]), values.dtype)
+        return tally_16_bit(*sparse(found), values.dtype)
     total, total_abs, total_sq = (float(column.sum()) for column in every.T[:3])
+    by_bin = found.reshape(grid.kinds, keys).T.ravel()
     return Tally(
-        *rows(*sparse(found[:keys]), grid),
+        *rows(*sparse(by_bin), grid),
         positive_zeros=zeros,
         negative_zeros=negative_zeros,
         nan=nan,
@@ -152,12 +157,17 @@ def count(values: Tensor) -> Tally:
     )
 
 
-def _window(patterns: Tensor, grid: Grid, shift: int, keys: int) -> Tensor:
-    """First magnitude bin of the window, `[1]`, from a sample; no synchronisation."""
+def _window(patterns: Tensor, grid: Grid) -> Tensor:
+    """The window's first cell and its kind of bin, `[2]`, from a sample; no synchronisation.
+
+    The kind is that of most elements: points where a gradient was once bfloat16.
+    """
     sample = patterns[:: max(1, len(patterns) // SAMPLE)] & ((1 << (grid.bits - 1)) - 1)
-    top = torch.where(sample < INFINITY[grid.dtype], sample, 0).max() >> shift
-    first = (top + ABOVE - WINDOW // 2).clamp(0, (keys - WINDOW) // 2)
-    return first.to(torch.int32).reshape(1)
+    top = torch.where(sample < INFINITY[grid.dtype], sample, 0).max() >> grid.shift
+    first = (top + ABOVE - WINDOW // 2).clamp(0, grid.cells - WINDOW // 2)
+    points = (sample & ((1 << grid.shift) - 1)) == 0
+    kind = 2 * (~points).sum() > (sample != 0).sum()
+    return torch.stack([first, kind]).to(torch.int32)
 
 
 def most_programs(device: torch.device) -> int:

@@ -7,7 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.grid import GRIDS, Tally, _pattern, round_down, rows, sparse, tally_16_bit
+from gradstats.kernels.grid import (
+    GRIDS,
+    Grid,
+    Tally,
+    round_down,
+    rows,
+    sparse,
+    tally_16_bit,
+)
 
 BLOCK = 1 << 20  # elements whose float64 copies are alive at one time
 
@@ -16,8 +24,8 @@ def count(values: Tensor) -> Tally:
     """See `gradstats.kernels.count`."""
     grid = GRIDS[values.dtype]
     if grid.bits == 16:
-        return tally_16_bit(*_counted(values, 0), values.dtype)
-    keys, counts = _counted(values, grid.shift)
+        return tally_16_bit(*_counted(values, grid), values.dtype)
+    keys, counts = _counted(values, grid)
     zero = values == 0
     finite_sums = [_finite_sums(block) for block in torch.split(values, BLOCK)]
     sums = torch.stack(finite_sums).cpu().numpy() if finite_sums else np.zeros((0, 4))
@@ -39,13 +47,10 @@ def count(values: Tensor) -> Tally:
     )
 
 
-def _counted(values: Tensor, shift: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The leading bits that there are, rising, and how many values have them."""
-    size = 1 << (8 * values.dtype.itemsize - shift)
-    keys = (
-        (_pattern(block).to(torch.int64) >> shift) & (size - 1)
-        for block in torch.split(values, BLOCK)
-    )
+def _counted(values: Tensor, grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The signs and bins that there are, rising, and how many values have them."""
+    size = 2 * grid.bins
+    keys = (grid.keys(block) for block in torch.split(values, BLOCK))
     if 8 * len(values) < size:  # sorting them is cheaper than a table
         found = torch.unique(next(keys), return_counts=True)
         return found[0].cpu().numpy(), found[1].cpu().numpy()

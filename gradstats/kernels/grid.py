@@ -20,6 +20,7 @@ INFINITY = {  # bit patterns
     torch.float32: 0x7F800000,
     torch.float64: 0x7FF0000000000000,
 }
+MANTISSA = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}  # bits
 
 
 class Tally(NamedTuple):
@@ -46,16 +47,24 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Bins of magnitudes that agree in sign, exponent and the leading mantissa bits.
+    """Bins of magnitudes whose bit patterns agree but for the last `shift` bits.
 
-    A bin `b` holds the magnitudes whose bit pattern shifted right by `shift` is `b`, so that every
-    edge is a value of the dtype: relative width 1/128 for float32, float64 and float16, and a
-    single value for bfloat16.
+    The 16-bit dtypes have one bin per value. float32 and float64 have cells of relative width
+    1/128 (7 mantissa bits, those of bfloat16), and two bins per cell: the even one holds the
+    magnitude at the cell's lower end alone, whose last bits are all zero, and the odd one the rest
+    of the cell. Values that were once bfloat16 lie in even bins, and are known exactly.
+
+    Attributes:
+        name: of the dtype.
+        dtype: of the values.
+        shift: bits of a pattern that a cell does not tell apart.
+        kinds: bins per cell, 1 or 2.
     """
 
     name: str
     dtype: torch.dtype
     shift: int
+    kinds: int
 
     @property
     def bits(self) -> int:
@@ -63,19 +72,40 @@ class Grid:
         return 8 * self.dtype.itemsize
 
     @property
+    def cells(self) -> int:
+        """Number of cells, those of infinity and NaN included."""
+        return 1 << (self.bits - 1 - self.shift)
+
+    @property
     def bins(self) -> int:
         """Number of magnitude bins, those of infinity and NaN included."""
-        return 1 << (self.bits - 1 - self.shift)
+        return self.kinds * self.cells
+
+    @property
+    def octave(self) -> int:
+        """Bins per factor of two, among the normal numbers."""
+        return self.kinds << (MANTISSA[self.dtype] - self.shift)
 
     @property
     def first_nonfinite(self) -> int:
         """The bin of infinity; NaNs lie in it and above."""
-        return INFINITY[self.dtype] >> self.shift
+        return self.kinds * (INFINITY[self.dtype] >> self.shift)
+
+    def keys(self, values: Tensor) -> Tensor:
+        """Sign and bin of each value, int64 of its shape: negative ones come after `bins`."""
+        patterns = _pattern(values).to(torch.int64)
+        cells = (patterns >> self.shift) & (2 * self.cells - 1)
+        if self.kinds == 1:
+            return cells
+        return 2 * cells + ((patterns & ((1 << self.shift) - 1)) != 0)
 
     def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Smallest and largest magnitude of each bin, both inclusive: `[m]`, `[m]`."""
-        low = bins.astype(np.int64) << self.shift
-        return self._values(low), self._values(low | ((1 << self.shift) - 1))
+        cell, kind = np.divmod(bins.astype(np.int64), self.kinds)
+        low, rest = cell << self.shift, (1 << self.shift) - 1
+        if self.kinds == 1:
+            return self._values(low), self._values(low | rest)
+        return self._values(low | kind), self._values(low | kind * rest)
 
     def _values(self, patterns: NDArray[np.int64]) -> NDArray[np.float64]:
         integers = torch.from_numpy(patterns).to(INTEGERS[self.dtype.itemsize])
@@ -86,15 +116,16 @@ def _pattern(values: Tensor) -> Tensor:
     return values.view(INTEGERS[values.dtype.itemsize])
 
 
-GRIDS = {
-    dtype: Grid(str(dtype).removeprefix("torch."), dtype, shift)
-    for dtype, shift in (
-        (torch.float32, 16),
-        (torch.float64, 45),
-        (torch.float16, 3),
-        (torch.bfloat16, 0),
-    )
-}
+def _grids(shifts: dict[torch.dtype, int], kinds: int) -> dict[torch.dtype, Grid]:
+    return {
+        dtype: Grid(str(dtype).removeprefix("torch."), dtype, shift, kinds if shift else 1)
+        for dtype, shift in shifts.items()
+    }
+
+
+GRIDS = _grids({torch.float32: 16, torch.float64: 45, torch.float16: 0, torch.bfloat16: 0}, 2)
+# those of Summaries that were stored before: whole cells, and eight values of float16 in each
+GRIDS_1 = _grids({torch.float32: 16, torch.float64: 45, torch.float16: 3, torch.bfloat16: 0}, 1)
 
 
 def round_down(threshold: float, dtype: torch.dtype) -> float:
@@ -166,7 +197,7 @@ def tally_16_bit(
     finite = np.isfinite(values)
     total, total_abs, total_sq = sums_16_bit(values[finite], counts[finite].astype(np.float64))
     return Tally(
-        *rows(patterns >> grid.shift, np.where(values == 0, 0, counts), grid),
+        *rows(patterns, np.where(values == 0, 0, counts), grid),
         positive_zeros=int(counts[patterns == 0].sum()),
         negative_zeros=int(counts[patterns == 1 << 15].sum()),
         nan=int(counts[np.isnan(values)].sum()),

@@ -1,14 +1,11 @@
 """Factorised training: models whose matrices are products of two factors (Pufferfish)."""
 
 from gradstats.lowrank.factorizing import Change, Factorization, factorize
-from gradstats.lowrank.layers import (
-    LowRankAttention,
-    LowRankConv2d,
-    LowRankLinear,
-    LowRankLSTM,
-)
+from gradstats.lowrank.filling import balanced
+from gradstats.lowrank.layers import LowRankAttention, LowRankConv2d, LowRankLinear
+from gradstats.lowrank.recurrent import LowRankLSTM
 from gradstats.lowrank.switching import RankTracker, VanillaWarmUp, stable_rank
-from gradstats.lowrank.warming import balanced, warm_start
+from gradstats.lowrank.warming import warm_start
 
 __all__ = [
     "Change",

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Integral
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
-from gradstats.lowrank.layers import (
-    LowRankAttention,
-    LowRankConv2d,
-    LowRankLinear,
-    LowRankLSTM,
-)
-
-LOW_RANK = (LowRankLinear, LowRankConv2d, LowRankLSTM, LowRankAttention)
-FACTORED = (nn.Linear, nn.Conv2d, nn.LSTM, nn.MultiheadAttention)
-KEPT = (nn.Embedding, nn.EmbeddingBag)  # by design, as published
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+from gradstats.lowrank.filling import fill
+from gradstats.lowrank.replacing import adopt, heirs, low_rank, put
+from gradstats.lowrank.rules import Matrix, Shapes, matrices_of, numel_after, rank_of
+from gradstats.lowrank.staying import FACTORED, LOW_RANK, WITHOUT_A_RULE, Places, layers, why_kept
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class Factorization:
 
     model: nn.Module
     changes: tuple[Change, ...]
-    replaced: dict[Tensor, tuple[nn.Parameter, ...]] = field(repr=False, default_factory=dict)
+    replaced: dict[Tensor, tuple[Tensor, ...]] = field(repr=False, default_factory=dict)
 
     @property
     def before(self) -> int:
@@ -74,7 +60,7 @@ class Factorization:
     @property
     def after(self) -> int:
         """Parameters now."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return _numel(self.model)
 
     def __str__(self) -> str:
         lines = [
@@ -82,15 +68,64 @@ class Factorization:
             + (change.kept or f"rank {change.rank}, {change.before:,} → {change.after:,}")
             for change in self.changes
         ]
-        total = f"{self.before:,} → {self.after:,} parameters ({self.before / self.after:.2f} ×)"
+        ratio = self.before / self.after if self.after else 1.0
+        total = f"{self.before:,} → {self.after:,} parameters ({ratio:.2f} ×)"
         return "\n".join([*lines, total])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `factorize`."""
+
+    rank_ratio: float = 0.25
+    keep: str | Iterable[str] = ()
+    full_rank_layers: int = 0
+    ranks: Mapping[str, int] | None = None
+    extra_norm: bool = False
+    warm: bool = False
+
+    def __post_init__(self) -> None:
+        ratio, first = self.rank_ratio, self.full_rank_layers
+        if not 0 < ratio <= 1:
+            raise ValueError(f"rank_ratio must lie in (0, 1], got {ratio!r}")
+        if not _whole(first) or first < 0:
+            raise ValueError(f"full_rank_layers must be a whole number, got {first!r}")
+        keep = [self.keep] if isinstance(self.keep, str) else self.keep
+        object.__setattr__(self, "keep", tuple(keep))
+        object.__setattr__(self, "ranks", dict(self.ranks or {}))
+        for name, rank in (self.ranks or {}).items():
+            if not _whole(rank) or rank < 1:
+                raise ValueError(f"ranks must be whole numbers from 1, got {rank!r} for {name}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to become of a model, which is untouched.
+
+    Attributes:
+        changes: of its layers, in order.
+        layers: by each layer that goes, the one that takes its place.
+        replaced: by each parameter that goes, those that take its place.
+        names: of those, in the model.
+    """
+
+    changes: list[Change]
+    layers: list[tuple[nn.Module, nn.Module]]
+    replaced: dict[Tensor, tuple[Tensor, ...]]
+    names: dict[Tensor, str]
+
+    def carried_out(self, model: nn.Module) -> Factorization:
+        """Put the new layers into the model."""
+        for layer, new in self.layers:
+            model = put(model, layer, new)
+        return Factorization(model, tuple(self.changes), self.replaced)
 
 
 def factorize(
     model: nn.Module,
     rank_ratio: float = 0.25,
     *,
-    keep: Iterable[str] = (),
+    keep: str | Iterable[str] = (),
     full_rank_layers: int = 0,
     ranks: Mapping[str, int] | None = None,
     extra_norm: bool = False,
@@ -99,15 +134,17 @@ def factorize(
     r"""Replace linear layers, 2-D convolutions, LSTMs and attention by products of two factors.
 
     The rank of a matrix is :math:`r = \lfloor \text{ratio} \cdot \min(m, n) \rfloor`, at least 1;
-    a convolution is a matrix of output channels by the rest, in each group, an LSTM one a gate.
-    Embeddings stay, so do layers tied with others, and layers that r (m + n) parameters would not
-    make smaller: `Factorization.changes` names them. The model is changed in place; its names,
-    hooks, modes and the parameters of all other layers stay what they are.
+    a convolution is a matrix of output channels by the rest, in each group, an LSTM one per gate.
+    Only layers of exactly torch's classes are replaced. Embeddings stay, and so do subclasses,
+    layers under weight_norm, spectral_norm, pruning or any parametrization, layers tied with
+    others, and layers that r (m + n) parameters would not make smaller: `Factorization.changes`
+    names each with the reason. The model is changed in place, or not at all where this raises;
+    its names, hooks, modes, what is frozen, and all other parameters stay what they are.
 
     Args:
         model: not wrapped.
         rank_ratio: in (0, 1].
-        keep: globs of names of layers that stay as they are.
+        keep: globs of names of layers that stay as they are, or one glob.
         full_rank_layers: so many of the first layers that could be replaced stay: the hybrid rule.
         ranks: by name, where the ratio is not to decide.
         extra_norm: a BatchNorm2d between the factors of convolutions, a variant of its own.
@@ -115,7 +152,8 @@ def factorize(
 
     Raises:
         ValueError: a setting out of range, a layer that cannot be replaced and is not kept, a name
-            that is not in the model, or a model that has layers of low rank already.
+            that is not in the model, weights that are not finite under `warm`, or a model that has
+            layers of low rank already.
 
     References:
         Wang et al., "Pufferfish: Communication-efficient models at no extra cost", MLSys 2021.
@@ -127,184 +165,92 @@ def factorize(
         2 (Linear): rank 1, 260 → 72
         4,420 → 2,184 parameters (2.02 ×)
     """
-    ranks, patterns = dict(ranks or {}), tuple(keep)
-    _check(model, rank_ratio, patterns, full_rank_layers, ranks)
-    changes: list[Change] = []
-    replaced: dict[Tensor, tuple[nn.Parameter, ...]] = {}
-    full = full_rank_layers
-    owners = _owners(model)
-    for name, layer in list(_layers(model)):
-        why = _kept(name, layer, patterns, owners)
+    settings = Settings(rank_ratio, keep, full_rank_layers, ranks, extra_norm, warm)
+    return planned(model, settings).carried_out(model)
+
+
+def planned(model: nn.Module, settings: Settings) -> Plan:
+    """Make the layers of low rank, beside the model.
+
+    Raises:
+        ValueError: as `factorize` does.
+    """
+    _check(model, settings)
+    places, full, ranks = Places(model), settings.full_rank_layers, dict(settings.ranks or {})
+    plan = Plan([], [], {}, {})
+    for name, layer in layers(model):
+        asked = any(_matches(each, settings.keep) for each in places.names(*layer.modules()))
+        why = "kept: asked for" if asked else why_kept(layer, places)
         if not why and full:
             why, full = "kept: one of the first layers", full - 1
-        rank = ranks.get(name, 0) or _rank(layer, rank_ratio)
-        new = None if why else _low_rank(layer, rank, extra_norm)
-        before = _numel(layer)
-        if new is not None and _numel(new) >= before:
-            why, new = f"kept: rank {rank} would have {_numel(new):,} parameters", None
-        after = before if new is None else _numel(new)
-        changes.append(Change(name, type(layer).__name__, rank if new else 0, before, after, why))
-        if new is None:
+        asked_ranks = [ranks[each] for each in places.names(layer) if each in ranks]
+        change = _change(name, layer, why, asked_ranks, settings)
+        plan.changes.append(change)
+        if change.kept:
             continue
-        if warm:
-            from gradstats.lowrank.warming import fill
+        new = low_rank(layer, change.rank, extra_norm=settings.extra_norm)
+        if settings.warm:
+            fill(new, layer, name)
+        adopt(new, layer)
+        plan.layers.append((layer, new))
+        plan.replaced.update(heirs(new, layer))
+        plan.names.update((p, each) for each, p in new.named_parameters(name))
+    return plan
 
-            fill(new, layer)
-        _adopt(new, layer)
-        replaced |= _successors(layer, new)
-        model = _put(model, name, layer, new)
-    return Factorization(model, tuple(changes), replaced)
+
+def _change(name: str, layer: nn.Module, why: str, asked: list[int], settings: Settings) -> Change:
+    """Decide about one layer: its rank, and whether that saves anything."""
+    kind, before = type(layer).__name__, _numel(layer)
+    if why:
+        return Change(name, kind, 0, before, before, why)
+    shapes, matrices = described(layer)
+    rank = int(asked[0]) if asked else rank_of(matrices, settings.rank_ratio)
+    after = numel_after(kind, shapes, matrices, rank, extra_norm=settings.extra_norm)
+    if after >= before:
+        why = f"kept: rank {rank} would have {after:,} parameters"
+        return Change(name, kind, 0, before, before, why)
+    return Change(name, kind, rank, before, after)
 
 
-def _check(
-    model: nn.Module,
-    rank_ratio: float,
-    keep: tuple[str, ...],
-    full_rank_layers: int,
-    ranks: Mapping[str, int],
-) -> None:
-    if not 0 < rank_ratio <= 1:
-        raise ValueError(f"rank_ratio must lie in (0, 1], got {rank_ratio!r}")
-    if not isinstance(full_rank_layers, int) or full_rank_layers < 0:
-        raise ValueError(f"full_rank_layers must be a whole number, got {full_rank_layers!r}")
+def described(layer: nn.Module) -> tuple[Shapes, tuple[Matrix, ...]]:
+    """The shapes of a layer's parameters, and its matrices."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return shapes, matrices_of(type(layer).__name__, shapes, groups)
+
+
+def _check(model: nn.Module, settings: Settings) -> None:
     if isinstance(model, DistributedDataParallel):
         raise ValueError("model must not be wrapped, got DistributedDataParallel: pass its module")
-    already = [name for name, layer in model.named_modules() if isinstance(layer, LOW_RANK)]
+    names = {name: layer for name, layer in model.named_modules(remove_duplicate=False)}
+    already = [name for name, layer in names.items() if isinstance(layer, LOW_RANK)]
     if already:
         raise ValueError(f"model must be of full rank, got low rank in {', '.join(already)}")
-    names = {name for name, _ in model.named_modules()}
-    for pattern in (*keep, *ranks):
+    for pattern in (*settings.keep, *(settings.ranks or {})):
         if not fnmatch.filter(names, pattern):
             raise ValueError(f"keep and ranks must name layers of the model, got {pattern!r}")
-    for name, rank in ranks.items():
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"ranks must be whole numbers from 1, got {rank!r} for {name}")
     unable = [
         f"{name} ({type(layer).__name__})"
-        for name, layer in _layers(model)
+        for name, layer in layers(model)
         if type(layer).__module__.startswith("torch.nn")
-        and not isinstance(layer, (*FACTORED, *KEPT))
-        and not _matches(name, keep)
+        and isinstance(layer, WITHOUT_A_RULE)
+        and not isinstance(layer, FACTORED)
+        and not nn.utils.parametrize.is_parametrized(layer)
+        and not _matches(name, settings.keep)
     ]
     if unable:
         remedy = "name them in keep"
         raise ValueError(f"cannot factorize {', '.join(unable)}: no rule for it; {remedy}")
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that hold matrices themselves; attention is one layer, with what is in it."""
-    inside: str | None = None
-    for name, layer in model.named_modules():
-        if inside is not None and name.startswith(inside):
-            continue
-        if isinstance(layer, nn.utils.parametrize.ParametrizationList):
-            continue  # the layer that it belongs to is named itself
-        if isinstance(layer, nn.MultiheadAttention):
-            inside = f"{name}." if name else ""
-            yield name, layer
-        elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
-            yield name, layer
-        elif nn.utils.parametrize.is_parametrized(layer):
-            yield name, layer
+def _whole(number: object) -> bool:
+    """Whether it is an integer, of numpy's too, and not a bool."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
-def _owners(model: nn.Module) -> dict[int, set[str]]:
-    """By parameter, the layers that have it."""
-    found: dict[int, set[str]] = {}
-    for name, layer in model.named_modules():
-        for parameter in layer.parameters(recurse=False):
-            found.setdefault(id(parameter), set()).add(name)
-    return found
-
-
-def _kept(name: str, layer: nn.Module, keep: tuple[str, ...], owners: dict[int, set[str]]) -> str:
-    """Why a layer stays; "" where it does not."""
-    if _matches(name, keep):
-        return "kept: asked for"
-    if isinstance(layer, KEPT):
-        return "kept: an embedding"
-    if nn.utils.parametrize.is_parametrized(layer):
-        return "kept: its weight is parametrized"
-    if not isinstance(layer, FACTORED):
-        return "kept: a parameter of a class of its own"
-    others = {o for p in layer.parameters() for o in owners[id(p)]} - {name}
-    others = {other for other in others if not other.startswith(f"{name}.")}
-    if others:
-        return f"kept: tied with {', '.join(sorted(others))}"
-    if isinstance(layer, nn.LSTM) and layer.proj_size:
-        return "kept: an LSTM with projections"
-    if isinstance(layer, nn.MultiheadAttention):
-        more = layer.add_zero_attn or getattr(layer, "bias_k", None) is not None
-        return "kept: attention to more than its keys" if more else ""
-    return ""
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _rank(layer: nn.Module, ratio: float) -> int:
-    """⌊ratio · min(m, n)⌋ of the layer's matrix, at least 1."""
-    if isinstance(layer, nn.Conv2d):
-        inside = layer.in_channels // layer.groups * layer.weight[0, 0].numel()
-        least = min(layer.out_channels // layer.groups, inside)
-    elif isinstance(layer, nn.LSTM):
-        least = min(layer.input_size, layer.hidden_size)
-    elif isinstance(layer, nn.MultiheadAttention):
-        least = min(layer.embed_dim, layer.kdim, layer.vdim)
-    else:
-        least = min(next(iter(layer.parameters(recurse=False))).shape)
-    return max(1, int(ratio * least))
-
-
-def _low_rank(layer: nn.Module, rank: int, extra_norm: bool) -> nn.Module:
-    if isinstance(layer, nn.Conv2d):
-        return LowRankConv2d(layer, rank, extra_norm=extra_norm)
-    if isinstance(layer, nn.LSTM):
-        return LowRankLSTM(layer, rank)
-    if isinstance(layer, nn.MultiheadAttention):
-        return LowRankAttention(layer, rank)
-    assert isinstance(layer, nn.Linear)
-    where: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    bias = layer.bias is not None
-    return LowRankLinear(layer.in_features, layer.out_features, rank, bias=bias, **where)
-
-
-def _adopt(new: nn.Module, layer: nn.Module) -> None:
-    """Hooks, mode and frozenness of the layer whose place it takes."""
-    for name in HOOKS:
-        if hasattr(layer, name):
-            setattr(new, name, getattr(layer, name))
-    new.train(layer.training)
-    if not any(parameter.requires_grad for parameter in layer.parameters()):
-        new.requires_grad_(False)
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module, new: nn.Module) -> nn.Module:
-    """The model with a layer replaced wherever it stands."""
-    if layer is model:
-        return new
-    for parent in list(model.modules()):
-        for child, module in list(parent.named_children()):
-            if module is layer:
-                setattr(parent, child, new)
-    return model
-
-
-def _successors(layer: nn.Module, new: nn.Module) -> dict[Tensor, tuple[nn.Parameter, ...]]:
-    """By each parameter of the layer what took its place: biases for a bias, else the factors."""
-    fresh = list(new.parameters())
-    matrices = tuple(p for p in fresh if p.dim() > 1)
-    vectors = tuple(p for p in fresh if p.dim() == 1)
-    if isinstance(new, LowRankLSTM):
-        biases = [cell.bias for cell in new.cells]
-        vectors = tuple(bias for bias in biases if isinstance(bias, nn.Parameter))
-        matrices = tuple(p for p in fresh if all(p is not bias for bias in vectors))
-    found: dict[Tensor, tuple[nn.Parameter, ...]] = {}
-    for parameter in layer.parameters():
-        found[parameter] = matrices if parameter.dim() > 1 else vectors
-    return found
-
-
 def _numel(layer: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in layer.parameters())
+    return sum(parameter.numel() for parameter in layer.parameters() if not is_lazy(parameter))

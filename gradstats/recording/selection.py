@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradstats.lowrank.tables import matrices_by_parameter
 from gradstats.patterns import matching
 
 #: Attribute names that torch's wrappers put between a module and its parameters.
@@ -18,7 +19,8 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 class Selected:
     """One parameter to record: its clean name, the tensor, its owner's class, other names.
 
-    It is sparse if its owner says that it makes sparse gradients, as an Embedding may.
+    It is sparse if its owner says that it makes sparse gradients, as an Embedding may. Of its
+    matrices see `gradstats.store.Parameter`.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Selected:
     module_type: str
     aliases: tuple[str, ...] = ()
     sparse: bool = False
+    matrices: int | None = None
 
 
 def select(
@@ -163,9 +166,10 @@ def _named_parameters(model: nn.Module) -> Iterator[Selected]:
             names.setdefault(id(tensor), []).append(clean_name(own_name))
             sparse = getattr(owner, "sparse", False) is True
             found.setdefault(id(tensor), (tensor, _kind(owner), sparse))
+    matrices = matrices_by_parameter(model)
     for key, (tensor, module_type, sparse) in found.items():
         first, *others = dict.fromkeys(names[key])
-        yield Selected(first, tensor, module_type, tuple(others), sparse)
+        yield Selected(first, tensor, module_type, tuple(others), sparse, matrices.get(key))
 
 
 def _kind(owner: nn.Module) -> str:

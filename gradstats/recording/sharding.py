@@ -27,6 +27,7 @@ def tables(
             module_types={one.name: one.module_type for one in chosen},
             aliases={one.name: one.aliases for one in chosen},
             sparse=[one.name for one in chosen if one.sparse],
+            matrices={one.name: one.matrices for one in chosen if one.matrices is not None},
         )
 
     flat = _flat_shards(model)

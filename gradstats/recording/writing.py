@@ -208,10 +208,10 @@ class Writer:
             for slot in slots:
                 slot.wait()
                 slot.sparse = {i: _coalesced(slot, i) for i in slot.sparse}
-            squares = [_square_sum(slot) for slot in slots]
+            norms = [_norm(slot) for slot in slots]
             rows = [
-                self._row(slot, square, _ragged(slot))
-                for slot, square in zip(slots, squares, strict=True)
+                self._row(slot, norm, _ragged(slot))
+                for slot, norm in zip(slots, norms, strict=True)
             ]
             self._store.append_rows(rows, self._worker, kind)
         except Exception as error:
@@ -224,7 +224,7 @@ class Writer:
                 for slot in slots
                 for flat in (*slot.flat.values(), *slot.weights.values())
             )
-            self.nonfinite += sum(not math.isfinite(square) for square in squares)
+            self.nonfinite += sum(not math.isfinite(norm) for norm in norms)
             for slot in slots:
                 self._seen |= slot.present
             if kind == "track" and self._shadows:
@@ -248,13 +248,13 @@ class Writer:
         with slot.source.lane.beside():
             found = _summaries(slot, self._table)
         data = to_bytes(found.values())
-        square = sum(summary.total_sq for summary in found.values())
-        square = math.nan if any(s.nonfinite for s in found.values()) else square
-        row = self._row(slot, square, {"summary": np.frombuffer(data, np.uint8)})
+        norm = math.hypot(*(summary.norm for summary in found.values()))
+        norm = math.nan if any(s.nonfinite for s in found.values()) else norm
+        row = self._row(slot, norm, {"summary": np.frombuffer(data, np.uint8)})
         self._store.append_rows([row], self._worker, "summary")
         self.rows["summary"] += 1
         self.nbytes += len(data)
-        self.nonfinite += math.isnan(square)
+        self.nonfinite += math.isnan(norm)
         self._seen |= slot.present
         if self._tells:
             scale = row.coordinates["loss_scale"] if row.coordinates["unscaled"] == 0 else 1.0
@@ -268,7 +268,7 @@ class Writer:
         while on_summary is not None and self._untold:
             on_summary(*self._untold.pop(0))
 
-    def _row(self, slot: Slot, square: float, ragged: dict[str, np.ndarray]) -> Row:
+    def _row(self, slot: Slot, grad_norm: float, ragged: dict[str, np.ndarray]) -> Row:
         scalars = slot.scalars.tolist()
         norm, limit = scalars[CLIP_NORM], scalars[CLIP_LIMIT]
         seconds = [later - sooner for sooner, later in pairwise(slot.times)]
@@ -279,7 +279,7 @@ class Writer:
             "point": slot.source.point,
             "loss": scalars[LOSS],
             "learning_rate": scalars[LEARNING_RATE],
-            "grad_norm": math.nan if slot.source.kind == "track" else math.sqrt(square),
+            "grad_norm": math.nan if slot.source.kind == "track" else grad_norm,
             "loss_scale": scalars[LOSS_SCALE],
             "skipped": int(scalars[SKIPPED] > 0),
             "clip_norm": norm,
@@ -324,19 +324,28 @@ def _ragged(slot: Slot) -> dict[str, np.ndarray]:
     return ragged
 
 
-def _square_sum(slot: Slot) -> float:
-    """Add up the squares of a row in float64: not finite if and only if an element is not.
+def _norm(slot: Slot) -> float:
+    """The Euclidean norm of a row: not finite if and only if an element is not.
+
+    Of float64 whose squares leave float64 it is taken over a power of two.
 
     In numpy, because a torch operation of this thread would start a second team of OpenMP threads
     beside the training's.
     """
     vectors = [*slot.flat.values(), *(values.reshape(-1) for _, values in slot.sparse.values())]
+    blocks = [
+        _as_numpy(flat[start : start + 2**20])
+        for flat in vectors
+        for start in range(0, len(flat), 2**20)
+    ]
     with np.errstate(all="ignore"):
-        return sum(
-            float(np.square(_as_numpy(flat[start : start + 2**20]), dtype=np.float64).sum())
-            for flat in vectors
-            for start in range(0, len(flat), 2**20)
-        )
+        square = sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks)
+        if 1e-280 < square < math.inf or not any(block.dtype == np.float64 for block in blocks):
+            return math.sqrt(square)
+        largest = max(float(np.abs(block).max(initial=0.0)) for block in blocks)
+        unit = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
+        square = sum(float(np.square(block / unit, dtype=np.float64).sum()) for block in blocks)
+        return math.sqrt(square) * unit
 
 
 def _as_numpy(block: Tensor) -> np.ndarray:

@@ -21,8 +21,8 @@ FAR_BEHIND = 1.5  # times what Top-k holds back
 LINE = ["steps", "khat_over_k", "khat_low", "khat_high", "miss", "error", "error_compensated"]
 LINE += ["cosine", "bits", "nmse", "nmse_workers", "wire", "sum_bits", "fp16_error"]
 LINE += ["residual_ratio", "settled", "skipped_rows", "status"]
-COSTS = ["encode_seconds", "decode_seconds", "collective", "numel", "exchange_seconds"]
-TIMED = ["compressor", "method", "target_ratio", "feedback", "collective", "n"]
+COSTS = ["encode_seconds", "decode_seconds", "collective", "rounds", "numel", "exchange_seconds"]
+TIMED = ["compressor", "method", "target_ratio", "feedback", "collective", "rounds", "n"]
 TIMED += ["encode_seconds", "decode_seconds"]
 
 
@@ -30,7 +30,8 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
     """Medians over steps of every method and setting, with what an exchange would cost.
 
     Methods replayed on consecutive steps are judged on the last quarter of them, the others on all
-    rows. `exchange_seconds` is encode + collective + decode, the collective as modelled.
+    rows. `exchange_seconds` is encode + collective + decode, the collective as modelled; each of
+    several rounds waits for its messages.
 
     Args:
         replayed: rows of a replay.
@@ -44,10 +45,9 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
         {**dict(zip(METHOD, key, strict=True)), **_line(rows)}
         for key, rows in replayed.groupby(METHOD, dropna=False, sort=False)
     ]
-    times = ["compressor", "feedback", "encode_seconds", "decode_seconds", "collective", "n"]
-    table = pandas.DataFrame(lines).merge(
-        timings[times].rename(columns={"n": "numel"}), on=["compressor", "feedback"], how="left"
-    )
+    by = ["compressor", "feedback"]
+    times = timings[[*by, "encode_seconds", "decode_seconds", "collective", "rounds", "n"]]
+    table = pandas.DataFrame(lines).merge(times.rename(columns={"n": "numel"}), on=by, how="left")
     table["exchange_seconds"] = [_exchange(line, network) for line in table.to_dict("records")]
     return table
 
@@ -93,8 +93,8 @@ def _exchange(line: dict[str, Any], network: Network) -> float:
     nbytes = line["bits"] * line["numel"] / 8
     encode, decode = line["encode_seconds"], line["decode_seconds"]
     if line["collective"] == "all_reduce":
-        return float(encode + decode + network.all_reduce(nbytes))
-    return float(encode + network.workers * decode + network.all_gather(nbytes))
+        return float(encode + decode + network.all_reduce(nbytes, line["rounds"]))
+    return float(encode + network.workers * decode + network.all_gather(nbytes, line["rounds"]))
 
 
 def low_rank(rows: Table) -> Table:

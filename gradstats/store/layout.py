@@ -6,7 +6,7 @@ Everything here is a value or a pure function; `docs/format.md` says the same in
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 FORMAT = "gradstats"
@@ -88,6 +88,9 @@ class Parameter:
 
     In the table of a worker that holds a shard, `shape` and `numel` are the shard's: the part of
     `global_shape` that begins at `shard_offset`, cut as `placement` says.
+
+    `matrices` is the number of matrices that low rank makes of it (groups of a convolution, gates,
+    projections), 0 where its layer stays as it is, None where that is not known.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Parameter:
     placement: str = ""
     global_shape: tuple[int, ...] = ()
     shard_offset: tuple[int, ...] = ()
+    matrices: int | None = field(default=None, compare=False)
 
 
 def dtype_name(dtype: object) -> str:
@@ -122,6 +126,7 @@ def parameter_table(
     module_types: Mapping[str, str] | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
     sparse: Iterable[str] = (),
+    matrices: Mapping[str, int] | None = None,
 ) -> tuple[Parameter, ...]:
     """Lay parameters out one after another, each in the flat array of its dtype.
 
@@ -130,6 +135,7 @@ def parameter_table(
         module_types: the class name of the module that owns a parameter, by parameter name.
         aliases: further names of a tied parameter, by the name it has in `named`.
         sparse: names of those whose gradients are sparse.
+        matrices: that low rank makes of a parameter, by its name.
 
     Raises:
         ValueError: no parameters, a repeated name, or a dtype that is not floating point.
@@ -147,7 +153,8 @@ def parameter_table(
         key, dims = dtype_name(dtype), tuple(int(n) for n in shape)
         kind, other = (module_types or {}).get(name, ""), tuple((aliases or {}).get(name, ()))
         how = "sparse" if name in without_place else "dense"
-        table[name] = Parameter(name, dims, key, ends[key], math.prod(dims), kind, other, how)
+        place = Parameter(name, dims, key, ends[key], math.prod(dims), kind, other, how)
+        table[name] = replace(place, matrices=(matrices or {}).get(name))
         ends[key] += table[name].numel if how == "dense" else 0
     if not table:
         raise ValueError("parameters must name at least one tensor, got none")
@@ -182,7 +189,8 @@ def _describe(p: Parameter) -> str:
 
 def table_to_json(parameters: Iterable[Parameter]) -> list[Document]:
     """The table as it stands in the root attributes."""
-    return [asdict(p) for p in parameters]
+    entries = [asdict(p) for p in parameters]
+    return [{k: v for k, v in e.items() if k != "matrices" or v is not None} for e in entries]
 
 
 def table_from_json(entries: Iterable[Document]) -> tuple[Parameter, ...]:
@@ -200,6 +208,7 @@ def table_from_json(entries: Iterable[Document]) -> tuple[Parameter, ...]:
             placement=e.get("placement", ""),
             global_shape=tuple(e.get("global_shape", ())),
             shard_offset=tuple(e.get("shard_offset", ())),
+            matrices=e.get("matrices"),
         )
         for e in entries
     )

@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradstats.compressors import COMPRESSORS, MEMORIES, POLICIES, REFERENCE, STAGES, compressor
+from gradstats.compressors import (
+    COMPRESSORS,
+    MEMORIES,
+    POLICIES,
+    REFERENCE,
+    STAGES,
+    SUPPORTED,
+    compressor,
+    compressors,
+)
 from gradstats.testing import check_compressor
 from tests.compressors.contract_table import PAGE, write
 
+SHELVES = (SUPPORTED, REFERENCE)
 DOCS = Path(__file__).parents[2] / "docs"
 ADDING = (DOCS / "adding-a-compressor.md").read_text(encoding="utf-8")
 
@@ -23,6 +33,16 @@ def loud(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("loud")
     return module.Loud, compile(check, "docs/adding-a-compressor.md", "exec")
+
+
+def test_the_readme_counts_what_is_promised():
+    shelves = [[each for name in shelf for each in compressors(name, [0.01])] for shelf in SHELVES]
+    contracts = [each.contract for shelf in shelves for each in shelf]
+    bounded = [bool(c.delta or c.omega or c.unbiased) for c in contracts]
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert "{} supported and {} reference methods".format(*map(len, shelves)) in readme
+    promises = f"({sum(bounded)} a bound or unbiasedness, {bounded.count(False)} nothing)"
+    assert promises in readme
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Every member obeys the law suite, and the law suite rejects members that are broken."""
 
+import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from gradstats import compressor_laws
 from gradstats.compressors import (
     COMPRESSORS,
     Bound,
@@ -19,6 +21,7 @@ from gradstats.compressors import (
 from gradstats.compressors.base import KEPT_SHARE, SPARSE_BITS
 from gradstats.compressors.payloads import Dense
 from gradstats.compressors.scattered import Masked, Sparse, sparse
+from gradstats.contract_laws import contraction, expectation, variance
 from gradstats.testing import check_compressor
 
 WITH_FEEDBACK = [str(each) for name in COMPRESSORS for each in compressors(f"ef({name})", [0.01])]
@@ -34,7 +37,11 @@ def marked(specs, mark, known):
 
 # the laws put a memory around every member; the soak also takes it as a member
 FIRST = members(0.01)
-SPECS = FIRST + marked(members(0.1, 0.001, 1.0) + WITH_FEEDBACK, pytest.mark.soak, FIRST)
+SLOW = ["count-sketch", "randomk(0.01)", "wangni(0.01)", "qsparse(0.01)", "co3", "orq"]
+SLOW += ["qsgd-shared", "thc", "mstopk(0.01)"]  # expectations over 100 draws each
+SPECS = [spec for spec in FIRST if spec not in SLOW]
+SPECS += [pytest.param(spec, marks=pytest.mark.slow) for spec in SLOW]
+SPECS += marked(members(0.1, 0.001, 1.0) + WITH_FEEDBACK, pytest.mark.soak, FIRST)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -51,6 +58,74 @@ def test_laws_hold_wherever_the_random_numbers_start(spec):
 
 @pytest.mark.parametrize("spec", ["sidco-e(0.01, stages=3)", "sidco-gp(0.001, rule=escape)"])
 def test_settings_other_than_the_ratio_obey_the_laws(spec):
+    check_compressor(compressor(spec), fresh_process=False)
+
+
+# --- a bound that is declared too well is found out, on the inputs at which it is reached ---
+
+SETTINGS = ["terngrad(clip=0)", "terngrad(clip=0, bucket=64)", "terngrad-shared(clip=0)"]
+SETTINGS += ["qsgd(bits=2)", "qsgd(bits=8)", "qsgd(norm=max)", "qsgd(bits=2, norm=max)"]
+SETTINGS += ["nuqsgd(steps=6)", "randomk(0.01, scaled=True)", "count-sketch(estimate=mean)"]
+SETTINGS += ["fp8(e5m2)", "wangni(0.1)", "atomo(3)", "exact-threshold(0.01) | mxfp4"]
+EXACT = {"none", "lossless"}  # they lose nothing, and half of nothing is nothing
+
+
+def declared():
+    """(spec, constant) of everything that declares a δ or an ω."""
+    for spec in [*FIRST, *SETTINGS]:
+        contract = compressor(spec).contract
+        for constant in ("omega", "delta"):
+            if getattr(contract, constant) and spec not in EXACT:
+                yield spec, constant
+
+
+def boasting(spec, constant):
+    """The member with half of the error that its contract allows."""
+    member = compressor(spec)
+    contract = member.contract
+    bound = getattr(contract, constant)
+    half = {"omega": lambda p: bound(p) / 2, "delta": lambda p: (1 + bound(p)) / 2}[constant]
+    better = replace(contract, **{constant: Bound(f"better than {bound.text}", half)})
+    boaster = copy.copy(member)
+    kind = type(type(member).__name__, (type(member),), {"contract": better})
+    object.__setattr__(boaster, "__class__", kind)
+    return boaster
+
+
+BOUNDS = [
+    (grad, check)
+    for gradients, checks in compressor_laws.plan()
+    for check in checks
+    if check in (contraction, expectation, variance)
+    for grad in gradients.values()
+]
+
+
+def keeps_its_bounds(member):
+    return all(holds for grad, check in BOUNDS for _, holds in check(member, grad.clone(), Rng()))
+
+
+@pytest.mark.parametrize(("spec", "constant"), list(declared()))
+def test_half_of_the_error_that_is_declared_is_found_out(spec, constant):
+    assert not keeps_its_bounds(boasting(spec, constant))
+
+
+@pytest.mark.parametrize("spec", ["terngrad(clip=0)", "natural", "qsgd"])
+@pytest.mark.slow
+def test_the_law_suite_rejects_half_of_a_variance(spec):
+    with pytest.raises(AssertionError, match="omega"):
+        check_compressor(boasting(spec, "omega"), fresh_process=False)
+
+
+@pytest.mark.parametrize("spec", SETTINGS)
+@pytest.mark.slow
+def test_settings_with_bounds_of_their_own_keep_them(spec):
+    assert keeps_its_bounds(compressor(spec))
+
+
+@pytest.mark.parametrize("spec", SETTINGS)
+@pytest.mark.soak
+def test_settings_with_bounds_of_their_own_obey_the_laws(spec):
     check_compressor(compressor(spec), fresh_process=False)
 
 

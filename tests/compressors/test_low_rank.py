@@ -180,7 +180,9 @@ def test_atomos_second_moment_is_the_sum_of_squares_over_probabilities():
 
 
 @pytest.mark.parametrize("spec", ["powersgd(4)", "acp-sgd(4)", "svd(4)", "atomo(4)"])
-@pytest.mark.parametrize("shape", [(7, 7), (3, 100), (100, 3), (40,), (0, 5), (), (8, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(7, 7), (8, 8), (3, 100), (100, 3), (40,), (0, 5), (), (8, 1, 1, 1)]
+)
 def test_what_factors_would_not_shorten_goes_as_it_is(spec, shape):
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert as_matrix(grad, 4) is None
@@ -207,6 +209,32 @@ def test_matrices_of_little_rank_are_no_trouble(spec, kind):
         payload, state = member.encode(now, state)
         error = float((payload.decode() - now.reshape(-1)).norm())
         assert error <= 1e-5 * float(grad.norm()) or step in (0, 4), step
+
+
+@pytest.mark.parametrize("spec", ["powersgd(4)", "svd(4)"])
+@pytest.mark.parametrize("shape", [(8, 9), (9, 8), (5, 21), (9, 2, 2, 2)])
+def test_what_factors_shorten_at_all_goes_by_factors(spec, shape):
+    """4 · (8 + 9) is 68 of 72 elements: one element saved is enough."""
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    member = compressor(spec)
+    payload, _ = member.encode(grad, member.init(grad), Rng())
+    assert isinstance(payload, LowRank)
+    assert payload.left.numel() + payload.right.numel() < grad.numel()
+
+
+def test_a_step_with_a_nan_does_not_end_those_after_it():
+    """PowerSGD starts from the last Q, which has a NaN then: the start before it is kept."""
+    grad, member = matrix(3), compressor("powersgd(3)")
+    broken = grad.clone()
+    broken[2, 5] = torch.nan
+    state, whole = member.init(grad), member.init(grad)
+    for each in (grad, broken, grad, grad):
+        payload, state = member.encode(each, state)
+        assert payload.decode().isfinite().all() == (each is not broken)
+        assert state.isfinite().all()
+    for _ in range(3):
+        expected, whole = member.encode(grad, whole)
+    assert torch.equal(payload.decode(), expected.decode())  # as if that step had not been
 
 
 def test_convolutions_are_matrices_by_their_first_dimension():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradstats.compressors import Part, PerParameter, Rng, compressor
+from gradstats.compressors.payloads import Dense
 from gradstats.exchange import simulate
 from gradstats.testing import check_compressor
 
@@ -130,6 +131,54 @@ def test_a_nan_is_delivered_once():
         sent, _ = run(compressor(spec), [broken, grad, grad])
         assert sent[0].isnan().sum() == 1
         assert sent[1:].isfinite().all()
+
+
+def stepped(member, way, grad, state, rng):
+    """(Decoded, state) of a step, by the encoding or by the exchange of one worker."""
+    if way == "encode":
+        payload, state = member.encode(grad.clone(), state, rng)
+        return payload.decode(), state
+    (step,) = simulate([member.exchange(grad.clone(), state, rng)])
+    return step.sent.decode(), step.state
+
+
+@pytest.mark.parametrize("spec", ["ef(topk(0.1), gamma=0.7)", "ef(topk(0.1), gamma=0)"])
+def test_a_memory_leaks_alike_in_an_exchange(spec):
+    member = compressor(spec)
+    states = [member.init(gradients()[0]) for _ in range(2)]
+    for i, grad in enumerate(gradients()):
+        sent = []
+        for way in (0, 1):
+            rng = Rng(step=i)
+            decoded, states[way] = stepped(
+                member, ("encode", "exchange")[way], grad, states[way], rng
+            )
+            sent.append(decoded)
+        assert torch.equal(*sent)
+
+
+def test_what_was_not_delivered_is_not_taken_for_nothing():
+    """A NaN that waits while something finite goes is for the next step to deliver."""
+    residual = torch.tensor([torch.nan, torch.inf, 1.0, 2.0, 3.0])
+    Dense(torch.tensor([0.0, 1.0, torch.nan, -torch.inf, 0.5])).remove_from(residual)
+    assert residual[0].isnan()
+    assert residual[1:].tolist() == [torch.inf, 0, 0, 2.5]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("spec", ["topk(0.5)", "none", "sign", "randomk(0.3)"])
+@pytest.mark.parametrize("way", ["encode", "exchange"])
+def test_what_is_broken_waits_until_it_is_delivered_and_no_longer(way, spec, value):
+    """Hidden it would never be seen, and taken from itself it would be NaN for ever."""
+    grad, member = gradients()[0], compressor(f"ef({spec})")
+    state, delivered = member.init(grad), []
+    for i in range(12):
+        now = grad.clone()
+        now[3] = value if i == 0 else grad[3]
+        sent, state = stepped(member, way, now, state, Rng(step=i))
+        delivered.append(not sent[3].isfinite())
+        assert bool(state.residual[3].isfinite()) == any(delivered), i
+    assert delivered.count(True) == 1
 
 
 def test_warm_up_follows_the_published_schedule():

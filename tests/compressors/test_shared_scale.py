@@ -235,6 +235,14 @@ def test_count_sketch_is_linear():
     torch.testing.assert_close(steps[0].update, payload.decode(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("estimate", ["mean", "median"])
+def test_an_element_alone_is_itself_in_every_row(estimate):
+    grad = torch.zeros(D)
+    grad[777] = -50.0
+    payload, _ = compressor(f"count-sketch(estimate={estimate})").encode(grad, None, Rng())
+    assert float(payload.decode()[777]) == -50
+
+
 def test_a_heavy_element_is_found_in_a_sketch():
     grad = torch.zeros(D)
     grad[777] = -50.0

@@ -66,6 +66,19 @@ def test_a_memory_follows_its_parameter_into_rebuilt_buckets(launched, spec):
     assert_same([found[spec, "bucket"][0] for found in by_worker(launched, "small_buckets")])
 
 
+@pytest.mark.parametrize("spec", ["ef(topk(0.05))", "ef(randomk(0.1))"])
+def test_nothing_is_lost_when_buckets_are_rebuilt(launched, spec):
+    """Over all workers what came out and what waits is what went in, by parameter."""
+    found = [each[spec] for each in by_worker(launched, "rebuilt")]
+    *_, seen = found[0]
+    assert len({tuple(bucket) for bucket in seen}) > len(set(seen[0])), "the buckets have changed"
+    for i, out in enumerate(found[0][0]):
+        went_in = torch.stack([given[i] for _, given, _, _ in found]).double().mean(0)
+        waits = torch.stack([waiting[i] for _, _, waiting, _ in found]).double().mean(0)
+        assert waits.any()
+        torch.testing.assert_close(out.double() + waits, went_in, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_may_be_views_of_the_buckets(launched):
     for found in launched:
         assert torch.equal(found["views"], found["trained"]["ef(topk(0.05))", "parameter"][0])

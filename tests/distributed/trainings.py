@@ -157,6 +157,7 @@ def every_way(worker, workers):
     for scenario in (
         without_a_hook,
         small_buckets,
+        rebuilt,
         views,
         accumulated,
         scaled,
@@ -208,6 +209,42 @@ def small_buckets(worker, workers):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
             train(model, optimizer, worker, range(STEPS))
             found[spec, by] = (weights(model), watching.seen)
+    return found
+
+
+class Linear(nn.Module):
+    """A loss that is linear in every parameter, so that its gradients are known."""
+
+    SHAPES = ((11, 10), (12, 10), (13, 10), (14, 10))
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(shape) for shape in self.SHAPES)
+
+    def forward(self, directions):
+        return sum((w * d).sum() for w, d in zip(self.weights, directions, strict=True))
+
+
+def rebuilt(worker, workers):
+    """Memories of buckets that change: what came out in all, went in on this worker, and waits."""
+    found = {}
+    for spec in ("ef(topk(0.05))", "ef(randomk(0.1))"):
+        model, watching = DistributedDataParallel(Linear(), bucket_cap_mb=0.0001), Watching()
+        state = CompressorState(None, spec, by="bucket", min_numel=MIN_NUMEL)
+        model.register_comm_hook(state, lambda s, bucket, w=watching: w(s, bucket))
+        rng = torch.Generator().manual_seed(worker)
+        out, given = ([torch.zeros(shape) for shape in Linear.SHAPES] for _ in range(2))
+        for _ in range(STEPS):
+            directions = [torch.randn(shape, generator=rng) for shape in Linear.SHAPES]
+            model.zero_grad()
+            model(directions).backward()
+            for i, parameter in enumerate(model.parameters()):
+                out[i] += parameter.grad
+                given[i] += directions[i]
+        memories = state.state_dict()["memories"]
+        waits = {each["numel"]: each["state"]["residual"] for each in memories.values()}
+        waiting = [waits[each.numel()].view(each.shape) for each in out]
+        found[spec] = (out, given, waiting, watching.seen)
     return found
 
 

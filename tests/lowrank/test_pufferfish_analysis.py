@@ -33,7 +33,7 @@ def test_a_quick_run_trains_times_and_ranks(quick):
         found = quick["tasks"][task]
         assert "no real data" in found["data"]
         assert list(found["methods"]) == METHODS
-        assert {row["step"] for row in found["grad_ranks"]} <= set(range(8))
+        assert {row["step"] for row in found["grad_ranks"]} <= set(range(4))
         assert found["weight_ranks"]
         kinds = {row["kind"] for row in found["rows"] if row["status"] == "ok"}
         assert kinds == {"bound", "counterfactual"}

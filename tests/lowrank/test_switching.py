@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradstats.lowrank import RankTracker, VanillaWarmUp, stable_rank
+from gradstats.lowrank import RankTracker, VanillaWarmUp, factorize, stable_rank
 
 
 def model_of(spectrum):
@@ -94,7 +94,110 @@ def test_no_switch_while_a_rank_falls():
     assert tracker.ranks["0"] in (20, 21)
 
 
+def test_a_rank_that_swings_does_not_stand_still():
+    """A rank more and a rank less by turns of three epochs: slopes of either sign add up to 0."""
+    tracker = RankTracker(model_of(np.ones(40)))
+    told = []
+    for epoch in range(48):
+        alike = (30, 36, 40, 34)[epoch // 3 % 4]
+        with torch.no_grad():
+            flat = np.r_[np.ones(alike), np.zeros(40 - alike)]
+            tracker._model[0].weight.copy_(model_of(flat)[0].weight)
+        told.append(tracker.update())
+    assert not any(told)
+
+
 @pytest.mark.parametrize("settings", [{"still": 0.0}, {"earliest": 1}, {"earliest": 2.5}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match="still must be positive and earliest at least 2"):
         RankTracker(model_of(np.ones(4)), **settings)
+
+
+def test_a_layer_of_zeros_has_a_rank_of_its_own():
+    """No scale can make it of full rank: its stable ranks are taken as they are."""
+    model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 40))
+    nn.init.zeros_(model[1].weight)
+    tracker = RankTracker(model)
+    assert not tracker.update()
+    assert tracker.history["1"] == [0]
+    assert tracker.ranks == {"0": 20, "1": 1}
+    with torch.no_grad():
+        model[1].weight[:5, :5] = torch.eye(5)
+    tracker.update()
+    assert tracker.history["1"][1] == pytest.approx(5, rel=1e-6)
+    assert tracker.ranks["1"] == 5
+
+
+def test_weights_that_are_not_finite_do_not_stand_still_and_have_no_rank():
+    model = model_of(np.ones(8))
+    tracker = RankTracker(model, earliest=2)
+    with torch.no_grad():
+        model[0].weight[2, 3] = torch.nan
+    assert [tracker.update() for _ in range(20)] == [False] * 20
+    with pytest.raises(ValueError, match="cannot tell the rank of 0: NaN or inf"):
+        tracker.ranks  # noqa: B018
+    with pytest.raises(ValueError, match="weights must be finite, got NaN or inf in 0"):
+        RankTracker(model)
+
+
+def test_a_tracker_looks_at_the_layers_that_factorize_replaces():
+    class Scaled(nn.Linear):
+        pass
+
+    model = nn.ModuleDict(
+        {"own": Scaled(8, 8), "fc": nn.Linear(8, 8), "table": nn.Embedding(8, 8)}
+    )
+    tracker = RankTracker(model)
+    tracker.update()
+    assert list(tracker.ranks) == ["fc"]
+    with pytest.raises(ValueError, match="must have layers to replace, got Embedding"):
+        RankTracker(model["table"])
+    factorize(model, 0.5, ranks={"fc": 2})
+    with pytest.raises(ValueError, match="must be of full rank, got low rank in fc"):
+        tracker.update()
+
+
+@pytest.mark.parametrize(
+    ("layer", "full"),
+    [
+        (lambda: nn.Conv2d(16, 16, 3, groups=16), 1),
+        (lambda: nn.Conv2d(16, 32, 3, groups=4), 8),
+        (lambda: nn.LSTM(40, 16), 16),
+        (lambda: nn.LSTM(12, 16, 2), 12),
+        (lambda: nn.MultiheadAttention(32, 4, kdim=20), 20),
+        (lambda: nn.Linear(40, 1), 1),
+        (lambda: nn.Linear(1, 40), 1),
+    ],
+)
+def test_no_rank_is_above_that_of_the_matrices_that_are_replaced(layer, full):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": layer()})
+    tracker = RankTracker(model)
+    tracker.update()
+    assert tracker.ranks == {"layer": full}
+
+
+def test_the_largest_of_the_matrices_of_a_layer_counts():
+    model = nn.ModuleDict({"lstm": nn.LSTM(16, 16)})
+    spectra = iter([np.ones(16)] * 8)
+    with torch.no_grad():
+        for weight in model["lstm"].all_weights[0][:2]:
+            weight.copy_(torch.cat([model_of(next(spectra))[0].weight for _ in range(4)]))
+        tracker = RankTracker(model)
+        for n, weight in enumerate(model["lstm"].all_weights[0][:2]):
+            ranks = [[3, 2, 5, 1], [1, 7, 2, 2]][n]
+            blocks = [model_of(np.r_[np.ones(r), np.zeros(16 - r)])[0].weight for r in ranks]
+            weight.copy_(torch.cat(blocks))
+    tracker.update()
+    assert tracker.ranks == {"lstm": 7}
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-40, 1e30, 1e-200, 1e200])
+def test_a_stable_rank_does_not_depend_on_the_unit(unit):
+    dtype = torch.float64 if abs(np.log10(unit)) > 45 else torch.float32
+    weight = torch.diag(torch.tensor([4.0, 2.0, 2.0, 1.0], dtype=dtype)) * unit
+    assert stable_rank(weight) == pytest.approx(25 / 16, rel=1e-3 if unit == 1e-40 else 1e-6)
+    assert np.isnan(stable_rank(torch.tensor([[1.0, torch.inf], [0, 1]])))
+    assert stable_rank(seven := torch.ones(1, 7)) == pytest.approx(1), seven
+    with pytest.raises(ValueError, match=r"must be a matrix or more, got shape \(3,\)"):
+        stable_rank(torch.ones(3))

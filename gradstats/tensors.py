@@ -1,0 +1,66 @@
+"""Gradients as people hold them, as tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstats.kernels.grid import GRIDS
+
+
+def as_tensor(data: Any) -> Tensor:
+    """The elements of a gradient as a detached tensor, without those that are absent.
+
+    A tensor stays on its device and shares its memory, as does a numpy array that torch can read;
+    torch reads neither a foreign byte order nor negative strides, and warns of read-only memory,
+    so that such arrays are copied. Where elements are masked or None, the others come in order,
+    `[n]`.
+
+    Args:
+        data: a tensor; an array of numpy, or of xarray, zarr, pandas, jax or whatever else has
+            `__array__`; numbers in nested lists, which are float64; None, which is no element.
+
+    Raises:
+        TypeError: the elements are not float16, bfloat16, float32 or float64.
+
+    Example:
+        >>> as_tensor(np.ma.masked_greater([1.0, 9.0, 2.0], 5.0)).tolist()
+        [1.0, 2.0]
+    """
+    tensor = data.detach() if isinstance(data, Tensor) else _of_array(_as_array(data))
+    if tensor.dtype not in GRIDS:
+        known = ", ".join(grid.name for grid in GRIDS.values())
+        name = str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"gradient must have a dtype of {known}, got {name}")
+    return tensor.resolve_neg()
+
+
+def _as_array(data: Any) -> NDArray[Any]:
+    if data is None:
+        return np.zeros(0, np.float32)
+    if isinstance(data, np.ma.MaskedArray):
+        return np.asarray(data.compressed())
+    array = np.asarray(data)
+    if array.dtype == object:
+        array = np.array([each for each in array.ravel() if each is not None])
+    written_out = isinstance(data, list | tuple | int | float)  # numbers that have no dtype
+    if written_out and not isinstance(data, bool) and array.dtype.kind in "iu":
+        return array.astype(np.float64)
+    return array
+
+
+def _of_array(array: NDArray[Any]) -> Tensor:
+    if array.dtype.name == "bfloat16":  # which numpy knows from ml_dtypes alone
+        return _of_array(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise TypeError(f"gradient must hold floating-point numbers, got dtype {array.dtype}")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    if odd or not array.flags.writeable:
+        array = array.copy(order="K")
+    return torch.from_numpy(array)

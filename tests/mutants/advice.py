@@ -1,0 +1,30 @@
+"""Mutants of what the report ranks and advises."""
+
+from tests.mutants.base import within
+
+RANKING = "tests/test_ranking.py"
+tables = within("reporting/tables.py", RANKING)
+advice = within("reporting/advice.py", RANKING)
+laws = within("reporting/laws.py", "tests/test_laws.py")
+
+MUTANTS = (
+    tables(
+        'ranked["residual_ratio"].where(ranked["feedback"] == "ef", ranked["error"])',
+        'ranked["residual_ratio"]',
+    ),
+    tables("FAR_BEHIND = 1.5", "FAR_BEHIND = 1.6"),
+    tables("FAR_BEHIND = 1.5", "FAR_BEHIND = 1.4"),
+    tables("least = topk.min() if len(topk) else", "least ="),
+    tables("network.workers * decode + network.all_gather", "decode + network.all_gather"),
+    tables('network.all_reduce(nbytes, line["rounds"])', "network.all_reduce(nbytes)"),
+    tables('network.all_gather(nbytes, line["rounds"])', "network.all_gather(nbytes)"),
+    tables("encode + decode + network.all_reduce", "encode + network.all_reduce"),
+    tables("    if saved <= 0:\n        return 0.0\n", ""),
+    tables("good.tail(max(1, len(good) // TAIL)) if steady else good", "good"),
+    tables("MOST_RANKED = 10", "MOST_RANKED = 11"),
+    advice("WORTHWHILE = 0.8", "WORTHWHILE = 0.9"),
+    advice("WORTHWHILE = 0.8", "WORTHWHILE = 0.7"),
+    advice("if share < WORTHWHILE:", "if share < 1:"),
+    advice('and not line["behind"]]', "]"),
+    advice("    return fed and line", "    return line"),
+)

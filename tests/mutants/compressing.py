@@ -1,0 +1,75 @@
+"""Mutants of compressors: bounds, feedback, memories, factors, levels."""
+
+from tests.mutants.base import within
+
+LAWS = "tests/compressors/test_compressor_laws.py"
+OBEYS = f"{LAWS}::test_every_member_obeys_the_laws"
+HALF = f"{LAWS}::test_half_of_the_error_that_is_declared_is_found_out"
+KEPT = f"{LAWS}::test_settings_with_bounds_of_their_own_keep_them"
+MEMORIES = "tests/compressors/test_memories.py"
+LOW_RANK = "tests/compressors/test_low_rank.py"
+SHARED = "tests/compressors/test_shared_scale.py"
+
+terngrad = within("compressors/terngrad.py", f"{KEPT}[terngrad(clip=0)]")
+natural = within("compressors/natural.py", f"{OBEYS}[natural]", f"{KEPT}[nuqsgd(steps=6)]")
+SETTINGS = [f"{KEPT}[qsgd({each})]" for each in ("bits=2", "bits=8", "bits=2, norm=max")]
+qsgd = within("compressors/qsgd.py", f"{KEPT}[qsgd(norm=max)]", *SETTINGS, f"{OBEYS}[qsgd]")
+randomk = within("compressors/randomk.py", f"{KEPT}[randomk(0.01, scaled=True)]")
+sketch = within("compressors/count_sketch.py", f"{KEPT}[count-sketch(estimate=mean)]")
+laws = within("contract_laws.py", HALF)
+ef = within("compressors/feedback.py", MEMORIES)
+payloads = within("compressors/payloads.py", MEMORIES)
+powersgd = within("compressors/powersgd.py", LOW_RANK)
+low_rank = within("compressors/low_rank.py", LOW_RANK)
+ef21 = within("compressors/ef21.py", MEMORIES)
+velocity = within("compressors/velocity.py", MEMORIES)
+low_pass = within("compressors/low_pass.py", SHARED)
+
+MUTANTS = (
+    # bounds
+    terngrad("(math.sqrt(payload.bucket) - 1) / 2", "(math.sqrt(payload.bucket) - 1) / 4"),
+    natural('Bound("1/8", lambda payload: 1 / 8)', 'Bound("1/8", lambda payload: 1 / 16)'),
+    natural("size * least**2 / 4, math", "size * least**2 / 16, math", f"{OBEYS}[nuqsgd]"),
+    qsgd("min(bucket / (4 * self.s**2), few", "min(bucket / (8 * self.s**2), few"),
+    qsgd('(root + 1) / 2 if self.norm == "max"', '(root + 1) / 4 if self.norm == "max"'),
+    qsgd("else root\n", "else root / 2\n"),
+    randomk("/ max(payload.count, 1) - 1", "/ max(payload.count, 1) / 2 - 1"),
+    randomk("/ max(payload.count, 1) - 1", "/ max(payload.count, 1) - 2"),
+    sketch("payload.numel / payload.table.numel()", "payload.numel / payload.table.numel() / 2"),
+    sketch("else rows.mean(0)", "else 0.97 * rows.mean(0)", SHARED),
+    sketch("1 - 2 * (sign & 1)", "1 - (sign & 1)"),
+    # what the law suite looks at
+    laws('{"constant": 0.7, "4/3": 4 / 3,', '{"constant": 1.0, "4/3": 1.0,'),
+    laws("1 / (math.sqrt(every) + 1)", "1.0"),
+    laws("_peaks(32, 1.0, 1 / 16)", "_peaks(32, 1.0, 1 / 2)"),
+    laws("_peaks(EXTREMAL, 1.75, 17 / 16)", "_peaks(EXTREMAL, 1.75, 1.0)"),
+    laws("_peaks(16, 6.0, 5.0)", "_peaks(16, 6.0, 4.0)"),
+    laws("2 - 2.0**-6}", "2.0}"),
+    laws("STANDARD_ERRORS = 5", "STANDARD_ERRORS = 500"),
+    # error feedback
+    ef("state.residual if self.gamma == 1 else state.residual.mul_(self.gamma)", "state.residual"),
+    ef("state.residual if self.gamma == 1 else state.residual * self.gamma", "state.residual"),
+    ef("        step.sent.remove_from(compensated.view(-1))\n", ""),
+    ef("        payload.remove_from(compensated.view(-1))\n", ""),
+    payloads(
+        "torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent).nan_to_num(0, 0, 0)"
+    ),
+    payloads("torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent)"),
+    ef21("known = step.update.isfinite()", "known = step.update.isfinite() | True"),
+    ef21("Step(state.mean + step.update,", "Step(state.own + step.update,"),
+    ef21("torch.where(news.isfinite(), news, 0)", "news"),
+    velocity("u = summed(u, g).mul_(self.momentum)", "u = summed(u * self.momentum, g)"),
+    velocity("min(1.0, self.clip / longest)", "self.clip / longest"),
+    velocity("        if self.masking:\n", "        if not self.masking:\n"),
+    low_pass("alpha=1 - self.beta", "alpha=self.beta"),
+    # factors
+    powersgd("q if bool(q.isfinite().all()) else state", "q"),
+    powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),
+    low_rank("rank * sum(matrix.shape) >= matrix", "2 * rank * sum(matrix.shape) >= matrix"),
+    low_rank("rank * sum(matrix.shape) >= matrix", "rank * sum(matrix.shape) > matrix"),
+    low_rank(
+        "if grad.dim() < 2 or",
+        "if grad.dim() < 1 or",
+        survives="a vector is a matrix of one column, which no two factors shorten",
+    ),
+)
