@@ -100,7 +100,7 @@ MAY_IMPORT = {
         "runs",
         "summary",
     ),
-    "lowrank": (),
+    "lowrank": ("patterns",),
     "factorised": ("lowrank", "runs"),
     "fit_folder": ("evolution", "fits", "over_steps", "reporting", "results", "runs"),
     "jobs": ("compressors", "fitting", "replaying", "runs"),

@@ -118,3 +118,10 @@ def test_the_command_line_takes_and_prints_such_names(bracketed, call, tmp_path,
     code, _, err = call("fit", bracketed, "--parameters", f"{name}[/no]")
     assert code == 2
     assert "[/no]" in " ".join(err.replace("│", " ").split())
+
+
+def test_layers_that_stay_are_named_by_the_same_rule():
+    layers = {name: nn.Linear(32, 32) for name in ("blocks[0]", "blocks0", "a*", "ab")}
+    for keep, kept in {"blocks[0]": {"blocks[0]"}, "a*": {"a*"}, "a?": {"a*", "ab"}}.items():
+        found = gradstats.lowrank.factorize(nn.ModuleDict(layers), keep=[keep])
+        assert {change.name for change in found.changes if change.kept} == kept

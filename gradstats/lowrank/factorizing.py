@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -15,6 +14,7 @@ from gradstats.lowrank.filling import fill
 from gradstats.lowrank.replacing import adopt, heirs, low_rank, put
 from gradstats.lowrank.rules import Matrix, Shapes, matrices_of, numel_after, rank_of
 from gradstats.lowrank.staying import FACTORED, LOW_RANK, WITHOUT_A_RULE, Places, layers, why_kept
+from gradstats.patterns import matching
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ def planned(model: nn.Module, settings: Settings) -> Plan:
     """
     _check(model, settings)
     places, full, ranks = Places(model), settings.full_rank_layers, dict(settings.ranks or {})
-    plan = Plan([], [], {}, {})
+    plan, asked_for = Plan([], [], {}, {}), _asked_for(model, settings)
     for name, layer in layers(model):
-        asked = any(_matches(each, settings.keep) for each in places.names(*layer.modules()))
+        asked = not asked_for.isdisjoint(places.names(*layer.modules()))
         why = "kept: asked for" if asked else why_kept(layer, places)
         if not why and full:
             why, full = "kept: one of the first layers", full - 1
@@ -227,7 +227,7 @@ def _check(model: nn.Module, settings: Settings) -> None:
     if already:
         raise ValueError(f"model must be of full rank, got low rank in {', '.join(already)}")
     for pattern in (*settings.keep, *(settings.ranks or {})):
-        if not fnmatch.filter(names, pattern):
+        if not matching(names, pattern):
             raise ValueError(f"keep and ranks must name layers of the model, got {pattern!r}")
     unable = [
         f"{name} ({type(layer).__name__})"
@@ -236,7 +236,7 @@ def _check(model: nn.Module, settings: Settings) -> None:
         and isinstance(layer, WITHOUT_A_RULE)
         and not isinstance(layer, FACTORED)
         and not nn.utils.parametrize.is_parametrized(layer)
-        and not _matches(name, settings.keep)
+        and name not in _asked_for(model, settings)
     ]
     if unable:
         remedy = "name them in keep"
@@ -248,8 +248,10 @@ def _whole(number: object) -> bool:
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _asked_for(model: nn.Module, settings: Settings) -> set[str]:
+    """The names of layers that stay because the user says so."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    return {name for pattern in settings.keep for name in matching(names, pattern)}
 
 
 def _numel(layer: nn.Module) -> int:
