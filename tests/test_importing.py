@@ -313,6 +313,7 @@ UNREADABLE = {
         lambda file: torch.save([1, 2], file),
         "or a dict of tensors, got list",
     ),
+    "an empty dict": ("g.pt", lambda file: torch.save({"step": 7}, file), "got dict without any"),
     "an object": ("g.pt", lambda file: torch.save(Mine(), file), "only running code can rebuild"),
     "objects": ("g.npy", lambda file: np.save(file, [None, "x"]), "only running code can rebuild"),
     "integers": ("ids.npy", lambda file: np.save(file, np.arange(3)), r"ids\.npy.*got 'int64' in"),
