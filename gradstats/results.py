@@ -87,7 +87,7 @@ def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
             default=None,
         ),
         "checksum": _checksum(run),
-        "parameters": run.parameters,
+        "parameters": one if isinstance(one := run.parameters, str) else list(one),
         "steps": list(run.steps),
         "worker": run.worker,
         "point": run.point,

@@ -459,7 +459,7 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
             a tensor or as anything that numpy takes for an array: of either byte order, read-only,
             of xarray, zarr, pandas or jax, or nested lists of numbers. Masked elements and None
             are absent; sparse tensors count their absent elements as zeros. A Summary is returned
-            as it is, and a list or dict of gradients, such as `[p.grad for p in model.parameters()]`,
+            as it is. A list or dict of gradients, such as `[p.grad for p in model.parameters()]`,
             is summarised as one.
         fraction: the share of the gradient's elements that `data` is a random sample of.
 
@@ -479,6 +479,8 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
         return data
     if isinstance(data, Mapping):
         data = list(data.values())
+    if isinstance(data, Tensor) and data.is_nested:
+        data = list(data.unbind())
     if _is_list_of_gradients(data):
         return sum((summarize(part, fraction=fraction) for part in data), summarize(None))
     grad = as_tensor(data)

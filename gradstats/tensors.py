@@ -46,7 +46,7 @@ def _as_array(data: Any) -> NDArray[Any]:
         return np.zeros(0, np.float32)
     if isinstance(data, np.ma.MaskedArray):
         return np.asarray(data.compressed())
-    if type(getattr(data, "dtype", None)).__module__.startswith("pandas."):  # nullable
+    if type(getattr(data, "dtype", None)).__module__.startswith("pandas"):  # nullable
         data = data.to_numpy(dtype=object, na_value=None)
     if isinstance(data, list | tuple | int | float) and not isinstance(data, bool):
         return _of_numbers(data)

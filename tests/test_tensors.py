@@ -122,7 +122,7 @@ def test_other_bytes_are_refused_by_name():
     for data in (np.ones(2, np.complex64), np.array(["a"]), "grad", object()):
         with pytest.raises(TypeError, match="gradient must have a dtype of float32"):
             summarize(data)
-    with pytest.raises(TypeError, match="bfloat16, got (float128|longdouble)"):
+    with pytest.raises(TypeError, match=r"bfloat16, got (float128|longdouble)"):
         summarize(np.ones(2, np.longdouble))
     with pytest.raises(TypeError, match=r"must hold elements, got a meta tensor of \(2,\)"):
         summarize(torch.ones(2, device="meta"))
@@ -135,6 +135,8 @@ def test_what_pandas_lacks_is_absent_and_nan_is_not():
 
 def test_lists_of_unlike_length_and_dicts_are_one_gradient():
     assert same(summarize([[1.0, 2.0], [-3.0], []]), summarize([1.0, 2.0, -3.0]))
+    nested = torch.nested.nested_tensor([torch.ones(3), -torch.ones(2)], layout=torch.jagged)
+    assert same(summarize(nested), summarize(torch.tensor([1.0, 1, 1, -1, -1])))
     grads = {"a": torch.ones(3), "b": None, "c": torch.full((2, 2), -5.0)}
     assert same(summarize(grads), summarize([grads["a"], grads["c"]]))
 
