@@ -87,7 +87,7 @@ def run_settings(run: Run, **settings: Any) -> dict[str, Any]:
             default=None,
         ),
         "checksum": _checksum(run),
-        "parameters": run.parameters,
+        "parameters": run.parameters if isinstance(run.parameters, str) else [*run.parameters],
         "steps": list(run.steps),
         "worker": run.worker,
         "point": run.point,

@@ -37,7 +37,8 @@ class Run:
 
     Attributes:
         store: where it is.
-        parameters: name or glob of the parameters to look at; see `gradstats.patterns`.
+        parameters: name or glob of the parameters to look at, or several in a tuple; see
+            `gradstats.patterns`.
         steps: (start, stop, stride): rows with start <= step < stop, every stride-th of them.
         worker: data-parallel worker.
         point: where in the step the gradients were taken; "" for local ones where there are any,
@@ -46,7 +47,7 @@ class Run:
     """
 
     store: GradientStore
-    parameters: str = "*"
+    parameters: str | tuple[str, ...] = "*"
     steps: tuple[int | None, int | None, int] = (None, None, 1)
     worker: int = 0
     point: str = ""
@@ -84,7 +85,8 @@ class Run:
     def names(self) -> tuple[str, ...]:
         """The selected parameters, in the order of the worker's rows."""
         every = [name for p in self.table for name in (p.name, *p.aliases)]
-        chosen = matching(every, self.parameters)
+        patterns = (self.parameters,) if isinstance(self.parameters, str) else self.parameters
+        chosen = frozenset[str]().union(*(matching(every, pattern) for pattern in patterns))
         return tuple(p.name for p in self.table if chosen & {p.name, *p.aliases})
 
     @property
@@ -356,12 +358,15 @@ def open(path: str | Path, **selection: Any) -> Run:
 
     Args:
         path: of the store.
-        **selection: fields of `Run`: parameters, steps, worker, point, device.
+        **selection: fields of `Run`: parameters, steps, worker, point, device; parameters may be
+            any sequence of names and globs, as `gradstats.capture` takes them.
 
     Raises:
         StoreFormatError: not a readable store.
         ValueError: the selection matches nothing.
     """
+    if not isinstance(selection.get("parameters", ""), str):
+        selection["parameters"] = tuple(selection["parameters"])
     return Run(GradientStore.open(path), **selection)
 
 

@@ -63,6 +63,14 @@ def test_every_parameter_of_a_run_can_be_selected_by_its_name(bracketed, name):
     assert torch.equal(run.gradient(0)[1], run.read(0, name))
 
 
+def test_several_patterns_select_what_any_of_them_does(bracketed):
+    one, two, *_ = gradstats.open(bracketed).names
+    for several in ([one, two], (two, one), iter([one, two, one])):
+        assert set(gradstats.open(bracketed, parameters=several).names) == {one, two}
+    with pytest.raises(ValueError, match=r"parameters must match one of .*, got \('none',\)"):
+        gradstats.open(bracketed, parameters=["none"])
+
+
 def test_an_alias_selects_a_tied_parameter(tmp_path):
     table = parameter_table([("a[0]", (3,), "float32")], aliases={"a[0]": ["b[0]"]})
     with GradientStore.create(tmp_path / "run.zarr", table) as store:

@@ -10,7 +10,9 @@ import pytest
 from gradstats.store import GradientStore, files, spool_folder
 from gradstats.store.objects import Conflict, InObjects
 from gradstats.store.root import root_bytes
+from gradstats.store.spool import Spool
 from gradstats.store.spool_folder import leave_spool, make_spool
+from gradstats.store.writing import WorkerWriter
 from tests.test_objects import TABLE, append, check, created, row
 from tests.waiting import PATIENCE
 
@@ -120,6 +122,20 @@ def test_a_late_process_of_the_replaced_run_removes_nothing_of_the_new_one(place
     with pytest.raises(Conflict, match="replaced or deleted"):
         make_spool(place, root_bytes(TABLE, {}, "old"))
     assert mine.read_text() == "new"
+
+
+def test_a_run_that_is_replaced_before_it_sends_begins_nothing(url, monkeypatch, tmp_path):
+    """Between a writer's start and its first commit another run has taken the place."""
+    GradientStore.create(url, TABLE, run="old").close()
+    late = Spool(InObjects(url), root_bytes(TABLE, {}, "old"), 0)
+    WorkerWriter(late.folder.parent, 0, TABLE).close()
+    monkeypatch.setenv("GRADSTATS_SPOOL", str(tmp_path / "elsewhere"))
+    GradientStore.create(url, TABLE, run="new", if_exists="overwrite").close()
+    with pytest.raises(Conflict, match="replaced"):
+        late._send()
+    late.close()
+    with pytest.raises(FileNotFoundError):
+        (InObjects(url) / "worker_0/zarr.json").read_bytes()
 
 
 def test_a_writer_of_the_replaced_run_that_lives_is_not_removed(place):

@@ -44,7 +44,7 @@ MUTANTS = (
     files("os.register_at_fork(after_in_child=_let_go)", "pass", CHILDREN),
     # in an object store only the last who took over writes
     spool("self._check_ours() if self._begun else", "None if self._begun else"),
-    spool("        check_run(self._store, self._root)\n", "", TAKEOVERS),
+    spool("        check_run(self._store, self._root)\n", "", RACES),
     spool("        if raw != self._trying:", "        if False:", LATE, TAKEOVERS),
     folder("    check_run(place, root)\n    folder, run", "    folder, run"),
     folder("    if there != run_of(root):\n", "    if there is None:\n"),
