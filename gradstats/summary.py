@@ -416,7 +416,9 @@ def summarize(data: Tensor | NDArray[np.floating] | Summary, *, fraction: float 
     tally = kernels.count(present)
     absent = numel - len(present)
     tally = tally._replace(positive_zeros=tally.positive_zeros + absent)
-    return _exact(_summary(tally, GRIDS[grad.dtype].name, numel, fraction), present)
+    (total_log,) = _total_logs(present, np.array([0, len(present)]))
+    summary = _summary(tally, GRIDS[grad.dtype].name, numel, fraction, total_log)
+    return _with_sums(summary, present)
 
 
 def summarize_segments(
@@ -451,32 +453,51 @@ def summarize_segments(
         raise ValueError(f"offsets must rise from 0 to {grad.numel()}, got {shown}")
     tallies = kernels.count_segments(grad.contiguous(), ends)
     name = GRIDS[grad.dtype].name
+    logs = _total_logs(grad, ends)
     return [
-        _exact(_summary(tally, name, end - start, fraction), grad[start:end])
-        for tally, (start, end) in zip(tallies, pairwise(ends.tolist()), strict=True)
+        _with_sums(_summary(tally, name, end - start, fraction, total), grad[start:end])
+        for tally, total, (start, end) in zip(tallies, logs, pairwise(ends.tolist()), strict=True)
     ]
 
 
-def _exact(summary: Summary, present: Tensor) -> Summary:
-    """With the sums that one pass does not make: of logarithms, and out of the range of squares.
+def _total_logs(values: Tensor, ends: NDArray[np.int64]) -> list[float | None]:
+    """Sums of ln|x| over the finite non-zero elements of each segment of up to 1,024.
 
     Args:
-        summary: of the elements.
-        present: the elements that are not absent, `[n]`.
+        values: `[n]`.
+        ends: `[segments + 1]`, where segments begin and end.
+
+    Returns:
+        One per segment, all short ones in one pass; None for longer ones and off the CPU.
     """
-    more: dict[str, Any] = {}
-    if present.device.type == "cpu" and present.numel() <= FEW:
-        magnitudes = np.abs(present.double().numpy())
-        magnitudes = magnitudes[(magnitudes > 0) & (magnitudes < math.inf)]
-        more["total_log"] = float(np.log(magnitudes).sum())
-    if not _is_safe(summary.max_abs):
-        unit = summary.power
-        tally = kernels.count(present * (1 / unit))
-        more["sums"] = Sums(unit, tally.total, tally.total_abs, tally.total_sq)
-    return replace(summary, **more) if more else summary
+    sizes = np.diff(ends)
+    found: list[float | None] = [0.0 if size == 0 else None for size in sizes.tolist()]
+    short = np.flatnonzero((sizes > 0) & (sizes <= FEW))
+    if not len(short) or values.device.type != "cpu":
+        return found
+    parts = torch.cat([values[ends[i] : ends[i + 1]] for i in short.tolist()])
+    magnitudes = np.abs(parts.double().numpy())
+    counted = (magnitudes > 0) & (magnitudes < math.inf)
+    logs = np.log(magnitudes, out=np.zeros_like(magnitudes), where=counted)
+    starts = np.append(0, sizes[short].cumsum()[:-1])
+    for i, total in zip(short.tolist(), np.add.reduceat(logs, starts).tolist(), strict=True):
+        found[i] = total
+    return found
 
 
-def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> Summary:
+def _with_sums(summary: Summary, present: Tensor) -> Summary:
+    """With sums over a power of two where squares of the elements, `[n]`, leave float64."""
+    if _is_safe(summary.max_abs):
+        return summary
+    unit = summary.power
+    tally = kernels.count(present * (1 / unit))
+    sums = Sums(unit, tally.total, tally.total_abs, tally.total_sq)
+    return replace(summary, sums=sums)
+
+
+def _summary(
+    tally: kernels.Tally, dtype: str, numel: int, fraction: float, total_log: float | None
+) -> Summary:
     return Summary(
         dtype=dtype,
         bins=narrow(tally.bins),
@@ -492,6 +513,7 @@ def _summary(tally: kernels.Tally, dtype: str, numel: int, fraction: float) -> S
         total_sq=tally.total_sq,
         max_abs=tally.max_abs,
         fraction=fraction,
+        total_log=total_log,
     )
 
 
