@@ -164,7 +164,7 @@ def _scored(
 def notes(law: Family, scores: Row, summary: Summary) -> Iterator[str]:
     """What a reader must know of a fit: parameters at a bound, and why a distance is infinite."""
     for name in law.at_bound:
-        yield f"{name} is at the bound of its search"
+        yield f"{name} is at the bound of its search, or beyond it"
     if scores["anderson_darling"] == math.inf:
         ends = f"{float(law.threshold(0.0)):.4g}, the data at {summary.max_abs:.4g}"
         yield f"anderson_darling: the distribution ends at {ends}"

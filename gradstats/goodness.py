@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 NODES, WEIGHTS = (each / 2 for each in np.polynomial.legendre.leggauss(2))
 TAIL_POWERS = np.concatenate([np.arange(1.0, 65.0), 64 * 1.25 ** np.arange(1, 13)])
 LEAST = math.log(5e-324)  # of ln P(|G| <= m), where the probability itself underflows
+MOST = math.log(1.79e308)  # ln of the largest scale
 STEEPEST = 1e3  # times that the data are denser than the law, above which a bin is a point mass
 
 
@@ -90,6 +91,9 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
     unit = replace(law, scale=law.parameters["scale"] / mean)  # type: ignore[type-var]
     gaps = np.abs(data - unit.threshold(p)) ** order
     total = float((gaps * p * WEIGHTS * half[:, None]).sum())
+    if law.tail_index < math.inf:  # of a power tail, what lies beyond the last share
+        last = math.exp(log_p[0])
+        total += float(unit.threshold(last)) ** order * last / (1 - order / law.tail_index)
     return float(total ** (1 / order))
 
 
@@ -121,7 +125,8 @@ def rescaled(law: Family, summary: Summary) -> Family:
     end = float(replace(law, scale=1.0).threshold(0.0))  # type: ignore[type-var]
     if end < math.inf:  # no element may lie beyond it
         log_scale = max(log_scale, math.log(summary.max_abs) - math.log(end))
-    moved = replace(law, scale=math.exp(log_scale))  # type: ignore[type-var]
+    scale = math.exp(min(max(log_scale, LEAST), MOST))
+    moved = replace(law, scale=scale)  # type: ignore[type-var]
     return max(moved, law, key=lambda each: log_likelihood(each, summary))
 
 
@@ -131,9 +136,9 @@ def tail_error(law: Family, summary: Summary, ratio: float) -> tuple[float, floa
     Zeros count as elements that no positive threshold keeps. The threshold is 0 where the target
     exceeds the share of non-zero elements.
     """
-    share = min(ratio * summary.n / summary.nonzero, 1.0)
-    threshold = float(law.threshold(share))
-    return threshold, summary.kept(threshold) / kept_count(summary.n, ratio)
+    k = kept_count(summary.n, ratio)
+    threshold = float(law.threshold(min(ratio * summary.n / summary.nonzero, 1.0)))
+    return threshold, summary.kept(threshold) / k
 
 
 def quantile_pairs(law: Family, summary: Summary, points: int = 200) -> tuple[Floats, Floats]:

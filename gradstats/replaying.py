@@ -174,7 +174,7 @@ def measure(
     residuals = [state.residual.reshape(-1) for state in after if hasattr(state, "residual")]
     near = closeness(mean, steps[0].update, _mean(residuals) if residuals else None)
     k, asked = compressor.target_count(numel), compressor.ratio_asked is not None
-    nmse, nbytes = near["error"] ** 2, fmean(ledger.nbytes for ledger in ledgers)
+    nmse, nbytes = near["error"] * near["error"], fmean(ledger.nbytes for ledger in ledgers)
     row = {
         "n": numel,
         "k": k,

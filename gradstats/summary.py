@@ -9,7 +9,7 @@ Every estimator, distance and plot then takes time that does not depend on the n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -446,7 +446,7 @@ SUMMED = (
 
 def _share_above(low: Floats, high: Floats, threshold: float) -> Floats:
     width = high - low
-    cut = (low < threshold) & (threshold < high)
+    cut = (low <= threshold) & (threshold < high)
     inside = np.divide(high - threshold, width, out=np.zeros_like(width), where=cut)
     return np.where(low > threshold, 1.0, np.where(high > threshold, inside, 0.0))
 
@@ -459,8 +459,8 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
             a tensor or as anything that numpy takes for an array: of either byte order, read-only,
             of xarray, zarr, pandas or jax, or nested lists of numbers. Masked elements and None
             are absent; sparse tensors count their absent elements as zeros. A Summary is returned
-            as it is, and a list of gradients, such as `[p.grad for p in model.parameters()]`, is
-            summarised as one.
+            as it is, and a list or dict of gradients, such as `[p.grad for p in model.parameters()]`,
+            is summarised as one.
         fraction: the share of the gradient's elements that `data` is a random sample of.
 
     Returns:
@@ -477,6 +477,8 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
     """
     if isinstance(data, Summary):
         return data
+    if isinstance(data, Mapping):
+        data = list(data.values())
     if _is_list_of_gradients(data):
         return sum((summarize(part, fraction=fraction) for part in data), summarize(None))
     grad = as_tensor(data)

@@ -36,6 +36,8 @@ def as_tensor(data: Any) -> Tensor:
         known = ", ".join(grid.name for grid in GRIDS.values())
         name = str(tensor.dtype).removeprefix("torch.")
         raise TypeError(f"gradient must have a dtype of {known}, got {name}")
+    if tensor.is_meta:
+        raise TypeError(f"gradient must hold elements, got a meta tensor of {tuple(tensor.shape)}")
     return tensor.resolve_neg()
 
 
@@ -44,20 +46,36 @@ def _as_array(data: Any) -> NDArray[Any]:
         return np.zeros(0, np.float32)
     if isinstance(data, np.ma.MaskedArray):
         return np.asarray(data.compressed())
+    if type(getattr(data, "dtype", None)).__module__.startswith("pandas."):  # nullable
+        data = data.to_numpy(dtype=object, na_value=None)
+    if isinstance(data, list | tuple | int | float) and not isinstance(data, bool):
+        return _of_numbers(data)
     array = np.asarray(data)
+    return _present(array) if array.dtype == object else array
+
+
+def _of_numbers(data: Any) -> NDArray[Any]:
+    """Numbers that have no dtype are float64; lists of unlike length come one after another."""
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        return np.concatenate([_of_numbers(each).ravel() for each in data])
     if array.dtype == object:
-        array = np.array([each for each in array.ravel() if each is not None])
-    written_out = isinstance(data, list | tuple | int | float)  # numbers that have no dtype
-    if written_out and not isinstance(data, bool) and array.dtype.kind in "iu":
-        return array.astype(np.float64)
-    return array
+        array = _present(array)
+    return array.astype(np.float64) if array.dtype.kind in "iu" else array
+
+
+def _present(array: NDArray[Any]) -> NDArray[Any]:
+    """The elements that are not None, in a dtype of their own."""
+    return np.array([each for each in array.ravel() if each is not None])
 
 
 def _of_array(array: NDArray[Any]) -> Tensor:
     if array.dtype.name == "bfloat16":  # which numpy knows from ml_dtypes alone
         return _of_array(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-        raise TypeError(f"gradient must hold floating-point numbers, got dtype {array.dtype}")
+        known = ", ".join(grid.name for grid in GRIDS.values())
+        raise TypeError(f"gradient must have a dtype of {known}, got {array.dtype}")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)

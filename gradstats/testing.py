@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, is_dataclass, replace
 from functools import partial
@@ -169,6 +170,27 @@ def _randomness(law: Family) -> Facts:
     yield "rvs follows cdf", distance < 0.05  # Kolmogorov-Smirnov, p about 1e-4
 
 
+def _arguments(law: Family) -> Facts:
+    """What no law has is refused, and every element exceeds a negative magnitude."""
+    yield "kept(-1) = 1", float(law.kept(-1.0)) == 1
+    yield "kept(NaN) is NaN", math.isnan(float(law.kept(math.nan)))
+    for ratio in (-0.5, 1.5, math.nan):
+        for name in ("threshold", "isf", "ppf"):
+            refused = _raises(ValueError, partial(getattr(law, name), ratio))
+            yield f"{name}({ratio}) raises ValueError", refused
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        refused = _raises(ValueError, partial(replace, law, scale=scale))  # type: ignore[type-var]
+        yield f"scale {scale} raises ValueError", refused
+
+
+def _scales(law: Family) -> Facts:
+    """The likeliest scale of its own quantiles is its own."""
+    magnitudes = np.abs(law.isf((np.arange(20_000) + 0.5) / 20_000))
+    weights = np.full(len(magnitudes), 1 / len(magnitudes))
+    found = math.exp(law.log_scale(np.log(np.maximum(magnitudes, 1e-300)), weights))
+    yield "log_scale finds the scale", abs(found / law.parameters["scale"] - 1) < 0.05
+
+
 CHECKS: tuple[Callable[[Family], Facts], ...] = (
     _value,
     _tail,
@@ -178,6 +200,8 @@ CHECKS: tuple[Callable[[Family], Facts], ...] = (
     _density,
     _estimators,
     _randomness,
+    _arguments,
+    _scales,
 )
 
 
@@ -188,8 +212,8 @@ def _close(actual: Floats, expected: Floats, tolerance: float = 1e-9) -> bool:
 def _raises(error: type[Exception], call: Callable[[], object]) -> bool:
     try:
         call()
-    except error:
-        return True
+    except Exception as raised:
+        return isinstance(raised, error)
     return False
 
 

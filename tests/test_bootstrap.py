@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradstats.bootstrap import bootstrap_p_value, corrected
-from gradstats.families import DGamma, FitError, Laplace, T
+from gradstats.families import DGamma, DWeibull, FitError, Laplace, T
 from gradstats.summary import summarize
 
 
@@ -31,19 +31,20 @@ def test_under_the_law_p_values_are_uniform():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [2.5, 60.0])
-def test_replicates_that_cannot_be_fitted_do_not_count(shape):
-    """A third of t samples has moments beyond its estimator: as "not farther" mean p was 0.42."""
+@pytest.mark.parametrize("law", [T(60.0, 1.0), DWeibull(15.0, 1.0)], ids=repr)
+def test_replicates_that_cannot_be_fitted_do_not_count(law):
+    """A tenth to a third of them: counted as "not farther" the mean p of T was 0.35."""
     p_values = []
-    for seed in range(200):
-        data, rng = sample(T(shape, 1.0), 60, seed), np.random.default_rng(seed)
+    for seed in range(120):
+        data, rng = sample(law, 60, seed), np.random.default_rng(seed)
         try:
-            p_values.append(bootstrap_p_value(T, data, rng, replicates=39, method="moments"))
+            found = bootstrap_p_value(type(law), data, rng, replicates=29, method="moments")
         except FitError:
             continue
-    assert len(p_values) > 80
+        p_values.append(found)
+    assert len(p_values) > 50
     deviation = math.sqrt(1 / 12 / len(p_values))
-    assert abs(np.mean(p_values) - 0.5 - 1 / 80) < 2.5 * deviation
+    assert abs(np.mean(p_values) - 0.5 - 1 / 60) < 2.5 * deviation
 
 
 def test_without_a_replicate_that_can_be_fitted_there_is_no_p_value(monkeypatch):

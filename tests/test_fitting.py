@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradstats.families import FAMILIES, DGamma, Laplace
+from gradstats.families import FAMILIES, DGamma, DGenPareto, Laplace, LogNorm, family
 from gradstats.fitting import fit_rows, threshold_rows
 from gradstats.goodness import ks_distance, log_likelihood, tail_error
 from gradstats.summary import kept_count, summarize
@@ -127,3 +127,59 @@ def test_ratios_outside_their_range_are_named(grad):
     for rows in (fit_rows, threshold_rows):
         with pytest.raises(ValueError, match=r"got 1\.5"):
             list(rows(summarize(grad), ratios=[0.1, 1.5]))
+
+
+ENDS = {  # data whose best shape lies beyond an end of the search
+    ("dgenpareto", -0.5): np.linspace(1.0, 2.0, 400),
+    ("dgenpareto", 5.0): np.exp(np.linspace(-300.0, 300.0, 400)),
+    ("gennorm", 0.1): np.exp(np.linspace(-300.0, 300.0, 400)),
+    ("gennorm", 20.0): np.linspace(1e-3, 2.0, 400),
+    ("dweibull", 0.1): np.exp(np.linspace(-300.0, 300.0, 400)),
+    ("dweibull", 20.0): np.linspace(1.0, 1.15, 400),
+    ("t", 0.2): np.exp(np.linspace(-300.0, 300.0, 400)),
+    ("t", 200.0): np.linspace(1e-3, 2.0, 400),
+}
+
+
+def test_every_end_of_every_search_is_among_them():
+    ends = {
+        (law.name, end)
+        for law in FAMILIES
+        for end in law.bounds.get("shape", ())
+        if math.isfinite(end) and (end or "shape" not in law.positive)
+    }
+    assert set(ENDS) == ends
+
+
+@pytest.mark.parametrize(("name", "end"), ENDS)
+def test_a_search_that_ends_at_its_end_says_so_in_the_row(name, end):
+    (row,) = fit_rows(summarize(ENDS[name, end]), families=[family(name)], ratios=[0.1])
+    assert row["status"] == "ok"
+    assert row["shape"] == pytest.approx(end, rel=1e-4)
+    assert "shape is at the bound of its search" in row["notes"]
+    assert math.isnan(row["shape_se"])
+
+
+def test_moments_beyond_the_search_say_so_in_the_row():
+    values = np.linspace(1.0, 1.1, 400)
+    (row,) = fit_rows(summarize(values), families=[DGenPareto], ratios=[0.1], method="moments")
+    assert row["shape"] < -1
+    assert "shape is at the bound of its search" in row["notes"]
+
+
+def test_a_distribution_that_has_its_moments_is_not_said_to_lack_them():
+    """A log-normal has every moment, also where they leave float64."""
+    values = np.exp(np.linspace(-300.0, 300.0, 400))
+    (row,) = fit_rows(summarize(values), families=[LogNorm], ratios=[0.1])
+    assert row["wasserstein_2"] == math.inf
+    assert "wasserstein_2: the distribution has a variance above the range" in row["notes"]
+    assert "has no" not in row["notes"]
+
+
+def test_a_bootstrap_that_fails_leaves_the_fit():
+    """A subsample of few distinct magnitudes cannot be fitted; the whole can."""
+    values = np.concatenate([np.ones(400_000), np.linspace(2.0, 9.0, 12)]).astype(np.float32)
+    (row,) = fit_rows(summarize(values), families=[DGamma], ratios=[0.1], bootstrap=3)
+    assert row["status"] == "ok"
+    assert math.isnan(row["bootstrap_p"])
+    assert "bootstrap_p: of the subsample: cannot fit dgamma" in row["notes"]

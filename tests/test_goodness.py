@@ -170,6 +170,16 @@ def test_wasserstein_of_two_exponentials_is_known(order):
     assert wasserstein(Laplace(1.5), data, order) == pytest.approx(exact, rel=1e-3)
 
 
+@pytest.mark.parametrize("shape", [0.5, 0.9, 0.99, 0.9999])
+def test_wasserstein_reaches_to_the_end_of_a_power_tail(shape):
+    """Above the data everywhere, the law is as far as its mean b/(1 - a) is."""
+    data = summarize(np.float32(np.linspace(1e-4, 1e-3, 500)))
+    law, mean = DGenPareto(shape, 1.0), data.moments().mean
+    exact = (1 / (1 - shape) - mean) / mean
+    # near 0 the data are above the law
+    assert wasserstein(law, data, 1) == pytest.approx(exact, rel=2e-4)
+
+
 @pytest.mark.parametrize(
     ("shape", "orders"), [(0.4, ()), (0.5, (2,)), (0.6, (2,)), (1.0, (1, 2)), (1.2, (1, 2))]
 )

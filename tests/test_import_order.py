@@ -138,6 +138,14 @@ def test_names_whose_numbers_are_the_same_are_refused(tmp_path, names):
     )
 
 
+def test_files_that_differ_in_their_suffix_alone_are_refused(tmp_path):
+    (file,) = saved(tmp_path, ["step_10.npy"])
+    other = file.with_suffix(".npz")
+    np.savez(other, gradient=np.ones(2))
+    with pytest.raises(ValueError, match=r"differ in more than their suffix, .*; leave one out"):
+        imported([file, other], tmp_path / "run.zarr")
+
+
 def test_a_file_that_is_named_twice_is_refused(tmp_path):
     (file,) = saved(tmp_path, ["step_10.npy"])
     (tmp_path / "latest.npy").symlink_to(file)

@@ -313,6 +313,7 @@ UNREADABLE = {
         lambda file: torch.save([1, 2], file),
         "or a dict of tensors, got list",
     ),
+    "an empty dict": ("g.pt", lambda file: torch.save({"step": 7}, file), "got dict without any"),
     "an object": ("g.pt", lambda file: torch.save(Mine(), file), "only running code can rebuild"),
     "objects": ("g.npy", lambda file: np.save(file, [None, "x"]), "only running code can rebuild"),
     "integers": ("ids.npy", lambda file: np.save(file, np.arange(3)), r"ids\.npy.*got 'int64' in"),
@@ -418,6 +419,24 @@ def test_an_empty_folder_is_filled_and_parents_are_made(tmp_path, grads):
         imported([], tmp_path / "x.zarr")
     with pytest.raises(ValueError, match="if_exists must be error or overwrite, got 'resume'"):
         imported([tmp_path / "g0.npy"], tmp_path / "x.zarr", if_exists="resume")
+
+
+@pytest.mark.slow
+def test_an_import_into_an_object_store_is_complete_or_not_there(tmp_path, grads, url):
+    for step, grad in enumerate(grads):
+        np.save(tmp_path / f"g{step}.npy", grad)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        imported([tmp_path], url, progress=stop)
+    imported([tmp_path], url)
+    assert len(gradstats.open(url).rows()) == 3
+    with pytest.raises(FileExistsError, match="it exists"):
+        imported([tmp_path], url)
+    imported([tmp_path / "g1.npy"], url, if_exists="overwrite")
+    np.testing.assert_array_equal(read(url)["gradient"].numpy(), grads[1])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")

@@ -75,3 +75,12 @@ def test_the_mean_logarithm_of_bins_moves_with_the_exact_mean():
     found = summarize(values).moments()
     assert found.mean == values.mean()
     assert found.mean_log == pytest.approx(np.log(values).mean(), abs=1e-4)  # a bin: 4e-3
+
+
+def test_a_threshold_at_an_edge_keeps_the_whole_bin():
+    summary = summarize(NORMAL)
+    low, high = summary.edges
+    for place in (0, 40, len(low) - 1):
+        assert summary.kept(low[place]) == summary.counts[place:].sum()
+        assert summary.kept(high[place]) == summary.counts[place + 1 :].sum()
+    assert summarize(np.array([5e-324, 1e308])).kept(1e300) == 1

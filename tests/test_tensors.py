@@ -117,13 +117,26 @@ def test_summaries_have_a_sum():
 def test_other_bytes_are_refused_by_name():
     with pytest.raises(TypeError, match="bfloat16, got int64"):
         summarize(np.arange(3))
-    with pytest.raises(TypeError, match="got bool"):
+    with pytest.raises(TypeError, match="bfloat16, got bool"):
         summarize(np.ones(3, bool))
-    for data in (np.ones(2, np.complex64), np.array(["a"]), "grad", {"a": 1.0}, object()):
-        with pytest.raises(TypeError, match="gradient must"):
+    for data in (np.ones(2, np.complex64), np.array(["a"]), "grad", object()):
+        with pytest.raises(TypeError, match="gradient must have a dtype of float32"):
             summarize(data)
-    with pytest.raises(TypeError, match="must hold floating-point numbers, got dtype"):
+    with pytest.raises(TypeError, match="bfloat16, got (float128|longdouble)"):
         summarize(np.ones(2, np.longdouble))
+    with pytest.raises(TypeError, match=r"must hold elements, got a meta tensor of \(2,\)"):
+        summarize(torch.ones(2, device="meta"))
+
+
+def test_what_pandas_lacks_is_absent_and_nan_is_not():
+    assert summarize(pd.Series([1.0, None, -2.0], dtype="Float64")).n == 2
+    assert summarize(pd.Series([1.0, None, -2.0])).nan == 1  # numpy's float64 has NaN alone
+
+
+def test_lists_of_unlike_length_and_dicts_are_one_gradient():
+    assert same(summarize([[1.0, 2.0], [-3.0], []]), summarize([1.0, 2.0, -3.0]))
+    grads = {"a": torch.ones(3), "b": None, "c": torch.full((2, 2), -5.0)}
+    assert same(summarize(grads), summarize([grads["a"], grads["c"]]))
 
 
 def test_families_fit_what_people_hold():

@@ -110,15 +110,15 @@ def log_gammaincc(a: float, z: Floats) -> Floats:
     Q(a, z) = z^a e^-z / Γ(a) · 1/(z+1-a - 1(1-a)/(z+3-a - 2(2-a)/(z+5-a - …))).
     """
     tail = special.gammaincc(a, z)
-    far = tail < SMALLEST_TAIL
+    far, endless = tail < SMALLEST_TAIL, np.isinf(z)
     near = np.where(
         tail > 0.5,
         np.log1p(-special.gammainc(a, np.where(tail > 0.5, z, 0.0))),
         np.log(np.where(far, 1.0, tail)),
     )
-    z = np.where(far, z, 1e3 * (1 + a))  # near values only need not to warn
+    z = np.where(far & ~endless, z, 1e3 * (1 + a))  # other values only need not to warn
     fraction = np.zeros_like(z)
     for i in range(60, 0, -1):
         fraction = i * (i - a) / (z + 2 * i + 1 - a - fraction)
     log = a * np.log(z) - z - math.lgamma(a) - np.log(z + 1 - a - fraction)
-    return np.where(far, log, near)
+    return np.where(endless, -np.inf, np.where(far, log, near))

@@ -128,7 +128,7 @@ class DGenPareto(Family):
     def logpdf(self, x: ArrayLike) -> Floats:
         """-(1 + a) z l(az) - ln 2b with z = |x|/b, l(y) = ln(1+y)/y; -inf off the support."""
         decay = _log1p_ratio(self.shape, np.abs(x), self.scale)
-        inside = np.isfinite(decay)
+        inside = ~np.isinf(decay)
         log = -(1 + self.shape) * np.where(inside, decay, 0.0) - math.log(2) - math.log(self.scale)
         return np.where(inside, log, -np.inf)
 
@@ -162,9 +162,9 @@ def _log1p_ratio(a: float, magnitude: Floats, scale: float) -> Floats:
     if a > 0 and np.isinf(y).any():  # the logarithm of what overflows does not
         with np.errstate(divide="ignore"):
             return softplus(np.log(magnitude) - math.log(scale) + math.log(a)) / a
-    inside = y > -1
-    ratio = np.log1p(np.where(inside, y, 0.0)) / a
-    return np.where(inside, ratio, np.inf)
+    beyond = y <= -1
+    ratio = np.log1p(np.where(beyond, 0.0, y)) / a
+    return np.where(beyond, np.inf, ratio)
 
 
 @cache

@@ -15,6 +15,7 @@ from gradstats.families.search import log_power_mean
 from gradstats.summary import Moments, Summary
 
 LOWEST_SHAPE, HIGHEST_SHAPE = 0.1, 20.0
+FIRST_TERM = 1e-17  # of (m/b)^β, below which the second term of the series is lost in rounding
 STARTS = np.geomspace(LOWEST_SHAPE, HIGHEST_SHAPE, 24)
 
 
@@ -90,8 +91,11 @@ class GenNorm(Family):
 
     @np.errstate(over="ignore")
     def log_kept(self, magnitude: ArrayLike) -> Floats:
-        """Ln Q(1/β, (m/b)^β), by its continued fraction in the far tail."""
-        return log_gammaincc(1 / self.shape, (magnitudes(magnitude) / self.scale) ** self.shape)
+        """Ln Q(1/β, (m/b)^β), by its continued fraction in the far tail; near 0, -z/Γ(1 + 1/β)."""
+        z = magnitudes(magnitude) / self.scale
+        power = z**self.shape
+        near = np.log1p(-np.minimum(z / math.gamma(1 + 1 / self.shape), 0.5))
+        return np.where(power < FIRST_TERM, near, log_gammaincc(1 / self.shape, power))
 
     @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:

@@ -65,11 +65,11 @@ class LogNorm(Family):
     def logpdf(self, x: ArrayLike) -> Floats:
         """-z²/2 - ln(2√2π s|x|) with z = ln(|x|/b)/s; -inf at 0."""
         x = np.abs(np.asarray(x, np.float64))
-        inside = x > 0
-        logs = np.log(np.where(inside, x, 1.0))
+        zero = x == 0
+        logs = np.log(np.where(zero, 1.0, x))
         z = (logs - math.log(self.scale)) / self.shape
         log = -z * z / 2 - logs - math.log(2 * math.sqrt(2 * math.pi) * self.shape)
-        return np.where(inside, log, -np.inf)
+        return np.where(zero, -np.inf, log)
 
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """Ln Φ(-ln(m/b)/s)."""

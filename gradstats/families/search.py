@@ -51,12 +51,12 @@ def falling_root(
         low, high = (at, high) if value > 0 else (low, at)
         step = -value / slope if slope < 0 else math.inf
         # bisection where Newton's step leaves the bracket or does not halve
-        if not low < at + step < high or abs(step) > last / 2:
-            step = (low + high) / 2 - at
+        newton = low < at + step < high and abs(step) <= last / 2
+        step = step if newton else (low + high) / 2 - at
         at, last = at + step, abs(step)
-        least = 1e-14 * max(1.0, abs(at))
-        # beside a pole Newton's steps are tiny too
-        if high - low <= least or (last <= least and abs(value) < 0.5):
+        # the error after Newton's step is its square; beside a pole its steps are tiny too
+        near = newton and last <= 1e-9 and abs(value) < 0.5
+        if near or high - low <= 1e-14 * max(1.0, abs(at)):
             break
     return at
 

@@ -16,6 +16,7 @@ from gradstats.summary import Moments, Summary
 LOWEST_SHAPE, HIGHEST_SHAPE = 0.2, 200.0
 STARTS = np.geomspace(LOWEST_SHAPE, HIGHEST_SHAPE, 20)
 SMALLEST_TAIL = 1e-290  # below it the incomplete beta function loses digits to underflow
+LOG_SMALLEST_X = math.log(1e-100)  # of the first argument that the inverse is accurate for
 LOWEST_WITH_VARIANCE = 2 + 1e-6
 
 
@@ -74,8 +75,11 @@ class T(Family):
         """The highest profile likelihood over degrees of freedom."""
         weight, logs = summary.counts / summary.nonzero, summary.logs
 
+        log_scale = float(weight @ logs)
+
         def profile(shape: float) -> float:
-            log_scale = cls(shape, 1.0).log_scale(logs, weight)
+            nonlocal log_scale  # that of the last shape is the next one's guess
+            log_scale = _log_scale(shape, logs, weight, log_scale)
             power = float(weight @ softplus(2 * (logs - log_scale) - math.log(shape)))
             return _log_constant(shape) - log_scale - (shape + 1) / 2 * power
 
@@ -83,16 +87,8 @@ class T(Family):
         return replace(law, scale=math.exp(law.log_scale(logs, weight)))
 
     def log_scale(self, logs: Floats, weights: Floats) -> float:
-        """The root of the equation above, which lies between the least and the largest."""
-        squares = 2 * logs - math.log(self.shape)
-
-        @np.errstate(over="ignore")
-        def gap(log: float) -> tuple[float, float]:
-            share = 1 / (1 + np.exp(2 * log - squares))
-            slope = -2 * (self.shape + 1) * float(weights @ (share * (1 - share)))
-            return (self.shape + 1) * float(weights @ share) - 1, slope
-
-        return falling_root(gap, float(logs.min()), float(logs.max()), float(weights @ logs))
+        """The root of the equation above."""
+        return _log_scale(self.shape, logs, weights, float(weights @ logs))
 
     @np.errstate(over="ignore")
     def logpdf(self, x: ArrayLike) -> Floats:
@@ -124,9 +120,13 @@ class T(Family):
         a, ratio = self.shape / 2, shares(ratio)
         x = special.betaincinv(a, 0.5, np.minimum(ratio, 0.5))
         y = special.betainccinv(0.5, a, np.maximum(ratio, 0.5))
+        # I_x is its first term where x is too small for the second
         with np.errstate(divide="ignore"):
+            log_x = (np.log(ratio) + math.log(a) + special.betaln(a, 0.5)) / a
             square = np.where(ratio < 0.5, (1 - x) / x, y / (1 - y))
-        return np.asarray(self.scale * np.sqrt(self.shape * square))
+            far = np.exp(math.log(self.shape) / 2 + math.log(self.scale) - log_x / 2)
+        near = self.scale * math.sqrt(self.shape) * np.sqrt(square)
+        return np.asarray(np.where(log_x < LOG_SMALLEST_X, far, near))
 
     def _log_square(self, magnitude: Floats) -> Floats:
         """Ln (m/b)²/ν; -inf at 0."""
@@ -139,6 +139,20 @@ class T(Family):
         from scipy import stats
 
         return stats.t(self.shape, scale=self.scale)
+
+
+def _log_scale(shape: float, logs: Floats, weights: Floats, start: float) -> float:
+    """Ln of the likeliest scale, which lies between the least magnitude and the largest."""
+    squares = 2 * logs - math.log(shape)
+
+    @np.errstate(over="ignore")
+    def gap(log: float) -> tuple[float, float]:
+        share = 1 / (1 + np.exp(2 * log - squares))
+        mean = float(weights @ share)
+        slope = -2 * (shape + 1) * (mean - float(weights @ share**2))
+        return (shape + 1) * mean - 1, slope
+
+    return falling_root(gap, float(logs.min()), float(logs.max()), start)
 
 
 def _log_constant(shape: float) -> float:

@@ -62,6 +62,7 @@ def import_gradients(
             tell, layouts that differ, or a number of files that is not a multiple of the workers.
         ImportError: reading .safetensors or .h5 needs a package that is missing.
         FileExistsError: something is at `out`.
+        OSError: a file cannot be read, or the object store of a URL does not answer.
     """
     place = as_place(out)
     check_place(place, if_exists)
@@ -86,6 +87,8 @@ def import_gradients(
                 numbers[source.worker] += 1
             if progress:
                 progress(done, len(found.sources))
+    if store.fault:
+        raise OSError(f"cannot import all into {place}: {store.fault}")
     return GradientStore.open(place, "a")
 
 

@@ -39,7 +39,9 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
     if isinstance(raw, (torch.Tensor, np.ndarray)):
         return {"gradient": raw}, {}
     if not _holds_arrays(raw):
-        raise ValueError(f"a file must hold a tensor or a dict of tensors, got {kind_of(raw)}")
+        without = " without any" if isinstance(raw, Mapping) else ""
+        rule = "a file must hold a tensor or a dict of tensors"
+        raise ValueError(f"{rule}, got {kind_of(raw)}{without}")
     entries = _entries(raw)
     if key == ALL:
         return dict(_flattened(raw)), {}

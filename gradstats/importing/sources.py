@@ -200,8 +200,8 @@ def _joined_shards(paths: Sequence[Path]) -> dict[str, Files]:
         pieces = rows.setdefault(name, {})
         number = int(shard[1]) if shard else 0
         if number in pieces:
-            fact = f"{str(pieces[number])!r} and {str(path)!r} have the same"
-            raise ValueError(f"files must have different names, got {fact}")
+            fact = f"the same in {str(pieces[number])!r} and {str(path)!r}; leave one out"
+            raise ValueError(f"files must differ in more than their suffix, got {fact}")
         pieces[number] = path
     for name, total in totals.items():
         _check_shards(name, rows[name], total)

@@ -41,21 +41,32 @@ def rebuilt(
     known = {"defaults": optimizer.defaults, **kept, **optimizer.defaults}
     settings = {name: _copied(known[name]) for name in others if name in known}
     groups = _groups(optimizer, replaced, names or {})
-    passed = [{k: v for k, v in each.items() if k in (*others, "params")} for each in groups]
-    remedy = "factorize(model, warm=True) and make the optimizer anew"
-    arguments: Settings = {first: passed, **settings}
     try:
-        fresh = kind(**arguments)
+        fresh = _made(kind, first, groups, settings, ("params", *others))
     except Exception as error:
-        fact = f"{type(error).__name__}: {error}; it got {', '.join(arguments)}"
+        fact = f"{type(error).__name__}: {error}; it got {', '.join((first, *settings))}"
+        remedy = "factorize(model, warm=True) and make the optimizer anew"
         raise ValueError(f"cannot make a new {kind.__name__}: {fact}; {remedy}") from error
-    held = [[id(p) for p in group["params"]] for group in getattr(fresh, "param_groups", [])]
-    if held != [[id(_tensor(p)) for p in group["params"]] for group in groups]:
-        fact = "it holds other parameters than it was given"
-        raise ValueError(f"cannot make a new {kind.__name__}: {fact}; {remedy}")
     for group, old in zip(fresh.param_groups, groups, strict=True):
         group.update({k: v for k, v in old.items() if k != "params"})
     return fresh
+
+
+def _made(
+    kind: type, first: str, groups: list[Settings], settings: Settings, names: tuple[str, ...]
+) -> Optimizer:
+    """The optimizer of whole groups, or of what its arguments name of them if it takes no more."""
+    arguments: Settings = {first: [dict(group) for group in groups], **settings}
+    try:
+        fresh = kind(**arguments)
+    except Exception:
+        arguments[first] = [{k: v for k, v in each.items() if k in names} for each in groups]
+        fresh = kind(**arguments)
+    held = [sorted(id(p) for p in group["params"]) for group in fresh.param_groups]
+    if held != [sorted(id(_tensor(p)) for p in group["params"]) for group in groups]:
+        raise ValueError("it holds other parameters than it was given")
+    made: Optimizer = fresh
+    return made
 
 
 def _arguments(kind: type, defaults: Settings) -> tuple[str, list[str]]:

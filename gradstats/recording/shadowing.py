@@ -27,7 +27,8 @@ def _gradient(track: Row) -> Iterator[Tensor]:
     if math.isnan(scale):
         raise ValueError(f"cannot run shadows on step {track.step}: its loss scale is not known")
     for part in track.flat.values():
-        yield part if scale == 1 else part.float() / scale
+        wide = part if part.dtype == torch.float64 else part.float()
+        yield part if scale == 1 else wide / scale
 
 
 class Shadow:

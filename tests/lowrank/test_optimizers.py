@@ -189,6 +189,49 @@ def test_optimizers_of_ones_own_with_other_constructors(make):
     assert trained(found.model, fresh) == {name for name, _ in model.named_parameters()}
 
 
+class Two(torch.optim.Optimizer):
+    """Two methods, which each group names; exact about their keys, and sorts parameters."""
+
+    def __init__(self, groups):
+        for group in groups:
+            extra = {"rate"} if group["first"] else {"lr"}
+            if set(group) != {"params", "first", *extra}:
+                raise ValueError(f"groups must have other keys, got {sorted(group)}")
+            group["params"] = sorted(group["params"], key=lambda p: p.numel())
+        super().__init__(groups, {})
+
+
+class Strict(torch.optim.SGD):
+    """Takes no keys in its groups that it adds itself."""
+
+    def __init__(self, params, lr):
+        params = list(params)
+        if any(isinstance(group, dict) and "seen" in group for group in params):
+            raise KeyError("seen")
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["seen"] = True
+
+
+def test_groups_reach_a_constructor_as_it_takes_them():
+    model = model_of()
+    optimizer = Strict(model.parameters(), 0.5)
+    _, fresh = warm_start(model, optimizer)
+    assert fresh.param_groups[0]["seen"] is True
+    model = model_of()
+    groups = [
+        {"params": list(model[0].parameters()), "first": True, "rate": 0.5},
+        {"params": list(model[2].parameters()), "first": False, "lr": 0.25},
+    ]
+    found, fresh = warm_start(model, Two(groups))
+    assert [settings_of(group) for group in fresh.param_groups] == [
+        {"first": True, "rate": 0.5},
+        {"first": False, "lr": 0.25},
+    ]
+    held = [{id(p) for p in group["params"]} for group in fresh.param_groups]
+    assert held == [{id(p) for p in found.model[n].parameters()} for n in (0, 2)]
+
+
 class OfModel(torch.optim.SGD):
     def __init__(self, model, lr):
         super().__init__(model.parameters(), lr)

@@ -1,5 +1,6 @@
 """Full rows, tracked elements and Summaries, in any mixture; and what each cannot give."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from typer.testing import CliRunner
 import gradstats
 from gradstats.cli import app
 from gradstats.recording import capture, every
+from gradstats.recording.shadowing import Shadow
 from gradstats.replaying import replay_rows
-from gradstats.store import GradientStore
+from gradstats.store import GradientStore, Row
 from gradstats.summary import summarize
 
 
@@ -193,6 +195,15 @@ def test_weights_are_those_that_the_gradients_were_taken_at(path, training, at):
         for name, weight in zip(names, before[step], strict=True):
             assert torch.equal(stream.read(row, name, "weight"), weight)
             assert not torch.equal(stream.read(row, name), weight)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float64", 1e100), ("float16", 6e4)])
+def test_a_shadow_divides_by_the_loss_scale_in_a_dtype_that_holds_the_gradient(dtype, value):
+    facts = {"loss_scale": 8.0, "unscaled": 0}
+    grad = torch.tensor([value, -value, 1.0], dtype=getattr(torch, dtype))
+    row = Shadow(["none"], 0).row(Row(0, {dtype: grad}, np.ones(1, bool), facts))
+    (made,) = json.loads(row.ragged["shadow"].tobytes())
+    assert made["error"] == 0
 
 
 @pytest.mark.parametrize("at", ["local", "reduced"])
