@@ -199,11 +199,12 @@ def kept(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[
 def main() -> None:
     """Write mutants.json; the exit code is 1 where a mutant was not noticed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*", help="glob: those, into a report there is")
+    parser.add_argument("--only", action="append", default=[], help="glob: those, into a report")
     parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("mutants.json"))
     options = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if fnmatch.fnmatch(mutant.name, options.only)]
+    only = options.only or ["*"]
+    chosen = [m for m in MUTANTS if any(fnmatch.fnmatch(m.name, glob) for glob in only)]
     for name in WARM:
         importlib.import_module(name)
     rows = []
@@ -213,7 +214,7 @@ def main() -> None:
         for found in tried(copies, chosen):
             rows.append(found)
             print("  " if is_right(found) else "!!", found["outcome"], found["mutant"], flush=True)
-    if options.only != "*" and options.out.exists():
+    if options.only and options.out.exists():
         rows += kept(json.loads(options.out.read_text())["rows"], rows)
     wrong = [row["mutant"] for row in rows if not is_right(row)]
     counts = {
