@@ -178,7 +178,8 @@ def row(copy: Copy, code: int) -> dict[str, Any]:
     by = re.findall(r"^(?:FAILED|ERROR) ([^ ]+)", copy.printed.read_text(), re.MULTILINE)
     return {
         "mutant": copy.mutant.name,
-        "outcome": OUTCOMES.get(code, f"error: exit code {code}"),
+        # what a failed test leaves open may be an error of its own, after its end
+        "outcome": "killed" if by and code > 0 else OUTCOMES.get(code, f"error: exit code {code}"),
         "by": by[0] if by else "",
         "reason": copy.mutant.survives,
         "seconds": round(time.monotonic() - copy.started, 1),
