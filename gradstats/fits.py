@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -265,26 +265,35 @@ def fit(
 
 def fit_settings(
     *,
-    families: Iterable[str | type[Family]] = FAMILIES,
-    ratios: Sequence[float] = RATIOS,
+    families: str | type[Family] | Iterable[str | type[Family]] = FAMILIES,
+    ratios: float | Iterable[float] = RATIOS,
     compensated: str | Compressor | None = None,
     **others: Any,
 ) -> FitSettings:
     """Checked settings, from names, specs or objects.
 
     Raises:
-        ValueError: unknown family, method or compressor, or a ratio outside (0, 1].
+        ValueError: unknown family, method or compressor, none, or a number out of its range.
     """
-    chosen = tuple(family(each) if isinstance(each, str) else each for each in families)
-    for ratio in ratios:
+    several = [families] if isinstance(families, str | type) else families
+    chosen = tuple(family(each) if isinstance(each, str) else each for each in several)
+    kept = (ratios,) if isinstance(ratios, int | float) else tuple(ratios)
+    for ratio in kept:
         check_ratio("ratio", ratio)
+    for name, given in (("families", chosen), ("ratios", kept)):
+        if not given:
+            raise ValueError(f"{name} must name at least one, got none")
+    for name, least in (("bootstrap", 0), ("stride", 1), ("seed", 0)):
+        number = others.get(name, least)
+        if not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
     method = others.get("method", "mle")
     for each in chosen:
         if method not in each.methods:
             rule = f"one of {', '.join(each.methods)}"
             raise ValueError(f"method of {each.name} must be {rule}, got {method!r}")
     fed = compressor(compensated) if isinstance(compensated, str) else compensated
-    return FitSettings(families=chosen, ratios=tuple(ratios), compensated=fed, **others)
+    return FitSettings(families=chosen, ratios=kept, compensated=fed, **others)
 
 
 def with_spread(fits: Any) -> Any:

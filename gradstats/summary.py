@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,9 +47,9 @@ def kept_count(numel: int, ratio: float) -> int:
     return min(numel, max(1, round(ratio * numel)))
 
 
-def check_ratio(name: str, ratio: float) -> None:
+def check_ratio(name: str, ratio: Any) -> None:
     """Raise ValueError unless `ratio` is a fraction of kept elements, in (0, 1]."""
-    if not 0 < ratio <= 1:
+    if not isinstance(ratio, Real) or not 0 < ratio <= 1:
         raise ValueError(f"{name} must lie in (0, 1], the fraction that is kept, got {ratio!r}")
 
 

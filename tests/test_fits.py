@@ -215,3 +215,25 @@ def test_the_command_writes_both_axes(call, small_run, tmp_path):
         assert code == 2
         assert f"{option} must be" in err
         assert value in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"families": []}, "families must name at least one, got none"),
+        ({"ratios": ()}, "ratios must name at least one, got none"),
+        ({"ratios": ["x"]}, r"ratio must lie in \(0, 1\], .* got 'x'"),
+        ({"bootstrap": 1.5}, r"bootstrap must be a whole number from 0, got 1\.5"),
+        ({"stride": 0}, "stride must be a whole number from 1, got 0"),
+        ({"families": "none"}, "got 'none'"),
+    ],
+)
+def test_settings_of_a_fit_are_checked_by_name(run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        gradstats.fit(run, **settings)
+
+
+def test_one_family_and_one_ratio_need_no_list(run):
+    table = gradstats.fit(run, families="laplace", ratios=0.1)
+    assert set(table["family"]) == {"laplace"}
+    assert set(table["target_ratio"]) == {0.1}

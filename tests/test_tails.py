@@ -121,3 +121,26 @@ def test_a_double_gamma_of_few_integers_is_that_of_scipy():
 def test_a_target_of_sidco_out_of_its_range_is_named(ratio):
     with pytest.raises(ValueError, match=r"target_ratio must lie in \(0, 1\]"):
         sidco_threshold(summarize(np.ones(3)), ratio)
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.5, 1.0, 2.0, 8.0, 20.0, 57.0, 100.0])
+def test_a_generalized_normal_of_any_shape_is_scipys(shape):
+    x = np.array([1e-300, 1e-20, 1e-3, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0, 1.01, 1.3])
+    expected = stats.gennorm(shape, scale=2.0).cdf(2 * x)
+    np.testing.assert_allclose(GenNorm(shape, 2.0).cdf(2 * x), expected, rtol=1e-12)
+
+
+def test_the_least_share_has_a_finite_threshold_of_the_normal():
+    """By mpmath: the root of erfc(x/√2) = 2^-1074."""
+    with mpmath.workdps(40):
+        root = mpmath.findroot(
+            lambda x: mpmath.log(mpmath.erfc(x / mpmath.sqrt(2))) + 1074 * mpmath.log(2), 38.4
+        )
+    assert float(Normal(1.0).threshold(2.0**-1074)) == pytest.approx(float(root), rel=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_density_vanishes_at_infinity(family):
+    law = family(**dict.fromkeys(family.__dataclass_fields__, 2.5))
+    assert law.logpdf([np.inf, -np.inf]).tolist() == [-np.inf, -np.inf]
+    assert law.pdf(np.inf) == 0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gradstats.contract_laws import extremal
 from gradstats.families import DWeibull, Family, Laplace
 from gradstats.summary import summarize
 from gradstats.testing import check_family
@@ -133,3 +134,11 @@ def test_the_suite_rejects_a_shape(cheat, promise):
 def test_the_suite_rejects(cheat, promise):
     with pytest.raises(AssertionError, match=promise):
         check_family(cheat(2.0))
+
+
+def test_the_extremal_gradients_are_where_the_bounds_are():
+    """By the formulas of the bounds: of exponents at 4/3, and of levels between powers of 2."""
+    found = {name: float(grad[0]) for name, grad in extremal().items()}
+    x = found["4/3"]
+    assert (x - 1) * (2 - x) / x**2 == pytest.approx(1 / 8, rel=1e-6)
+    assert math.log2(found["constant"]) % 1 != 0

@@ -76,7 +76,8 @@ class DGamma(Family):
     def logpdf(self, x: ArrayLike) -> Floats:
         """(a-1) ln|x| - |x|/b - ln 2 - a ln b - lnΓ(a)."""
         a, b, magnitude = self.shape, self.scale, np.abs(x)
-        power = special.xlogy(a - 1, magnitude)
+        beyond = np.isinf(magnitude)  # where the power is inf too
+        power = special.xlogy(a - 1, np.where(beyond, 1.0, magnitude))
         return np.asarray(power - magnitude / b - math.log(2) - a * math.log(b) - math.lgamma(a))
 
     @np.errstate(over="ignore")

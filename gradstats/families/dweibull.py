@@ -84,7 +84,8 @@ class DWeibull(Family):
     def logpdf(self, x: ArrayLike) -> Floats:
         """Ln (c/2b) + (c-1) ln(|x|/b) - (|x|/b)^c."""
         magnitude, log_scale = np.abs(x), math.log(self.scale)
-        power = special.xlogy(self.shape - 1, magnitude) - (magnitude / self.scale) ** self.shape
+        logs = special.xlogy(self.shape - 1, np.where(np.isinf(magnitude), 1.0, magnitude))
+        power = logs - (magnitude / self.scale) ** self.shape
         return np.asarray(math.log(self.shape / 2) - self.shape * log_scale + power)
 
     @np.errstate(over="ignore")

@@ -94,8 +94,9 @@ class GenNorm(Family):
         """Ln Q(1/β, (m/b)^β), by its continued fraction in the far tail; near 0, -z/Γ(1 + 1/β)."""
         z = magnitudes(magnitude) / self.scale
         power = z**self.shape
-        near = np.log1p(-np.minimum(z / math.gamma(1 + 1 / self.shape), 0.5))
-        return np.where(power < FIRST_TERM, near, log_gammaincc(1 / self.shape, power))
+        near = power < FIRST_TERM
+        first = np.log1p(-np.where(near, z, 0.0) / math.gamma(1 + 1 / self.shape))
+        return np.where(near, first, log_gammaincc(1 / self.shape, power))
 
     @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:

@@ -66,8 +66,13 @@ class Normal(Family):
 
     @np.errstate(over="ignore")
     def threshold(self, ratio: ArrayLike) -> Floats:
-        """-σ Φ⁻¹(ratio/2)."""
-        return np.asarray(-self.scale * special.ndtri(shares(ratio) / 2))
+        """-σ Φ⁻¹(ratio/2), in logarithms where half the ratio is no normal number."""
+        share = shares(ratio)
+        with np.errstate(divide="ignore"):
+            logs = np.log(share) - math.log(2)
+        tail = (share > 0) & (share < 1e-300)
+        inverse = np.where(tail, special.ndtri_exp(logs), special.ndtri(share / 2))
+        return np.asarray(-self.scale * inverse)
 
     def scipy(self) -> Any:
         """`scipy.stats.norm`."""

@@ -113,4 +113,13 @@ def put(model: nn.Module, layer: nn.Module, new: nn.Module) -> nn.Module:
         for name, child in parent._modules.items():
             if child is layer:
                 parent._modules[name] = new
+    if isinstance(new, LowRankAttention):
+        _without_nested_tensors(model, new)
     return model
+
+
+def _without_nested_tensors(model: nn.Module, attention: LowRankAttention) -> None:
+    """Encoders of transformers pack padded batches for the weights of torch's own attention."""
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and attention in encoder.modules():
+            encoder.use_nested_tensor = False

@@ -277,3 +277,16 @@ def test_the_optimizer_goes_on_with_the_same_settings_and_no_momentum():
     loss.backward()
     fresh.step()
     assert not torch.equal(found.model(torch.ones(1, 32)).square().sum(), loss)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_encoder_of_low_rank_takes_padding(training):
+    """In evaluation torch's encoder packs a padded batch for its own attention."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).train(training)
+    x, padding = torch.randn(2, 5, 32), torch.zeros(2, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    expected = model(x, src_key_padding_mask=padding)
+    found = factorize(model, rank_ratio=1.0, warm=True).model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(found[~padding], expected[~padding], atol=1e-4, rtol=1e-4)
