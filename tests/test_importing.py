@@ -297,6 +297,65 @@ def test_rows_of_one_file_are_steps(tmp_path, grads, call):
         imported([tmp_path / "d.npz"], tmp_path / "d.zarr", rows=True)
 
 
+def test_rows_of_arrays_with_one_axis_are_gradients_without_axes(tmp_path, grads):
+    for dtype in ("f4", ">f8", "f2"):
+        scales = np.array([0.5, -2.0, 7.0], dtype)
+        np.savez(tmp_path / "g.npz", w=np.stack(grads), gamma=scales)
+        imported([tmp_path / "g.npz"], tmp_path / dtype, rows=True)
+        for row, scale in enumerate(scales):
+            found = read(tmp_path / dtype, row)
+            assert found["gamma"].shape == ()
+            assert found["gamma"].item() == scale
+            np.testing.assert_array_equal(found["w"].numpy(), grads[row])
+    np.save(tmp_path / "one.npy", np.arange(5, dtype="f4"))
+    imported([tmp_path / "one.npy"], tmp_path / "one.zarr", rows=True)
+    values = [read(tmp_path / "one.zarr", row)["gradient"].item() for row in range(5)]
+    assert values == [0, 1, 2, 3, 4]
+    torch.save(torch.arange(5.0), tmp_path / "one.pt")
+    imported([tmp_path / "one.pt"], tmp_path / "two.zarr", rows=True)
+    assert read(tmp_path / "two.zarr", 4)["gradient"].item() == 4
+
+
+def test_an_entry_of_objects_is_left_out_and_the_others_are_not(tmp_path, grads):
+    np.savez(tmp_path / "g.npz", w=grads[0], config={"lr": 0.1}, none=np.array([None]))
+    lines = imported([tmp_path / "g.npz"], tmp_path / "run.zarr")
+    assert_same(read(tmp_path / "run.zarr"), {"w": torch.from_numpy(grads[0])})
+    assert "config (object), none (object)" in lines
+
+
+NO_FILES = {  # what lies there, and what is said of it
+    "words": (b"not a zip", "it is no file of .*: it begins with b'not a zip'"),
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "it is a pointer of Git LFS; git lfs pull fetches the file",
+    ),
+    "page": (b"\n<!DOCTYPE html><html>404</html>", "it is a web page.*download it again"),
+    "empty": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".npy"])
+@pytest.mark.parametrize(("content", "fact"), NO_FILES.values(), ids=NO_FILES)
+def test_a_file_that_is_something_else_is_said_to_be_that(tmp_path, suffix, content, fact):
+    file = tmp_path / f"g{suffix}"
+    file.write_bytes(content)
+    fact = fact if suffix != ".safetensors" or "begins" not in fact else "cannot read"
+    with pytest.raises(ValueError, match=fact) as caught:
+        imported([file], tmp_path / "run.zarr")
+    assert "running code" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95])
+def test_half_a_file_of_torch_is_not_said_to_hold_objects(tmp_path, tensors, zipped, share):
+    file = tmp_path / "g.pt"
+    torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(ValueError, match="damaged or not complete") as caught:
+        imported([file], tmp_path / "run.zarr")
+    assert "running code" not in str(caught.value)
+
+
 class Mine:
     """Only running code can rebuild it."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,6 +29,17 @@ HINTS: Mapping[str, str] = {
     ".distcp": "python -m torch.distributed.checkpoint.format_utils dcp_to_torch joins its shards",
     ".msgpack": "save the arrays with numpy.savez",
     ".mat": "save the arrays with numpy.savez",
+}
+# what torch says of objects, and of a file of which a part is missing
+_OBJECTS = re.compile(r"GLOBAL|[Tt]rying to|Can only|Unsupported class")
+_DAMAGE = re.compile(r"Weights only|central directory|not a ZIP|unexpected EOF|corrupted")
+_TORCH = ("torch.save", (b"PK\x03\x04", b"\x80"))  # a zip file, or a pickle of before 1.6
+STARTS: Mapping[str, tuple[str, tuple[bytes, ...]]] = {
+    ".npy": ("numpy.save", (b"\x93NUMPY",)),
+    ".npz": ("numpy.savez", (b"PK",)),
+    ".h5": ("HDF5", (b"\x89HDF",)),
+    ".hdf5": ("HDF5", (b"\x89HDF",)),
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _TORCH),
 }
 
 
@@ -82,15 +95,32 @@ def load(path: Path, key: str = "") -> Content:
 
 
 def _fact(path: Path, error: Exception) -> str:
-    if not path.stat().st_size:
-        return "it is empty"
+    """What is wrong with a file: by how it begins, else by what its reader says."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if other := _by_start(path, start):
+        return other
     text = str(error).partition("\n")[0] or type(error).__name__
-    if "Unsupported operand" in str(error):
-        return "it is no file of torch.save"
-    if "allow_pickle" in text or "Weights only" in text:
+    if "allow_pickle" in text or ("Weights only" in text and _OBJECTS.search(str(error))):
         remedy = "save tensors alone, as torch.save({name: p.grad}) or numpy.savez do"
         return f"it holds objects that only running code can rebuild; {remedy}"
+    if _DAMAGE.search(text) or isinstance(error, EOFError | zipfile.BadZipFile):
+        return "it is damaged or not complete; copy or save it again"
     return text
+
+
+def _by_start(path: Path, start: bytes) -> str:
+    """What a file is by its first bytes; "" where it begins as its suffix says."""
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; git lfs pull fetches the file"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page, as of a download that failed; download it again"
+    maker, starts = STARTS.get(suffix_of(path), ("", (b"",)))
+    if start.startswith(starts):
+        return ""
+    return f"it is no file of {maker}: it begins with {start[:12]!r}"
 
 
 def _load_npy(path: Path) -> Any:
@@ -108,7 +138,7 @@ def _mapped(path: Path) -> Array:
 def _load_npz(path: Path) -> Any:
     # opened here, since numpy leaves a file that is no archive open
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        found = dict(archive.items())
+        found = {name: _entry(archive, name) for name in archive.files}
     # savez makes arrays of numbers: those of Python are float64
     wide = {value.dtype for value in found.values() if value.ndim} == {np.dtype("float64")}
     return {
@@ -117,6 +147,16 @@ def _load_npz(path: Path) -> Any:
         else value
         for name, value in found.items()
     }
+
+
+def _entry(archive: Any, name: str) -> Any:
+    """One array of an archive; objects, which only running code can rebuild, are left out."""
+    try:
+        return archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        return np.empty(0, object)
 
 
 def _load_pt(path: Path) -> Any:
