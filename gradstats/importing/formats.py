@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import math
+import pickletools
 import re
 import zipfile
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +22,7 @@ from gradstats.store.rows import Array
 
 Named = dict[str, Array]
 
+PICKLES = 4
 BITS = "bfloat16 of numpy.save, bits without a dtype"
 HINTS: Mapping[str, str] = {
     ".pkl": "loading a pickle runs code: save the arrays with numpy.savez or torch.save",
@@ -30,9 +33,8 @@ HINTS: Mapping[str, str] = {
     ".msgpack": "save the arrays with numpy.savez",
     ".mat": "save the arrays with numpy.savez",
 }
-# what torch says of objects, and of a file of which a part is missing
-_OBJECTS = re.compile(r"GLOBAL|[Tt]rying to|Can only|Unsupported class")
-_DAMAGE = re.compile(r"Weights only|central directory|not a ZIP|unexpected EOF|corrupted")
+# what is said of a file of which a part is missing
+_DAMAGE = re.compile(r"central directory|not a ZIP|unexpected EOF|corrupted")
 _TORCH = ("torch.save", (b"PK\x03\x04", b"\x80"))  # a zip file, or a pickle of before 1.6
 STARTS: Mapping[str, tuple[str, tuple[bytes, ...]]] = {
     ".npy": ("numpy.save", (b"\x93NUMPY",)),
@@ -101,12 +103,25 @@ def _fact(path: Path, error: Exception) -> str:
     if other := _by_start(path, start):
         return other
     text = str(error).partition("\n")[0] or type(error).__name__
-    if "allow_pickle" in text or ("Weights only" in text and _OBJECTS.search(str(error))):
+    if _DAMAGE.search(text) or isinstance(error, EOFError | zipfile.BadZipFile) or _is_cut(path):
+        return "it is damaged or not complete; copy or save it again"
+    if "allow_pickle" in text or "Weights only" in text:
         remedy = "save tensors alone, as torch.save({name: p.grad}) or numpy.savez do"
         return f"it holds objects that only running code can rebuild; {remedy}"
-    if _DAMAGE.search(text) or isinstance(error, EOFError | zipfile.BadZipFile):
-        return "it is damaged or not complete; copy or save it again"
     return text
+
+
+def _is_cut(path: Path) -> bool:
+    """Does a pickle end before its end? A file of torch before 1.6 begins with four of them."""
+    with path.open("rb") as file:
+        for _ in range(PICKLES):
+            if file.peek(1)[:1] != b"\x80":
+                return False
+            try:
+                deque(pickletools.genops(file), maxlen=0)
+            except ValueError:
+                return True
+    return False
 
 
 def _by_start(path: Path, start: bytes) -> str:
