@@ -200,6 +200,74 @@ def test_a_folder_of_checkpoints_is_imported_without_their_other_files(tmp_path,
         imported([tmp_path / "checkpoint-2", tmp_path / "checkpoint-10"], tmp_path / "x.zarr")
 
 
+def state_of(tensors):
+    parameters = [torch.nn.Parameter(tensor.clone()) for tensor in tensors.values()]
+    optimizer = torch.optim.Adam(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def test_the_state_of_an_optimizer_is_no_gradient(tmp_path, tensors):
+    file, state = tmp_path / "optim.pt", state_of(tensors)
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"optim\.pt: it is the state of an optimizer.*--key"):
+        imported([file], tmp_path / "run.zarr")
+    imported([file], tmp_path / "all.zarr", key="*")
+    assert "state.0.exp_avg" in read(tmp_path / "all.zarr")
+    for number, held in enumerate(({"opt_d": state}, {"both": [state, state]})):
+        torch.save({"generator": tensors, **held}, file)
+        lines = imported([file], tmp_path / f"{number}.zarr")
+        expected = {f"generator.{name}": tensor for name, tensor in tensors.items()}
+        assert_same(read(tmp_path / f"{number}.zarr"), expected)
+        assert f"{next(iter(held))} (no gradients)" in lines
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
+def test_a_file_without_entries_or_with_none_alone_says_so(tmp_path, suffix):
+    save({}, tmp_path / f"g{suffix}")
+    with pytest.raises(ValueError, match="got dict without entries"):
+        imported([tmp_path / f"g{suffix}"], tmp_path / "run.zarr")
+    torch.save({"w": None}, tmp_path / "a.pt")
+    torch.save([("w", None), ("b", None)], tmp_path / "b.pt")
+    facts = {"a": "its one entry is None, so no parameter", "b": "all 2 entries are None"}
+    for name, fact in facts.items():
+        with pytest.raises(ValueError, match=fact):
+            imported([tmp_path / f"{name}.pt"], tmp_path / "run.zarr")
+
+
+def test_a_tensor_without_elements_of_its_own_is_named(tmp_path, tensors):
+    torch.save({**tensors, "m": torch.ones(2, 3, device="meta")}, tmp_path / "g.pt")
+    with pytest.raises(ValueError, match=r"g\.pt: 'm' is on the meta device, a shape \[2, 3\]"):
+        imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize("make", [list, tuple, lambda pairs: {"grads": list(pairs)}])
+def test_pairs_of_a_name_and_a_tensor_are_named_by_it(tmp_path, tensors, make):
+    torch.save(make([*tensors.items(), ("frozen", None)]), tmp_path / "g.pt")
+    lines = imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
+    assert_same(read(tmp_path / "run.zarr"), tensors)
+    assert "frozen (NoneType)" in lines
+
+
+def test_files_that_are_named_as_shards_and_are_rows(tmp_path, grads):
+    arrays, archives = [], []
+    for number, grad in enumerate(grads, 1):
+        arrays.append(tmp_path / f"frame-{number}-of-3.npy")
+        np.save(arrays[-1], grad)
+        archives.append(tmp_path / f"part-{number}-of-3.npz")
+        np.savez(archives[-1], w=grad)
+    imported(arrays[::-1], tmp_path / "a.zarr")
+    for row, grad in enumerate(grads):
+        np.testing.assert_array_equal(read(tmp_path / "a.zarr", row)["gradient"].numpy(), grad)
+    with pytest.raises(ValueError, match=r"'w' is in several of its shards; .*--step-from '\(\\d"):
+        imported(archives, tmp_path / "b.zarr")
+    imported(archives, tmp_path / "b.zarr", step_from=r"(\d+)-of-")
+    assert gradstats.open(tmp_path / "b.zarr").stream().steps.tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(read(tmp_path / "b.zarr", 2)["w"].numpy(), grads[2])
+
+
 def test_trees_are_named_by_their_paths_and_lists_by_places(tmp_path, tensors):
     torch.save({"params": {"dense": tensors}}, tmp_path / "a.pt")
     assert load(tmp_path / "a.pt").arrays.keys() == {"dense.w", "dense.b"}

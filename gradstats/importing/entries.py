@@ -38,17 +38,14 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
     """
     if isinstance(raw, (torch.Tensor, np.ndarray)):
         return {"gradient": raw}, {}
-    if not _holds_arrays(raw):
-        without = " without any" if isinstance(raw, Mapping) else ""
-        rule = "a file must hold a tensor or a dict of tensors"
-        raise ValueError(f"{rule}, got {kind_of(raw)}{without}")
     entries = _entries(raw)
+    _check_gradients(raw, entries, key)
     if key == ALL:
         return dict(_flattened(raw)), {}
     if key:
         return _under(entries, key), {}
     inner = {name: value for name, value in entries.items() if _is_branch(value)}
-    aside = {name: "no gradients" for name in inner if name.lower() in ASIDE}
+    aside = {name: "no gradients" for name, value in inner.items() if _is_aside(name, value)}
     branches = [name for name in inner if name not in aside]
     direct = {name: value for name, value in entries.items() if name not in inner}
     own = any(isinstance(value, (torch.Tensor, np.ndarray)) for value in direct.values())
@@ -63,6 +60,37 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
     several = ", ".join(repr(name) for name in [*branches, *direct][:MOST_NAMED])
     remedy = "choose one with --key NAME, or all with --key '*'"
     raise ValueError(f"it does not say which entry holds the gradients: {several}; {remedy}")
+
+
+def _check_gradients(raw: Any, entries: Mapping[str, Any], key: str) -> None:
+    """Refuse what holds no arrays, and an optimizer's state unless its entries are asked for."""
+    if not key and _is_optimizer(raw):
+        remedy = "take all of it with --key '*'"
+        raise ValueError(f"it is the state of an optimizer, which holds no gradients; {remedy}")
+    if _holds_arrays(raw):
+        return
+    if entries and all(value is None for value in entries.values()):
+        count = "its one entry is" if len(entries) == 1 else f"all {len(entries)} entries are"
+        raise ValueError(f"{count} None, so no parameter has a gradient; leave the file out")
+    without = " without any" if entries else " without entries"
+    rule = "a file must hold a tensor or a dict of tensors"
+    raise ValueError(f"{rule}, got {kind_of(raw)}{without if isinstance(raw, Mapping) else ''}")
+
+
+def _is_aside(name: str, value: Any) -> bool:
+    """Does an entry hold tensors and no gradients, by its name or as an optimizer's state?"""
+    several = list(value.values()) if isinstance(value, Mapping) else list(value)
+    return name.lower() in ASIDE or _is_optimizer(value) or all(map(_is_optimizer, several))
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Is it what `Optimizer.state_dict` returns?"""
+    if not isinstance(value, Mapping) or not {"state", "param_groups"} <= value.keys():
+        return False
+    groups = value["param_groups"]
+    return isinstance(groups, list | tuple) and all(
+        isinstance(group, Mapping) and "params" in group for group in groups
+    )
 
 
 def _under_one(name: str, value: Any) -> dict[str, Any]:
@@ -87,9 +115,21 @@ def _under(entries: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _entries(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(name): each for name, each in value.items()}
+    if _is_named(value):
+        return dict(value)
     if isinstance(value, (list, tuple)):
         return {str(place): each for place, each in enumerate(value)}
     return {}
+
+
+def _is_named(value: Any) -> bool:
+    """Is it a list of (name, value), as `list(model.named_parameters())`, each name once?"""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    if not all(isinstance(each, (list, tuple)) and len(each) == 2 for each in value):
+        return False
+    names = {name for name, _ in value if isinstance(name, str)}
+    return len(names) == len(value)
 
 
 def _flattened(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:

@@ -271,6 +271,9 @@ def _is_bits(value: Any) -> bool:
 def _dense(name: str, value: Array) -> Array:
     if isinstance(value, np.ndarray):
         return value
+    if value.is_meta:
+        fact = f"{name!r} is on the meta device, a shape {list(value.shape)} without elements"
+        raise ValueError(f"{fact}; save it from the process that computes it")
     if hasattr(value, "full_tensor"):
         raise ValueError(f"{name!r} is one process's part of a DTensor; save .full_tensor()")
     return value.detach().to_dense() if value.layout != torch.strided else value.detach()
