@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.integer]
 VERSION = 2  # of the grid
 SAFE = (2.0**-450, 2.0**450)  # of max|g|: inside, sums of squares neither overflow nor underflow
+WIDE = 400.0  # nats between the smallest and the largest magnitude
 FEW = 1024  # elements, up to which ln|g| is summed one by one
 
 
@@ -203,6 +204,17 @@ class Summary:
     def power(self) -> float:
         """The largest power of two not above max|g|, inside the normal numbers of float64."""
         return math.ldexp(1.0, min(max(math.frexp(self.max_abs)[1] - 1, -1022), 1023))
+
+    @cached_property
+    def over_power(self) -> tuple[float, Summary]:
+        """A power of two, and the Summary over it: neither squares nor scales leave float64.
+
+        It is `power`, or less where magnitudes of one gradient are hundreds of decades apart.
+        """
+        unit = self.power
+        if math.log(self.max_abs) - self.logs[0] > WIDE:
+            unit = max(unit * 2.0**-400, 2.0**-1022)
+        return unit, self.scaled(1 / unit)
 
     @property
     def mean(self) -> float:

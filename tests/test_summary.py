@@ -329,3 +329,14 @@ def test_a_summary_stays_small(law):
 )
 def test_kept_count(numel, ratio, k):
     assert kept_count(numel, ratio) == k
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_magnitude_lies_within_the_edges_of_its_bin(dtype):
+    grad = torch.from_numpy(np.random.default_rng(4).laplace(size=5_000)).to(dtype)
+    summary, magnitudes = summarize(grad), grad.double().abs().sort().values.numpy()
+    ends = np.cumsum(summary.counts)
+    low, high = summary.edges
+    assert (low <= magnitudes[ends - summary.counts]).all()
+    assert (magnitudes[ends - 1] <= high).all()
+    assert (high[:-1] <= low[1:]).all()

@@ -2,6 +2,7 @@
 
 import math
 from functools import reduce
+from itertools import pairwise
 from operator import add
 
 import numpy as np
@@ -84,3 +85,20 @@ def test_a_threshold_at_an_edge_keeps_the_whole_bin():
         assert summary.kept(low[place]) == summary.counts[place:].sum()
         assert summary.kept(high[place]) == summary.counts[place + 1 :].sum()
     assert summarize(np.array([5e-324, 1e308])).kept(1e300) == 1
+
+
+def test_logarithms_of_segments_are_those_of_each_alone():
+    values = torch.from_numpy(NORMAL.copy())
+    values[[0, 30, 31]] = torch.tensor([0.0, math.inf, math.nan], dtype=torch.float64)
+    offsets = [0, 1, 1, 30, 32, 900, 3000, 3001, 5000]
+    found = summarize_segments(values, offsets)
+    for summary, (start, end) in zip(found, pairwise(offsets), strict=True):
+        alone = summarize(values[start:end]).total_log
+        if alone is None:
+            assert summary.total_log is None
+            assert end - start > 1024
+            continue
+        part = values[start:end].abs()
+        exact = part[part.isfinite() & (part > 0)].log().sum().item()
+        assert summary.total_log == pytest.approx(exact, rel=1e-12)
+        assert alone == pytest.approx(exact, rel=1e-12)

@@ -178,7 +178,8 @@ def row(copy: Copy, code: int) -> dict[str, Any]:
     by = re.findall(r"^(?:FAILED|ERROR) ([^ ]+)", copy.printed.read_text(), re.MULTILINE)
     return {
         "mutant": copy.mutant.name,
-        "outcome": OUTCOMES.get(code, f"error: exit code {code}"),
+        # what a failed test leaves open may be an error of its own, after its end
+        "outcome": "killed" if by and code > 0 else OUTCOMES.get(code, f"error: exit code {code}"),
         "by": by[0] if by else "",
         "reason": copy.mutant.survives,
         "seconds": round(time.monotonic() - copy.started, 1),
@@ -190,41 +191,47 @@ def is_right(row: dict[str, Any]) -> bool:
     return row["outcome"] == "survived" if row["reason"] else row["outcome"] in NOTICED
 
 
-def kept(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of an earlier report of mutants that there still are and that were not tried."""
-    there = {mutant.name for mutant in MUTANTS} - {row["mutant"] for row in rows}
-    return [row for row in before if row["mutant"] in there]
+def kept(before: list[dict[str, Any]], chosen: Sequence[Mutant]) -> list[dict[str, Any]]:
+    """The rows of an earlier report of mutants that there still are and that are not tried now."""
+    others = {mutant.name for mutant in MUTANTS} - {mutant.name for mutant in chosen}
+    return [row for row in before if row["mutant"] in others]
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """The report, after every mutant."""
+    report = {
+        "mutants": len(rows),
+        "noticed": sum(row["outcome"] in NOTICED for row in rows),
+        "with a reason": sum(bool(row["reason"]) for row in rows),
+        "wrong": sum(not is_right(row) for row in rows),
+        "rows": sorted(rows, key=lambda row: str(row["mutant"])),
+    }
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
     """Write mutants.json; the exit code is 1 where a mutant was not noticed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*", help="glob: those, into a report there is")
+    parser.add_argument("--only", action="append", default=[], help="glob: those, into a report")
     parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("mutants.json"))
     options = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if fnmatch.fnmatch(mutant.name, options.only)]
+    only = options.only or ["*"]
+    chosen = [m for m in MUTANTS if any(fnmatch.fnmatch(m.name, glob) for glob in only)]
     for name in WARM:
         importlib.import_module(name)
     rows = []
+    if options.only and options.out.exists():
+        rows = kept(json.loads(options.out.read_text())["rows"], chosen)
     with tempfile.TemporaryDirectory() as base:
         copies = [made(Path(base, str(number))) for number in range(options.workers)]
         baseline(copies, sorted({word for mutant in chosen for word in mutant.tests}))
         for found in tried(copies, chosen):
             rows.append(found)
             print("  " if is_right(found) else "!!", found["outcome"], found["mutant"], flush=True)
-    if options.only != "*" and options.out.exists():
-        rows += kept(json.loads(options.out.read_text())["rows"], rows)
+            write(rows, options.out)
     wrong = [row["mutant"] for row in rows if not is_right(row)]
-    counts = {
-        "mutants": len(rows),
-        "noticed": sum(row["outcome"] in NOTICED for row in rows),
-        "with a reason": sum(bool(row["reason"]) for row in rows),
-        "wrong": len(wrong),
-    }
-    report = {**counts, "rows": sorted(rows, key=lambda row: str(row["mutant"]))}
-    options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    print(counts, *wrong, sep="\n")
+    print(f"{len(rows)} mutants", *wrong, sep="\n")
     sys.exit(bool(wrong))
 
 

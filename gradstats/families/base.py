@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +19,6 @@ Floats = NDArray[np.float64]
 
 FEWEST_DISTINCT = 10  # magnitudes (bins of the grid) from which a shape can be told
 TINY = 1e-300  # a magnitude at which every density that is not 0 at 0 has a logarithm
-WIDE = 400.0  # nats between the smallest and the largest magnitude
 AT_BOUND = 1e-4  # relative to the bound, or absolute near 0
 
 
@@ -74,11 +73,7 @@ class Family(ABC):
             )
         fact = f"{summary.spread}, at least {FEWEST_DISTINCT} are needed"
         require(not cls.bounds or summary.distinct >= FEWEST_DISTINCT, cls, fact)
-        # over a power of two, so that no square leaves float64
-        unit = summary.power
-        if math.log(summary.max_abs) - summary.logs[0] > WIDE:  # nor the scale of the smallest
-            unit = max(unit * 2.0**-400, 2.0**-1022)
-        scaled = summary.scaled(1 / unit)
+        unit, scaled = summary.over_power
         try:
             moments = method == "moments"
             law = cls.from_moments(scaled.moments()) if moments else cls.from_likelihood(scaled)
@@ -134,7 +129,7 @@ class Family(ABC):
     @property
     def parameters(self) -> dict[str, float]:
         """Parameter names and values."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
 
     @property
     def at_bound(self) -> tuple[str, ...]:

@@ -34,7 +34,11 @@ MUTANTS = (
     normal("special.log_ndtr(-z) + math.log(2)", "special.log_ndtr(-z)"),
     lognorm("math.exp(-variance / 2)", "math.exp(variance / 2)"),
     dweibull("moments.mean / math.gamma(1 + 1 / shape)", "moments.mean / math.gamma(1 / shape)"),
-    dweibull("(shape - 1) * mean_log - 1", "shape * mean_log - 1"),
+    dweibull(
+        "(shape - 1) * mean_log - 1",
+        "shape * mean_log - 1",
+        survives="it adds the mean of ln |g| to the likelihood of every shape alike",
+    ),
     gennorm("- math.lgamma(1 / shape) - 1 / shape", "- math.lgamma(1 / shape)"),
     student("(shape - 2) / _mean(shape) ** 2", "(shape - 2) / _mean(shape)"),
     student("(self.shape + 1) / 2 * softplus", "self.shape / 2 * softplus"),

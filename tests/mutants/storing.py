@@ -48,9 +48,5 @@ MUTANTS = (
     spool("        if raw != self._trying:", "        if False:", LATE, TAKEOVERS),
     folder("    check_run(place, root)\n    folder, run", "    folder, run"),
     folder("    if there != run_of(root):\n", "    if there is None:\n"),
-    folder(
-        "    locks = [take_lock(lock, str(place)) for lock in lock_files(folder)]\n",
-        "    locks = []\n",
-    ),
     folder('if not any(child.name.startswith("worker_")', 'if any(child.name.startswith("x")'),
 )
