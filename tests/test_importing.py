@@ -222,6 +222,14 @@ def test_the_state_of_an_optimizer_is_no_gradient(tmp_path, tensors):
         expected = {f"generator.{name}": tensor for name, tensor in tensors.items()}
         assert_same(read(tmp_path / f"{number}.zarr"), expected)
         assert f"{next(iter(held))} (no gradients)" in lines
+    torch.save({"trainer": {"model": tensors, "opt_d": state, "step": 7}}, file)
+    lines = imported([file], tmp_path / "nested.zarr")
+    assert_same(read(tmp_path / "nested.zarr"), {f"trainer.{n}": t for n, t in tensors.items()})
+    assert "trainer.opt_d (no gradients), trainer.step (int)" in lines
+    imported([file], tmp_path / "asked.zarr", key="trainer")
+    assert_same(read(tmp_path / "asked.zarr"), tensors)
+    imported([file], tmp_path / "moments.zarr", key="trainer.opt_d")
+    assert "state.1.exp_avg" in read(tmp_path / "moments.zarr")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])

@@ -43,7 +43,7 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
     if key == ALL:
         return dict(_flattened(raw)), {}
     if key:
-        return _under(entries, key), {}
+        return _under(entries, key)
     inner = {name: value for name, value in entries.items() if _is_branch(value)}
     aside = {name: "no gradients" for name, value in inner.items() if _is_aside(name, value)}
     branches = [name for name in inner if name not in aside]
@@ -56,7 +56,9 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
         (name,) = named or branches
         others = {other: "not chosen" for other in branches if other != name}
         rest = {other: kind_of(value) for other, value in direct.items()}
-        return _under_one(name, inner[name]), {**aside, **others, **rest}
+        # the name of a wrapper is no part of what is in it
+        found, more = _inside(inner[name], "" if name.lower() in WRAPPERS else f"{name}.")
+        return found, {**aside, **others, **rest, **more}
     several = ", ".join(repr(name) for name in [*branches, *direct][:MOST_NAMED])
     remedy = "choose one with --key NAME, or all with --key '*'"
     raise ValueError(f"it does not say which entry holds the gradients: {several}; {remedy}")
@@ -93,12 +95,17 @@ def _is_optimizer(value: Any) -> bool:
     )
 
 
-def _under_one(name: str, value: Any) -> dict[str, Any]:
-    """The arrays of an entry; the name of a wrapper is no part of theirs."""
-    return dict(_flattened(value, "" if name.lower() in WRAPPERS else f"{name}."))
+def _inside(value: Any, before: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of an entry, without optimizers beside them, and what those are."""
+    entries = _entries(value)
+    if not any(_is_branch(each) and _is_aside(name, each) for name, each in entries.items()):
+        return dict(_flattened(value, before)), {}
+    found, aside = chosen(value, "")
+    named = {f"{before}{name}": each for name, each in found.items()}
+    return named, {f"{before}{name}": kind for name, kind in aside.items()}
 
 
-def _under(entries: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _under(entries: Mapping[str, Any], key: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The arrays of the entry that is asked for, or of one inside it: "state.model"."""
     value: Any = entries
     for name in [key] if key in entries else key.split("."):
@@ -108,8 +115,8 @@ def _under(entries: Mapping[str, Any], key: str) -> dict[str, Any]:
             raise ValueError(f"key must be an entry of it, one of {there}, got {key!r}")
         value = inner[name]
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        return {key: value}
-    return dict(_flattened(value))
+        return {key: value}, {}
+    return (dict(_flattened(value)), {}) if _is_optimizer(value) else _inside(value)
 
 
 def _entries(value: Any) -> dict[str, Any]:
