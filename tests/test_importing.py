@@ -3,6 +3,8 @@
 import builtins
 import json
 import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -415,10 +417,27 @@ NO_FILES = {  # what lies there, and what is said of it
 def test_a_file_that_is_something_else_is_said_to_be_that(tmp_path, suffix, content, fact):
     file = tmp_path / f"g{suffix}"
     file.write_bytes(content)
-    fact = fact if suffix != ".safetensors" or "begins" not in fact else "cannot read"
     with pytest.raises(ValueError, match=fact) as caught:
         imported([file], tmp_path / "run.zarr")
     assert "running code" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
+def test_a_zip_file_of_another_format_is_said_to_be_that(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", w=np.ones(3))
+    (tmp_path / "b.npz").rename(tmp_path / "b.pt")
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as packed:  # as torch.jit.save writes it
+        packed.writestr("c/constants.pkl", pickle.dumps(()))
+        packed.writestr("c/data.pkl", pickle.dumps(()))
+        packed.writestr("c/version", "3")
+    for name, fact in {
+        "a.npz": "it is a zip file, and none of numpy.savez",
+        "b.pt": "it is a zip file, and none of torch.save",
+        "c.pt": "it is a program of TorchScript",
+    }.items():
+        with pytest.raises(ValueError, match=rf"cannot read .*{name} as .*: {fact}"):
+            imported([tmp_path / name], tmp_path / "run.zarr")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

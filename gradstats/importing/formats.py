@@ -39,6 +39,7 @@ _TORCH = ("torch.save", (b"PK\x03\x04", b"\x80"))  # a zip file, or a pickle of 
 STARTS: Mapping[str, tuple[str, tuple[bytes, ...]]] = {
     ".npy": ("numpy.save", (b"\x93NUMPY",)),
     ".npz": ("numpy.savez", (b"PK",)),
+    ".safetensors": ("safetensors", (b"{",)),
     ".h5": ("HDF5", (b"\x89HDF",)),
     ".hdf5": ("HDF5", (b"\x89HDF",)),
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _TORCH),
@@ -105,6 +106,10 @@ def _fact(path: Path, error: Exception) -> str:
     text = str(error).partition("\n")[0] or type(error).__name__
     if _DAMAGE.search(text) or isinstance(error, EOFError | zipfile.BadZipFile) or _is_cut(path):
         return "it is damaged or not complete; copy or save it again"
+    if "TorchScript" in text:
+        return "it is a program of TorchScript; save its state_dict() instead"
+    if "not in a subdirectory" in text:
+        return "it is a zip file, and none of torch.save"
     if "allow_pickle" in text or "Weights only" in text:
         remedy = "save tensors alone, as torch.save({name: p.grad}) or numpy.savez do"
         return f"it holds objects that only running code can rebuild; {remedy}"
@@ -133,7 +138,7 @@ def _by_start(path: Path, start: bytes) -> str:
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page, as of a download that failed; download it again"
     maker, starts = STARTS.get(suffix_of(path), ("", (b"",)))
-    if start.startswith(starts):
+    if start[8 * (maker == "safetensors") :].startswith(starts):  # after the header's length
         return ""
     return f"it is no file of {maker}: it begins with {start[:12]!r}"
 
@@ -154,14 +159,17 @@ def _load_npz(path: Path) -> Any:
     # opened here, since numpy leaves a file that is no archive open
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         found = {name: _entry(archive, name) for name in archive.files}
+    arrays = {name: value for name, value in found.items() if not isinstance(value, bytes)}
+    if found and not arrays:
+        raise ValueError("it is a zip file, and none of numpy.savez")
     # savez makes arrays of numbers: those of Python are float64
-    wide = {value.dtype for value in found.values() if value.ndim} == {np.dtype("float64")}
-    return {
+    wide = {value.dtype for value in arrays.values() if value.ndim} == {np.dtype("float64")}
+    numbers = {
         name: value.item()
+        for name, value in arrays.items()
         if value.shape == () and value.dtype == "float64" and not wide
-        else value
-        for name, value in found.items()
     }
+    return {**found, **numbers}
 
 
 def _entry(archive: Any, name: str) -> Any:
