@@ -210,7 +210,8 @@ def import_(
         )
     with store:
         written, of_each = len(store.stream()), len(store.workers)
-    say(f"{out}: {written} rows" + (f" of {of_each} workers each" if of_each > 1 else ""))
+    noun = "row" if written == 1 else "rows"
+    say(f"{out}: {written} {noun}" + (f" of {of_each} workers each" if of_each > 1 else ""))
 
 
 @app.command()
@@ -238,7 +239,7 @@ def copy(
         smaller = Smaller(parse_steps(steps), dtype, kinds, track or None, seed, allow_loss)
     with bar() as advance:
         rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n), say=say)
-    say(f"{restored(out)}: {rows} rows")
+    say(f"{restored(out)}: {rows} {'row' if rows == 1 else 'rows'}")
 
 
 @app.command()

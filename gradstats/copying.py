@@ -102,7 +102,7 @@ def copy(
     Raises:
         FileExistsError: Something is at ``out``.
         ValueError: Nothing is left to copy, an element is beyond the range of the dtype, or more
-            than 0.1 % of the non-zero ones would become 0.
+            than 0.1 % of the non-zero ones of a parameter would become 0.
         StoreFormatError: ``run`` is not a readable store.
     """
     smaller = smaller or Smaller()
@@ -310,7 +310,7 @@ class Layout:
         pieces: dict[str, list[Tensor]] = {}
         for old, new, places in zip(stream.table, self._table, self._places, strict=True):
             if old.dtype in flat:
-                piece = self._converted(row, flat[old.dtype][places], new)
+                piece = self._converted(row, flat[old.dtype][places], new, quantity)
                 pieces.setdefault(new.dtype, []).append(piece)
         return {dtype: torch.cat(parts) for dtype, parts in pieces.items()}
 
@@ -321,15 +321,16 @@ class Layout:
             if old.layout == "sparse" and self._stream.kind == "full":
                 ragged[f"indices_{place}"] = self._stream.read_ragged(row, f"indices_{place}")
                 values = as_values(self._stream.read_ragged(row, f"values_{place}"), old.dtype)
-                ragged[f"values_{place}"] = as_bits(self._converted(row, values, new))
+                ragged[f"values_{place}"] = as_bits(self._converted(row, values, new, "grad"))
         return ragged
 
-    def _converted(self, row: int, values: Tensor, new: Parameter) -> Tensor:
+    def _converted(self, row: int, values: Tensor, new: Parameter, quantity: str) -> Tensor:
         """Values of a row in the dtype of the copy."""
         coordinates = self._stream.coordinates
         scale = f", multiplied by a loss scale of {float(coordinates['loss_scale'][row]):g}"
         note = scale if coordinates["unscaled"][row] == 0 else ""
-        return self._narrowing(values, new.name, int(self._stream.steps[row]), note)
+        step = int(self._stream.steps[row])
+        return self._narrowing(values, new.name, step, note, quantity)
 
 
 def _kept(ids: Mapping[str, Any], smaller: Smaller) -> dict[str, NDArray[np.int64]]:

@@ -4,19 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-MOST_ZEROED = 1e-3  # share of the non-zero elements
+MOST_ZEROED = 1e-3  # share of the non-zero elements of a parameter
+
+
+@dataclass
+class Lost:
+    """What one parameter lost in all rows.
+
+    Attributes:
+        name: of the parameter; "" for all together.
+        elements: how many were finite and not zero.
+        zeroed: how many of them became zero.
+        infinite: how many of them became infinite.
+        smallest: magnitude of what became zero.
+        step: of the first row in which one became zero.
+    """
+
+    name: str = ""
+    elements: int = 0
+    zeroed: int = 0
+    infinite: int = 0
+    smallest: float = math.inf
+    step: int = 0
+
+    @property
+    def share(self) -> float:
+        """What became zero of what was not."""
+        return self.zeroed / self.elements if self.elements else 0.0
+
+    def __str__(self) -> str:
+        percent = f"{100 * self.share:.3g}" if self.share >= 1e-5 else "less than 0.001"
+        return f"{self.zeroed:,} of {_counted(self.elements, 'non-zero element')} ({percent} %)"
+
+    def add(self, values: Tensor, found: Tensor, step: int) -> int:
+        """Count the losses of a row; how many elements became infinite."""
+        finite = values.isfinite() & (values != 0)
+        lost = values[(found == 0) & finite]
+        infinite = int((found.isinf() & finite).sum())
+        if len(lost):
+            self.step = self.step if self.zeroed else step
+            self.smallest = min(self.smallest, float(lost.abs().min()))
+        self.elements += int(finite.sum())
+        self.zeroed += len(lost)
+        self.infinite += infinite
+        return infinite
 
 
 class Narrowing:
     """Converts elements to a dtype and counts those that become infinite or zero.
 
     One infinite element makes every norm and mean of its row infinite, so that none is accepted
-    unless it is asked for. Elements that become zero are the smallest: up to a share of
-    `MOST_ZEROED` of the non-zero elements may.
+    unless it is asked for. Elements that become zero are the smallest: in every parameter, whose
+    gradients may all be small, up to a share of `MOST_ZEROED` of the non-zero ones may.
 
     Args:
         dtype: name of the dtype; "" leaves elements as they are.
@@ -25,14 +69,12 @@ class Narrowing:
 
     def __init__(self, dtype: str, *, allow_loss: bool = False) -> None:
         self.dtype = dtype
-        self.elements = 0  # non-zero and finite, before
-        self.infinite = 0
-        self.zeroed = 0
         self._allow_loss = allow_loss
-        self._first = ""
-        self._smallest = math.inf  # of what became zero
+        self._lost: dict[tuple[str, str], Lost] = {}
 
-    def __call__(self, values: Tensor, name: str, step: int, note: str = "") -> Tensor:
+    def __call__(
+        self, values: Tensor, name: str, step: int, note: str = "", quantity: str = "grad"
+    ) -> Tensor:
         """Convert elements of one parameter at one step.
 
         Args:
@@ -40,6 +82,7 @@ class Narrowing:
             name: of the parameter.
             step: of the row.
             note: what else an error should say of the elements.
+            quantity: "grad" or "weight", which are counted apart.
 
         Raises:
             ValueError: an element becomes infinite.
@@ -47,18 +90,11 @@ class Narrowing:
         found = values.to(getattr(torch, self.dtype)) if self.dtype else values
         if found.dtype == values.dtype:
             return found
-        infinite = int((found.isinf() & values.isfinite()).sum())
-        zeroed = int(((found == 0) & (values != 0)).sum())
-        self.elements += int((values.isfinite() & (values != 0)).sum())
-        self.infinite += infinite
-        self.zeroed += zeroed
-        if zeroed:
-            lost = values[(found == 0) & (values != 0)]
-            self._smallest = min(self._smallest, float(lost.abs().min()))
-            self._first = self._first or f"{zeroed} of {name!r} at step {step} first"
+        lost = self._lost.setdefault((name, quantity), Lost(name))
+        infinite = lost.add(values, found, step)
         if infinite and not self._allow_loss:
             largest = float(values[values.isfinite()].abs().max())
-            what = f"{infinite} elements of {name!r} at step {step} as {self.dtype}"
+            what = f"{_counted(infinite, 'element')} of {name!r} at step {step} as {self.dtype}"
             fact = f"stored they are up to {largest:.3g}{note}"
             raise ValueError(f"cannot copy {what}: {fact}; {self._remedy(largest)}")
         return found
@@ -71,29 +107,40 @@ class Narrowing:
         return f"choose another dtype, such as {other}, or accept the loss with --allow-loss"
 
     def check(self) -> None:
-        """Check, after the last row, that few elements have become zero.
+        """Check, after the last row, that few elements of every parameter have become zero.
 
         Raises:
-            ValueError: more than `MOST_ZEROED` of the non-zero elements have.
+            ValueError: more than `MOST_ZEROED` of the non-zero elements of one have.
         """
-        if self._allow_loss or self.zeroed <= MOST_ZEROED * self.elements:
+        beyond = [each for each in self._lost.values() if each.share > MOST_ZEROED]
+        if self._allow_loss or not beyond:
             return
-        share = f"{self.zeroed:,} of {self.elements:,} non-zero elements ({self._share:.2g} %)"
-        fact = f"more than {100 * MOST_ZEROED:g} % would become 0, {self._first}"
+        worst = max(beyond, key=lambda each: (each.share, each.zeroed))
+        more = f", and of {_counted(len(beyond) - 1, 'other parameter')}" * (len(beyond) > 1)
+        fact = f"more than {100 * MOST_ZEROED:g} % would become 0, first at step {worst.step}"
+        smallest = min(each.smallest for each in beyond)
         raise ValueError(
-            f"cannot copy {share} as {self.dtype}: {fact}; {self._remedy(self._smallest)}"
+            f"cannot copy {worst} of {worst.name!r}{more} as {self.dtype}: {fact}; "
+            f"{self._remedy(smallest)}"
         )
-
-    @property
-    def _share(self) -> float:
-        return 100 * self.zeroed / self.elements
 
     def lines(self) -> Iterator[str]:
         """What was lost, for people; nothing where nothing was."""
-        if self.infinite:
-            yield f"{self.infinite:,} elements are beyond {self.dtype} and became infinite"
-        if self.zeroed:
+        each = self._lost.values()
+        infinite = sum(one.infinite for one in each)
+        total = Lost("", sum(one.elements for one in each), sum(one.zeroed for one in each))
+        if infinite:
+            are = "is" if infinite == 1 else "are"
+            yield (
+                f"{_counted(infinite, 'element')} {are} beyond {self.dtype} and became infinite"
+            )
+        if total.zeroed:
             tiny = torch.finfo(getattr(torch, self.dtype)).smallest_normal
-            total = f"{self.elements:,} non-zero elements ({self._share:.2g} %)"
-            became = f"are too small for {self.dtype} (normal from {tiny:.3g}) and became 0"
-            yield f"{self.zeroed:,} of {total} {became}, {self._first}"
+            became = f"became 0, too small for {self.dtype} (normal from {tiny:.3g})"
+            worst = max(each, key=lambda one: (one.share, one.zeroed))
+            most = f"most of {worst.name!r}: {worst}, first at step {worst.step}"
+            yield f"{total} {became}; {most}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

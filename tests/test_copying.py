@@ -105,7 +105,7 @@ def test_elements_that_a_narrower_dtype_loses_are_counted_and_refused_above_a_sh
     copy(run, tmp_path / "few.zarr", Smaller(dtype=dtype), say=lines.append)
     (line,) = lines
     assert line.startswith("4 of 4,998 non-zero elements (0.08 %)")
-    assert "became 0, 4 of 'w' at step 8 first" in line
+    assert "4 of 4,998 non-zero elements (0.08 %), first at step 8" in line
     copied = GradientStore.open(tmp_path / "few.zarr").stream().read(1)
     assert torch.equal(copied.isnan(), grad.isnan())
     assert copied[4].isfinite()
@@ -118,12 +118,45 @@ def test_more_than_a_thousandth_is_refused_and_nothing_is_made(tmp_path, call):
     for path in (out, tmp_path / "half.zarr.zip"):
         code, _, err = call("copy", run, path, "--dtype", "float16")
         assert code == 1
-        assert "cannot copy 4 of 3,000 non-zero elements (0.13 %) as float16" in err
+        assert "cannot copy 4 of 3,000 non-zero elements (0.133 %) of 'w' as float16" in err
         assert "such as bfloat16, or accept the loss with --allow-loss" in err
     assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
     code, shown, _ = call("copy", run, out, "--dtype", "float16", "--allow-loss")
     assert code == 0
-    assert "4 of 3,000 non-zero elements (0.13 %) are too small for float16" in shown
+    assert "4 of 3,000 non-zero elements (0.133 %) became 0, too small for float16" in shown
+
+
+@pytest.mark.parametrize("how", ["dense", "sparse", "tracked", "weights"])
+def test_the_share_is_that_of_each_parameter(tmp_path, how):
+    """A bias is a small share of a model; none of it may be 0 without a word."""
+    table = parameter_table(
+        [("big", (1000, 100), "float32"), ("small", (5, 10), "float32")],
+        sparse=["small"] * (how == "sparse"),
+    )
+    big, tiny = torch.ones(100_000), torch.full((50,), 1e-9)
+    flat = {"float32": big if how == "sparse" else torch.cat([big, tiny])}
+    ones = {"float32": torch.ones(100_050)}
+    ragged = {"indices_1": np.arange(5), "values_1": tiny.numpy()} if how == "sparse" else {}
+    with GradientStore.create(tmp_path / "run.zarr", table) as store:
+        store.claim(0, table)
+        if how == "tracked":
+            store.set_track({"float32": np.arange(0, 100_050, 2)}, 0)
+            flat = {"float32": flat["float32"][::2]}
+        for step in (3, 4):
+            kind = "track" if how == "tracked" else "full"
+            rows = [Row(step, flat, np.ones(2, bool), {}, None, ragged)]
+            if how == "weights":
+                rows = [Row(step, ones, np.ones(2, bool), {}, flat)]
+            store.append_rows(rows, 0, kind)
+    half = Smaller(dtype="float16")
+    count = 50 if how == "tracked" else 100
+    fact = rf"{count} of {count} non-zero elements \(100 %\) of 'small' as float16: .* at step 3"
+    with pytest.raises(ValueError, match=fact):
+        copy(tmp_path / "run.zarr", tmp_path / "half.zarr", half)
+    lines = []
+    lossy = Smaller(dtype="float16", allow_loss=True)
+    copy(tmp_path / "run.zarr", tmp_path / "half.zarr", lossy, say=lines.append)
+    assert f"most of 'small': {count} of {count} non-zero elements (100 %)" in lines[0]
 
 
 def test_infinities_are_made_only_where_they_are_asked_for(tmp_path, call):
@@ -132,11 +165,11 @@ def test_infinities_are_made_only_where_they_are_asked_for(tmp_path, call):
     run, out = stored(tmp_path / "run.zarr", grad), tmp_path / "half.zarr"
     code, _, err = call("copy", run, out, "--dtype", "float16")
     assert code == 1
-    assert "cannot copy 1 elements of 'w' at step 8 as float16: stored they are up to 1e+05" in err
+    assert "cannot copy 1 element of 'w' at step 8 as float16: stored they are up to 1e+05" in err
     assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
     code, shown, _ = call("copy", run, out, "--dtype", "float16", "--allow-loss")
     assert code == 0
-    assert "1 elements are beyond float16 and became infinite" in shown
+    assert "1 element is beyond float16 and became infinite" in shown
     code, _, err = call("copy", run, out)
     assert code == 1
     assert f"cannot create {out}: it exists; choose another name" in err

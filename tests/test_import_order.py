@@ -138,6 +138,25 @@ def test_names_whose_numbers_are_the_same_are_refused(tmp_path, names):
     )
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["step_1.npy", "step_2.npy", "final.npy"],
+        ["model.npy", "model_1.npy", "model_2.npy"],
+        ["e_1/last.npy", "e_1/step_2.npy", "e_2/step_1.npy", "e_2/last.npy"],
+    ],
+)
+def test_a_name_without_a_number_is_last_or_refused(tmp_path, names):
+    files = saved(tmp_path, names)
+    with pytest.raises(ValueError, match=r"as many numbers .* fewer in .*leave it out.*--order g"):
+        imported(files, tmp_path / "run.zarr")
+    assert len(imported(files, tmp_path / "a.zarr", order="given")[0]) == len(names)
+    last = saved(tmp_path, ["z_1.npy", "z_2.npy", "z_final.npy"])
+    values, steps, lines = imported(last, tmp_path / "b.zarr")
+    assert (values, steps) == ([0, 1, 2], [0, 1, 2])
+    assert "z_final' has no number and is taken as the last" in lines
+
+
 def test_files_that_differ_in_their_suffix_alone_are_refused(tmp_path):
     (file,) = saved(tmp_path, ["step_10.npy"])
     other = file.with_suffix(".npz")

@@ -3,6 +3,8 @@
 import builtins
 import json
 import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -200,6 +202,82 @@ def test_a_folder_of_checkpoints_is_imported_without_their_other_files(tmp_path,
         imported([tmp_path / "checkpoint-2", tmp_path / "checkpoint-10"], tmp_path / "x.zarr")
 
 
+def state_of(tensors):
+    parameters = [torch.nn.Parameter(tensor.clone()) for tensor in tensors.values()]
+    optimizer = torch.optim.Adam(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def test_the_state_of_an_optimizer_is_no_gradient(tmp_path, tensors):
+    file, state = tmp_path / "optim.pt", state_of(tensors)
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"optim\.pt: it is the state of an optimizer.*--key"):
+        imported([file], tmp_path / "run.zarr")
+    imported([file], tmp_path / "all.zarr", key="*")
+    assert "state.0.exp_avg" in read(tmp_path / "all.zarr")
+    for number, held in enumerate(({"opt_d": state}, {"both": [state, state]})):
+        torch.save({"generator": tensors, **held}, file)
+        lines = imported([file], tmp_path / f"{number}.zarr")
+        expected = {f"generator.{name}": tensor for name, tensor in tensors.items()}
+        assert_same(read(tmp_path / f"{number}.zarr"), expected)
+        assert f"{next(iter(held))} (no gradients)" in lines
+    torch.save({"trainer": {"model": tensors, "opt_d": state, "step": 7}}, file)
+    lines = imported([file], tmp_path / "nested.zarr")
+    assert_same(read(tmp_path / "nested.zarr"), {f"trainer.{n}": t for n, t in tensors.items()})
+    assert "trainer.opt_d (no gradients), trainer.step (int)" in lines
+    imported([file], tmp_path / "asked.zarr", key="trainer")
+    assert_same(read(tmp_path / "asked.zarr"), tensors)
+    imported([file], tmp_path / "moments.zarr", key="trainer.opt_d")
+    assert "state.1.exp_avg" in read(tmp_path / "moments.zarr")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
+def test_a_file_without_entries_or_with_none_alone_says_so(tmp_path, suffix):
+    save({}, tmp_path / f"g{suffix}")
+    with pytest.raises(ValueError, match="got dict without entries"):
+        imported([tmp_path / f"g{suffix}"], tmp_path / "run.zarr")
+    torch.save({"w": None}, tmp_path / "a.pt")
+    torch.save([("w", None), ("b", None)], tmp_path / "b.pt")
+    facts = {"a": "its one entry is None, so no parameter", "b": "all 2 entries are None"}
+    for name, fact in facts.items():
+        with pytest.raises(ValueError, match=fact):
+            imported([tmp_path / f"{name}.pt"], tmp_path / "run.zarr")
+
+
+def test_a_tensor_without_elements_of_its_own_is_named(tmp_path, tensors):
+    torch.save({**tensors, "m": torch.ones(2, 3, device="meta")}, tmp_path / "g.pt")
+    with pytest.raises(ValueError, match=r"g\.pt: 'm' is on the meta device, a shape \[2, 3\]"):
+        imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize("make", [list, tuple, lambda pairs: {"grads": list(pairs)}])
+def test_pairs_of_a_name_and_a_tensor_are_named_by_it(tmp_path, tensors, make):
+    torch.save(make([*tensors.items(), ("frozen", None)]), tmp_path / "g.pt")
+    lines = imported([tmp_path / "g.pt"], tmp_path / "run.zarr")
+    assert_same(read(tmp_path / "run.zarr"), tensors)
+    assert "frozen (NoneType)" in lines
+
+
+def test_files_that_are_named_as_shards_and_are_rows(tmp_path, grads):
+    arrays, archives = [], []
+    for number, grad in enumerate(grads, 1):
+        arrays.append(tmp_path / f"frame-{number}-of-3.npy")
+        np.save(arrays[-1], grad)
+        archives.append(tmp_path / f"part-{number}-of-3.npz")
+        np.savez(archives[-1], w=grad)
+    imported(arrays[::-1], tmp_path / "a.zarr")
+    for row, grad in enumerate(grads):
+        np.testing.assert_array_equal(read(tmp_path / "a.zarr", row)["gradient"].numpy(), grad)
+    with pytest.raises(ValueError, match=r"'w' is in several of its shards; .*--step-from '\(\\d"):
+        imported(archives, tmp_path / "b.zarr")
+    imported(archives, tmp_path / "b.zarr", step_from=r"(\d+)-of-")
+    assert gradstats.open(tmp_path / "b.zarr").stream().steps.tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(read(tmp_path / "b.zarr", 2)["w"].numpy(), grads[2])
+
+
 def test_trees_are_named_by_their_paths_and_lists_by_places(tmp_path, tensors):
     torch.save({"params": {"dense": tensors}}, tmp_path / "a.pt")
     assert load(tmp_path / "a.pt").arrays.keys() == {"dense.w", "dense.b"}
@@ -295,6 +373,82 @@ def test_rows_of_one_file_are_steps(tmp_path, grads, call):
         ValueError, match=r"one row per step, got w \[3, 3, 4\], b \[2, 3\], s \[\]"
     ):
         imported([tmp_path / "d.npz"], tmp_path / "d.zarr", rows=True)
+
+
+def test_rows_of_arrays_with_one_axis_are_gradients_without_axes(tmp_path, grads):
+    for dtype in ("f4", ">f8", "f2"):
+        scales = np.array([0.5, -2.0, 7.0], dtype)
+        np.savez(tmp_path / "g.npz", w=np.stack(grads), gamma=scales)
+        imported([tmp_path / "g.npz"], tmp_path / dtype, rows=True)
+        for row, scale in enumerate(scales):
+            found = read(tmp_path / dtype, row)
+            assert found["gamma"].shape == ()
+            assert found["gamma"].item() == scale
+            np.testing.assert_array_equal(found["w"].numpy(), grads[row])
+    np.save(tmp_path / "one.npy", np.arange(5, dtype="f4"))
+    imported([tmp_path / "one.npy"], tmp_path / "one.zarr", rows=True)
+    values = [read(tmp_path / "one.zarr", row)["gradient"].item() for row in range(5)]
+    assert values == [0, 1, 2, 3, 4]
+    torch.save(torch.arange(5.0), tmp_path / "one.pt")
+    imported([tmp_path / "one.pt"], tmp_path / "two.zarr", rows=True)
+    assert read(tmp_path / "two.zarr", 4)["gradient"].item() == 4
+
+
+def test_an_entry_of_objects_is_left_out_and_the_others_are_not(tmp_path, grads):
+    np.savez(tmp_path / "g.npz", w=grads[0], config={"lr": 0.1}, none=np.array([None]))
+    lines = imported([tmp_path / "g.npz"], tmp_path / "run.zarr")
+    assert_same(read(tmp_path / "run.zarr"), {"w": torch.from_numpy(grads[0])})
+    assert "config (object), none (object)" in lines
+
+
+NO_FILES = {  # what lies there, and what is said of it
+    "words": (b"not a zip", "it is no file of .*: it begins with b'not a zip'"),
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "it is a pointer of Git LFS; git lfs pull fetches the file",
+    ),
+    "page": (b"\n<!DOCTYPE html><html>404</html>", "it is a web page.*download it again"),
+    "empty": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".npy"])
+@pytest.mark.parametrize(("content", "fact"), NO_FILES.values(), ids=NO_FILES)
+def test_a_file_that_is_something_else_is_said_to_be_that(tmp_path, suffix, content, fact):
+    file = tmp_path / f"g{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=fact) as caught:
+        imported([file], tmp_path / "run.zarr")
+    assert "running code" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
+def test_a_zip_file_of_another_format_is_said_to_be_that(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", w=np.ones(3))
+    (tmp_path / "b.npz").rename(tmp_path / "b.pt")
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as packed:  # as torch.jit.save writes it
+        packed.writestr("c/constants.pkl", pickle.dumps(()))
+        packed.writestr("c/data.pkl", pickle.dumps(()))
+        packed.writestr("c/version", "3")
+    for name, fact in {
+        "a.npz": "it is a zip file, and none of numpy.savez",
+        "b.pt": "it is a zip file, and none of torch.save",
+        "c.pt": "it is a program of TorchScript",
+    }.items():
+        with pytest.raises(ValueError, match=rf"cannot read .*{name} as .*: {fact}"):
+            imported([tmp_path / name], tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95])
+def test_half_a_file_of_torch_is_not_said_to_hold_objects(tmp_path, tensors, zipped, share):
+    file = tmp_path / "g.pt"
+    torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(ValueError, match="damaged or not complete") as caught:
+        imported([file], tmp_path / "run.zarr")
+    assert "running code" not in str(caught.value)
 
 
 class Mine:

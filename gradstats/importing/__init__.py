@@ -98,7 +98,9 @@ def _content(source: Source, key: str) -> Content:
     arrays = {name: array for each in contents for name, array in each.arrays.items()}
     if sum(len(each.arrays) for each in contents) > len(arrays):
         twice = [name for name in arrays if sum(name in each.arrays for each in contents) > 1]
-        raise ValueError(f"cannot import {source.name}: {twice[0]!r} is in several of its shards")
+        remedy = r"if each file is a row, choose the step with --step-from '(\d+)-of-'"
+        fact = f"{twice[0]!r} is in several of its shards"
+        raise ValueError(f"cannot import {source.name}: {fact}; {remedy}")
     left_out = {name: kind for each in contents for name, kind in each.left_out.items()}
     return Content(arrays, left_out, tuple(text for each in contents for text in each.remarks))
 

@@ -38,17 +38,14 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
     """
     if isinstance(raw, (torch.Tensor, np.ndarray)):
         return {"gradient": raw}, {}
-    if not _holds_arrays(raw):
-        without = " without any" if isinstance(raw, Mapping) else ""
-        rule = "a file must hold a tensor or a dict of tensors"
-        raise ValueError(f"{rule}, got {kind_of(raw)}{without}")
     entries = _entries(raw)
+    _check_gradients(raw, entries, key)
     if key == ALL:
         return dict(_flattened(raw)), {}
     if key:
-        return _under(entries, key), {}
+        return _under(entries, key)
     inner = {name: value for name, value in entries.items() if _is_branch(value)}
-    aside = {name: "no gradients" for name in inner if name.lower() in ASIDE}
+    aside = {name: "no gradients" for name, value in inner.items() if _is_aside(name, value)}
     branches = [name for name in inner if name not in aside]
     direct = {name: value for name, value in entries.items() if name not in inner}
     own = any(isinstance(value, (torch.Tensor, np.ndarray)) for value in direct.values())
@@ -59,18 +56,56 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
         (name,) = named or branches
         others = {other: "not chosen" for other in branches if other != name}
         rest = {other: kind_of(value) for other, value in direct.items()}
-        return _under_one(name, inner[name]), {**aside, **others, **rest}
+        # the name of a wrapper is no part of what is in it
+        found, more = _inside(inner[name], "" if name.lower() in WRAPPERS else f"{name}.")
+        return found, {**aside, **others, **rest, **more}
     several = ", ".join(repr(name) for name in [*branches, *direct][:MOST_NAMED])
     remedy = "choose one with --key NAME, or all with --key '*'"
     raise ValueError(f"it does not say which entry holds the gradients: {several}; {remedy}")
 
 
-def _under_one(name: str, value: Any) -> dict[str, Any]:
-    """The arrays of an entry; the name of a wrapper is no part of theirs."""
-    return dict(_flattened(value, "" if name.lower() in WRAPPERS else f"{name}."))
+def _check_gradients(raw: Any, entries: Mapping[str, Any], key: str) -> None:
+    """Refuse what holds no arrays, and an optimizer's state unless its entries are asked for."""
+    if not key and _is_optimizer(raw):
+        remedy = "take all of it with --key '*'"
+        raise ValueError(f"it is the state of an optimizer, which holds no gradients; {remedy}")
+    if _holds_arrays(raw):
+        return
+    if entries and all(value is None for value in entries.values()):
+        count = "its one entry is" if len(entries) == 1 else f"all {len(entries)} entries are"
+        raise ValueError(f"{count} None, so no parameter has a gradient; leave the file out")
+    without = " without any" if entries else " without entries"
+    rule = "a file must hold a tensor or a dict of tensors"
+    raise ValueError(f"{rule}, got {kind_of(raw)}{without if isinstance(raw, Mapping) else ''}")
 
 
-def _under(entries: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _is_aside(name: str, value: Any) -> bool:
+    """Does an entry hold tensors and no gradients, by its name or as an optimizer's state?"""
+    several = list(value.values()) if isinstance(value, Mapping) else list(value)
+    return name.lower() in ASIDE or _is_optimizer(value) or all(map(_is_optimizer, several))
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Is it what `Optimizer.state_dict` returns?"""
+    if not isinstance(value, Mapping) or not {"state", "param_groups"} <= value.keys():
+        return False
+    groups = value["param_groups"]
+    return isinstance(groups, list | tuple) and all(
+        isinstance(group, Mapping) and "params" in group for group in groups
+    )
+
+
+def _inside(value: Any, before: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of an entry, without optimizers beside them, and what those are."""
+    entries = _entries(value)
+    if not any(_is_branch(each) and _is_aside(name, each) for name, each in entries.items()):
+        return dict(_flattened(value, before)), {}
+    found, aside = chosen(value, "")
+    named = {f"{before}{name}": each for name, each in found.items()}
+    return named, {f"{before}{name}": kind for name, kind in aside.items()}
+
+
+def _under(entries: Mapping[str, Any], key: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The arrays of the entry that is asked for, or of one inside it: "state.model"."""
     value: Any = entries
     for name in [key] if key in entries else key.split("."):
@@ -80,16 +115,28 @@ def _under(entries: Mapping[str, Any], key: str) -> dict[str, Any]:
             raise ValueError(f"key must be an entry of it, one of {there}, got {key!r}")
         value = inner[name]
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        return {key: value}
-    return dict(_flattened(value))
+        return {key: value}, {}
+    return (dict(_flattened(value)), {}) if _is_optimizer(value) else _inside(value)
 
 
 def _entries(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(name): each for name, each in value.items()}
+    if _is_named(value):
+        return dict(value)
     if isinstance(value, (list, tuple)):
         return {str(place): each for place, each in enumerate(value)}
     return {}
+
+
+def _is_named(value: Any) -> bool:
+    """Is it a list of (name, value), as `list(model.named_parameters())`, each name once?"""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    if not all(isinstance(each, (list, tuple)) and len(each) == 2 for each in value):
+        return False
+    names = {name for name, _ in value if isinstance(name, str)}
+    return len(names) == len(value)
 
 
 def _flattened(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import codecs
 import math
+import pickletools
+import re
+import zipfile
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +22,7 @@ from gradstats.store.rows import Array
 
 Named = dict[str, Array]
 
+PICKLES = 4
 BITS = "bfloat16 of numpy.save, bits without a dtype"
 HINTS: Mapping[str, str] = {
     ".pkl": "loading a pickle runs code: save the arrays with numpy.savez or torch.save",
@@ -27,6 +32,17 @@ HINTS: Mapping[str, str] = {
     ".distcp": "python -m torch.distributed.checkpoint.format_utils dcp_to_torch joins its shards",
     ".msgpack": "save the arrays with numpy.savez",
     ".mat": "save the arrays with numpy.savez",
+}
+# what is said of a file of which a part is missing
+_DAMAGE = re.compile(r"central directory|not a ZIP|unexpected EOF|corrupted")
+_TORCH = ("torch.save", (b"PK\x03\x04", b"\x80"))  # a zip file, or a pickle of before 1.6
+STARTS: Mapping[str, tuple[str, tuple[bytes, ...]]] = {
+    ".npy": ("numpy.save", (b"\x93NUMPY",)),
+    ".npz": ("numpy.savez", (b"PK",)),
+    ".safetensors": ("safetensors", (b"{",)),
+    ".h5": ("HDF5", (b"\x89HDF",)),
+    ".hdf5": ("HDF5", (b"\x89HDF",)),
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _TORCH),
 }
 
 
@@ -82,15 +98,49 @@ def load(path: Path, key: str = "") -> Content:
 
 
 def _fact(path: Path, error: Exception) -> str:
-    if not path.stat().st_size:
-        return "it is empty"
+    """What is wrong with a file: by how it begins, else by what its reader says."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if other := _by_start(path, start):
+        return other
     text = str(error).partition("\n")[0] or type(error).__name__
-    if "Unsupported operand" in str(error):
-        return "it is no file of torch.save"
+    if _DAMAGE.search(text) or isinstance(error, EOFError | zipfile.BadZipFile) or _is_cut(path):
+        return "it is damaged or not complete; copy or save it again"
+    if "TorchScript" in text:
+        return "it is a program of TorchScript; save its state_dict() instead"
+    if "not in a subdirectory" in text:
+        return "it is a zip file, and none of torch.save"
     if "allow_pickle" in text or "Weights only" in text:
         remedy = "save tensors alone, as torch.save({name: p.grad}) or numpy.savez do"
         return f"it holds objects that only running code can rebuild; {remedy}"
     return text
+
+
+def _is_cut(path: Path) -> bool:
+    """Does a pickle end before its end? A file of torch before 1.6 begins with four of them."""
+    with path.open("rb") as file:
+        for _ in range(PICKLES):
+            if file.peek(1)[:1] != b"\x80":
+                return False
+            try:
+                deque(pickletools.genops(file), maxlen=0)
+            except ValueError:
+                return True
+    return False
+
+
+def _by_start(path: Path, start: bytes) -> str:
+    """What a file is by its first bytes; "" where it begins as its suffix says."""
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; git lfs pull fetches the file"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page, as of a download that failed; download it again"
+    maker, starts = STARTS.get(suffix_of(path), ("", (b"",)))
+    if start[8 * (maker == "safetensors") :].startswith(starts):  # after the header's length
+        return ""
+    return f"it is no file of {maker}: it begins with {start[:12]!r}"
 
 
 def _load_npy(path: Path) -> Any:
@@ -108,15 +158,28 @@ def _mapped(path: Path) -> Array:
 def _load_npz(path: Path) -> Any:
     # opened here, since numpy leaves a file that is no archive open
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        found = dict(archive.items())
+        found = {name: _entry(archive, name) for name in archive.files}
+    arrays = {name: value for name, value in found.items() if not isinstance(value, bytes)}
+    if found and not arrays:
+        raise ValueError("it is a zip file, and none of numpy.savez")
     # savez makes arrays of numbers: those of Python are float64
-    wide = {value.dtype for value in found.values() if value.ndim} == {np.dtype("float64")}
-    return {
+    wide = {value.dtype for value in arrays.values() if value.ndim} == {np.dtype("float64")}
+    numbers = {
         name: value.item()
+        for name, value in arrays.items()
         if value.shape == () and value.dtype == "float64" and not wide
-        else value
-        for name, value in found.items()
     }
+    return {**found, **numbers}
+
+
+def _entry(archive: Any, name: str) -> Any:
+    """One array of an archive; objects, which only running code can rebuild, are left out."""
+    try:
+        return archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        return np.empty(0, object)
 
 
 def _load_pt(path: Path) -> Any:
@@ -216,6 +279,9 @@ def _is_bits(value: Any) -> bool:
 def _dense(name: str, value: Array) -> Array:
     if isinstance(value, np.ndarray):
         return value
+    if value.is_meta:
+        fact = f"{name!r} is on the meta device, a shape {list(value.shape)} without elements"
+        raise ValueError(f"{fact}; save it from the process that computes it")
     if hasattr(value, "full_tensor"):
         raise ValueError(f"{name!r} is one process's part of a DTensor; save .full_tensor()")
     return value.detach().to_dense() if value.layout != torch.strided else value.detach()

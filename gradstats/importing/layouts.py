@@ -121,4 +121,5 @@ def rows_of(grads: Named, rows: bool) -> Iterator[Named]:
         yield grads
         return
     for row in range(min(len(array) for array in grads.values())):
-        yield {name: array[row] for name, array in grads.items()}
+        # an element of a 1-D array is a number, and its row a gradient without axes
+        yield {name: array[row, ...] for name, array in grads.items()}

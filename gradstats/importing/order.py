@@ -122,11 +122,14 @@ def _natural(names: Sequence[str]) -> Ordered:
     alike = len({len(each) for each in numbers.values()}) == 1 and all(numbers.values())
     # by the numbers alone where each has the same count of them: warmup_1, train_2
     in_order = sorted(names, key=lambda name: (numbers[name] if alike else [], keys[name]))
+    _check_last(in_order, numbers)
     values = _step_values([parts[name] for name in in_order], pieces)
     steps = _as_steps(values) if values else None
     if steps is not None:
         return Ordered(tuple(in_order), steps, "in order of the numbers in the paths")
     why = "no number of the paths grows along them" if any(numbers.values()) else "no numbers"
+    if any(numbers.values()) and not numbers[in_order[-1]]:
+        why = f"{in_order[-1]!r} has no number and is taken as the last"
     if values and any(value != value.to_integral_value() for value in values):
         why = "the numbers are not whole"
     return _counted(in_order, f"in natural order of the paths; steps count 0, 1, 2, …: {why}")
@@ -199,6 +202,18 @@ def _check_apart(numbers: Mapping[str, list[Number]]) -> None:
             raise ValueError(
                 f"files must have different numbers in their paths, got {fact}; {REMEDY}"
             )
+
+
+def _check_last(in_order: Sequence[str], numbers: Mapping[str, list[Number]]) -> None:
+    """Refuse names with fewer numbers than others, such as "final", unless they come last."""
+    most = max(len(each) for each in numbers.values())
+    few = [name for name in in_order if len(numbers[name]) < most]
+    if few and list(in_order[-len(few) :]) != few:
+        other = next(name for name in in_order if len(numbers[name]) == most)
+        fact = f"fewer in {few[0]!r} than in {other!r}; leave it out"
+        raise ValueError(
+            f"files must have as many numbers in their paths, got {fact}, or {REMEDY}"
+        )
 
 
 def _step_values(parts: Sequence[Sequence[str]], pieces: bool) -> list[Decimal]:

@@ -88,7 +88,9 @@ def find_sources(files: Sequence[Path], *, workers: int, order: str, step_from: 
     if not paths:
         raise ValueError("files must name at least one file, got none")
     _check(paths)
-    found = _in_order(_joined_shards(paths), workers=workers, order=order, step_from=step_from)
+    found = _in_order(
+        _joined_shards(paths, step_from), workers=workers, order=order, step_from=step_from
+    )
     return replace(found, aside=aside)
 
 
@@ -187,16 +189,22 @@ def _check(paths: Sequence[Path]) -> None:
             raise ValueError(f"files must all be different, got {fact}; leave one out")
 
 
-def _joined_shards(paths: Sequence[Path]) -> dict[str, Files]:
-    """By name, without the suffix, the files of one row in order."""
+def _joined_shards(paths: Sequence[Path], step_from: str) -> dict[str, Files]:
+    """By name, without the suffix, the files of one row in order.
+
+    A .npy holds one array and is never a shard, nor is a file whose number of a shard is what
+    `step_from` asks for.
+    """
     rows: dict[str, dict[int, Path]] = {}
     totals: dict[str, int] = {}
     for path in paths:
         name = path.as_posix()[: -len(suffix_of(path))]
         shard = _SHARD.search(name)
-        if shard:
+        if shard and suffix_of(path) != ".npy" and not _asks_for(step_from, name, shard.start()):
             name = name[: shard.start()]
             totals[name] = int(shard[2])
+        else:
+            shard = None
         pieces = rows.setdefault(name, {})
         number = int(shard[1]) if shard else 0
         if number in pieces:
@@ -206,6 +214,15 @@ def _joined_shards(paths: Sequence[Path]) -> dict[str, Files]:
     for name, total in totals.items():
         _check_shards(name, rows[name], total)
     return {name: tuple(pieces[n] for n in sorted(pieces)) for name, pieces in rows.items()}
+
+
+def _asks_for(step_from: str, name: str, start: int) -> bool:
+    """Does the expression find its number behind a place of the name?"""
+    try:
+        match = re.search(step_from, name) if step_from else None
+    except re.error:
+        return False  # `ordered` says what is wrong with it
+    return match is not None and match.end(match.re.groups and 1) > start
 
 
 def _check_shards(name: str, pieces: dict[int, Path], total: int) -> None:

@@ -226,9 +226,10 @@ def _check(model: nn.Module, settings: Settings) -> None:
     already = [name for name, layer in names.items() if isinstance(layer, LOW_RANK)]
     if already:
         raise ValueError(f"model must be of full rank, got low rank in {', '.join(already)}")
-    for pattern in (*settings.keep, *(settings.ranks or {})):
-        if not matching(names, pattern):
-            raise ValueError(f"keep and ranks must name layers of the model, got {pattern!r}")
+    unknown = [pattern for pattern in settings.keep if not matching(names, pattern)]
+    unknown += [name for name in settings.ranks or {} if name not in names]
+    if unknown:
+        raise ValueError(f"keep and ranks must name layers of the model, got {unknown[0]!r}")
     unable = [
         f"{name} ({type(layer).__name__})"
         for name, layer in layers(model)

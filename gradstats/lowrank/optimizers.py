@@ -39,8 +39,9 @@ def rebuilt(
     first, others = _arguments(kind, optimizer.defaults)
     kept = _attributes(optimizer, others)
     known = {"defaults": optimizer.defaults, **kept, **optimizer.defaults}
-    settings = {name: _copied(known[name]) for name in others if name in known}
-    groups = _groups(optimizer, replaced, names or {})
+    copies: dict[int, Tensor] = {}
+    settings = {name: _copied(known[name], copies) for name in others if name in known}
+    groups = _groups(optimizer, replaced, names or {}, copies)
     try:
         fresh = _made(kind, first, groups, settings, ("params", *others))
     except Exception as error:
@@ -97,7 +98,10 @@ def _attributes(optimizer: Optimizer, names: list[str]) -> Settings:
 
 
 def _groups(
-    optimizer: Optimizer, replaced: Replaced, names: Mapping[Tensor, str]
+    optimizer: Optimizer,
+    replaced: Replaced,
+    names: Mapping[Tensor, str],
+    copies: dict[int, Tensor],
 ) -> list[Settings]:
     """The groups with the successors: each once, in the group of the bias before the weight's."""
     groups = optimizer.param_groups
@@ -109,7 +113,7 @@ def _groups(
     }
     found = []
     for number, group in enumerate(groups):
-        rest = {k: _copied(v) for k, v in group.items() if k not in NOT_COPIED}
+        rest = {k: _copied(v, copies) for k, v in group.items() if k not in NOT_COPIED}
         placed: dict[Tensor, str] = {
             heir: names.get(heir, name)
             for parameter, name in _named(group)
@@ -131,10 +135,15 @@ def _tensor(parameter: Any) -> Tensor:
     return found
 
 
-def _copied(value: Any) -> Any:
-    """A setting of its own: schedulers write to a learning rate that is a tensor."""
+def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+    """A setting of its own: schedulers write to a learning rate that is a tensor.
+
+    Args:
+        value: the setting.
+        copies: by the id of a tensor, its copy: groups that share one share one again.
+    """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return copies.setdefault(id(value), value.detach().clone())
     if type(value) is tuple:
-        return tuple(_copied(each) for each in value)
+        return tuple(_copied(each, copies) for each in value)
     return value

@@ -42,6 +42,20 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
         elif nn.utils.parametrize.is_parametrized(layer):
             yield name, layer
+        elif weights_without_parameters(layer):
+            inside = f"{name}." if name else ""
+            yield name, layer
+
+
+def weights_without_parameters(layer: nn.Module) -> str:
+    """How a layer without parameters holds weights: packed, as torch quantizes, or in buffers."""
+    if next(layer.parameters(), None) is not None:
+        return ""
+    if type(layer).__module__.startswith("torch.ao.nn."):
+        held = (value for module in layer.modules() for value in vars(module).values())
+        return "packed" if any(isinstance(value, torch.ScriptObject) for value in held) else ""
+    buffers = dict(layer.named_buffers(recurse=False)).items()
+    return "in buffers" if any("weight" in name and b.dim() > 1 for name, b in buffers) else ""
 
 
 class Places:
@@ -123,6 +137,8 @@ def _by_class(layer: nn.Module) -> str:
         return "kept: a normalisation"
     if nn.utils.parametrize.is_parametrized(layer):
         return "kept: its weight is parametrized"
+    if how := weights_without_parameters(layer):
+        return f"kept: its weights are {how}, no parameters"
     if not isinstance(layer, FACTORED):
         return "kept: a parameter of a class of its own"
     if type(layer) not in FACTORED:

@@ -26,8 +26,9 @@ def warm_start(
     Args:
         model: trained; changed in place.
         optimizer: of its parameters. Its schedulers and hooks must be made anew, on the optimizer
-            returned. A fresh schedule starts at the learning rate of the moment; one that was
-            under way goes on after `load_state_dict` of the old one's state.
+            returned. A fresh schedule starts at the learning rate of the moment. One that was
+            under way goes on after `load_state_dict` of the old one's state, once the settings of
+            the old groups are put back, which the constructors of some schedules change.
         rank_ratio: as `factorize` has it.
         **how: as `factorize` has it.
 

@@ -46,9 +46,10 @@ class Stats:
         odd += f", {self.unsent:,} not sent" if self.unsent else ""
         others = f", {self.unrecorded:,} steps of other optimizers" if self.unrecorded else ""
         odd += f"{others} not recorded" if others else ""
+        percent = f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
         return (
             f"{rows}, {format_bytes(self.nbytes)}, {self.dropped:,} dropped{thinned}{odd}, "
-            f"{100 * share:.2g} % of training time"
+            f"{percent} % of training time"
         )
 
 

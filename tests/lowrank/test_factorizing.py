@@ -221,6 +221,7 @@ def test_a_parametrized_weight_stays():
         (lambda: nn.Linear(8, 8), {"rank_ratio": 1.5}, r"rank_ratio must lie in \(0, 1\]"),
         (lambda: nn.Linear(8, 8), {"full_rank_layers": -1}, "full_rank_layers"),
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"keep": ["fc"]}, "got 'fc'"),
+        (lambda: nn.Sequential(nn.Linear(8, 8)), {"ranks": {"*": 2}}, r"got '\*'"),
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"ranks": {"x": 1}}, "got 'x'"),
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"ranks": {"0": 0}}, "whole numbers from 1"),
         (lambda: nn.Sequential(nn.GRU(8, 8)), {}, r"cannot factorize 0 \(GRU\)"),

@@ -361,6 +361,20 @@ def test_a_learning_rate_that_is_a_tensor_is_not_shared():
     assert isinstance(fresh.param_groups[0]["lr"], torch.Tensor)
 
 
+def test_groups_that_share_a_tensor_share_the_new_one():
+    model = model_of()
+    rate, other = torch.tensor(0.5), torch.tensor(0.5)
+    groups = [{"params": [parameter]} for parameter in model.parameters()]
+    groups[-1]["lr"] = other
+    optimizer = torch.optim.Adam(groups, lr=rate, foreach=False)
+    _, fresh = warm_start(model, optimizer)
+    rates = [group["lr"] for group in fresh.param_groups]
+    assert len(rates) > 2
+    rates[0].fill_(0.25)
+    assert [float(each) for each in rates] == [0.25] * (len(rates) - 1) + [0.5]
+    assert float(rate) == 0.5
+
+
 SCHEDULES = {
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 10),
     "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 10),
@@ -401,20 +415,35 @@ def test_a_schedule_made_after_the_switch_starts_at_the_rate_of_the_moment(name)
     assert rates(fresh, SCHEDULES[name](fresh)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "sequence"])
-def test_a_schedule_that_was_under_way_goes_on_from_its_state(name):
+UNDER_WAY = SCHEDULES | {
+    "constant": lambda o: lr_scheduler.ConstantLR(o, 0.5, 6),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ExponentialLR(o, 0.9), lr_scheduler.ConstantLR(o, 0.5, 6)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDER_WAY)
+def test_a_schedule_that_was_under_way_goes_on_as_the_docs_have_it(name):
     model, other = model_of(), torch.optim.SGD(model_of().parameters(), lr=0.1, momentum=0.9)
-    expected = rates(other, SCHEDULES[name](other), 12)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    before = SCHEDULES[name](optimizer)
-    first = rates(optimizer, before, 4)
-    _, fresh = warm_start(model, optimizer)
-    rate = fresh.param_groups[0]["lr"]
-    after = SCHEDULES[name](fresh)
-    after.load_state_dict(before.state_dict())
-    fresh.param_groups[0]["lr"] = rate
-    assert first + rates(fresh, after, 8) == pytest.approx(expected, rel=1e-12)
-    assert len(rates(optimizer, before, 2)) == 2  # the old pair still steps
+    schedule = UNDER_WAY[name](other)
+    rates(other, schedule, 4)
+    momentum = other.param_groups[0]["momentum"]
+    expected = rates(other, schedule)
+    old_optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    old_schedule = UNDER_WAY[name](old_optimizer)
+    rates(old_optimizer, old_schedule, 4)
+    settings = [dict(group) for group in old_optimizer.param_groups]
+
+    _, optimizer = warm_start(model, old_optimizer)
+    schedule = UNDER_WAY[name](optimizer)
+    schedule.load_state_dict(old_schedule.state_dict())
+    for group, old in zip(optimizer.param_groups, settings, strict=True):
+        group.update({k: v for k, v in old.items() if k not in ("params", "param_names")})
+
+    assert optimizer.param_groups[0]["momentum"] == momentum
+    assert rates(optimizer, schedule) == pytest.approx(expected, rel=1e-12)
+    assert len(rates(old_optimizer, old_schedule, 2)) == 2  # the old pair still steps
 
 
 @pytest.mark.parametrize("fused", [False, True])

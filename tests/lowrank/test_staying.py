@@ -685,3 +685,32 @@ def test_settings_may_be_numpys_and_keep_one_glob():
         with pytest.raises(ValueError, match="whole number"):
             factorize(plain(), **settings)
     assert [c.rank for c in factorize(plain(), np.float32(0.29)).changes] == [18]
+
+
+class InBuffers(nn.Module):
+    """A quantised layer of those that keep their weights in buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("qweight", torch.ones(8, 8, dtype=torch.int32))
+        self.register_buffer("scales", torch.ones(8))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+def test_weights_that_are_no_parameters_are_named():
+    nested = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.LSTM(8, 8), nn.ReLU()))
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("torch has no engine for quantized layers here")
+    model = torch.ao.quantization.quantize_dynamic(nested, {nn.Linear, nn.LSTM})
+    model.append(InBuffers())
+    model.append(nn.BatchNorm2d(8, affine=False))
+    model.append(nn.Linear(LARGE, LARGE))
+    found = factorize(model, warm=True)
+    packed = "kept: its weights are packed, no parameters"
+    assert kept_of(found) == {
+        "0": packed,
+        "1.0": packed,
+        "2": "kept: its weights are in buffers, no parameters",
+        "4": "",
+    }
+    assert found.before == LARGE * (LARGE + 1)

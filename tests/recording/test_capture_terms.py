@@ -5,6 +5,7 @@ import pytest
 from torch import nn
 
 from gradstats.recording import capture, every, window
+from gradstats.recording.stats import Stats
 from gradstats.store import GradientStore
 
 
@@ -104,6 +105,12 @@ def test_a_recording_says_what_it_will_take_and_took(path, training, capsys):
     text = capsys.readouterr().err
     assert "2 full rows + 5 tracked steps, 1.66 kB, 0 dropped, " in text
     assert "% of training time" in text
+
+
+@pytest.mark.parametrize(("seconds", "percent"), [(0.0123, "1.2"), (0.1234, "12"), (1.0, "100")])
+def test_a_share_of_the_time_is_written_as_people_do(seconds, percent):
+    text = str(Stats(seconds=seconds, training_seconds=1.0))
+    assert text.endswith(f" dropped, {percent} % of training time")
 
 
 def test_quiet_is_quiet(path, training, capsys):
