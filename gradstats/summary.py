@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +48,7 @@ def kept_count(numel: int, ratio: float) -> int:
 
 def check_ratio(name: str, ratio: Any) -> None:
     """Raise ValueError unless `ratio` is a fraction of kept elements, in (0, 1]."""
-    if not isinstance(ratio, Real) or not 0 < ratio <= 1:
+    if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1:
         raise ValueError(f"{name} must lie in (0, 1], the fraction that is kept, got {ratio!r}")
 
 
