@@ -623,3 +623,24 @@ def test_a_missing_package_is_named_with_its_pip_line(
     with pytest.raises(ImportError, match=line):
         imported([tmp_path / f"g{suffix}"], tmp_path / "run.zarr")
     assert not (tmp_path / "run.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"a.b": torch.ones(2), "a": {"b": torch.ones(3)}}, "*"),
+        ({"x": {"a.b": torch.ones(2), "a": {"b": torch.ones(3)}}}, "x"),
+        ({1: torch.ones(2), "1": torch.ones(3)}, ""),
+    ],
+)
+def test_no_entry_takes_the_place_of_another_of_its_name(tmp_path, content, key):
+    torch.save(content, tmp_path / "step_1.pt")
+    with pytest.raises(ValueError, match="two entries have the name"):
+        import_gradients([tmp_path / "step_1.pt"], tmp_path / "run.zarr", key=key)
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_a_list_of_steps_names_what_to_do(tmp_path):
+    torch.save([{"w": torch.ones(2)}, {"w": torch.ones(2)}], tmp_path / "all.pt")
+    with pytest.raises(ValueError, match="if each is a step, save each to a file of its own"):
+        import_gradients([tmp_path / "all.pt"], tmp_path / "run.zarr")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
     entries = _entries(raw)
     _check_gradients(raw, entries, key)
     if key == ALL:
-        return dict(_flattened(raw)), {}
+        return _by_name(_flattened(raw)), {}
     if key:
         return _under(entries, key)
     inner = {name: value for name, value in entries.items() if _is_branch(value)}
@@ -61,6 +61,8 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
         return found, {**aside, **others, **rest, **more}
     several = ", ".join(repr(name) for name in [*branches, *direct][:MOST_NAMED])
     remedy = "choose one with --key NAME, or all with --key '*'"
+    if isinstance(raw, (list, tuple)) and not own:
+        remedy += "; if each is a step, save each to a file of its own"
     raise ValueError(f"it does not say which entry holds the gradients: {several}; {remedy}")
 
 
@@ -99,7 +101,7 @@ def _inside(value: Any, before: str = "") -> tuple[dict[str, Any], dict[str, str
     """The arrays of an entry, without optimizers beside them, and what those are."""
     entries = _entries(value)
     if not any(_is_branch(each) and _is_aside(name, each) for name, each in entries.items()):
-        return dict(_flattened(value, before)), {}
+        return _by_name(_flattened(value, before)), {}
     found, aside = chosen(value, "")
     named = {f"{before}{name}": each for name, each in found.items()}
     return named, {f"{before}{name}": kind for name, kind in aside.items()}
@@ -116,12 +118,12 @@ def _under(entries: Mapping[str, Any], key: str) -> tuple[dict[str, Any], dict[s
         value = inner[name]
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return {key: value}, {}
-    return (dict(_flattened(value)), {}) if _is_optimizer(value) else _inside(value)
+    return (_by_name(_flattened(value)), {}) if _is_optimizer(value) else _inside(value)
 
 
 def _entries(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
-        return {str(name): each for name, each in value.items()}
+        return _by_name((str(name), each) for name, each in value.items())
     if _is_named(value):
         return dict(value)
     if isinstance(value, (list, tuple)):
@@ -145,6 +147,17 @@ def _flattened(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flattened(each, f"{before}{name}.")
         else:
             yield f"{before}{name}", each
+
+
+def _by_name(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of (name, value), in which no value takes another's place."""
+    found: dict[str, Any] = {}
+    for name, value in named:
+        if name in found:
+            fact = f"two entries have the name {name!r} once the names of their dicts are joined"
+            raise ValueError(f"{fact}; choose one of the dicts with --key NAME, or rename one")
+        found[name] = value
+    return found
 
 
 def _holds_arrays(value: Any) -> bool:

@@ -36,6 +36,10 @@ def rebuilt(
     kind = type(optimizer)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {kind.__name__}")
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if replaced and not any(p in replaced for p in held):
+        fact = "it holds none of the weights that are replaced"
+        raise ValueError(f"optimizer must be of the model's parameters: {fact}")
     first, others = _arguments(kind, optimizer.defaults)
     kept = _attributes(optimizer, others)
     known = {"defaults": optimizer.defaults, **kept, **optimizer.defaults}

@@ -36,8 +36,8 @@ def warm_start(
         The factorization and the new optimizer.
 
     Raises:
-        ValueError: as `factorize` does, or the optimizer's class cannot be made again from its
-            settings.
+        ValueError: as `factorize` does, or the optimizer is another model's, or its class cannot
+            be made again from its settings.
 
     References:
         Wang et al., "Pufferfish", MLSys 2021.

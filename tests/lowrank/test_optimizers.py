@@ -110,7 +110,8 @@ def test_the_switch_of_the_readme_with_adamw():
     assert [change.rank for change in found.changes] == [8, 4]
     assert fresh.param_groups[0]["decoupled_weight_decay"] is True
     assert fresh.param_groups[0]["weight_decay"] == 0.2
-    warm_up = VanillaWarmUp(model_of(), torch.optim.AdamW(model.parameters()), epochs=1)
+    model = model_of()
+    warm_up = VanillaWarmUp(model, torch.optim.AdamW(model.parameters()), epochs=1)
     assert [type(warm_up(epoch)[1]) for epoch in range(3)] == [torch.optim.AdamW] * 3
 
 

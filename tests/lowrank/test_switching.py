@@ -1,11 +1,13 @@
 """When to switch to low rank, and to which rank."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from gradstats.lowrank import RankTracker, VanillaWarmUp, factorize, stable_rank
+from gradstats.lowrank import RankTracker, VanillaWarmUp, factorize, stable_rank, warm_start
 
 
 def model_of(spectrum):
@@ -201,3 +203,11 @@ def test_a_stable_rank_does_not_depend_on_the_unit(unit):
     assert stable_rank(seven := torch.ones(1, 7)) == pytest.approx(1), seven
     with pytest.raises(ValueError, match=r"must be a matrix or more, got shape \(3,\)"):
         stable_rank(torch.ones(3))
+
+
+def test_an_optimizer_of_another_model_is_refused_and_nothing_changes():
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    other = torch.optim.SGD(deepcopy(model).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="it holds none of the weights that are replaced"):
+        warm_start(model, other)
+    assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear]
