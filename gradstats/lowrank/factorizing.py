@@ -13,7 +13,15 @@ from torch.nn.parameter import is_lazy
 from gradstats.lowrank.filling import fill
 from gradstats.lowrank.replacing import adopt, heirs, low_rank, put
 from gradstats.lowrank.rules import Matrix, Shapes, matrices_of, numel_after, rank_of
-from gradstats.lowrank.staying import FACTORED, LOW_RANK, WITHOUT_A_RULE, Places, layers, why_kept
+from gradstats.lowrank.staying import (
+    FACTORED,
+    LOW_RANK,
+    WITHOUT_A_RULE,
+    Places,
+    layers,
+    parameters,
+    why_kept,
+)
 from gradstats.patterns import matching
 
 
@@ -256,4 +264,4 @@ def _asked_for(model: nn.Module, settings: Settings) -> set[str]:
 
 
 def _numel(layer: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in layer.parameters() if not is_lazy(parameter))
+    return sum(parameter.numel() for parameter in parameters(layer) if not is_lazy(parameter))

@@ -27,6 +27,11 @@ STATE_HOOKS = (
 CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def parameters(module: nn.Module, *, recurse: bool = True) -> Iterator[nn.Parameter]:
+    """By the method of torch's class: a module's own may need other arguments."""
+    return (each for _, each in nn.Module.named_parameters(module, recurse=recurse))
+
+
 def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers that hold matrices themselves; attention is one layer, with what is in it."""
     inside: str | None = None
@@ -38,7 +43,7 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(layer, FACTORED):
             inside = f"{name}." if name else ""
             yield name, layer
-        elif any(is_lazy(p) or p.dim() > 1 for p in layer.parameters(recurse=False)):
+        elif any(is_lazy(p) or p.dim() > 1 for p in parameters(layer, recurse=False)):
             yield name, layer
         elif nn.utils.parametrize.is_parametrized(layer):
             yield name, layer
@@ -49,12 +54,12 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def weights_without_parameters(layer: nn.Module) -> str:
     """How a layer without parameters holds weights: packed, as torch quantizes, or in buffers."""
-    if next(layer.parameters(), None) is not None:
+    if next(parameters(layer), None) is not None:
         return ""
     if type(layer).__module__.startswith("torch.ao.nn."):
         held = (value for module in layer.modules() for value in vars(module).values())
         return "packed" if any(isinstance(value, torch.ScriptObject) for value in held) else ""
-    buffers = dict(layer.named_buffers(recurse=False)).items()
+    buffers = dict(nn.Module.named_buffers(layer, recurse=False)).items()
     return "in buffers" if any("weight" in name and b.dim() > 1 for name, b in buffers) else ""
 
 
@@ -73,7 +78,7 @@ class Places:
         for name, module in model.named_modules(remove_duplicate=False):
             self._names.setdefault(id(module), []).append(name)
         for name, module in model.named_modules():
-            for parameter in module.parameters(recurse=False):
+            for parameter in parameters(module, recurse=False):
                 self._owners.setdefault(_key(parameter), []).append((name, module))
             for child in module._modules.values():
                 self._parents.setdefault(id(child), []).append((name, module))
@@ -91,7 +96,7 @@ class Places:
         listed = [self._listed[id(module)] for module in own if id(module) in self._listed]
         if listed:
             return f"kept: {listed[0]} holds it too, which is not a module"
-        owners = [owner for p in layer.parameters() for owner in self._owners[_key(p)]]
+        owners = [owner for p in parameters(layer) for owner in self._owners[_key(p)]]
         inner = [parent for module in own - {layer} for parent in self._parents[id(module)]]
         others = {name or "the model" for name, m in (*owners, *inner) if m not in own}
         return f"kept: tied with {', '.join(sorted(others))}" if others else ""
@@ -129,7 +134,7 @@ def why_kept(layer: nn.Module, places: Places, *, hooks: bool = True) -> str:
 
 def _by_class(layer: nn.Module) -> str:
     kind = type(layer).__name__
-    if any(is_lazy(parameter) for parameter in layer.parameters()):
+    if any(is_lazy(parameter) for parameter in parameters(layer)):
         return "kept: not initialised, pass a batch through the model first"
     if isinstance(layer, KEPT):
         return "kept: an embedding"
@@ -156,10 +161,10 @@ def _by_form(layer: nn.Module) -> str:
             return f"kept: {owner}{changed[0]} is replaced on the object"
         if more := _more(module):
             return f"kept: {owner}{more[0]} is not of a plain {type(module).__name__}"
-    names = [name for name, _ in layer.named_parameters(remove_duplicate=False)]
-    if len(names) > len(list(layer.parameters())):
+    names = [name for name, _ in nn.Module.named_parameters(layer, remove_duplicate=False)]
+    if len(names) > len(list(parameters(layer))):
         return "kept: tied with itself"
-    for name, parameter in layer.named_parameters():
+    for name, parameter in nn.Module.named_parameters(layer):
         if type(parameter) is not nn.Parameter:
             return f"kept: its {name} is a {type(parameter).__name__}"
         if parameter.dtype not in FLOATS:
@@ -176,7 +181,7 @@ def _by_hooks(layer: nn.Module) -> str:
             return f"kept: a hook on {name}"
     if layer._backward_hooks and not layer._is_full_backward_hook:
         return "kept: a backward hook that is not full"
-    for name, parameter in layer.named_parameters():
+    for name, parameter in nn.Module.named_parameters(layer):
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             return f"kept: a hook on its {name}"
     return ""

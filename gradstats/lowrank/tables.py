@@ -18,7 +18,7 @@ from gradstats.lowrank.rules import (
     numel_after,
     rank_of,
 )
-from gradstats.lowrank.staying import LOW_RANK, Places, layers, why_kept
+from gradstats.lowrank.staying import LOW_RANK, Places, layers, parameters, why_kept
 
 OUT_PROJ = ("out_proj.weight", "out_proj.bias")
 RECURRENT = re.compile(r"weight_(ih|hh)_l\d+(_reverse)?")
@@ -79,11 +79,11 @@ def matrices_by_parameter(model: nn.Module) -> dict[int, int]:
     places, found = Places(model), {}
     low = [f"{name}." for name, layer in model.named_modules() if isinstance(layer, LOW_RANK)]
     for name, layer in layers(model):
-        if any(type(parameter) is not nn.Parameter for parameter in layer.parameters()):
+        if any(type(parameter) is not nn.Parameter for parameter in parameters(layer)):
             continue
         stays = why_kept(layer, places, hooks=False) or name.startswith(tuple(low))
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        for own, parameter in layer.named_parameters():
+        for own, parameter in nn.Module.named_parameters(layer):
             if parameter.dim() > 1:
                 blocks = blocks_of(type(layer).__name__, own, groups)
                 found[id(parameter)] = 0 if stays else blocks

@@ -166,7 +166,10 @@ def _named_parameters(model: nn.Module) -> Iterator[Selected]:
             names.setdefault(id(tensor), []).append(clean_name(own_name))
             sparse = getattr(owner, "sparse", False) is True
             found.setdefault(id(tensor), (tensor, _kind(owner), sparse))
-    matrices = matrices_by_parameter(model)
+    try:
+        matrices = matrices_by_parameter(model)
+    except Exception:  # of a model unlike any: readers then go by names and shapes
+        matrices = {}
     for key, (tensor, module_type, sparse) in found.items():
         first, *others = dict.fromkeys(names[key])
         yield Selected(first, tensor, module_type, tuple(others), sparse, matrices.get(key))

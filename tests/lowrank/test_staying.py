@@ -714,3 +714,23 @@ def test_weights_that_are_no_parameters_are_named():
         "4": "",
     }
     assert found.before == LARGE * (LARGE + 1)
+
+
+class Choosy(nn.Module):
+    """Its parameters need an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(32, 32)
+
+    def parameters(self, which, recurse=True):
+        return super().parameters(recurse)
+
+    def named_parameters(self, which, *more, **others):
+        return super().named_parameters(*more, **others)
+
+
+def test_a_model_whose_parameters_need_an_argument_is_factorised():
+    found = factorize(Choosy())
+    assert [change.rank for change in found.changes] == [8]
+    assert found.before > found.after
