@@ -29,6 +29,7 @@ Counts = NDArray[np.integer]
 VERSION = 2  # of the grid
 SAFE = (2.0**-450, 2.0**450)  # of max|g|: inside, sums of squares neither overflow nor underflow
 WIDE = 400.0  # nats between the smallest and the largest magnitude
+BATCH = 64  # segments whose logarithms are taken at once, so that they stay in the cache
 FEW = 1024  # elements, up to which ln|g| is summed one by one
 
 
@@ -561,19 +562,18 @@ def _with_safe_sums(summary: Summary, present: Tensor) -> Summary:
 
 def _log_sums(flat: Tensor, ends: Sequence[int] | NDArray[np.int64]) -> list[float | None]:
     """Sum of ln|g| over each segment of at most FEW elements; None for others."""
-    spans = list(pairwise(np.asarray(ends).tolist()))
-    few = [i for i, (start, end) in enumerate(spans) if end - start <= FEW]
-    found: list[float | None] = [None] * len(spans)
-    if not few:
-        return found
-    parts = [flat[start:end] for start, end in (spans[i] for i in few)]
-    magnitudes = np.abs(torch.cat(parts).double().cpu().numpy())
-    counted = (magnitudes > 0) & (magnitudes < math.inf)
-    logs = np.log(magnitudes, out=np.zeros_like(magnitudes), where=counted)
-    segment = np.repeat(np.arange(len(few)), [len(part) for part in parts])
-    sums = np.bincount(segment, logs, len(few)).tolist()
-    for i, total in zip(few, sums, strict=True):
-        found[i] = total
+    starts, stops = np.asarray(ends)[:-1], np.asarray(ends)[1:]
+    few = np.flatnonzero(stops - starts <= FEW)
+    found: list[float | None] = [None] * len(starts)
+    for first in range(0, len(few), BATCH):
+        some = few[first : first + BATCH]
+        spans = zip(starts[some].tolist(), stops[some].tolist(), strict=True)
+        magnitudes = torch.cat([flat[start:stop] for start, stop in spans]).double().abs()
+        logs = torch.where((magnitudes > 0) & (magnitudes < math.inf), magnitudes, 1.0).log()
+        lengths = stops[some] - starts[some]
+        sums = np.bincount(np.repeat(np.arange(len(some)), lengths), logs.cpu().numpy(), len(some))
+        for i, total in zip(some.tolist(), sums.tolist(), strict=True):
+            found[i] = total
     return found
 
 

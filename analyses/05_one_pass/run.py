@@ -17,6 +17,7 @@ import torch
 
 import gradstats
 from gradstats.kernels import cpu, cpu_loops
+from gradstats.kernels.grid import GRIDS
 from gradstats.summary import summarize, summarize_segments
 
 
@@ -31,6 +32,7 @@ def vectors(numel: int) -> dict[str, torch.Tensor]:
         "constant": torch.full((numel,), 0.37),
         "1 % not zero": torch.where(kept, laplace, 0.0),
         "zeros": torch.zeros(numel),
+        "laplace that was bfloat16": laplace.bfloat16().float(),
         "laplace float64": laplace.double(),
         "laplace float16": laplace.half(),
         "laplace bfloat16": laplace.bfloat16(),
@@ -42,9 +44,9 @@ def count_alone(grad: torch.Tensor) -> int:
     heads = grad.numpy().view(np.uint16)[1::2]
 
     def work(chunks: Iterator[slice]) -> np.ndarray:
-        counts = cpu._tables(1 << 16)
+        counts = cpu._tables(GRIDS[torch.float32])
         for chunk in chunks:
-            cpu_loops.count_heads(heads[chunk], np.uint16(0), counts)
+            cpu_loops.count_heads(heads[chunk], np.uint16(0), counts[1])
         return counts
 
     return int(cpu._added(cpu._in_threads(work, len(heads))).sum())
