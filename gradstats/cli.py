@@ -288,7 +288,7 @@ def fit(
     wanted = parse_ratios(ratios)
     with usage():
         settings = fit_settings(
-            families=words(families) or FAMILIES,
+            families=words(families) if families else FAMILIES,
             ratios=wanted,
             by=by,
             method=method,

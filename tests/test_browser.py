@@ -21,9 +21,12 @@ def browser():
 @pytest.mark.skipif(browser() is None, reason="no chromium, chromium-browser or google-chrome")
 def test_a_browser_shows_the_page_with_every_picture_and_no_error(reported, tmp_path):
     page, folder = reported
-    # a copy that says in its own title how many pictures were decoded
-    probe = "onload = () => { const all = [...document.images]; document.title = "
-    probe += "`${all.filter(i => i.complete && i.naturalWidth > 99).length} of ${all.length}` }"
+    # a copy that says in its own title how many pictures were decoded, and fit a phone's width
+    probe = "onload = () => { const all = [...document.images]; const body = document.body;"
+    probe += " body.style.boxSizing = 'border-box'; body.style.width = '400px';"
+    probe += " const end = body.getBoundingClientRect().right; document.title = "
+    probe += "`${all.filter(i => i.complete && i.naturalWidth > 99"
+    probe += " && i.getBoundingClientRect().right <= end).length} of ${all.length}` }"
     probed = tmp_path / "probed.html"
     probed.write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
     pictures = page.count("<img")

@@ -19,6 +19,7 @@ import torch
         (["replay", "RUN", "--ratios", "abc"], "got 'abc'"),
         (["report", "RUN", "--ratios", "nan"], "got 'nan'"),
         (["fit", "RUN", "--ratios", ","], "at least one ratio, got ','"),
+        (["fit", "RUN", "--families", ","], "families must name at least one, got none"),
         (["fit", "RUN", "--steps", "a:b"], "steps must look like .*got 'a:b'"),
         (["fit", "RUN", "--steps", ""], "steps must look like .*got ''"),
         (["fit", "RUN", "--steps", "1:2:0"], "got '1:2:0'"),
