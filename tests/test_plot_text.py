@@ -53,6 +53,8 @@ def rows(name):
     )
 
 
+# a font with few letters; matplotlib warns of it unless numbers are mathematics
+CMR10 = {"font.family": ["cmr10"], "axes.formatter.use_mathtext": True}
 SAMPLE = summarize(np.random.default_rng(0).laplace(size=2000).astype("float32"))
 LAWS = {name: Laplace.fit(SAMPLE) for name in NAMES}
 FIGURES = {
@@ -90,7 +92,7 @@ SLOW = ("error_against_bytes", "equal_bits", "overhead", "survival", "qq", "sort
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FIGURES]
 )
 def test_no_name_makes_a_figure_warn_and_every_name_is_in_it(name):
-    with pyplot.rc_context({"font.family": ["cmr10"]}), warnings.catch_warnings():
+    with pyplot.rc_context(CMR10), warnings.catch_warnings():
         warnings.simplefilter("error")
         ax = FIGURES[name]()
         ax.figure.canvas.draw()
@@ -113,7 +115,7 @@ def test_a_figure_is_saved_in_every_format_and_font_without_a_warning(font, tmp_
 
 
 def test_axes_that_were_there_before_get_the_letters_too():
-    with pyplot.rc_context({"font.family": ["cmr10"]}), warnings.catch_warnings():
+    with pyplot.rc_context(CMR10), warnings.catch_warnings():
         warnings.simplefilter("error")
         for draw in (
             lambda ax: plot.heat(rows("group"), "khat_over_k", ax),
@@ -124,7 +126,7 @@ def test_axes_that_were_there_before_get_the_letters_too():
 
 
 def test_a_name_is_itself_but_for_letters_that_no_font_has():
-    with pyplot.rc_context({"font.family": ["cmr10"]}):
+    with pyplot.rc_context(CMR10):
         assert shown("layers[0].w_1") == "layers[0].w_1"
         assert shown("a$b$c") == r"a\$b\$c"
         assert shown("层") == r"\u5c42"
