@@ -78,12 +78,20 @@ _HOMES = {
 _MODULES = (
     "compressors",
     "ddp_hooks",
+    "exchange",
     "families",
+    "integrations",
+    "kernels",
     "lowrank",
     "metrics",
     "network",
+    "over_steps",
     "plot",
     "recording",
+    "runs",
+    "store",
+    "summary",
+    "testing",
     "thresholds",
 )
 
