@@ -1,4 +1,4 @@
-"""Writes gradstats/compressors/codebooks.npz, the levels of `Gauss` and `Lattice` alphabets.
+"""Writes gradstats/payloads/codebooks.npz, the levels of `Gauss` and `Lattice` alphabets.
 
     python data/codebooks.py
 
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from gradstats.compressors.alphabets import CLIP
 from gradstats.compressors.max_quantizer import levels
+from gradstats.payloads.codebooks import CLIP
 
 Floats = NDArray[np.float64]
-FILE = Path(__file__).parents[1] / "gradstats" / "compressors" / "codebooks.npz"
+FILE = Path(__file__).parents[1] / "gradstats" / "payloads" / "codebooks.npz"
 BITS = range(1, 9)
 WIDEST_GRID = 255
 

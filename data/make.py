@@ -23,11 +23,11 @@ from typing import Any
 import trainings
 from trainings import Plan
 
-from gradstats.copying import Smaller, copy
+from gradstats.runs.copying import Smaller, copy
 from gradstats.store import GradientStore
 
 FOLDER = Path(__file__).parent
-FILE = "gradstats/examples/resnet20.zarr.zip"
+FILE = "gradstats/runs/examples/resnet20.zarr.zip"
 EXAMPLE = FOLDER.parent / FILE
 MOST_BYTES, MOST_EXAMPLE_BYTES = 10_000_000, 2_000_000
 MARK = "<!-- The rest is written by make.py. -->\n"

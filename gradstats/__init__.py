@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradstats.compressors import compressor
-    from gradstats.examples import load_example
-    from gradstats.factorised import factorised_rows
-    from gradstats.fits import fit
-    from gradstats.frontier import equal_bits
-    from gradstats.histograms import summarize_counts, summarize_histogram
-    from gradstats.jobs import replay
-    from gradstats.pipeline import report
+    from gradstats.fitting.run import fit
     from gradstats.recording import at_steps, capture, close_all, every, log_spaced, window
+    from gradstats.replaying.equal_bits import equal_bits
+    from gradstats.replaying.factorised import factorised_rows
+    from gradstats.replaying.run import replay
+    from gradstats.reporting.report import report
     from gradstats.runs import open
+    from gradstats.runs.examples import load_example
     from gradstats.store import GradientStore, StoreFormatError
-    from gradstats.summary import Summary, summarize, summarize_segments
+    from gradstats.summary import (
+        Summary,
+        summarize,
+        summarize_counts,
+        summarize_histogram,
+        summarize_segments,
+    )
     from gradstats.thresholds import sidco_threshold
 
 __version__ = "0.1.0"
@@ -53,25 +58,25 @@ __all__ = [
 
 _HOMES = {
     "compressor": "compressors",
-    "load_example": "examples",
-    "replay": "jobs",
-    "report": "pipeline",
+    "fit": "fitting",
     "at_steps": "recording",
     "capture": "recording",
     "close_all": "recording",
     "every": "recording",
     "log_spaced": "recording",
     "window": "recording",
-    "factorised_rows": "factorised",
-    "equal_bits": "frontier",
-    "fit": "fits",
+    "equal_bits": "replaying.equal_bits",
+    "factorised_rows": "replaying",
+    "replay": "replaying",
+    "report": "reporting.report",
+    "load_example": "runs.examples",
     "open": "runs",
     "GradientStore": "store",
     "StoreFormatError": "store",
     "Summary": "summary",
-    "summarize_counts": "histograms",
-    "summarize_histogram": "histograms",
     "summarize": "summary",
+    "summarize_counts": "summary",
+    "summarize_histogram": "summary",
     "summarize_segments": "summary",
     "sidco_threshold": "thresholds",
 }
@@ -94,13 +99,14 @@ _MODULES = (
     "testing",
     "thresholds",
 )
+_ROOMS = {"over_steps": "fitting.over_steps"}  # modules that lie in another one
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"gradstats.{_HOMES[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"gradstats.{name}")
+        return importlib.import_module(f"gradstats.{_ROOMS.get(name, name)}")
     raise AttributeError(f"module 'gradstats' has no attribute {name!r}")
 
 

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from gradstats.buckets import Member, Unit, all_finite, digest_of, members_of, units_of
-from gradstats.collectives import CollectiveError, Group, describe, digest
 from gradstats.compressors import AllReduce, Rng, Step
-from gradstats.compressors.none import NoCompression
+from gradstats.compressors.methods.none import NoCompression
 from gradstats.exchange import DisagreementError, Exchange, Rounds, fused
-from gradstats.hook_state import HookState
+from gradstats.exchange.buckets import Member, Unit, all_finite, digest_of, members_of, units_of
+from gradstats.exchange.collectives import CollectiveError, Group, describe, digest
+from gradstats.exchange.hook_state import HookState
 
 FSDP = (
     "compress_hook must be given a bucket of DistributedDataParallel, got {found}: FSDP reduces "

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.families import DGamma, DGenPareto, Family, FitError, Laplace
-from gradstats.summary import Moments, Summary, check_ratio, summarize
+from gradstats.ratios import check_ratio
+from gradstats.summary.summary import Moments, Summary, summarize
 
 FIRST_RATIO = 0.25
 VARIANTS: dict[str, tuple[type[Family], type[Family]]] = {

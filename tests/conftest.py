@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import gradstats
-from gradstats import cli
+from gradstats.cli.app import app as cli
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.store.rows import pack
-from tests.s3 import server, url  # noqa: F401  (fixtures)
+from tests.store.s3 import server, url  # noqa: F401  (fixtures)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported

@@ -11,9 +11,9 @@ from tests.waiting import PATIENCE
 
 PRELOAD = [
     "torch._dynamo",
-    "gradstats.kernels.cpu",
-    "tests.distributed.exchanges",
-    "tests.distributed.trainings",
+    "gradstats.kernels.counting_cpu",
+    "tests.exchange.exchanges",
+    "tests.exchange.trainings",
     "tests.recording.victims",
     "tests.recording.workers",
 ]

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gradstats import replaying
 from gradstats.compressors import AllReduce, Compressor, Contract, Step
-from gradstats.compressors.payloads import Dense
-from gradstats.replaying import REPETITIONS, WARM_UP, time_compressor
+from gradstats.payloads.base import Dense
+from gradstats.replaying import timing
+from gradstats.replaying.timing import REPETITIONS, WARM_UP, time_compressor
 
 GRAD = torch.ones(4)
 
@@ -18,7 +18,7 @@ GRAD = torch.ones(4)
 def clock(monkeypatch):
     """Seconds pass only where a test says so."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(replaying, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
@@ -52,7 +52,7 @@ def decodings(clock, monkeypatch):
         def add_to(self, out):
             clock.now += seconds.pop(0)
 
-    monkeypatch.setattr(replaying, "from_bytes", Received)
+    monkeypatch.setattr(timing, "from_bytes", Received)
     return seconds
 
 

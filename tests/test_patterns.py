@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import gradstats
-from gradstats.grouping import group_of
 from gradstats.patterns import matching
 from gradstats.recording.selection import select
+from gradstats.runs.groups import group_of
 from gradstats.store import GradientStore, parameter_table
 
 NAMES = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gradstats.kernels import compact
-from gradstats.summary import kept_count
+from gradstats.ratios import kept_count
 from gradstats.thresholds import Threshold, most_stages, sidco_threshold, stage_ratios
 
 ALL = "e p gp"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pandas
 
-from gradstats.reporting.laws import (
+from gradstats.fitting.ranking import (
     best_by_group,
     best_law,
     reuse_table,
     structure_table,
     winners,
 )
-from gradstats.reporting.tables import ranking
+from gradstats.replaying.ranking import ranking
 
 NAMES = ("fits", "fits_by_part", "fits_compensated", "methods", "thresholds", "structure", "reuse")
 COLUMNS = [
@@ -68,7 +68,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "gradstats.cli", "demo", "--out", f"{folder}/demo.zarr"]
+        command = [
+            sys.executable,
+            "-m",
+            "gradstats.cli.app",
+            "demo",
+            "--out",
+            f"{folder}/demo.zarr",
+        ]
         subprocess.run([*command, "--quick"] if options.quick else command, check=True)
         report = collect(Path(folder) / "demo.results")
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -12,9 +12,9 @@ import pandas
 from train import train
 
 import gradstats
-from gradstats.fits import FitSettings, fit_tables
-from gradstats.over_steps import over_steps, rank_table
-from gradstats.reporting.laws import best_law, by_ratio, reuse_table, structure_table, winners
+from gradstats.fitting.over_steps import over_steps, rank_table
+from gradstats.fitting.ranking import best_law, by_ratio, reuse_table, structure_table, winners
+from gradstats.fitting.run import FitSettings, fit_tables
 
 LAWS = ["family", "wins", "transfer", "tail", "ks", "anderson_darling", "shape", "shape_se"]
 LAWS += ["shape_spread", 0.1, 0.01, 0.001]

@@ -20,9 +20,9 @@ from scipy import stats
 
 import gradstats
 from gradstats.families import DGamma, DGenPareto, DWeibull, GenNorm, Laplace, LogNorm, Normal, T
-from gradstats.fitting import fit_rows
+from gradstats.fitting.rows import fit_rows
+from gradstats.fitting.uncertainty import standard_errors
 from gradstats.summary import Summary, summarize
-from gradstats.uncertainty import standard_errors
 
 LAWS = (
     Laplace(2.0),

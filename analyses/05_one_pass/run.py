@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import gradstats
-from gradstats.kernels import cpu, cpu_loops
+from gradstats.kernels import counting_cpu, counting_cpu_loops
 from gradstats.kernels.grid import GRIDS
 from gradstats.summary import summarize, summarize_segments
 
@@ -44,12 +44,12 @@ def count_alone(grad: torch.Tensor) -> int:
     heads = grad.numpy().view(np.uint16)[1::2]
 
     def work(chunks: Iterator[slice]) -> np.ndarray:
-        counts = cpu._tables(GRIDS[torch.float32])
+        counts = counting_cpu._tables(GRIDS[torch.float32])
         for chunk in chunks:
-            cpu_loops.count_heads(heads[chunk], np.uint16(0), counts[1])
+            counting_cpu_loops.count_heads(heads[chunk], np.uint16(0), counts[1])
         return counts
 
-    return int(cpu._added(cpu._in_threads(work, len(heads))).sum())
+    return int(counting_cpu._added(counting_cpu._in_threads(work, len(heads))).sum())
 
 
 def interleaved(works: dict[str, object], rounds: int) -> dict[str, float]:

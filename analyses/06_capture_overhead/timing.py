@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradstats.demo import ByteModel
+from gradstats.cli.demo import ByteModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "03_resnet20"))
 from train import ARCHIVE, ResNet20, augmented, pictures

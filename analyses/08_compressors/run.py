@@ -16,9 +16,9 @@ import torch
 
 import gradstats
 from gradstats.compressors import Rng, compressor, from_bytes
-from gradstats.compressors.coders import ModelANS
-from gradstats.frontier import MOST_ELEMENTS, equal_bits
-from gradstats.jobs import last_finite
+from gradstats.payloads.symbol_codes import ModelANS
+from gradstats.replaying.equal_bits import MOST_ELEMENTS, equal_bits
+from gradstats.replaying.run import last_finite
 from gradstats.summary import summarize
 
 DATA = Path(__file__).parents[2] / "data"

@@ -18,9 +18,9 @@ from models import numel
 from training import METHODS, Task, Training, join, pictures, words
 
 import gradstats
-from gradstats.factorised import Share, factorised_rows
+from gradstats.fitting.over_steps import rank_table
 from gradstats.network import Network
-from gradstats.over_steps import rank_table
+from gradstats.replaying.factorised import Share, factorised_rows
 
 WORKERS = 2
 PARTS = ("compute", "encode", "communicate", "decode", "other")

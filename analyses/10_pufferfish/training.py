@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradstats
-from gradstats.collectives import Group
 from gradstats.compressors import Rng, compressor
 from gradstats.exchange import drive, fused
+from gradstats.exchange.collectives import Group
 from gradstats.lowrank import factorize, warm_start
 
 ARCHIVE, WORDS = "cifar10-jpeg.zip", "wikitext2/{split}.txt.xz"

@@ -15,9 +15,9 @@ from where import Checks, LeftOut, Where
 
 from gradstats import kernels
 from gradstats.compressors import SUPPORTED, Compressor, Rng, compressor, compressors, from_bytes
-from gradstats.compressors.rng import Stream
-from gradstats.kernels import codes, eager, eager_codes
-from gradstats.kernels.eager_codes import Rounding
+from gradstats.kernels import coding, coding_eager, counting_eager, forms, selecting_eager
+from gradstats.kernels.coding_eager import Rounding
+from gradstats.rng import Stream
 
 SIZES = (0, 1, 31, 33, 65_537, 10**6 + 1)
 QUICK_SIZES = (0, 1, 300)
@@ -68,24 +68,24 @@ def checks(where: Where) -> Checks:
 
 def loops_of(where: Where) -> Any:
     """The loops to check: what the library takes on a GPU; on a CPU triton's, interpreted."""
-    if where.on_gpu or not kernels.HAVE_TRITON:
+    if where.on_gpu or not forms.HAVE_TRITON:
         return SimpleNamespace(
-            form="triton" if kernels.HAVE_TRITON else "torch",
+            form="triton" if forms.HAVE_TRITON else "torch",
             count=kernels.count,
             compact=kernels.compact,
             largest=kernels.largest,
-            quantize=codes._form(torch.empty(0, device=where.device)).quantize,
-            add_dequantized=codes.add_dequantized,
+            quantize=coding._form(torch.empty(0, device=where.device)).quantize,
+            add_dequantized=coding.add_dequantized,
         )
-    from gradstats.kernels import cuda, cuda_codes, cuda_selection
+    from gradstats.kernels import coding_cuda, counting_cuda, selecting_cuda
 
     return SimpleNamespace(
         form="triton, interpreted",
-        count=cuda.count,
-        compact=cuda.compact,
-        largest=cuda_selection.largest,
-        quantize=cuda_codes.quantize,
-        add_dequantized=cuda_codes.add_dequantized,
+        count=counting_cuda.count,
+        compact=selecting_cuda.compact,
+        largest=selecting_cuda.largest,
+        quantize=coding_cuda.quantize,
+        add_dequantized=coding_cuda.add_dequantized,
     )
 
 
@@ -155,7 +155,7 @@ def same_bits(one: Tensor, other: Tensor, what: str) -> None:
 
 def compare_count(loops: Any, values: Tensor, device: torch.device) -> float:
     """Counts are equal; sums of float64 differ by their order."""
-    ours, cpu = loops.count(there(values, device)), eager.count(values)
+    ours, cpu = loops.count(there(values, device)), counting_eager.count(values)
     for name in ("bins", "positive", "negative"):
         if not np.array_equal(getattr(ours, name), getattr(cpu, name)):
             raise AssertionError(f"{name} differ")
@@ -175,7 +175,7 @@ def compare_compact(loops: Any, values: Tensor, device: torch.device) -> float:
     for threshold in (0.0, 0.7, 1e30):
         ours, cpu = (
             loops.compact(there(values, device), threshold),
-            eager.compact(values, threshold),
+            selecting_eager.compact(values, threshold),
         )
         for one, other, what in zip(ours, cpu, ("indices", "values"), strict=True):
             same_bits(one, other, f"{what} above {threshold}")
@@ -186,7 +186,7 @@ def compare_largest(loops: Any, values: Tensor, device: torch.device) -> float:
     """Indices and values; of equal magnitudes the first."""
     n = len(values)
     for k in {1, max(n // 100, 1), n} if n < LARGE else {n // 100}:
-        ours, cpu = loops.largest(there(values, device), k), eager.largest(values, k)
+        ours, cpu = loops.largest(there(values, device), k), selecting_eager.largest(values, k)
         for one, other, what in zip(ours, cpu, ("indices", "values"), strict=True):
             same_bits(one, other, f"{what} of the {k} largest")
     return 0.0
@@ -198,7 +198,7 @@ def settings(n: int) -> Iterator[tuple[int, int, str]]:
         yield from ((16, 512, "stochastic"), (3, max(n, 1), "nearest"), (256, 32, "nearest-even"))
         return
     for levels in LEVELS:
-        for rounding in codes.ROUNDINGS:
+        for rounding in coding.ROUNDINGS:
             yield from ((levels, bucket, rounding) for bucket in {32, max(n, 1)})
 
 
@@ -211,7 +211,7 @@ def compare_quantize(loops: Any, values: Tensor, device: torch.device) -> float:
             there(values, device),
             Rounding(inverse.to(device), bucket, levels.to(device), rounding, KEY),
         )
-        cpu = eager_codes.quantize(values, Rounding(inverse, bucket, levels, rounding, KEY))
+        cpu = coding_eager.quantize(values, Rounding(inverse, bucket, levels, rounding, KEY))
         same_bits(ours, cpu, f"{count} levels in buckets of {bucket}, {rounding}")
     return 0.0
 
@@ -222,12 +222,12 @@ def compare_add(loops: Any, values: Tensor, device: torch.device) -> float:
     n, dtype = len(values), values.dtype
     for count in LEVELS if n < LARGE else LEVELS[:1]:
         symbols = torch.randint(count, (n,), generator=seeded(n), dtype=torch.int32)
-        packed, levels = eager_codes.pack(symbols, count), torch.linspace(-1, 1, count)
+        packed, levels = coding_eager.pack(symbols, count), torch.linspace(-1, 1, count)
         scales = torch.rand(-(-n // 512), generator=seeded(n + 1))
         out, cpu = torch.ones(n, dtype=dtype, device=device), torch.ones(n, dtype=dtype)
         on = [each.to(device) for each in (packed, scales, levels)]
         loops.add_dequantized(on[0], on[1], 512, on[2], out, 0.5)
-        eager_codes.add_dequantized(packed, scales, 512, levels, cpu, 0.5)
+        coding_eager.add_dequantized(packed, scales, 512, levels, cpu, 0.5)
         off = (out.cpu().double() - cpu.double()).abs().max().item() if n else 0.0
         worst = max(worst, off)
         if off > 2 * torch.finfo(dtype).eps:
@@ -260,11 +260,11 @@ def same_rotation(where: Where) -> dict[str, Any]:
     for n in (33, 1_000) if where.quick else (33, 1_000, 65_537):
         values = torch.randn(n, generator=seeded(n))
         for block in (1, 64, 4096):
-            ours = codes.rotate(values.to(where.device), block, KEY)
-            cpu = eager_codes.rotate(values, block, KEY)
+            ours = coding.rotate(values.to(where.device), block, KEY)
+            cpu = coding_eager.rotate(values, block, KEY)
             same_bits(ours, cpu, f"{n} in blocks of {block}")
-            back = codes.unrotate(ours, n, block, KEY)
-            same_bits(back, eager_codes.unrotate(cpu, n, block, KEY), f"{n}, back")
+            back = coding.unrotate(ours, n, block, KEY)
+            same_bits(back, coding_eager.unrotate(cpu, n, block, KEY), f"{n}, back")
     return {}
 
 

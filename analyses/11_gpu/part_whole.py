@@ -34,7 +34,7 @@ def checks(where: Where) -> Checks:
 def captured(where: Where, path: Path, _folder: Any) -> dict[str, Any]:
     """The demo's model, on its text."""
     import gradstats
-    from gradstats.demo import ByteModel, corpus
+    from gradstats.cli.demo import ByteModel, corpus
 
     text, steps = corpus(), QUICK_STEPS if where.quick else STEPS
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def run(where: Where, path: Path, command: list[str]) -> dict[str, Any]:
     path_of = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path_of)}
     ran = subprocess.run(
-        [sys.executable, "-m", "gradstats.cli", *command],
+        [sys.executable, "-m", "gradstats.cli.app", *command],
         capture_output=True,
         text=True,
         env=environment,

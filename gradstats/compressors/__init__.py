@@ -5,73 +5,68 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from gradstats.compressors.acp_sgd import ACPSGD
-from gradstats.compressors.adacomp import AdaComp
-from gradstats.compressors.adaquant import AdaQuant
-from gradstats.compressors.affine import Affine
-from gradstats.compressors.atomo import ATOMO
-from gradstats.compressors.base import (
-    AllGather,
-    AllReduce,
-    Bound,
-    Broadcast,
-    Collective,
-    Compressor,
-    Contract,
-    Step,
-)
-from gradstats.compressors.bf16 import BF16, FP16
-from gradstats.compressors.chunk_topk import ChunkTopK
-from gradstats.compressors.clt_k import CLTK
-from gradstats.compressors.co3 import CO3
-from gradstats.compressors.count_sketch import CountSketch
-from gradstats.compressors.decoding import from_bytes
-from gradstats.compressors.dgc import DGC
-from gradstats.compressors.dynamic_tree import DynamicTree
-from gradstats.compressors.eden import EDEN
-from gradstats.compressors.ef21 import EF21
-from gradstats.compressors.exact_threshold import ExactThreshold
-from gradstats.compressors.feedback import ErrorFeedback, Memory
-from gradstats.compressors.fp8 import FP8
-from gradstats.compressors.gaussiank import GaussianK
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.grammar import build
-from gradstats.compressors.granularity import MIN_NUMEL, Part, PerParameter
-from gradstats.compressors.index_codes import CODES
-from gradstats.compressors.intsgd import IntSGD
-from gradstats.compressors.lloyd_max import LloydMax
-from gradstats.compressors.lossless import Lossless
-from gradstats.compressors.low_pass import LowPass
-from gradstats.compressors.mstopk import MSTopK
-from gradstats.compressors.mx import MX
-from gradstats.compressors.natural import NUQSGD, Natural
-from gradstats.compressors.none import NoCompression
-from gradstats.compressors.nvfp4 import NVFP4
-from gradstats.compressors.onebit import BinGrad, OneBit
-from gradstats.compressors.orq import ORQ
-from gradstats.compressors.payloads import Payload
-from gradstats.compressors.pipe import Pipe, Stage
-from gradstats.compressors.powersgd import PowerSGD
-from gradstats.compressors.qsgd import QSGD
-from gradstats.compressors.qsparse import QSparse
-from gradstats.compressors.randomk import RandomK
-from gradstats.compressors.redsync import RedSync, TrimmedRedSync
-from gradstats.compressors.rng import Rng
-from gradstats.compressors.sbc import SBC, stc
-from gradstats.compressors.shared_scale import SharedQSGD, SharedTernGrad
-from gradstats.compressors.sidco import SIDCo
-from gradstats.compressors.sign import ScaledSign
-from gradstats.compressors.signum import Signum
-from gradstats.compressors.stages import EntropyCode, IndexCode
-from gradstats.compressors.svd import SVD
-from gradstats.compressors.terngrad import TernGrad
-from gradstats.compressors.thc import THC
-from gradstats.compressors.threelc import ThreeLC
-from gradstats.compressors.threshold import HardThreshold
-from gradstats.compressors.topk import TopK
-from gradstats.compressors.velocity import Velocity
-from gradstats.compressors.wangni import Wangni
-from gradstats.compressors.warmup import WarmUp
-from gradstats.compressors.wire import PayloadError
+from gradstats.compressors.methods.acp_sgd import ACPSGD
+from gradstats.compressors.methods.adacomp import AdaComp
+from gradstats.compressors.methods.affine import Affine
+from gradstats.compressors.methods.atomo import ATOMO
+from gradstats.compressors.methods.bf16 import BF16, FP16
+from gradstats.compressors.methods.chunk_topk import ChunkTopK
+from gradstats.compressors.methods.clt_k import CLTK
+from gradstats.compressors.methods.co3 import CO3
+from gradstats.compressors.methods.count_sketch import CountSketch
+from gradstats.compressors.methods.dgc import DGC
+from gradstats.compressors.methods.dynamic_tree import DynamicTree
+from gradstats.compressors.methods.eden import EDEN
+from gradstats.compressors.methods.exact_threshold import ExactThreshold
+from gradstats.compressors.methods.fp8 import FP8
+from gradstats.compressors.methods.gaussiank import GaussianK
+from gradstats.compressors.methods.hard_threshold import HardThreshold
+from gradstats.compressors.methods.intsgd import IntSGD
+from gradstats.compressors.methods.lloyd_max import LloydMax
+from gradstats.compressors.methods.lossless import Lossless
+from gradstats.compressors.methods.mstopk import MSTopK
+from gradstats.compressors.methods.mx import MX
+from gradstats.compressors.methods.natural import NUQSGD, Natural
+from gradstats.compressors.methods.none import NoCompression
+from gradstats.compressors.methods.nvfp4 import NVFP4
+from gradstats.compressors.methods.onebit import BinGrad, OneBit
+from gradstats.compressors.methods.orq import ORQ
+from gradstats.compressors.methods.powersgd import PowerSGD
+from gradstats.compressors.methods.qsgd import QSGD
+from gradstats.compressors.methods.qsparse import QSparse
+from gradstats.compressors.methods.randomk import RandomK
+from gradstats.compressors.methods.redsync import RedSync, TrimmedRedSync
+from gradstats.compressors.methods.sbc import SBC, stc
+from gradstats.compressors.methods.shared_scale import SharedQSGD, SharedTernGrad
+from gradstats.compressors.methods.sidco import SIDCo
+from gradstats.compressors.methods.sign import ScaledSign
+from gradstats.compressors.methods.signum import Signum
+from gradstats.compressors.methods.svd import SVD
+from gradstats.compressors.methods.terngrad import TernGrad
+from gradstats.compressors.methods.thc import THC
+from gradstats.compressors.methods.threelc import ThreeLC
+from gradstats.compressors.methods.topk import TopK
+from gradstats.compressors.methods.wangni import Wangni
+from gradstats.compressors.rounds import AllGather, AllReduce, Broadcast, Collective, Step
+from gradstats.compressors.wrappers.adaquant import AdaQuant
+from gradstats.compressors.wrappers.ef21 import EF21
+from gradstats.compressors.wrappers.error_feedback import ErrorFeedback
+from gradstats.compressors.wrappers.low_pass import LowPass
+from gradstats.compressors.wrappers.memory import Memory
+from gradstats.compressors.wrappers.per_parameter import PerParameter
+from gradstats.compressors.wrappers.pipe import Pipe, Stage
+from gradstats.compressors.wrappers.recoding import EntropyCode, IndexCode
+from gradstats.compressors.wrappers.velocity import Velocity
+from gradstats.compressors.wrappers.warmup import WarmUp
+from gradstats.payloads import from_bytes
+from gradstats.payloads.base import Payload
+from gradstats.payloads.index_codes import CODES
+from gradstats.payloads.wire import PayloadError
+from gradstats.ratios import MIN_NUMEL, Part
+from gradstats.rng import Rng
 
 __all__ = [
     "COMPRESSORS",

@@ -3,140 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from collections.abc import Generator, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gradstats.compressors.index_codes import expected_bits
-from gradstats.compressors.payloads import Dense, Payload
-from gradstats.compressors.rng import Rng
-from gradstats.compressors.scattered import Masked, Scattered, Sparse
+from gradstats.compressors.contracts import Contract
+from gradstats.compressors.rounds import AllGather, AllReduce, Collective, State, Step
 from gradstats.kernels.ranges import saturated
-from gradstats.summary import check_ratio, kept_count
-
-State = Any
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A number that follows from a payload, with the formula as it is written in tables."""
-
-    text: str
-    of: Callable[[Any], float]
-
-    def __call__(self, payload: Payload) -> float:
-        """The number for a payload."""
-        return float(self.of(payload))
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What a compressor promises, for every input; what it does not say is not promised.
-
-    Attributes:
-        collective: how its payloads are combined over workers.
-        delta: the contraction ‖x - C(x)‖² <= (1 - delta)‖x‖², a function of the payload.
-        omega: the variance E‖C(x) - x‖² <= omega ‖x‖² of an unbiased method, a function of the
-            payload.
-        bits: of the payload beyond its header, a function of the payload; from d = 10⁵ its bytes
-            are within 5 % of it.
-        in_expectation: the contraction holds for the mean over the random numbers only.
-        unbiased: E C(x) = x.
-        wants_feedback: converges only with error feedback.
-        has_memory: its state changes from step to step, so that it must see consecutive steps.
-        random: reads its `rng`.
-        rounds: dependent rounds of communication.
-        update: what becomes of the payloads of all workers: their mean, or the majority of signs.
-        needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
-        scaling: C(2^k x) = 2^k C(x) but for this share of the largest element, as long as one
-            scale for the vector and all that is sent are in range; None: it knows absolute sizes.
-    """
-
-    collective: Literal["all_reduce", "all_gather"]
-    delta: Bound | None = None
-    omega: Bound | None = None
-    bits: Bound | None = None
-    in_expectation: bool = False
-    unbiased: bool = False
-    wants_feedback: bool = False
-    has_memory: bool = False
-    random: bool = False
-    rounds: int = 1
-    update: Literal["mean", "majority"] = "mean"
-    needs: tuple[str, ...] = ()
-    scaling: float | None = 0.0
-
-
-# of anything that keeps the k̂ largest of d magnitudes exactly
-KEPT_SHARE = Bound("k̂/d", lambda payload: payload.count / max(payload.numel, 1))
-SPARSE_BITS = Bound("k̂ (b + index)", lambda payload: _index_bits(payload) + _value_bits(payload))
-DENSE_BITS = Bound("b d", lambda payload: _value_bits(payload))
-SPARSIFIER = Contract("all_gather", delta=KEPT_SHARE, bits=SPARSE_BITS, wants_feedback=True)
-
-
-def _index_bits(payload: Sparse) -> float:
-    return expected_bits(payload.count, payload.numel, payload.index_code or "auto")
-
-
-def _value_bits(payload: Scattered | Dense) -> float:
-    return 8.0 * payload.values.nbytes
-
-
-@dataclass(frozen=True)
-class AllReduce:
-    """Combine equal-shaped tensors of all workers element by element; the result is a tensor.
-
-    Attributes:
-        tensor: floating-point; integers in [0, levels) where there are levels.
-        op: what is done; a mean of integers is float32.
-        levels: of the integers of one worker; 0 for a floating-point tensor. Their sums over n
-            workers travel in base n (levels - 1) + 1, so that they cannot overflow.
-    """
-
-    tensor: Tensor
-    op: Literal["sum", "mean", "max"] = "sum"
-    levels: int = 0
-
-
-@dataclass(frozen=True)
-class AllGather:
-    """Give every worker the payloads of all, which may differ in length: a list, by worker."""
-
-    payload: Payload
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """Give every worker the payload of worker `root`; the result is that payload.
-
-    Attributes:
-        payload: of the root; None on the others, or anything.
-        root: a worker.
-    """
-
-    payload: Payload | None
-    root: int
-
-
-Collective = AllReduce | AllGather | Broadcast
-
-
-@dataclass(frozen=True)
-class Step:
-    """What an exchange leaves.
-
-    Attributes:
-        update: the mean over workers that the optimizer gets, shaped as the gradient.
-        sent: what this worker's memory must count as delivered.
-        state: for the next step.
-    """
-
-    update: Tensor
-    sent: Payload
-    state: State
+from gradstats.payloads.base import Dense, Payload
+from gradstats.payloads.sparse import Masked
+from gradstats.ratios import check_ratio, kept_count
+from gradstats.rng import Rng
 
 
 class Compressor(ABC):
@@ -214,7 +94,7 @@ class Compressor(ABC):
 
     def __or__(self, stage: object) -> Compressor:
         """What is left of this compressor's payload after another stage, see `pipe.Pipe`."""
-        from gradstats.compressors.pipe import Pipe  # which is a compressor itself
+        from gradstats.compressors.wrappers.pipe import Pipe  # which is a compressor itself
 
         return Pipe((self, stage))  # type: ignore[arg-type]
 
@@ -259,26 +139,6 @@ def _mean(payloads: list[Payload], grad: Tensor) -> Tensor:
     for received in payloads:
         received.add_to(mean, 1 / len(payloads))
     return saturated(mean, grad.dtype).view(grad.shape)
-
-
-def answer(request: Collective) -> Any:
-    """The result of a collective of a worker that is alone."""
-    if isinstance(request, AllReduce):
-        mean_of_integers = request.levels and request.op == "mean"
-        return request.tensor.float() if mean_of_integers else request.tensor.clone()
-    return [request.payload] if isinstance(request, AllGather) else request.payload
-
-
-def alone(exchange: Generator[Collective, Any, Step]) -> Step:
-    """The step of a worker that has no other to exchange with."""
-    result: Any = None
-    while True:
-        try:
-            request = exchange.send(result)
-        except StopIteration as end:
-            step: Step = end.value
-            return step
-        result = answer(request)
 
 
 def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.pipe import Pipe, Stage
+from gradstats.compressors.wrappers.pipe import Pipe, Stage
 
 WORDS = {"True": True, "False": False}
 TOKEN = re.compile(r"\s*(3lc|[A-Za-z_][\w.:-]*|[-+]?[\d.][\w.+-]*|[(),=]|\S)")

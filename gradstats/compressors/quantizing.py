@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradstats.compressors.alphabets import Alphabet
-from gradstats.compressors.base import Bound
-from gradstats.compressors.coded import Coded
-from gradstats.compressors.coders import Packed
-from gradstats.kernels import codes
+from gradstats.compressors.contracts import Bound
+from gradstats.kernels import coding
 from gradstats.kernels.ranges import bounded, saturated
+from gradstats.payloads.codebooks import Alphabet
+from gradstats.payloads.quantized import Coded
+from gradstats.payloads.symbol_codes import Packed
 
 
 def flattened(grad: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def coded_bits(text: str) -> Bound:
 
 
 def _coded_bits(payload: Coded) -> float:
-    of_symbols = codes.bits_per_symbol(payload.levels.shape[-1]) * payload.symbols
+    of_symbols = coding.bits_per_symbol(payload.levels.shape[-1]) * payload.symbols
     offsets = 0 if payload.offsets is None else payload.offsets.nbytes
     return of_symbols + 8.0 * (payload.scales.nbytes + offsets)
 
@@ -49,7 +49,7 @@ def quantized(
         key: of the random numbers, for stochastic rounding.
     """
     levels = alphabet.levels().to(flat.device)
-    packed = codes.quantize(flat.contiguous(), scales, bucket, levels, rounding=rounding, key=key)
+    packed = coding.quantize(flat.contiguous(), scales, bucket, levels, rounding=rounding, key=key)
     return Coded(Packed(packed), flat.numel(), alphabet, scales, bucket)
 
 
@@ -62,7 +62,7 @@ def own_levels(flat: Tensor, symbols: Tensor, levels: Tensor, bucket: int) -> Co
         levels: `[⌈d/B⌉, L]`.
         bucket: B.
     """
-    packed = codes.pack(symbols, levels.shape[-1])
+    packed = coding.pack(symbols, levels.shape[-1])
     return Coded(Packed(packed), flat.numel(), None, saturated(levels, torch.float32), bucket)
 
 

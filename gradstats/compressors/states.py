@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import State
+from gradstats.compressors.rounds import State
 
 
 class Mean(float):

@@ -15,8 +15,6 @@ from gradstats.families.search import peak
 from gradstats.summary import Moments, Summary, summarize
 
 Floats = NDArray[np.float64]
-
-
 FEWEST_DISTINCT = 10  # magnitudes (bins of the grid) from which a shape can be told
 TINY = 1e-300  # a magnitude at which every density that is not 0 at 0 has a logarithm
 AT_BOUND = 1e-4  # relative to the bound, or absolute near 0

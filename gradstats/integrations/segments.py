@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gradstats.recording import Capture, Idle, capture
-from gradstats.recording.reports import write_line
+from gradstats.recording.messages import write_line
 
 
 class Segments:

@@ -1,68 +1,25 @@
 """The few loops that run at memory speed.
 
-The same functions stand in `eager` (torch, any device: the readable definition), in `cpu` and
-`cpu_selection` (numba), and in `cuda` and `cuda_selection` (triton); those here pick by device,
-unless `use("eager")` says otherwise. All return identical counts and identical selected sets.
-Those that quantise and pack are in `codes`.
+Three jobs in three forms, and a file is named by both: `counting_`, `selecting_` or `coding_` and
+`eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda` (triton). The
+functions of this package and of `coding` pick a form by device, unless `use("eager")` says
+otherwise. All forms return identical counts, selected sets and bytes.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels import eager
+from gradstats.kernels import counting_eager, selecting_eager
+from gradstats.kernels.forms import FORMS, in_numba, in_triton, use
 from gradstats.kernels.grid import Tally
 
 __all__ = ["FORMS", "Tally", "compact", "count", "count_segments", "largest", "use"]
-
-HAVE_NUMBA = importlib.util.find_spec("numba") is not None
-HAVE_TRITON = importlib.util.find_spec("triton") is not None
-FORMS = ("auto", "eager")
-_form = ContextVar("form", default="auto")
-
-
-@contextmanager
-def use(form: str) -> Iterator[None]:
-    """Run what is inside with the kernels in one form.
-
-    Args:
-        form: "eager", the plain torch that defines them, or "auto", the fastest for the device.
-
-    Raises:
-        ValueError: another form.
-
-    Example:
-        >>> import torch
-        >>> with use("eager"):
-        ...     indices, values = largest(torch.tensor([1.0, -3.0, 2.0]), 2)
-        >>> indices.tolist()
-        [1, 2]
-    """
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    before = _form.set(form)
-    try:
-        yield
-    finally:
-        _form.reset(before)
-
-
-def in_numba(values: Tensor) -> bool:
-    """Whether the kernels in numba are to be used for a tensor."""
-    return HAVE_NUMBA and values.device.type == "cpu" and _form.get() == "auto"
-
-
-def in_triton(values: Tensor) -> bool:
-    """Whether the kernels in triton are to be used for a tensor."""
-    return HAVE_TRITON and values.is_cuda and _form.get() == "auto"
 
 
 def count(values: Tensor) -> Tally:
@@ -72,14 +29,14 @@ def count(values: Tensor) -> Tally:
         values: `[n]`, contiguous, floating point, any device.
     """
     if in_numba(values):
-        from gradstats.kernels import cpu
+        from gradstats.kernels import counting_cpu
 
-        return cpu.count(values)
+        return counting_cpu.count(values)
     if in_triton(values):
-        from gradstats.kernels import cuda
+        from gradstats.kernels import counting_cuda
 
-        return cuda.count(values)
-    return eager.count(values)
+        return counting_cuda.count(values)
+    return counting_eager.count(values)
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
@@ -90,9 +47,9 @@ def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
         ends: `[segments + 1]`, from 0 to n: segment i is `values[ends[i] : ends[i + 1]]`.
     """
     if in_numba(values):
-        from gradstats.kernels import cpu
+        from gradstats.kernels import counting_cpu
 
-        return cpu.count_segments(values, ends)
+        return counting_cpu.count_segments(values, ends)
     return (count(values[start:end]) for start, end in pairwise(ends.tolist()))
 
 
@@ -115,14 +72,14 @@ def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
     if in_numba(values):
-        from gradstats.kernels import cpu_selection
+        from gradstats.kernels import selecting_cpu
 
-        return cpu_selection.compact(values, threshold)
+        return selecting_cpu.compact(values, threshold)
     if in_triton(values):
-        from gradstats.kernels import cuda
+        from gradstats.kernels import selecting_cuda
 
-        return cuda.compact(values, threshold)
-    return eager.compact(values, threshold)
+        return selecting_cuda.compact(values, threshold)
+    return selecting_eager.compact(values, threshold)
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -136,11 +93,11 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Indices, int64 `[min(k, n)]`, rising, and the elements there.
     """
     if in_numba(values):
-        from gradstats.kernels import cpu_selection
+        from gradstats.kernels import selecting_cpu
 
-        return cpu_selection.largest(values, k)
+        return selecting_cpu.largest(values, k)
     if in_triton(values):
-        from gradstats.kernels import cuda_selection
+        from gradstats.kernels import selecting_cuda
 
-        return cuda_selection.largest(values, k)
-    return eager.largest(values, k)
+        return selecting_cuda.largest(values, k)
+    return selecting_eager.largest(values, k)

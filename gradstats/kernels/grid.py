@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 INFINITY = {  # bit patterns
     torch.float16: 0x7C00,
     torch.bfloat16: 0x7F80,

@@ -8,8 +8,6 @@ from torch import Tensor
 
 LOW = 0xFFFFFFFF
 ROUNDS = 10
-
-
 Word = TypeVar("Word", int, Tensor)
 
 

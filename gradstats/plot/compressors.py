@@ -35,7 +35,7 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
     """Relative error of what is waiting to be sent against bits an element, a line a method.
 
     Args:
-        methods: lines of `gradstats.reporting.tables.methods_table` of one setting.
+        methods: lines of `gradstats.replaying.ranking.methods_table` of one setting.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -61,7 +61,7 @@ def equal_bits(rows: Table, ax: Axes = None) -> Axes:
     """Error over that of exact Top-k with as many bytes, against bits an element.
 
     Args:
-        rows: from `gradstats.frontier.equal_bits`.
+        rows: from `gradstats.replaying.equal_bits.equal_bits`.
         ax: where to draw.
     """
     ax = new_axes(ax)

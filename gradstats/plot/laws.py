@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gradstats.compressibility import COMPRESSIBLE, Decay, best_k_error, decay
 from gradstats.families import Family
-from gradstats.goodness import quantile_pairs
+from gradstats.fitting.compressibility import COMPRESSIBLE, Decay, best_k_error, decay
+from gradstats.fitting.goodness import quantile_pairs
 from gradstats.plot.base import CURVE_POINTS, Axes, Table, estimated_over_target, legend, new_axes
 from gradstats.plot.text import lettered, shown
 from gradstats.summary import Summary

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from gradstats.evolution import trend
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gradstats import extras
+from gradstats.fitting.threshold_reuse import Floats
 from gradstats.plot.base import Axes, Table, legend, new_axes, seaborn
 from gradstats.plot.text import lettered, named, shown
 
@@ -38,7 +42,7 @@ def thresholds(reuse: Table, ax: Axes = None) -> Axes:
     """The exact thresholds of one group over training by ratio, with LOWESS trends.
 
     Args:
-        reuse: rows of the table "reuse" of `gradstats.fits.fit_tables`, of one group.
+        reuse: rows of the table "reuse" of `gradstats.fitting.run.fit_tables`, of one group.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -77,7 +81,7 @@ def winners(best: Table, ax: Axes = None) -> Axes:
     """Group × step: the winning family as a colour.
 
     Args:
-        best: step, group and family, a line each, as `gradstats.reporting.laws.winners` has them.
+        best: step, group and family, a line each, as `gradstats.fitting.ranking.winners` has them.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -119,7 +123,7 @@ def ranks(table: Table, ax: Axes = None) -> Axes:
     """Stable rank over full rank, over training: the median of each module type's matrices.
 
     Args:
-        table: of `gradstats.over_steps.rank_table`.
+        table: of `gradstats.fitting.over_steps.rank_table`.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -146,7 +150,7 @@ def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
     """Share of elements below a value, by module type: signal-to-noise, tail index and others.
 
     Args:
-        series: a line an element, of `gradstats.over_steps.over_steps`.
+        series: a line an element, of `gradstats.fitting.over_steps.over_steps`.
         value: name of the column.
         ax: where to draw.
     """
@@ -173,3 +177,30 @@ def _grid(rows: Table, value: str) -> Table:
     grid = rows.pivot(index="group", columns="step", values=value)
     places = np.linspace(0, len(grid.columns) - 1, min(MOST_STEPS, len(grid.columns))).astype(int)
     return grid.reindex(list(dict.fromkeys(rows["group"]))).iloc[:, places]
+
+
+SMOOTHED_SHARE = 2 / 3  # of the steps, in each local line of LOWESS
+FEWEST_TO_SMOOTH = 5
+
+
+def trend(steps: ArrayLike, values: ArrayLike) -> Floats:
+    """The LOWESS trend of values over steps, `[n]`: locally linear, robust to outliers.
+
+    NaN where a value is not finite, and everywhere with fewer than five finite values.
+
+    References:
+        Cleveland, "Robust locally weighted regression and smoothing scatterplots", 1979.
+
+    Example:
+        >>> trend(range(6), [1, 3, 5, 7, 9, 11]).round(6).tolist()
+        [1.0, 3.0, 5.0, 7.0, 9.0, 11.0]
+    """
+    x, y = (np.asarray(each, np.float64) for each in (steps, values))
+    smooth = np.full(len(y), math.nan)
+    known = np.isfinite(y)
+    if known.sum() < FEWEST_TO_SMOOTH:
+        return smooth
+    lowess = extras.load("statsmodels.nonparametric.smoothers_lowess").lowess
+    share = max(SMOOTHED_SHARE, FEWEST_TO_SMOOTH / known.sum())
+    smooth[known] = lowess(y[known], x[known], frac=share, return_sorted=False)
+    return smooth

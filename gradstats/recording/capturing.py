@@ -17,20 +17,20 @@ from torch.optim import Optimizer
 
 from gradstats.recording.budget import Budget, format_bytes, parse_bytes
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
-from gradstats.recording.distribution import (
+from gradstats.recording.handle import Capture
+from gradstats.recording.idle import Idle
+from gradstats.recording.messages import Reports, shortened, write_line
+from gradstats.recording.processes import (
     Distribution,
     another_model,
     distribution,
     shared_store,
 )
-from gradstats.recording.handle import Capture
-from gradstats.recording.idle import Idle
 from gradstats.recording.provenance import provenance
 from gradstats.recording.pseudo import names_of
 from gradstats.recording.ranks import group_is_missing
 from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.registry import make_way, register
-from gradstats.recording.reports import Reports, shortened, write_line
 from gradstats.recording.rows import Plan
 from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
@@ -41,11 +41,10 @@ from gradstats.recording.selection import (
     unwrap_model,
     unwrap_optimizer,
 )
-from gradstats.recording.shadowing import Shadow
 from gradstats.recording.sharding import backward_counter, tables
 from gradstats.recording.slots import KINDS, Kind, Point
 from gradstats.recording.staging import Source
-from gradstats.recording.writing import BATCH_ROWS, OnSummary, Writer
+from gradstats.recording.writer import BATCH_ROWS, OnSummary, Shadowing, Writer
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
 from gradstats.summary import Summary
 
@@ -170,7 +169,7 @@ def capture(
     check_rows_wanted(whole=full is not None or summary, track=track)
     if shadow and not track:
         raise ValueError(f"shadow runs on tracked elements: track must be on, got {track!r}")
-    shadows: dict[str, Shadow] = {p: Shadow(shadow, seed) for p in points if shadow}
+    shadows = _shadows(shadow, points, seed)
     if weights:
         _check_weights(chosen, own)
     own = own if spread.sharded else whole
@@ -235,6 +234,15 @@ def capture(
         register(handle, writer)
         undo.pop_all()
     return handle
+
+
+def _shadows(specs: Sequence[str], points: Sequence[Point], seed: int) -> dict[str, Shadowing]:
+    """Compressors that run beside the training, by point; nobody else pays for their import."""
+    if not specs:
+        return {}
+    from gradstats.replaying.shadow import Shadow
+
+    return {point: Shadow(specs, seed) for point in points}
 
 
 def _created(

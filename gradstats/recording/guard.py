@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import no_grad
 
-from gradstats.recording.reports import Reports
+from gradstats.recording.messages import Reports
 
 
 class Guard:

@@ -11,10 +11,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstats.recording import registry, surroundings
-from gradstats.recording.circumstances import Circumstances
+from gradstats.recording import registry, torch_patches
 from gradstats.recording.guard import Guard
-from gradstats.recording.hooking import (
+from gradstats.recording.hooks import (
     LocalHooks,
     closure_of,
     hook_first,
@@ -25,14 +24,15 @@ from gradstats.recording.hooking import (
 )
 from gradstats.recording.marks import Marks
 from gradstats.recording.mentions import farewell, surprises
+from gradstats.recording.messages import Reports
 from gradstats.recording.pseudo import checked_gradients, checked_steps
-from gradstats.recording.reports import Reports
 from gradstats.recording.rows import Plan, Rows
 from gradstats.recording.slots import LOSS
 from gradstats.recording.staging import Source
 from gradstats.recording.stats import Spent, Stats, stats_of
+from gradstats.recording.step_context import Circumstances
 from gradstats.recording.training import Training, weakly
-from gradstats.recording.writing import OnSummary, Writer
+from gradstats.recording.writer import OnSummary, Writer
 from gradstats.store import Place
 
 
@@ -101,7 +101,7 @@ class Capture:
             for hook in () if self._passive else self._attach(plan, counting=not local):
                 self._hooks.append(hook)
             if not self._passive:
-                surroundings.listen(self)
+                torch_patches.listen(self)
             self._look_ahead()
         except BaseException:
             self.detach()
@@ -257,7 +257,7 @@ class Capture:
     def detach(self) -> None:
         """Take all hooks off; nothing is recorded any more."""
         self._guard.closed = True
-        surroundings.forget(self)
+        torch_patches.forget(self)
         self._local_hooks.want(False)
         while self._hooks:
             self._hooks.pop().remove()

@@ -4,10 +4,10 @@ from collections.abc import Container, Iterator, Sequence
 
 from torch.optim import Optimizer
 
-from gradstats.recording.circumstances import Circumstances
-from gradstats.recording.reports import Reports, shortened
+from gradstats.recording.messages import Reports, shortened
 from gradstats.recording.stats import Spent, stats_of
-from gradstats.recording.writing import Writer
+from gradstats.recording.step_context import Circumstances
+from gradstats.recording.writer import Writer
 from gradstats.store import Parameter
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradstats.recording.handle import Capture
-from gradstats.recording.reports import Reports
+from gradstats.recording.messages import Reports
 from gradstats.recording.selection import Selected, clean_name
 from gradstats.recording.unsharding import (
     Accumulation,

@@ -6,7 +6,7 @@ import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
-from gradstats.recording.writing import Writer
+from gradstats.recording.writer import Writer
 from gradstats.store import Place
 
 

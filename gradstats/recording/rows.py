@@ -10,13 +10,13 @@ from torch.optim import Optimizer
 
 from gradstats.recording.absence import LONG, Absence
 from gradstats.recording.budget import Budget
-from gradstats.recording.circumstances import Circumstances
 from gradstats.recording.marks import Marks
-from gradstats.recording.reports import Reports, shortened
+from gradstats.recording.messages import Reports, shortened
 from gradstats.recording.schedules import Schedule
 from gradstats.recording.slots import POINTS, Slot
 from gradstats.recording.staging import Source
-from gradstats.recording.writing import Writer
+from gradstats.recording.step_context import Circumstances
+from gradstats.recording.writer import Writer
 
 CountBackwards = Callable[[Callable[[], None]], Iterable[Any]]
 

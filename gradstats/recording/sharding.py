@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from gradstats.recording.hooking import hook_first
+from gradstats.recording.hooks import hook_first
 from gradstats.recording.selection import Selected, gradient_dtype
 from gradstats.store import Parameter, parameter_table
 

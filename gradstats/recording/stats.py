@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gradstats.recording.budget import format_bytes
-from gradstats.recording.writing import Writer
+from gradstats.recording.writer import Writer
 
 
 @dataclass(frozen=True)

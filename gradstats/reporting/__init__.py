@@ -1,0 +1,1 @@
+"""Rows become sentences, figures and one page."""

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from gradstats.network import Network
-from gradstats.reporting.tables import break_even
+from gradstats.replaying.ranking import break_even
 
 Table = Any
 PLAIN = ("none", "bf16", "fp16")

@@ -10,9 +10,9 @@ from typing import Any
 
 from gradstats import extras, plot
 from gradstats.families import FAMILIES, FitError
-from gradstats.reporting import laws
+from gradstats.fitting import ranking as laws
+from gradstats.replaying.ranking import headline_ratio, low_rank
 from gradstats.reporting.page import Section
-from gradstats.reporting.tables import headline_ratio, low_rank
 from gradstats.summary import Summary
 
 Table = Any

@@ -1,5 +1,6 @@
 """Gradients on disk: Zarr v3, crash-safe to append to, lazy to read (docs/format.md)."""
 
+from gradstats.store.addresses import as_place, beside
 from gradstats.store.gradient_store import GradientStore
 from gradstats.store.layout import (
     FORMAT,
@@ -10,7 +11,7 @@ from gradstats.store.layout import (
     parameter_table,
     table_difference,
 )
-from gradstats.store.places import InZip, Place, as_place, beside
+from gradstats.store.places import InZip, Place
 from gradstats.store.reading import Stream
 from gradstats.store.rows import Row
 

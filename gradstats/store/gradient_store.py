@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gradstats.store.addresses import as_place
 from gradstats.store.files import held, lock_files, take_lock
 from gradstats.store.layout import (
     BLOBS,
@@ -28,7 +29,7 @@ from gradstats.store.layout import (
     table_to_json,
 )
 from gradstats.store.objects import REPLACED, Conflict, InObjects
-from gradstats.store.places import Place, as_place
+from gradstats.store.places import Place
 from gradstats.store.reading import Stream, open_stream
 from gradstats.store.root import (
     change_root,

@@ -14,8 +14,6 @@ from gradstats.store.places import Place, first_line
 #: Whoever asks tries again by itself: a request that takes longer has failed.
 _OPTIONS: dict[str, Any] = {"timeout": "60s", "connect_timeout": "5s"}
 _RETRIES: Any = {"max_retries": 2, "retry_timeout": datetime.timedelta(seconds=10)}
-
-
 CONFLICT = "another process has written there since"
 REPLACED = "the run that was there has been replaced or deleted since"
 

@@ -1,7 +1,6 @@
 """Where a store lies that is no folder: in a zip file or an object store; read like a `Path`."""
 
 import os
-import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -121,58 +120,6 @@ class InZip(Place):
     def zarr_store(self) -> Store:
         """The zip file as Zarr reads it."""
         return zarr.storage.ZipStore(Path(self.root), mode="r")
-
-
-def as_place(path: str | os.PathLike[str] | Place) -> Path | Place:
-    """The place that a user names: a URL, a zip file to read, or a folder.
-
-    Raises:
-        ImportError: a URL, and obstore is missing.
-        ValueError: a URL of a kind there is none of.
-
-    Example:
-        >>> as_place("run.zarr").name
-        'run.zarr'
-    """
-    if isinstance(path, Place):
-        return path
-    text = os.fspath(path)
-    if text.startswith("file:/"):
-        return Path("/" + text.removeprefix("file:").lstrip("/"))
-    if is_url(text):
-        from gradstats.store.objects import InObjects
-
-        return InObjects(restored(text))
-    if text.endswith(".zip") and zipfile.is_zipfile(text):
-        return InZip(text)
-    return Path(text)
-
-
-def beside(place: Path | Place, name: str) -> Path | Place:
-    """The place of another name in the same folder.
-
-    Example:
-        >>> beside(Path("a/run.zarr"), "run-2.zarr").as_posix()
-        'a/run-2.zarr'
-    """
-    if isinstance(place, Path):
-        return place.with_name(name)
-    return as_place(f"{str(place).rpartition('/')[0]}/{name}")
-
-
-def is_url(path: object) -> bool:
-    """Does a user's path name an object store?"""
-    return re.match(r"[a-z][a-z0-9]+:/", str(path)) is not None
-
-
-def restored(path: object) -> str:
-    """A user's path in words: a `Path` of a URL has lost a slash.
-
-    Example:
-        >>> restored("s3:/bucket/run.zarr"), restored("run.zarr")
-        ('s3://bucket/run.zarr', 'run.zarr')
-    """
-    return re.sub(r"^([a-z][a-z0-9]+):/+", r"\1://", str(path))
 
 
 class Whole(zarr.storage.WrapperStore[Any]):

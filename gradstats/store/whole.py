@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gradstats.store.addresses import as_place
 from gradstats.store.gradient_store import GradientStore
 from gradstats.store.layout import Parameter
-from gradstats.store.places import Place, as_place
+from gradstats.store.places import Place
 from gradstats.store.root import is_vacant, read_root
 
 

@@ -38,8 +38,8 @@ from gradstats.store.layout import (
     vector_documents,
     widths,
 )
+from gradstats.store.recovery import copy_metadata, sweep
 from gradstats.store.rows import Order, Row, as_bits, check_order, check_row, coordinate_values
-from gradstats.store.sweeping import copy_metadata, sweep
 
 Vector = np.ndarray[Any, Any]
 

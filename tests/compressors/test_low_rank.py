@@ -5,11 +5,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from gradstats.collectives import Traffic
 from gradstats.compressors import Part, PerParameter, Rng, compressor
-from gradstats.compressors.atomo import probabilities
-from gradstats.compressors.low_rank import LowRank, as_matrix
+from gradstats.compressors.matrices import as_matrix
+from gradstats.compressors.methods.atomo import probabilities
 from gradstats.exchange import fused, simulate
+from gradstats.exchange.collectives import Traffic
+from gradstats.payloads.low_rank import LowRank
 
 N1, N2 = 24, 18
 

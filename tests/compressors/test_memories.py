@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gradstats.compressors import Part, PerParameter, Rng, compressor
-from gradstats.compressors.payloads import Dense
 from gradstats.exchange import simulate
+from gradstats.payloads.base import Dense
 from gradstats.testing import check_compressor
 
 N, STEPS = 400, 50

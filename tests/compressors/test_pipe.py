@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gradstats.compressors import Pipe, Rng, compressor, compressors, from_bytes
-from gradstats.compressors.coded import Coded
-from gradstats.compressors.payloads import Dense
-from gradstats.compressors.scattered import Masked, Sparse
+from gradstats.payloads.base import Dense
+from gradstats.payloads.quantized import Coded
+from gradstats.payloads.sparse import Masked, Sparse
 from gradstats.testing import check_compressor
 
 GRAD = torch.randn(20_000, generator=torch.Generator().manual_seed(3)) ** 3

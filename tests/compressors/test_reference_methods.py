@@ -9,11 +9,11 @@ from scipy import stats
 from scipy.special import gamma, gammainc, ndtri
 
 from gradstats.compressors import Rng, compressor
-from gradstats.compressors.alphabets import Uniform
 from gradstats.compressors.max_quantizer import levels
 from gradstats.compressors.quantizing import quantized
 from gradstats.exchange import simulate
-from gradstats.kernels import codes
+from gradstats.kernels import coding
+from gradstats.payloads.codebooks import Uniform
 
 N = 400_000
 QUANTILES = (np.arange(N) + 0.5) / N
@@ -175,7 +175,7 @@ def test_the_mean_of_eden_comes_nearer_and_that_of_its_biased_form_does_not():
 @pytest.mark.parametrize(("bucket", "error"), [(128, 4.2e-5), (512, 5.6e-5), (4096, 7.5e-5)])
 def test_int8_over_the_largest_magnitude(bucket, error):
     grad = grid("gaussian")
-    payload = quantized(grad, Uniform(127), codes.bucket_norms(grad, bucket, "max"), bucket)
+    payload = quantized(grad, Uniform(127), coding.bucket_norms(grad, bucket, "max"), bucket)
     found = (payload.decode() - grad).square().sum() / grad.square().sum()
     assert float(found) == pytest.approx(error, rel=0.03)
 

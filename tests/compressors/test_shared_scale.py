@@ -8,12 +8,12 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from gradstats.collectives import Traffic, incoming, outgoing
 from gradstats.compressors import AllReduce, Rng, compressor
-from gradstats.compressors.alphabets import CLIP, Lattice
-from gradstats.compressors.base import alone
+from gradstats.compressors.rounds import alone
 from gradstats.compressors.states import divided, joined
 from gradstats.exchange import simulate
+from gradstats.exchange.collectives import Traffic, incoming, outgoing
+from gradstats.payloads.codebooks import CLIP, Lattice
 
 D = 4000
 

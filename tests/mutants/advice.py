@@ -2,10 +2,10 @@
 
 from tests.mutants.base import within
 
-RANKING = "tests/test_ranking.py"
-tables = within("reporting/tables.py", RANKING)
+RANKING = "tests/replaying/test_ranking.py"
+tables = within("replaying/ranking.py", RANKING)
 advice = within("reporting/advice.py", RANKING)
-laws = within("reporting/laws.py", "tests/test_laws.py")
+laws = within("fitting/ranking.py", "tests/fitting/test_ranking.py")
 
 MUTANTS = (
     tables(

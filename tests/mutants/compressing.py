@@ -2,7 +2,7 @@
 
 from tests.mutants.base import within
 
-LAWS = "tests/compressors/test_compressor_laws.py"
+LAWS = "tests/compressors/test_laws.py"
 OBEYS = f"{LAWS}::test_every_member_obeys_the_laws"
 HALF = f"{LAWS}::test_half_of_the_error_that_is_declared_is_found_out"
 KEPT = f"{LAWS}::test_settings_with_bounds_of_their_own_keep_them"
@@ -10,21 +10,26 @@ MEMORIES = "tests/compressors/test_memories.py"
 LOW_RANK = "tests/compressors/test_low_rank.py"
 SHARED = "tests/compressors/test_shared_scale.py"
 
-terngrad = within("compressors/terngrad.py", f"{KEPT}[terngrad(clip=0)]")
-natural = within("compressors/natural.py", f"{OBEYS}[natural]", f"{KEPT}[nuqsgd(steps=6)]")
+terngrad = within("compressors/methods/terngrad.py", f"{KEPT}[terngrad(clip=0)]")
+natural = within("compressors/methods/natural.py", f"{OBEYS}[natural]", f"{KEPT}[nuqsgd(steps=6)]")
 SETTINGS = [f"{KEPT}[qsgd({each})]" for each in ("bits=2", "bits=8", "bits=2, norm=max")]
-qsgd = within("compressors/qsgd.py", f"{KEPT}[qsgd(norm=max)]", *SETTINGS, f"{OBEYS}[qsgd]")
-randomk = within("compressors/randomk.py", f"{KEPT}[randomk(0.01, scaled=True)]")
-sketch = within("compressors/count_sketch.py", f"{KEPT}[count-sketch(estimate=mean)]")
-laws = within("contract_laws.py", HALF)
-TESTING = "tests/test_testing.py"
-ef = within("compressors/feedback.py", MEMORIES)
-payloads = within("compressors/payloads.py", MEMORIES)
-powersgd = within("compressors/powersgd.py", LOW_RANK)
-low_rank = within("compressors/low_rank.py", LOW_RANK)
-ef21 = within("compressors/ef21.py", MEMORIES)
-velocity = within("compressors/velocity.py", MEMORIES)
-low_pass = within("compressors/low_pass.py", SHARED)
+qsgd = within(
+    "compressors/methods/qsgd.py", f"{KEPT}[qsgd(norm=max)]", *SETTINGS, f"{OBEYS}[qsgd]"
+)
+randomk = within("compressors/methods/randomk.py", f"{KEPT}[randomk(0.01, scaled=True)]")
+count_sketch = within(
+    "compressors/methods/count_sketch.py", f"{KEPT}[count-sketch(estimate=mean)]"
+)
+sketch = within("payloads/sketch.py", f"{KEPT}[count-sketch(estimate=mean)]")
+laws = within("testing/contract_laws.py", HALF)
+TESTING = "tests/testing/test_family_laws.py"
+ef = within("compressors/wrappers/error_feedback.py", MEMORIES)
+payloads = within("payloads/base.py", MEMORIES)
+powersgd = within("compressors/methods/powersgd.py", LOW_RANK)
+low_rank = within("compressors/matrices.py", LOW_RANK)
+ef21 = within("compressors/wrappers/ef21.py", MEMORIES)
+velocity = within("compressors/wrappers/velocity.py", MEMORIES)
+low_pass = within("compressors/wrappers/low_pass.py", SHARED)
 
 MUTANTS = (
     # bounds
@@ -36,7 +41,9 @@ MUTANTS = (
     qsgd("else root\n", "else root / 2\n"),
     randomk("/ max(payload.count, 1) - 1", "/ max(payload.count, 1) / 2 - 1"),
     randomk("/ max(payload.count, 1) - 1", "/ max(payload.count, 1) - 2"),
-    sketch("payload.numel / payload.table.numel()", "payload.numel / payload.table.numel() / 2"),
+    count_sketch(
+        "payload.numel / payload.table.numel()", "payload.numel / payload.table.numel() / 2"
+    ),
     sketch("else rows.mean(0)", "else 0.97 * rows.mean(0)", SHARED),
     sketch("1 - 2 * (sign & 1)", "1 - (sign & 1)"),
     # what the law suite looks at

@@ -2,16 +2,18 @@
 
 from tests.mutants.base import within
 
-EXCHANGE = "tests/test_exchange.py"
-HOOKS = "tests/distributed/test_ddp_hooks.py"
+EXCHANGE = "tests/exchange/test_driving.py"
+HOOKS = "tests/exchange/test_ddp_hooks.py"
 REBUILT = f"{HOOKS}::test_nothing_is_lost_when_buckets_are_rebuilt"
 CLOCK = "tests/test_clock.py"
 
-fusing = within("compressors/fusing.py", EXCHANGE)
-memories = within("memories.py", REBUILT)
-network = within("network.py", "tests/test_network.py", "tests/test_ranking.py")
-replaying = within("replaying.py", CLOCK, "tests/test_replaying.py")
-workers = within("replaying.py", "tests/test_workers_replay.py")
+fusing = within("compressors/rounds.py", EXCHANGE)
+memories = within("exchange/parameter_states.py", REBUILT)
+network = within("network.py", "tests/test_network.py", "tests/replaying/test_ranking.py")
+folding = within("replaying/folding.py", "tests/replaying/test_folding.py")
+compensated = within("compressors/wrappers/error_feedback.py", "tests/replaying/test_folding.py")
+timing = within("replaying/timing.py", CLOCK, "tests/replaying/test_folding.py")
+workers = within("replaying/folding.py", "tests/replaying/test_workers.py")
 switching = within("lowrank/switching.py", "tests/lowrank/test_switching.py")
 
 MUTANTS = (
@@ -19,18 +21,18 @@ MUTANTS = (
     fusing("request.op, request.tensor.dtype", "request.tensor.dtype"),
     fusing("(request.op, request.tensor.dtype, request", "(request.op, request"),
     memories("        self._split_up(keys)\n", ""),
-    replaying("        encoding += seconds\n", "        encoding = seconds\n"),
-    replaying("return encoding, seconds, found.state", "return encoding, encoding, found.state"),
-    replaying("median(encodings[WARM_UP:])", "median(encodings)"),
-    replaying("median(decodings[WARM_UP:])", "median(decodings)"),
-    replaying("median(decodings[WARM_UP:])", "median(encodings[WARM_UP:])"),
-    replaying("median(encodings[WARM_UP:])", "fmean(encodings[WARM_UP:])"),
-    replaying("median(encodings[WARM_UP:])", "min(encodings[WARM_UP:])"),
-    replaying("if i > WARM_UP + 1 and", "if i > WARM_UP and"),
-    replaying("known[-len(known) // 4 :]", "known[-len(known) // 2 :]"),
-    replaying("max(STEPS_TO_SETTLE, 1 / target_ratio)", "STEPS_TO_SETTLE"),
-    replaying("abs(trend) * len(last)", "trend * len(last)"),
-    replaying("compressor.gamma * state.residual + grad", "state.residual + grad"),
+    timing("        encoding += seconds\n", "        encoding = seconds\n"),
+    timing("return encoding, seconds, found.state", "return encoding, encoding, found.state"),
+    timing("median(encodings[WARM_UP:])", "median(encodings)"),
+    timing("median(decodings[WARM_UP:])", "median(decodings)"),
+    timing("median(decodings[WARM_UP:])", "median(encodings[WARM_UP:])"),
+    timing("median(encodings[WARM_UP:])", "fmean(encodings[WARM_UP:])"),
+    timing("median(encodings[WARM_UP:])", "min(encodings[WARM_UP:])"),
+    timing("if i > WARM_UP + 1 and", "if i > WARM_UP and"),
+    folding("known[-len(known) // 4 :]", "known[-len(known) // 2 :]"),
+    folding("max(STEPS_TO_SETTLE, 1 / target_ratio)", "STEPS_TO_SETTLE"),
+    folding("abs(trend) * len(last)", "trend * len(last)"),
+    compensated("compressor.gamma * state.residual + grad", "state.residual + grad"),
     workers("double().mean(0)", "double().sum(0)"),
     workers("nmse * _agreement(mean, grads)", "nmse"),
     workers("fp16=n > 1", "fp16=n > 9"),

@@ -2,8 +2,8 @@
 
 from tests.mutants.base import within
 
-FAMILIES = "tests/test_families.py"
-GOODNESS = "tests/test_goodness.py"
+FAMILIES = "tests/families/test_families.py"
+GOODNESS = "tests/fitting/test_goodness.py"
 
 laplace = within("families/laplace.py", FAMILIES)
 dgamma = within("families/dgamma.py", FAMILIES)
@@ -13,14 +13,14 @@ lognorm = within("families/lognorm.py", FAMILIES)
 dweibull = within("families/dweibull.py", FAMILIES)
 gennorm = within("families/gennorm.py", FAMILIES)
 student = within("families/t.py", FAMILIES)
-goodness = within("goodness.py", GOODNESS)
-bootstrap = within("bootstrap.py", "tests/test_bootstrap.py")
-uncertainty = within("uncertainty.py", "tests/test_uncertainty.py")
+goodness = within("fitting/goodness.py", GOODNESS)
+bootstrap = within("fitting/bootstrap.py", "tests/fitting/test_bootstrap.py")
+uncertainty = within("fitting/uncertainty.py", "tests/fitting/test_uncertainty.py")
 
-grid = within("kernels/grid.py", "tests/test_summary.py", "tests/test_kernels.py")
+grid = within("kernels/grid.py", "tests/summary/test_summary.py", "tests/kernels/test_counting.py")
 
 MUTANTS = (
-    grid("self._values(low | rest)", "self._values(low)", "tests/test_summary_bytes.py"),
+    grid("self._values(low | rest)", "self._values(low)", "tests/summary/test_encoding.py"),
     grid("- 1)) != 0)", "- 1)) == 0)"),
     grid("self.kinds * (INFINITY[self.dtype]", "self.kinds + (INFINITY[self.dtype]"),
     laplace("xlogy(-self.scale, ", "xlogy(-2 * self.scale, "),

@@ -3,8 +3,8 @@
 from tests.mutants.base import within
 
 thresholds = within("thresholds.py", "tests/test_thresholds.py", "tests/test_thresholds_guards.py")
-summary = within("summary.py", "tests/test_summary.py", "tests/test_thresholds_guards.py")
-metrics = within("metrics.py", "tests/test_metrics.py", "tests/test_replaying.py")
+ratios = within("ratios.py", "tests/summary/test_summary.py", "tests/test_thresholds_guards.py")
+metrics = within("metrics.py", "tests/test_metrics.py", "tests/replaying/test_folding.py")
 
 MUTANTS = (
     thresholds("value += float(fitted.threshold", "value = float(fitted.threshold"),
@@ -31,8 +31,8 @@ MUTANTS = (
         "math.ceil(math.log2(1 / target_ratio))", "math.floor(math.log2(1 / target_ratio))"
     ),
     thresholds("WINDOW = 5", "WINDOW = 4"),
-    summary("max(1, round(ratio * numel))", "max(1, int(ratio * numel))"),
-    summary("min(numel, max(1, round", "min(numel, max(0, round"),
+    ratios("max(1, round(ratio * numel))", "max(1, int(ratio * numel))"),
+    ratios("min(numel, max(1, round", "min(numel, max(0, round"),
     metrics("lost = gg - 2 * gs + ss", "lost = gg - gs + ss"),
     metrics("waiting = ss + 2 * _dot(s, e) + ee", "waiting = ss + ee"),
     metrics("math.sqrt(ee / gg)", "math.sqrt(ee / ss)"),

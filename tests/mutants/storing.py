@@ -2,13 +2,13 @@
 
 from tests.mutants.base import within
 
-STORE = "tests/test_store.py"
-COMMIT = "tests/test_store_commit.py"
-OBJECTS = "tests/test_objects.py"
+STORE = "tests/store/test_rows.py"
+COMMIT = "tests/store/test_commit.py"
+OBJECTS = "tests/store/test_objects.py"
 LATE = f"{OBJECTS}::test_a_writer_that_is_late_puts_nothing"
-RACES = "tests/test_spool_races.py"
-TAKEOVERS = "tests/test_takeovers.py"
-RAGGED = "tests/test_store_ragged.py"
+RACES = "tests/store/test_spool_races.py"
+TAKEOVERS = "tests/store/test_takeovers.py"
+RAGGED = "tests/store/test_ragged.py"
 KILLS = "tests/recording/test_kills.py"
 CHILDREN = f"{KILLS}::test_children_of_a_killed_training_do_not_hold_its_store"
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from gradstats.recording import Idle, capture, every
-from gradstats.recording.attaching import Settings, find_model
-from gradstats.recording.command import run_command
 from gradstats.recording.provenance import VARIABLE
-from gradstats.recording.trainings import Trainings, numbered
+from gradstats.recording.script.attaching import Settings, find_model
+from gradstats.recording.script.command import run_command
+from gradstats.recording.script.trainings import Trainings, numbered
 from gradstats.store import GradientStore, StoreFormatError
 from tests.processes import soaked
 from tests.waiting import PATIENCE
@@ -134,7 +134,7 @@ time.sleep(PATIENCE)
 
 RUNNER = """
 import sys
-from gradstats.recording.command import run_command
+from gradstats.recording.script.command import run_command
 sys.exit(run_command(sys.argv[2:], out=sys.argv[1]))
 """
 

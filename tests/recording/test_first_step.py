@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.recording.command import run_command
+from gradstats.recording.script.command import run_command
 from gradstats.store import GradientStore
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.recording import capture, every, registry, surroundings
+from gradstats.recording import capture, every, registry, torch_patches
 from gradstats.store import GradientStore
 from tests.waiting import PATIENCE, wait_until
 
@@ -28,7 +28,7 @@ def path(tmp_path):
 def _nothing_left():
     yield
     gradstats.close_all()
-    assert not surroundings._LISTENERS
+    assert not torch_patches._LISTENERS
     assert not writers()
 
 
@@ -316,10 +316,10 @@ def broken(*_, **__):
 
 FAILURES = {
     "optimizer": ("torch.optim.SGD.register_step_pre_hook", {}),
-    "hook": ("gradstats.recording.hooking.hook_first", {"at": "local"}),
-    "listen": ("gradstats.recording.surroundings.listen", {}),
+    "hook": ("gradstats.recording.hooks.hook_first", {"at": "local"}),
+    "listen": ("gradstats.recording.torch_patches.listen", {}),
     "schedule": ("", {"full": broken, "at": "local"}),
-    "thread": ("gradstats.recording.writing.threading.Thread.start", {}),
+    "thread": ("gradstats.recording.writer.threading.Thread.start", {}),
     "claim": ("gradstats.store.GradientStore.claim", {}),
     "segment": ("gradstats.store.GradientStore.last_segment", {}),
     "disk": ("gradstats.recording.capturing.shutil.disk_usage", {}),
@@ -338,7 +338,7 @@ def test_an_attach_that_fails_gives_everything_back(
         with pytest.raises(Broken):
             capture(training.model, training.optimizer, path, if_exists=if_exists, **settings)
     assert not writers()
-    assert not surroundings._LISTENERS
+    assert not torch_patches._LISTENERS
     assert not training.optimizer._optimizer_step_pre_hooks
     assert not any(p._post_accumulate_grad_hooks for p in training.model.parameters())
     with capture(training.model, training.optimizer, path, full=every(1), if_exists=if_exists):
@@ -352,7 +352,7 @@ def test_a_failed_attach_leaves_the_rows_of_a_store_that_it_resumes(
     with capture(training.model, training.optimizer, path, full=every(1), track=0):
         training.step()
     with monkeypatch.context() as patch:
-        patch.setattr(surroundings, "listen", broken)
+        patch.setattr(torch_patches, "listen", broken)
         with pytest.raises(Broken):
             capture(training.model, training.optimizer, path, track=0, if_exists="resume")
     assert torch.equal(read(path).read(0), training.flat(0))

@@ -12,10 +12,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import gradstats
-from gradstats.cli import app
+from gradstats.cli.app import app
 from gradstats.recording import capture, every
-from gradstats.recording.shadowing import Shadow
-from gradstats.replaying import replay_rows
+from gradstats.replaying.folding import replay_rows
+from gradstats.replaying.shadow import Shadow
 from gradstats.store import GradientStore, Row
 from gradstats.summary import summarize
 

@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 import gradstats
-from gradstats import cli
+from gradstats.cli.app import app as cli
 from gradstats.recording import capture, every
-from gradstats.recording.command import run_command
+from gradstats.recording.script.command import run_command
 from gradstats.store import GradientStore, as_place, spool
 from tests.processes import run_workers
 from tests.recording.test_command import SCRIPT

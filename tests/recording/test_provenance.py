@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradstats.recording.attaching import Settings
 from gradstats.recording.provenance import VARIABLE, provenance, redact
+from gradstats.recording.script.attaching import Settings
 
 
 @pytest.mark.parametrize(

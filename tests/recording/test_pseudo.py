@@ -9,7 +9,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import gradstats
-from gradstats.cli import app
+from gradstats.cli.app import app
 from gradstats.recording import Capture, capture, every
 from gradstats.store import GradientStore
 from gradstats.summary import summarize

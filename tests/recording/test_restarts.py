@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.recording import distribution
-from gradstats.recording.distribution import Distribution, shared_store
+from gradstats.recording import processes as distribution
+from gradstats.recording.processes import Distribution, shared_store
 from gradstats.store import GradientStore
 from tests.processes import soaked
 from tests.waiting import PATIENCE
@@ -129,7 +129,7 @@ def test_a_command_that_torchrun_restarts(tmp_path, if_exists):
     if if_exists == "overwrite":
         GradientStore.create(path).close()
     words = ["--full-every", "2", "--track", "5", "--if-exists", if_exists, "--out", str(path)]
-    wrapper = [sys.executable, "-m", "gradstats.cli", "capture", *words, "--"]
+    wrapper = [sys.executable, "-m", "gradstats.cli.app", "capture", *words, "--"]
     torchrun(tmp_path, path, "", *wrapper)
     check_rows(path, [(0, range(FIRST - 1)), (0, range(SECOND))])  # from the first step on
 

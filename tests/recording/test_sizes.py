@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import gradstats
-from gradstats.health import findings
 from gradstats.recording import capture, every
+from gradstats.runs.health import findings
 from gradstats.store import GradientStore
 from tests.processes import soaked
 

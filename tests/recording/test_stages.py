@@ -53,7 +53,7 @@ def test_readers_keep_stages_apart(tmp_path, capsys):
     assert [one.worker for one in other.beside(2)] == [2, 3]
     with pytest.raises(ValueError, match="from 1 to 2, those captured with the same parameters"):
         run.beside(4)
-    from gradstats.printing import print_info
+    from gradstats.cli.printing import print_info
 
     print_info(run)
     shown = capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""One method per file, named as in the grammar."""

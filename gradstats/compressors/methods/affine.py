@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.contracts import Contract
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    in_buckets,
+    quantized,
+)
+from gradstats.compressors.rounds import State
+from gradstats.kernels.ranges import in_range
+from gradstats.payloads.codebooks import Uniform
+from gradstats.payloads.quantized import Coded
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class Affine(Compressor):
+    r"""2^bits - 1 equidistant levels from the least to the largest element of a bucket.
+
+    :math:`|x_i - \hat x_i| \le \frac{\max - \min}{2 (L - 1)}` where rounding is to nearest;
+    stochastic rounding is unbiased.
+
+    Args:
+        bits: of a symbol, 2 to 8.
+        bucket: elements that share a range, 0 for the whole vector.
+        stochastic: rounds at random.
+
+    References:
+        As in torch's quantization hooks and CGX, with an odd number of levels.
+    """
+
+    bits: int = 8
+    bucket: int = 512
+    stochastic: bool = False
+    name = "affine"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be a whole number from 2 to 8, got {self.bits!r}")
+        check_bucket(self.bucket)
+
+    @property
+    def contract(self) -> Contract:  # type: ignore[override]
+        """Unbiased if stochastic."""
+        bits = coded_bits("bits d + 64 d/B")
+        return Contract("all_gather", bits=bits, unbiased=self.stochastic, random=self.stochastic)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Move each range to [-1, 1], then round."""
+        flat, unit = in_range(grad.detach().reshape(-1))
+        flat = flat.to(torch.float32)
+        bucket = bucket_of(self.bucket, flat.numel())
+        rows = in_buckets(flat, bucket)
+        if flat.numel() % bucket:
+            rows[-1, flat.numel() % bucket :] = flat[-1]
+        low, high = rows.amin(1), rows.amax(1)
+        middle, half = low / 2 + high / 2, high / 2 - low / 2
+        moved = (rows - middle[:, None]).view(-1)[: flat.numel()]
+        rounding = "stochastic" if self.stochastic else "nearest"
+        key = needs_rng(self, rng).own.key if self.stochastic else None
+        levels = Uniform((1 << (self.bits - 1)) - 1)
+        payload = quantized(moved, levels, half, bucket, rounding=rounding, key=key)
+        return replace(payload, offsets=middle, unit=unit), state

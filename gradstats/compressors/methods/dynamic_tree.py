@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Contract
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
+from gradstats.compressors.rounds import State
+from gradstats.kernels import coding
+from gradstats.payloads import codebooks as alphabets
+from gradstats.payloads.quantized import Coded
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class DynamicTree(Compressor):
+    """8 bits over seven decades below the largest magnitude, finest in the first.
+
+    The nearest level of `alphabets.DynamicTree` times the largest magnitude of the bucket.
+
+    Args:
+        bucket: elements that share a scale, 0 for the whole vector.
+
+    References:
+        Dettmers, "8-bit approximations for parallelism in deep learning", ICLR 2016.
+    """
+
+    bucket: int = 0
+    name = "dynamic-tree"
+    contract = Contract("all_gather", bits=coded_bits("8 d + 32 d/B"))
+
+    def __post_init__(self) -> None:
+        check_bucket(self.bucket)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Largest magnitudes, then rounding."""
+        flat = flattened(grad)
+        bucket = bucket_of(self.bucket, flat.numel())
+        largest = coding.bucket_norms(flat, bucket, "max")
+        return quantized(flat, alphabets.DynamicTree(), largest, bucket), state

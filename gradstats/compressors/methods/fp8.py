@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
+from gradstats.compressors.rounds import State
+from gradstats.kernels import coding
+from gradstats.kernels.ranges import in_range
+from gradstats.payloads.codebooks import E4M3, E5M2
+from gradstats.payloads.quantized import Coded
+from gradstats.rng import Rng
+
+FORMATS = {"e4m3": E4M3, "e5m2": E5M2}
+
+
+@dataclass(frozen=True)
+class FP8(Compressor):
+    """8-bit floats, scaled so that the largest magnitude of a bucket is the largest of the format.
+
+    Rounded to nearest, ties to even: a relative error of 2⁻⁴ (e4m3) or 2⁻³ (e5m2) for normal
+    numbers, and half the smallest subnormal below them.
+
+    Args:
+        format: "e4m3" of range 2⁻⁹ … 448, or "e5m2" of range 2⁻¹⁶ … 57344.
+        bucket: elements that share a scale, 0 for the whole vector.
+
+    References:
+        Micikevicius et al., "FP8 formats for deep learning", 2022.
+    """
+
+    format: str = "e4m3"
+    bucket: int = 0
+    name = "fp8"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        check_bucket(self.bucket)
+
+    @property
+    def contract(self) -> Contract:  # type: ignore[override]
+        """The rounding of normal numbers, and of B that are not."""
+        relative, subnormal = {
+            "e4m3": (2.0**-8, (2.0**-10 / 448) ** 2),
+            "e5m2": (2.0**-6, (2.0**-17 / 57344) ** 2),
+        }[self.format]
+        return Contract(
+            "all_gather",
+            delta=Bound(
+                f"1 - {relative:.2g} - {subnormal:.1g} B",
+                lambda payload: 1 - relative - subnormal * payload.bucket,
+            ),
+            bits=coded_bits("8 d + 32 d/B"),
+        )
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Largest magnitudes of the buckets, then rounding."""
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        bucket = bucket_of(self.bucket, flat.numel())
+        alphabet = FORMATS[self.format]
+        scales = coding.bucket_norms(flat, bucket, "max") / alphabet.largest
+        payload = quantized(flat, alphabet, scales, bucket, rounding="nearest-even")
+        return replace(payload, unit=unit), state

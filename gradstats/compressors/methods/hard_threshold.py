@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.rounds import State
+from gradstats.compressors.states import Mean, first_state
+from gradstats.payloads.sparse import Sparse, above
+from gradstats.ratios import kept_count
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class HardThreshold(Compressor):
+    """The elements above a magnitude that the first gradient fixes so that it keeps k.
+
+    The state is that magnitude. How far k̂/k drifts afterwards is what the method costs. A
+    gradient of at most k non-zero elements fixes nothing: they are sent, and the next one is
+    tried.
+
+    Args:
+        ratio: k/d of the gradient that fixes it, in (0, 1].
+
+    References:
+        Dryden et al., MLHPC 2016; Sahu et al., NeurIPS 2021 (threshold-v).
+    """
+
+    ratio: float
+    name = "threshold"
+    contract = replace(SPARSIFIER, has_memory=True)
+    resharded = first_state
+
+    def init(self, grad: Tensor) -> Mean:
+        """The (k+1)-th largest finite magnitude, 0 if there is none."""
+        magnitudes = grad.detach().reshape(-1).abs()
+        k = kept_count(magnitudes.numel(), self.ratio)
+        finite = magnitudes[magnitudes.isfinite()]
+        if k >= finite.numel():
+            return Mean()
+        return Mean(finite.topk(k + 1).values[-1])
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """The elements above the calibrated magnitude."""
+        flat = grad.detach().reshape(-1).contiguous()
+        state = state or self.init(flat)
+        return above(flat, state), state

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.rounds import State
+from gradstats.payloads import entropy
+from gradstats.payloads.planes import Planes
+from gradstats.payloads.wire import raw
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class Lossless(Compressor):
+    """Every element exactly: bytes of equal significance lie together, and zstd compresses them.
+
+    Signs and exponents of a gradient repeat, mantissas hardly do: about one byte in four is saved.
+
+    Args:
+        level: of zstd, 1 to 22.
+    """
+
+    level: int = 3
+    name = "lossless"
+    contract = Contract("all_gather", delta=Bound("1", lambda payload: 1.0), unbiased=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.level, int) or not 1 <= self.level <= 22:
+            raise ValueError(f"level must be a whole number from 1 to 22, got {self.level!r}")
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Planes, State]:
+        """The bytes, by plane, compressed."""
+        planes = entropy.byte_planes(raw(grad.reshape(-1)), grad.dtype.itemsize)
+        data = entropy.compress_bytes(planes, self.level)
+        return Planes(data, grad.numel(), grad.dtype, grad.device), state

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.rounds import State
+from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.ratios import kept_count
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class MSTopK(Compressor):
+    """Top-k by counting: a threshold is bisected, and what is missing to k is a run of the band.
+
+    Bisections of [mean, max] leave t₁, above which k₁ <= k lie, and t₂ < t₁, above which k or more
+    do. All above t₁ are kept, and from a random place on k - k₁ consecutive ones of the band
+    between, which need not be its largest: so only k₁/d is promised, and k₁ is not sent.
+
+    Args:
+        ratio: k/d, in (0, 1].
+        bisections: how many.
+
+    References:
+        Shi et al., "Towards scalable distributed training of deep learning on public cloud
+        clusters", MLSys 2021.
+    """
+
+    ratio: float
+    bisections: int = 30
+    name = "mstopk"
+    contract = replace(SPARSIFIER, delta=None, random=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.bisections, int) or self.bisections < 1:
+            raise ValueError(f"bisections must be a whole number, got {self.bisections!r}")
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """Bisect, then fill up from the band."""
+        flat = grad.detach().reshape(-1)
+        magnitudes, k = flat.abs().double(), kept_count(flat.numel(), self.ratio)
+        finite = magnitudes[magnitudes.isfinite()]
+        if not finite.numel():
+            return sparse(flat, magnitudes.isfinite().logical_not().nonzero().squeeze(1)), state
+        low, high = 0.0, float(finite.max())
+        t = float(finite.mean())
+        for _ in range(self.bisections):
+            if int((~(magnitudes <= t)).sum()) <= k:
+                high = t
+            else:
+                low = t
+            t = (max(low, float(finite.mean())) + high) / 2
+        above = (~(magnitudes <= high)).nonzero().squeeze(1)
+        band = ((magnitudes > low) & (magnitudes <= high)).nonzero().squeeze(1)
+        missing = min(max(k - above.numel(), 0), band.numel())
+        start = int(needs_rng(self, rng).own.integers(1, band.numel() - missing + 1)[0])
+        return sparse(flat, torch.cat([above, band[start : start + missing]])), state

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.quantizing import coded_bits, quantized
+from gradstats.compressors.rounds import State
+from gradstats.kernels import coding
+from gradstats.kernels.ranges import in_range
+from gradstats.payloads.codebooks import E2M1, E4M3
+from gradstats.payloads.quantized import Coded
+from gradstats.rng import Rng
+
+BLOCK = 32
+FORMATS = {"mxfp4": (E2M1, 2), "mxfp8": (E4M3, 8)}  # with the exponent of the largest level
+DELTAS = {
+    # in [0, 1/2 scale] steps are as long as the scale, which is at most a quarter of the maximum
+    "mxfp4": Bound("13/16", lambda payload: 13 / 16),
+    "mxfp8": Bound("1 - 2⁻⁶ - 2⁻³¹", lambda payload: 1 - 2.0**-6 - 2.0**-31),
+}
+
+
+@dataclass(frozen=True)
+class MX(Compressor):
+    """Microscaling floats: blocks of 32 share a power of 2 as their scale, in 8 bits.
+
+    scale = 2^(⌊log₂ max|x|⌋ - e), with e the exponent of the format's largest level; elements are
+    rounded to nearest, ties to even, and saturate. MXFP4 is E2M1, MXFP8 is E4M3.
+
+    Args:
+        format: "mxfp4" or "mxfp8"; part of the name in the grammar.
+
+    References:
+        Open Compute Project, "OCP microscaling formats (MX) specification", version 1.0, 2023.
+    """
+
+    format: str = field(default="mxfp4", metadata={"in_name": True})
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The format."""
+        return self.format
+
+    @property
+    def contract(self) -> Contract:  # type: ignore[override]
+        """Rounding and saturation of one block."""
+        bits = coded_bits(f"{4.25 if self.format == 'mxfp4' else 8.25} d")
+        return Contract("all_gather", delta=DELTAS[self.format], bits=bits)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Scales of the blocks, then rounding."""
+        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        alphabet, exponent = FORMATS[self.format]
+        largest = coding.bucket_norms(flat, BLOCK, "max")
+        scales = _power_of_two(largest, exponent)
+        payload = quantized(flat, alphabet, scales, BLOCK, rounding="nearest-even")
+        return replace(payload, scales=scales.to(torch.float8_e8m0fnu), unit=unit), state
+
+
+def _power_of_two(largest: Tensor, exponent: int) -> Tensor:
+    """2^(⌊log₂ largest⌋ - exponent), within what E8M0 holds: 2^-127 … 2^127; NaN stays."""
+    _, above = torch.frexp(largest)  # largest = m · 2^above, m in [1/2, 1)
+    scales = torch.exp2((above - 1 - exponent).clamp(-126, 127).to(torch.float32))
+    return torch.where(largest.isfinite(), scales, torch.nan)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.quantizing import coded_bits, quantized
+from gradstats.compressors.rounds import State
+from gradstats.kernels import coding
+from gradstats.kernels.ranges import in_range
+from gradstats.payloads.codebooks import E2M1
+from gradstats.payloads.quantized import Coded
+from gradstats.rng import Rng
+
+BLOCK = 16
+LARGEST = 6.0  # of E2M1
+LARGEST_SCALE = 448.0  # of E4M3
+
+
+@dataclass(frozen=True)
+class NVFP4(Compressor):
+    """4-bit floats (E2M1) in blocks of 16 with a scale in 8 bits (E4M3), and one for the vector.
+
+    unit = max|x| / (6 · 448), scale = max|x of the block| / (6 unit) rounded to E4M3; elements are
+    rounded to nearest, ties to even, and saturate.
+
+    A block whose scale is a normal number loses at most 0.0715 of its energy, one with a smaller
+    scale is at most (2⁻⁶/448)² of the largest element's squared in each of its elements.
+
+    References:
+        NVIDIA, "Introducing NVFP4 for efficient and accurate low-precision inference", 2025.
+    """
+
+    name = "nvfp4"
+    contract = Contract(
+        "all_gather",
+        delta=Bound("0.928 - 1.3·10⁻⁹ d", lambda payload: 0.928 - 1.3e-9 * payload.numel),
+        bits=coded_bits("4.5 d"),
+    )
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Scales of the blocks, then rounding."""
+        flat, power = in_range(grad.detach().reshape(-1).contiguous())
+        largest = coding.bucket_norms(flat, BLOCK, "max")
+        unit = float(largest.max()) / (LARGEST * LARGEST_SCALE) if len(largest) else 1.0
+        scales = (largest / (LARGEST * unit or 1.0)).to(torch.float8_e4m3fn)
+        payload = quantized(flat, E2M1, scales.float() * unit, BLOCK, rounding="nearest-even")
+        return replace(payload, scales=scales, unit=unit * power), state

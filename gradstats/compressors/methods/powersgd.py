@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Contract
+from gradstats.compressors.matrices import (
+    FACTOR_BITS,
+    as_matrix,
+    check_rank,
+    gaussian,
+    orthonormal,
+)
+from gradstats.compressors.rounds import AllReduce, Collective, State, Step, alone, dense
+from gradstats.compressors.states import first_state
+from gradstats.kernels.ranges import from_unit, in_range, largest_magnitude, saturated
+from gradstats.payloads.base import Payload
+from gradstats.payloads.low_rank import LowRank
+from gradstats.rng import Rng
+
+START = (0x50575247, 0x53474400)  # key of the first Q
+NEAR_THE_END = 2.0**90  # of the mean over workers, which is the same on all of them
+
+
+@dataclass(frozen=True)
+class PowerSGD(Compressor):
+    r"""One step of a power iteration over all workers, started from the last gradient's.
+
+    For M of n1 by n2, the gradient by its first dimension and the others, over workers w:
+
+    .. math:: P = \operatorname{orth}\Big(\frac1n \sum_w M_w Q\Big), \quad
+              Q' = \frac1n \sum_w M_w^T P, \quad \hat M = P Q'^T
+
+    and Q' starts the next step. Two dependent all-reduces of r n1 and r n2 elements. P is
+    orthonormal, so for one worker ‖M‖² = ‖M̂‖² + ‖M - M̂‖². Gradients of fewer than two dimensions,
+    and those that the factors would not make smaller, are sent as they are.
+
+    Args:
+        rank: r.
+
+    References:
+        Vogels et al., "PowerSGD", NeurIPS 2019.
+    """
+
+    rank: int = 2
+    name = "powersgd"
+    contract = Contract(
+        "all_reduce",
+        bits=FACTOR_BITS,
+        wants_feedback=True,
+        has_memory=True,
+        rounds=2,
+        needs=("matrix",),
+    )
+    resharded = first_state
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
+
+    def init(self, grad: Tensor) -> Tensor | None:
+        """Q, `[n2, r]`: normal, the same on every worker; None where it is sent dense."""
+        matrix = as_matrix(grad, self.rank)
+        if matrix is None:
+            return None
+        return gaussian(matrix.shape[1], self.rank, grad.device, START).to(matrix.dtype)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
+        """The exchange of one worker."""
+        step = alone(self.exchange(grad, state, rng))
+        return step.sent, step.state
+
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """See the class; this worker's memory counts the mean M̂ as sent."""
+        matrix = as_matrix(grad, self.rank)
+        if matrix is None:
+            return (yield from dense(grad, state))
+        matrix, unit = in_range(matrix)
+        peak = state.abs().amax()
+        start = matrix @ (state / torch.where(peak == 0, 1, peak))
+        mean = yield AllReduce(_shrunk(start, unit), "mean")
+        p, room = orthonormal(mean), _room(mean)
+        q = yield AllReduce(from_unit(matrix.T @ (p / room), unit), "mean")
+        sent = LowRank(p * room, q)
+        update = saturated(sent.decode(), grad.dtype).view(grad.shape)
+        # a step with NaN must not end all those after it
+        return Step(update, sent, q if bool(q.isfinite().all()) else state)
+
+
+def _shrunk(start: Tensor, unit: float) -> Tensor:
+    """start · unit, or less of it where that would leave the range: only its span counts."""
+    if unit == 1:
+        return start
+    most = torch.finfo(start.dtype).max / max(largest_magnitude(start), 1.0)
+    return from_unit(start, min(unit, 2.0 ** (math.frexp(most)[1] - 1)))
+
+
+def _room(mean: Tensor) -> float:
+    """By what all workers divide P so that MᵀP stays in range: 1, or a power of two above √n1."""
+    if not largest_magnitude(mean) > NEAR_THE_END:
+        return 1.0
+    return 2.0 ** (len(mean).bit_length() // 2 + 2)

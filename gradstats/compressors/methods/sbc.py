@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Bound, Contract, index_bits
+from gradstats.compressors.methods.sign import ScaledSign
+from gradstats.compressors.methods.topk import TopK
+from gradstats.compressors.rounds import State
+from gradstats.compressors.wrappers.pipe import Pipe
+from gradstats.kernels.ranges import from_unit, in_range
+from gradstats.payloads.base import Constant
+from gradstats.payloads.sparse import Sparse
+from gradstats.ratios import kept_count
+from gradstats.rng import Rng
+
+
+def stc(ratio: float) -> Pipe:
+    """Sparse ternary compression: Top-k, of which the signs and the mean magnitude are sent.
+
+    ‖x - C(x)‖² = ‖x‖² - ‖T_k x‖₁²/k.
+
+    Args:
+        ratio: k/d, in (0, 1].
+
+    References:
+        Sattler et al., "Robust and communication-efficient federated learning from non-iid data",
+        2019.
+    """
+    return Pipe((TopK(ratio), ScaledSign()))
+
+
+@dataclass(frozen=True)
+class SBC(Compressor):
+    """Sparse binary compression: the k largest or the k least values, all as their mean.
+
+    Of the two the one with the larger mean magnitude is sent: places, and one number.
+
+    Args:
+        ratio: k/d, in (0, 1].
+
+    References:
+        Sattler et al., "Sparse binary compression", IJCNN 2019.
+    """
+
+    ratio: float
+    name = "sbc"
+    contract = Contract(
+        "all_gather",
+        bits=Bound("index", lambda payload: index_bits(payload)),
+        wants_feedback=True,
+    )
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """The k of one sign."""
+        flat, unit = in_range(grad.detach().reshape(-1))
+        k = kept_count(flat.numel(), self.ratio)
+        positive, negative = flat.topk(k), (-flat).topk(k)
+        up, down = positive.values.mean(), negative.values.mean()
+        chosen, mean = (negative, -down) if up < down else (positive, up)
+        indices = chosen.indices.sort().values
+        value = from_unit(mean.reshape(1).to(torch.float32), unit)
+        return Sparse(Constant(value, k), flat.numel(), indices), state

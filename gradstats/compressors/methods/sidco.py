@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.rounds import State
+from gradstats.compressors.states import first_state
+from gradstats.kernels.ranges import in_range_of_squares
+from gradstats.payloads.sparse import Sparse, above
+from gradstats.ratios import kept_count
+from gradstats.rng import Rng
+from gradstats.summary.summary import summarize
+from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
+
+
+@dataclass(frozen=True)
+class SIDCo(Compressor):
+    """The elements above a threshold from a fitted distribution, in adaptive stages.
+
+    The state is a `Stages`: the number of stages follows the k̂/k that was achieved.
+
+    Args:
+        ratio: k/d, in (0, 1].
+        variant: "e", "gp" or "p"; part of the name in the grammar.
+        stages: a fixed number of stages; 0 lets them adapt, as published.
+        rule: the stage-adaptation rule, see `gradstats.thresholds.Stages`.
+        first_ratio: the target of the first stage where there are several.
+
+    References:
+        Abdelmoniem et al., MLSys 2021.
+    """
+
+    ratio: float
+    variant: str = field(default="e", metadata={"in_name": True})
+    stages: int = 0
+    rule: Rule = "step"
+    first_ratio: float = FIRST_RATIO
+    contract = replace(SPARSIFIER, has_memory=True)
+    resharded = first_state
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.stages, int) or self.stages < 0:
+            raise ValueError(f"stages must be a whole number, 0 to adapt, got {self.stages!r}")
+        check_settings(self.variant, self.stages or 1, self.first_ratio)
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`sidco-` and the variant."""
+        return f"sidco-{self.variant}"
+
+    def init(self, grad: Tensor) -> Stages:
+        """One stage, no history."""
+        return Stages(count=self.stages or 1, rule=self.rule)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """Fit on the Summary, select, and let the stages adapt to what was selected."""
+        flat = grad.detach().reshape(-1).contiguous()
+        scaled, unit = in_range_of_squares(flat)
+        threshold = sidco_threshold(
+            summarize(scaled),
+            self.ratio,
+            variant=self.variant,
+            stages=state.count,
+            first_ratio=self.first_ratio,
+        )
+        payload = above(flat, unit * float(threshold))
+        if self.stages or not flat.numel():
+            return payload, state
+        khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)
+        return payload, state.update(khat_over_k, target_ratio=self.ratio)

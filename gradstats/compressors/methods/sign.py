@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
+from gradstats.compressors.rounds import State
+from gradstats.kernels import coding
+from gradstats.payloads.codebooks import Sign
+from gradstats.payloads.quantized import Coded
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class ScaledSign(Compressor):
+    """The sign of every element times the mean magnitude of its bucket; zero counts as negative.
+
+    ‖x - C(x)‖² = ‖x‖² - ‖x‖₁²/d for a single bucket, which is at most (1 - 1/B)‖x‖² in each of B
+    elements.
+
+    Args:
+        bucket: B, 0 for the whole vector as published.
+
+    References:
+        Karimireddy et al., "Error feedback fixes SignSGD", ICML 2019.
+    """
+
+    bucket: int = 0
+    name = "sign"
+    contract = Contract(
+        "all_gather",
+        delta=Bound("1/B", lambda payload: 1 / payload.bucket),
+        bits=coded_bits("d + 32 d/B"),
+        wants_feedback=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_bucket(self.bucket)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Means of the buckets, then signs."""
+        flat = flattened(grad)
+        bucket = bucket_of(self.bucket, flat.numel())
+        means = coding.bucket_norms(flat, bucket, "mean")
+        return quantized(flat, Sign(), means, bucket), state

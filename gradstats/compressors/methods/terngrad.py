@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    flattened,
+    quantized,
+)
+from gradstats.compressors.rounds import State
+from gradstats.kernels import coding
+from gradstats.payloads.codebooks import Uniform
+from gradstats.payloads.quantized import Coded
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class TernGrad(Compressor):
+    r"""Minus the maximum, 0 or plus the maximum, at random: 1.6 bits.
+
+    After clipping to c standard deviations, :math:`\hat x_i = m \operatorname{sign}(x_i)
+    \operatorname{Bernoulli}(|x_i|/m)` with m the largest magnitude. Without clipping it is
+    unbiased, and :math:`E\|\hat x\|^2 = \|x\|_\infty \|x\|_1 \le (1 + \omega)\|x\|^2` with
+    ω = (√B - 1)/2.
+
+    Args:
+        clip: c; 0 for no clipping.
+        bucket: B, 0 for the whole vector.
+
+    References:
+        Wen et al., "TernGrad", NeurIPS 2017.
+    """
+
+    clip: float = 2.5
+    bucket: int = 0
+    name = "terngrad"
+
+    def __post_init__(self) -> None:
+        if not self.clip >= 0:
+            raise ValueError(f"clip must be at least 0, got {self.clip!r}")
+        check_bucket(self.bucket)
+
+    @property
+    def contract(self) -> Contract:  # type: ignore[override]
+        """Unbiased without clipping."""
+        bits = coded_bits("1.6 d + 32 d/B")
+        if self.clip:
+            return Contract("all_gather", bits=bits, random=True)
+        omega = Bound("(√B - 1)/2", lambda payload: (math.sqrt(payload.bucket) - 1) / 2)
+        return Contract("all_gather", omega=omega, bits=bits, unbiased=True, random=True)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+        """Clip, then draw."""
+        flat = clipped(flattened(grad), self.clip)
+        bucket = bucket_of(self.bucket, flat.numel())
+        largest = coding.bucket_norms(flat, bucket, "max")
+        key = needs_rng(self, rng).own.key
+        return quantized(flat, Uniform(1), largest, bucket, rounding="stochastic", key=key), state
+
+
+def clipped(flat: Tensor, clip: float) -> Tensor:
+    """The elements, none beyond `clip` standard deviations from 0; 0: as they are."""
+    if not clip or flat.numel() < 2:
+        return flat
+    limit = min(clip * float(flat.double().std()), torch.finfo(flat.dtype).max)
+    return flat.clamp(-limit, limit)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor
+from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.rounds import State
+from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.ratios import kept_count
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class TopK(Compressor):
+    """The k largest magnitudes, exactly, by `torch.topk`.
+
+    ‖x - C(x)‖² <= (1 - k/d)‖x‖², tight where all magnitudes are equal.
+
+    Args:
+        ratio: k/d, in (0, 1].
+
+    References:
+        Aji and Heafield, EMNLP 2017; Stich et al., NeurIPS 2018.
+    """
+
+    ratio: float
+    name = "topk"
+    contract = SPARSIFIER
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """Exactly k elements."""
+        flat = grad.detach().reshape(-1)
+        k = kept_count(flat.numel(), self.ratio)
+        return sparse(flat, flat.abs().topk(k, sorted=False).indices), state

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.contracts import SPARSE_BITS, Bound, Contract
+from gradstats.compressors.rounds import State
+from gradstats.kernels.ranges import from_unit, in_range, saturated
+from gradstats.payloads.base import Dense
+from gradstats.payloads.sparse import Sparse
+from gradstats.ratios import kept_count
+from gradstats.rng import Rng
+
+
+@dataclass(frozen=True)
+class Wangni(Compressor):
+    r"""Each element with a probability in proportion to its magnitude, divided by it: unbiased.
+
+    :math:`p_i = \min(1, \lambda |x_i|)`.
+
+    λ is such that k elements are expected. No other probabilities of that sum have less variance:
+    :math:`\sum x_i^2/p_i \le d/k \|x\|^2`, that of equal ones.
+
+    Args:
+        ratio: k/d, in (0, 1].
+
+    References:
+        Wangni et al., "Gradient sparsification for communication-efficient distributed
+        optimization", NeurIPS 2018.
+    """
+
+    ratio: float
+    name = "wangni"
+
+    @property
+    def contract(self) -> Contract:  # type: ignore[override]
+        """Unbiased, at most with the variance of Random-k."""
+        omega = Bound("d/k - 1", lambda p: p.numel / kept_count(p.numel, self.ratio) - 1)
+        return Contract("all_gather", omega=omega, bits=SPARSE_BITS, unbiased=True, random=True)
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+        """Draw each element."""
+        flat = grad.detach().reshape(-1)
+        scaled, unit = in_range(flat.double())
+        share = _probabilities(scaled.abs(), kept_count(flat.numel(), self.ratio))
+        drawn = needs_rng(self, rng).own.uniform(flat.numel(), flat.device) < share
+        indices = drawn.nonzero().squeeze(1)
+        values = saturated(from_unit(scaled[indices] / share[indices], unit), flat.dtype)
+        return Sparse(Dense(values), flat.numel(), indices), state
+
+
+def _probabilities(magnitudes: Tensor, k: int) -> Tensor:
+    """min(1, λ|x|) of sum k; 1 where x is not finite."""
+    finite = torch.where(magnitudes.isfinite(), magnitudes, 0)
+    falling = finite.sort(descending=True).values
+    rest = falling.sum() - falling.cumsum(0) + falling  # of an element and all below it
+    saturated = torch.arange(len(falling), device=falling.device)
+    unit = (k - saturated) / rest  # λ, if so many elements have p = 1
+    fits = ((unit * falling <= 1) & (rest > 0) & (unit > 0)).nonzero()
+    if not len(fits):
+        return torch.ones_like(magnitudes) * ((magnitudes != 0) | ~magnitudes.isfinite())
+    share = (unit[fits[0, 0]] * finite).clamp(max=1)
+    return torch.where(magnitudes.isfinite(), share, 1.0)

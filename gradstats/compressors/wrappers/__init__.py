@@ -1,0 +1,1 @@
+"""Compressors made of compressors: memories, policies, recoding, one per parameter."""

@@ -1,0 +1,162 @@
+"""Drives the exchanges of several workers: n simulated ones in lock-step, or a process group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from gradstats.compressors import Collective
+from gradstats.compressors.rounds import Exchange, fused
+from gradstats.exchange.collectives import (
+    CollectiveError,
+    Group,
+    Traffic,
+    describe,
+    digest,
+    simulated,
+)
+
+__all__ = ["DisagreementError", "Exchange", "Rounds", "drive", "fused", "simulate"]
+
+T = TypeVar("T")
+
+
+def simulate(
+    exchanges: Sequence[Exchange[T]],
+    ledgers: Sequence[Traffic] | None = None,
+    *,
+    fp16: bool = False,
+) -> list[T]:
+    """Run one exchange a worker to its end, all of them in lock-step.
+
+    Sums run in worker order and in the dtype of the tensors, as one process group would see them.
+
+    Args:
+        exchanges: what `Compressor.exchange` or `fused` returned, one a worker.
+        ledgers: one a worker, to count what it moves.
+        fp16: also find what the float sums would lose in float16, see `Traffic`.
+
+    Returns:
+        What each exchange returns, in the same order.
+
+    Raises:
+        RuntimeError: the workers ask for different collectives, on which a process group would
+            hang.
+
+    Example:
+        >>> import torch
+        >>> from gradstats.compressors import compressor
+        >>> top = compressor("topk(0.5)")
+        >>> workers = [torch.tensor([4.0, 1.0]), torch.tensor([0.0, 2.0])]
+        >>> simulate([top.exchange(grad, None) for grad in workers])[0].update
+        tensor([2., 1.])
+    """
+    ledgers = [Traffic() for _ in exchanges] if ledgers is None else ledgers
+    results: list[Any] = [None] * len(exchanges)
+    while True:
+        requests: list[Collective] = []
+        ended: list[T] = []
+        for exchange, result in zip(exchanges, results, strict=True):
+            try:
+                requests.append(exchange.send(result))
+            except StopIteration as end:
+                ended.append(end.value)
+        if not requests:
+            return ended
+        kinds = [describe(request) for request in requests] + ["done"] * len(ended)
+        if len(set(kinds)) > 1:
+            raise RuntimeError(f"workers must ask for the same collective, got {', '.join(kinds)}")
+        results = simulated(requests, ledgers, fp16=fp16)
+
+
+class Rounds(Generic[T]):
+    """One worker's exchange over a process group, collective by collective.
+
+    Making it runs the exchange up to its first collective; until it is closed or at its end the
+    state that the exchange was given is as it was.
+
+    Args:
+        exchange: what `Compressor.exchange` or `fused` returned.
+        group: counts seconds.
+
+    Attributes:
+        request: the collective that comes next; None at the end.
+        value: what the exchange returned, at the end.
+    """
+
+    request: Collective | None
+    value: T
+
+    def __init__(self, exchange: Exchange[T], group: Group) -> None:
+        self._exchange, self._group = exchange, group
+        self.advance(None)
+
+    def advance(self, result: Any) -> None:
+        """Go on to the next collective, given the result of the last one."""
+        start = time.perf_counter()
+        try:
+            self.request = self._exchange.send(result)
+            self._group.seconds.encode += time.perf_counter() - start
+        except StopIteration as end:
+            self.request, self.value = None, end.value
+            self._group.seconds.decode += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Call it off."""
+        self._exchange.close()
+
+    def finish(self, lengths: Sequence[int] | None = None, *, check: bool = False) -> T:
+        """Run it to its end.
+
+        Args:
+            lengths: of the messages of all workers in the first collective, where they are known.
+            check: agree on each collective first.
+        """
+        while self.request is not None:
+            if check:
+                _agree(self._group, describe(self.request))
+            result = self._group.perform(self.request, lengths)
+            lengths = None
+            self.advance(result)
+        return self.value
+
+
+def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
+    """Run this worker's exchange over a process group, where every worker runs its own.
+
+    Args:
+        exchange: what `Compressor.exchange` or `fused` returned.
+        group: counts bytes and seconds.
+        check: before each collective let the workers tell each other, in 8 bytes, what they ask
+            for; without it workers that disagree hang until the group's timeout.
+
+    Returns:
+        What the exchange returns.
+
+    Raises:
+        RuntimeError: the workers ask for different collectives, or one of them failed.
+    """
+    try:
+        value = Rounds(exchange, group).finish(check=check)
+        if check:
+            _agree(group, "done")
+        return value
+    except (DisagreementError, CollectiveError):
+        raise
+    except BaseException:
+        if check:
+            group.tell(digest("failed"))
+        raise
+
+
+class DisagreementError(RuntimeError):
+    """Workers ask for different things; all of them know."""
+
+
+def _agree(group: Group, what: str) -> None:
+    own = digest(what)
+    others = [worker for worker, (told,) in enumerate(group.tell(own)) if told != own]
+    if others:
+        fact = f"worker {group.rank} asks for {what}, not so workers {others}"
+        raise DisagreementError(f"workers must ask for the same collective: {fact}")

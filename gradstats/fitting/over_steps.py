@@ -1,0 +1,148 @@
+"""Tables whose rows look across steps: elements over steps, and effective ranks over training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gradstats import extras
+from gradstats.fitting.effective_rank import EffectiveRank, effective_rank
+from gradstats.fitting.series import series_columns
+from gradstats.lowrank.rules import blocks_of
+from gradstats.runs import Run
+from gradstats.runs.tasks import in_order
+from gradstats.store import Parameter, StoreFormatError
+
+Progress = Callable[[int, int], None]  # done, of how many
+Row = dict[str, Any]
+BLOCK_VALUES = 1 << 22  # values of a block of elements over all steps: 32 MB in float64
+
+
+def over_steps(
+    run: Run, *, executor: Executor | None = None, progress: Progress | None = None
+) -> Any:
+    """Every tracked element over the selected steps: the axis "steps".
+
+    Blocks of elements are read one after another, so that memory does not grow with the run.
+
+    Args:
+        run: selects parameters and steps; its tracked rows are read.
+        executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
+        progress: called with (blocks done, blocks).
+
+    Returns:
+        A pandas DataFrame, a line an element: axis, parameter, module_type, element (its place in
+        the flattened parameter), and the columns of `gradstats.fitting.series.series_columns`.
+
+    Raises:
+        ValueError: fewer than two tracked rows, or a loss scale is not known.
+    """
+    pandas = extras.load("pandas")
+    rows = run.rows("track")
+    run.check("track")
+    if len(rows) < 2:
+        reader = run.reader("track")
+        remedy = reader.emptiness if reader.untracked else "capture with track="
+        raise ValueError(f"axis steps must have two tracked rows, got {len(rows)}: {remedy}")
+    blocks = list(_blocks(run, len(rows)))
+    tables = []
+    for done, found in enumerate(in_order(partial(_block, run, rows), blocks, executor), 1):
+        tables += [pandas.DataFrame(columns) for columns in found]
+        if progress:
+            progress(done, len(blocks))
+    return pandas.concat(tables, ignore_index=True)
+
+
+def _blocks(run: Run, rows: int) -> Iterator[tuple[str, int, int]]:
+    """(dtype, start, stop) of tracked elements that are read together."""
+    size = max(1, BLOCK_VALUES // rows)
+    for dtype, ids in (run.stream("track").element_ids or {}).items():
+        for start in range(0, len(ids), size):
+            yield dtype, start, min(start + size, len(ids))
+
+
+def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
+    """The columns of each parameter's elements in a block, one dictionary a parameter."""
+    dtype, start, stop = block
+    stream, reader = run.stream("track"), run.reader("track")
+    values = np.stack([reader.elements(row, dtype, start, stop) for row in rows])
+    consecutive = bool((np.diff(stream.steps[rows]) == 1).all())
+    found = []
+    for place, (part, whole) in enumerate(zip(stream.parameters, stream.table, strict=True)):
+        low, high = max(start, part.offset), min(stop, part.offset + part.numel)
+        if part.dtype != dtype or part.name not in run.selected or low >= high:
+            continue
+        here = values[:, low - start : high - start].copy()
+        here[~stream.present[rows, place]] = np.nan
+        ids = (stream.element_ids or {})[dtype][low:high]
+        labels = {"axis": "steps", "parameter": part.name, "module_type": part.module_type}
+        columns = series_columns(here, consecutive=consecutive)
+        found.append({**labels, "element": ids - whole.offset, **columns})
+    return found
+
+
+def rank_table(
+    run: Run,
+    *,
+    quantity: str = "grad",
+    most_rows: int = 32,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Effective ranks of every matrix-shaped parameter over training.
+
+    Args:
+        run: selects parameters and steps; its full rows are read.
+        quantity: of the gradients, "grad", or of the weights, "weight", where the rows hold them.
+        most_rows: at most that many of them, evenly spaced.
+        executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
+        progress: called with (rows done, rows).
+
+    Returns:
+        A pandas DataFrame, one row per captured step and matrix: step, parameter, module_type, the
+        fields of `EffectiveRank`, and status: "ok", or why there is no rank. An LSTM weight counts
+        as four matrices, one per gate (`weight_hh_l0[2]`), fused attention as three, a convolution
+        as one per group where the run says how many.
+    """
+    rows = run.rows("full")
+    places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
+    chosen = [rows[place] for place in places]
+    lines: list[Row] = []
+    for done, found in enumerate(
+        in_order(partial(_ranks, run, quantity), chosen if rows else [], executor), 1
+    ):
+        lines += found
+        if progress:
+            progress(done, len(chosen))
+    columns = ["step", "parameter", "module_type", *EffectiveRank.__dataclass_fields__, "status"]
+    return extras.load("pandas").DataFrame(lines, columns=columns)
+
+
+def _of_gates(found: Tensor, part: Parameter) -> Iterator[Row]:
+    """The ranks of each matrix of a parameter: gates, projections and groups are their own."""
+    own = part.name.rpartition(".")[2]
+    count = part.matrices or blocks_of(part.module_type, own)
+    for gate, matrix in enumerate(found.chunk(count)):
+        name = {"parameter": f"{part.name}[{gate}]"} if count > 1 else {}
+        yield {**name, **asdict(effective_rank(matrix)), "status": "ok"}
+
+
+def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
+    stream, lines = run.stream("full"), []
+    for part in run.reader("full").parameters:
+        if len(part.shape) < 2 or min(part.shape[:2]) < 2:
+            continue
+        line: Row = {"step": int(stream.steps[row]), "parameter": part.name}
+        line["module_type"] = part.module_type
+        try:
+            found = run.parameter(row, part.name, quantity)
+            lines += [{**line, **each} for each in _of_gates(found, part)]
+        except (ValueError, LookupError, StoreFormatError) as error:
+            lines.append({**line, "status": str(error)})
+    return lines

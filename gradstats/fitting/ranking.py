@@ -1,0 +1,125 @@
+"""Fit rows → one line a family: which law describes the gradients best, and how well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradstats import extras
+
+Table = Any
+STEP = ["step", "group"]
+MEDIANS = ["ks", "anderson_darling", "wasserstein_1", "wasserstein_2", "shape", "shape_se"]
+MEDIANS += ["scale"]
+
+
+def scores(fits: Table) -> Table:
+    """The two scores that rank laws, a line a step, group and family.
+
+    `transfer` is how many nats an element a law loses to the best one on the next captured step,
+    its shape kept and its scale refitted, so that drift of the scale favours nobody; at a step
+    without a next one, on itself. `tail` is the median of |ln (k̂+½)/(k+½)| over ratios. `rank` is
+    the mean of a law's two ranks; equals are ordered by transfer. A law that failed has none.
+
+    Args:
+        fits: rows of `gradstats.fitting.run.fit`.
+    """
+    good = fits[fits["status"] == "ok"]
+    k = np.maximum(1, (good["target_ratio"] * good["n"]).round())
+    tail = np.abs(np.log((good["khat_over_k"] * k + 0.5) / (k + 0.5)))
+    nats = good["next_log_likelihood_rescaled"].fillna(good["log_likelihood"])
+    keyed = good.assign(tail=tail, nats=nats)
+    once = keyed.groupby([*STEP, "family"], sort=False).agg(
+        {"tail": "median", "nats": "first", "shape": "first", "scale": "first"}
+    )
+    best = once.groupby(STEP)["nats"].transform("max")
+    once = once.assign(transfer=best - once["nats"])
+    ranks = [once.groupby(STEP)[name].rank() for name in ("transfer", "tail")]
+    return once.assign(rank=(ranks[0] + ranks[1]) / 2).reset_index()
+
+
+def winners(fits: Table) -> Table:
+    """The winning family of every step and group, with its scores."""
+    if not (fits["status"] == "ok").any():
+        return extras.load("pandas").DataFrame({"step": [], "group": [], "family": []})
+    ordered = scores(fits).sort_values([*STEP, "rank", "transfer"], kind="stable")
+    return ordered.drop_duplicates(STEP).reset_index(drop=True)
+
+
+def best_law(fits: Table) -> Table:
+    """Families by shape transfer and tail error, best first, with k̂/k at each ratio.
+
+    Medians over steps (and groups); `wins` is the share of steps at which the family is the best;
+    shape_se holds as if elements were independent, shape_spread is what steps differ by.
+    """
+    good = fits[fits["status"] == "ok"]
+    if not len(good):
+        return extras.load("pandas").DataFrame({"family": []})
+    once = good.drop_duplicates([*STEP, "family"])
+    scored = scores(fits)
+    table = scored.groupby("family")[["rank", "transfer", "tail"]].mean(numeric_only=True)
+    table[["transfer", "tail"]] = scored.groupby("family")[["transfer", "tail"]].median()
+    won = winners(fits)["family"].value_counts(normalize=True)
+    table.insert(1, "wins", won.reindex(table.index).fillna(0.0))
+    table = table.join(once.groupby("family")[MEDIANS].median()).join(
+        by_ratio(good, ["family"]).set_index("family")
+    )
+    spread = once.groupby(["family", "group"])["shape"].std().groupby("family").median()
+    table.insert(table.columns.get_loc("scale"), "shape_spread", spread.reindex(table.index))
+    return table.sort_values(["rank", "transfer"]).reset_index()
+
+
+def best_by_group(fits: Table) -> Table:
+    """The best law of every group, with its medians."""
+    pandas = extras.load("pandas")
+    best = [
+        best_law(rows).head(1).assign(group=group)
+        for group, rows in fits.groupby("group", sort=False)
+        if (rows["status"] == "ok").any()
+    ]
+    if not best:
+        return pandas.DataFrame({"group": [], "family": []})
+    table = pandas.concat(best, ignore_index=True)
+    return table[["group", *table.columns.drop("group")]]
+
+
+def by_ratio(rows: Table, keys: list[str]) -> Table:
+    """Median k̂/k with a column a ratio, the largest first, and a line for each of `keys`."""
+    if not len(rows):
+        return extras.load("pandas").DataFrame(columns=keys)
+    pivot = rows.pivot_table("khat_over_k", keys, "target_ratio", "median")
+    return pivot[sorted(pivot.columns, reverse=True)].reset_index()
+
+
+def reuse_table(reuse: Table) -> Table:
+    """For how many steps an exact threshold may be reused before k̂/k leaves 1 ± 20 %.
+
+    A line a group and ratio: thresholds followed, the median of steps (of those that still hold
+    at the end the steps they were seen to hold, so that it is a lower bound), and the share that
+    still holds.
+    """
+    if not len(reuse):
+        return reuse
+    lines = reuse.assign(still_holds=reuse["ended"] < 0).groupby(
+        ["group", "target_ratio"], sort=False
+    )
+    table = lines.agg(
+        thresholds=("step", "size"),
+        reusable_steps=("reusable_steps", "median"),
+        still_holds=("still_holds", "mean"),
+    )
+    return table.reset_index()
+
+
+def structure_table(structure: Table) -> Table:
+    """Medians over steps of each group's tail index, decay and best-k errors."""
+    if not len(structure):
+        return structure
+    errors = [name for name in structure if name.startswith("best_k_error")]
+    columns = ["sign_asymmetry", "stable_index", "decay_exponent", *errors]
+    by_group = structure.groupby("group", sort=False)
+    table = by_group[columns].median()
+    straight = structure.assign(power_law=structure["power_law"].astype("float"))
+    table.insert(3, "power_law", straight.groupby("group", sort=False)["power_law"].mean())
+    return table.reset_index()

@@ -1,0 +1,246 @@
+"""Families × Summary → rows: what was fitted, how well, and which threshold follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradstats.families import FAMILIES, Family, FitError
+from gradstats.fitting.bootstrap import bootstrap_p_value
+from gradstats.fitting.compressibility import best_k_error, decay_row
+from gradstats.fitting.goodness import (
+    ad_distance,
+    ks_distance,
+    log_likelihood,
+    rescaled,
+    tail_error,
+    wasserstein,
+)
+from gradstats.fitting.tail_index import stable_index
+from gradstats.fitting.uncertainty import standard_errors
+from gradstats.ratios import RATIOS, kept_count
+from gradstats.summary.summary import Summary, summarize
+from gradstats.thresholds import VARIANTS, sidco_threshold
+
+Row = dict[str, Any]
+STAGES = (1, 2, 3)
+NOTHING = summarize(torch.zeros(0))
+ELEMENTS = "elements"  # the axis of sampling: the elements of one step's gradient
+
+
+def fit_rows(
+    summary: Summary,
+    *,
+    following: Summary | None = None,
+    families: Sequence[type[Family]] = FAMILIES,
+    ratios: Sequence[float] = RATIOS,
+    method: str = "mle",
+    bootstrap: int = 0,
+) -> Iterator[Row]:
+    """One row a family and ratio; a fit that fails is a row with its reason, never dropped.
+
+    Args:
+        summary: of the gradient or of a part of it.
+        following: of the same part at the next captured step, on which the fit is scored.
+        families: laws to fit.
+        ratios: target ratios, each in (0, 1].
+        method: "mle" or "moments".
+        bootstrap: replicates of the parametric bootstrap; 0 for none.
+
+    Yields:
+        Rows with axis ("elements": those of one vector are the sample), family, method, the
+        parameters and their standard errors (as if elements were independent), every score of
+        `gradstats.fitting.goodness`, target_ratio, threshold, khat_over_k, counts, mean,
+        sign_asymmetry, notes, and status ("ok" or the reason of the failure).
+    """
+    counted = _counted(summary)
+    for family in families:
+        base = {**counted, "family": family.name, "method": method}
+        family.check_method(method)
+        law: Family | None = None
+        scored, status = {}, "ok"
+        try:
+            fitted = family.fit(summary, method=method)
+            scored, law = _scored(fitted, summary, following, method, bootstrap), fitted
+        except FitError as error:
+            status = str(error)
+        except (ArithmeticError, ValueError) as error:
+            status = f"cannot score {family.name}: {type(error).__name__}: {error}"
+        for ratio in ratios:
+            threshold, khat_over_k = tail_error(law, summary, ratio) if law else (math.nan,) * 2
+            tail = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
+            yield {**base, **NOT_FITTED, **scored, **tail, "status": status}
+
+
+def _counted(summary: Summary) -> Row:
+    """What every row tells of its sample, whose axis it names."""
+    return {
+        "axis": ELEMENTS,
+        "n": summary.n,
+        "zeros": summary.zeros,
+        "nonfinite": summary.nonfinite,
+        "mean": summary.mean,
+        "sign_asymmetry": sign_asymmetry(summary),
+    }
+
+
+def failed_rows(
+    reason: str,
+    *,
+    families: Sequence[type[Family]] = FAMILIES,
+    ratios: Sequence[float] = RATIOS,
+    method: str = "mle",
+) -> Iterator[Row]:
+    """The rows of `fit_rows` where there is no gradient to fit, with the reason."""
+    counted = _counted(NOTHING)
+    for family in families:
+        for ratio in ratios:
+            tail = {"target_ratio": ratio, "threshold": math.nan, "khat_over_k": math.nan}
+            base = {**counted, "family": family.name, "method": method}
+            yield {**base, **NOT_FITTED, **tail, "status": reason}
+
+
+NOT_FITTED = dict.fromkeys(
+    (
+        "shape",
+        "scale",
+        "shape_se",
+        "scale_se",
+        "ks",
+        "anderson_darling",
+        "wasserstein_1",
+        "wasserstein_2",
+        "log_likelihood",
+        "aic",
+        "bic",
+        "next_log_likelihood",
+        "next_log_likelihood_rescaled",
+        "bootstrap_p",
+    ),
+    math.nan,
+) | {"notes": ""}
+
+
+def _scored(
+    law: Family, summary: Summary, following: Summary | None, method: str, bootstrap: int
+) -> Row:
+    """Parameters, their errors, and every score of one fit."""
+    mean, n = log_likelihood(law, summary), summary.nonzero
+    untold: list[str] = []
+    free = len(law.parameters)
+    scores: Row = {
+        **law.parameters,
+        "ks": ks_distance(law, summary),
+        "anderson_darling": ad_distance(law, summary),
+        "wasserstein_1": wasserstein(law, summary, 1),
+        "wasserstein_2": wasserstein(law, summary, 2),
+        "log_likelihood": mean,
+        "aic": 2 * free - 2 * n * mean,
+        "bic": free * math.log(n) - 2 * n * mean,
+    }
+    if method == "mle":
+        errors = standard_errors(law, summary)
+        scores |= {f"{name}_se": error for name, error in errors.items()}
+    if following is not None and following.nonzero:
+        scores["next_log_likelihood"] = log_likelihood(law, following)
+        scores["next_log_likelihood_rescaled"] = log_likelihood(
+            rescaled(law, following), following
+        )
+    if bootstrap:
+        rng = np.random.default_rng([summary.n, n, bootstrap])
+        try:
+            scores["bootstrap_p"] = bootstrap_p_value(
+                type(law), summary, rng, replicates=bootstrap, method=method
+            )
+        except FitError as error:
+            scores["bootstrap_p"], untold = math.nan, [f"bootstrap_p: of the subsample: {error}"]
+    return {**scores, "notes": "; ".join([*notes(law, scores, summary), *untold])}
+
+
+def notes(law: Family, scores: Row, summary: Summary) -> Iterator[str]:
+    """What a reader must know of a fit: parameters at a bound, and why a distance is infinite."""
+    for name in law.at_bound:
+        yield f"{name} is at the bound of its search, or beyond it"
+    if scores["anderson_darling"] == math.inf:
+        ends = f"{float(law.threshold(0.0)):.4g}, the data at {summary.max_abs:.4g}"
+        yield f"anderson_darling: the distribution ends at {ends}"
+    for order, moment in ((1, "mean"), (2, "variance")):
+        if scores[f"wasserstein_{order}"] == math.inf:
+            index = f"no {moment} (tail index {law.tail_index:.3g})"
+            fact = index if law.tail_index <= order else f"a {moment} above the range of float64"
+            yield f"wasserstein_{order}: the distribution has {fact}"
+    if scores.get("next_log_likelihood") == -math.inf:
+        end = float(law.threshold(0.0))
+        bounded = f"the next step has magnitudes beyond the end, {end:.4g}"
+        fact = bounded if end < math.inf else "it is below the range of float64"
+        yield f"next_log_likelihood: {fact}"
+
+
+def sign_asymmetry(summary: Summary) -> float:
+    """(Positive - negative elements) / both, in [-1, 1]; 0 for a symmetric law, NaN without any.
+
+    Example:
+        >>> import torch
+        >>> from gradstats.summary import summarize
+        >>> sign_asymmetry(summarize(torch.tensor([1.0, 2.0, -3.0, 4.0])))
+        0.5
+    """
+    if not summary.nonzero:
+        return math.nan
+    difference = int(summary.positive.sum()) - int(summary.negative.sum())
+    return difference / summary.nonzero
+
+
+def structure_row(summary: Summary, ratios: Sequence[float] = RATIOS) -> Row:
+    """One row of what needs no law: moments, symmetry, tail index, decay and best-k errors.
+
+    Args:
+        summary: of the gradient or of a part of it.
+        ratios: at which the error of keeping the k largest is told, a column each.
+
+    Returns:
+        axis, n, zeros, nonfinite, mean, mean_abs, max_abs, sign_asymmetry, stable_index, the
+        columns of `gradstats.fitting.compressibility.decay_row`, and best_k_error_RATIO.
+    """
+    return {
+        **_counted(summary),
+        "mean_abs": summary.moments().mean,
+        "max_abs": summary.max_abs,
+        "stable_index": stable_index(summary),
+        **decay_row(summary),
+        **{f"best_k_error_{ratio:g}": best_k_error(summary, ratio) for ratio in ratios},
+    }
+
+
+def threshold_rows(
+    summary: Summary, *, ratios: Sequence[float] = RATIOS, stages: Iterable[int] = STAGES
+) -> Iterator[Row]:
+    """One row a SIDCo variant, number of stages and ratio: the threshold and what it keeps.
+
+    Args:
+        summary: of the gradient or of a part of it.
+        ratios: target ratios, each in (0, 1].
+        stages: fixed numbers of stages.
+
+    Yields:
+        Rows with variant, stages (asked for), stages_used, target_ratio, threshold, khat_over_k
+        and guards.
+    """
+    for variant in VARIANTS:
+        for count in stages:
+            for ratio in ratios:
+                found = sidco_threshold(summary, ratio, variant=variant, stages=count)
+                k = kept_count(summary.n, ratio)
+                yield {
+                    "variant": variant,
+                    "stages": count,
+                    "stages_used": found.stages,
+                    "target_ratio": ratio,
+                    "threshold": found.value,
+                    "khat_over_k": summary.kept(found.value) / k if k else math.nan,
+                    "guards": "; ".join(found.guards),
+                }

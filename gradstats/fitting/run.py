@@ -1,0 +1,307 @@
+"""Fit a run: families and thresholds of every group at every step, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, fields
+from functools import partial
+from itertools import chain, islice, pairwise
+from typing import Any
+
+from gradstats import extras
+from gradstats.compressors import Compressor, compressor
+from gradstats.families import FAMILIES, Family, family
+from gradstats.fitting.bootstrap import corrected
+from gradstats.fitting.compensated import compensated_groups
+from gradstats.fitting.over_steps import over_steps
+from gradstats.fitting.rows import (
+    ELEMENTS,
+    STAGES,
+    Row,
+    failed_rows,
+    fit_rows,
+    structure_row,
+    threshold_rows,
+)
+from gradstats.fitting.threshold_reuse import Reuse, new_thresholds, reuse
+from gradstats.ratios import RATIOS, check_ratio
+from gradstats.runs import Run
+from gradstats.runs.groups import Group, groups
+from gradstats.runs.tasks import in_order
+from gradstats.summary.summary import Summary
+
+Progress = Callable[[int, int], None]  # done, of how many
+AXES = (ELEMENTS, "steps")
+TABLES = ("fits", "thresholds", "structure", "reuse")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What the rows of a fit depend on, beside the run.
+
+    Attributes:
+        by: grouping: "model", "module-type", "parameter" or a regular expression.
+        families: laws to fit.
+        ratios: target ratios, each in (0, 1].
+        method: "mle" or "moments".
+        bootstrap: replicates of the parametric bootstrap; 0 for none.
+        compensated: fit gradient + residual of this compressor with error feedback; None: the
+            gradient.
+        kind: "full", "track", or None for full rows (tracked ones where there is none).
+        stride: rows from one fit to the next; thresholds are followed over all rows.
+        seed: of the compressor.
+    """
+
+    by: str = "model"
+    families: tuple[type[Family], ...] = FAMILIES
+    ratios: tuple[float, ...] = RATIOS
+    method: str = "mle"
+    bootstrap: int = 0
+    compensated: Compressor | None = None
+    kind: str | None = None
+    stride: int = 1
+    seed: int = 0
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The settings in words and numbers, as JSON has them."""
+        return {
+            **{each.name: getattr(self, each.name) for each in fields(self)},
+            "families": [each.name for each in self.families],
+            "ratios": list(self.ratios),
+            "compensated": self.compensated and str(self.compensated),
+        }
+
+
+@dataclass
+class StepFits:
+    """The rows of one captured row, and the thresholds that are still followed after it.
+
+    Attributes:
+        index: of the row among those selected.
+        rows: by table: fits, thresholds, structure, and reuse (thresholds that
+            have ended).
+        followed: what `fit_steps` needs to go on after this row.
+    """
+
+    index: int
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    followed: list[Reuse] = field(default_factory=list)
+
+
+def fit_steps(
+    run: Run,
+    settings: FitSettings,
+    *,
+    first: int = 0,
+    followed: Iterable[Reuse] = (),
+    executor: Executor | None = None,
+) -> Iterator[StepFits]:
+    """Fit the rows of a run in order; few of them are in memory at a time.
+
+    Each row is fitted by a task that needs its Summaries alone, and scored on the next row.
+
+    Args:
+        run: selects parameters and steps.
+        settings: what to fit.
+        first: index of the row to begin with.
+        followed: thresholds that were followed when an earlier call ended.
+        executor: any `concurrent.futures.Executor`; default: here.
+    """
+    nothing: list[Group] = []  # after the last row
+    source = chain(_source(run, settings, first, executor), [nothing])
+    numbered = enumerate(pairwise(source), first)
+    still = list(followed)
+    for index, (found, fitted) in _fitted(numbered, settings, executor):
+        for group in found:
+            still = reuse(still, group.step, group.name, group.summary)
+        if index % settings.stride == 0:
+            still += [
+                threshold
+                for group in found
+                if group.status == "ok"
+                for threshold in new_thresholds(
+                    group.step, group.name, group.summary, settings.ratios
+                )
+            ]
+        ended = [each.row for each in still if each.ended >= 0]
+        still = [each for each in still if each.ended < 0]
+        yield StepFits(index, {**fitted, "reuse": ended}, still)
+
+
+def _source(
+    run: Run, settings: FitSettings, first: int, executor: Executor | None
+) -> Iterator[list[Group]]:
+    if settings.compensated is None:
+        yield from groups(run, by=settings.by, kind=settings.kind, first=first, executor=executor)
+        return
+    every = compensated_groups(run, settings.compensated, by=settings.by, seed=settings.seed)
+    yield from islice(every, first, None)
+
+
+Numbered = tuple[int, tuple[list[Group], list[Group]]]
+
+
+def _fitted(
+    numbered: Iterable[Numbered], settings: FitSettings, executor: Executor | None
+) -> Iterator[tuple[int, tuple[list[Group], dict[str, list[Row]]]]]:
+    return in_order(partial(_fit_pair, settings), numbered, executor)
+
+
+def _fit_pair(
+    settings: FitSettings, item: Numbered
+) -> tuple[int, tuple[list[Group], dict[str, list[Row]]]]:
+    """The rows of one captured row, scored on the next one."""
+    index, (found, following) = item
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES}
+    if index % settings.stride:
+        return index, (found, tables)
+    after = {group.name: group.summary for group in following}
+    for group in found:
+        labels = {"step": group.step, "group": group.name}
+        for name, rows in _group_rows(group, after.get(group.name), settings).items():
+            tables[name] += [{**labels, **row} for row in rows]
+    if settings.bootstrap:
+        tables["fits"] = corrected(tables["fits"])
+    return index, (found, tables)
+
+
+def _group_rows(
+    group: Group, following: Summary | None, settings: FitSettings
+) -> dict[str, Iterable[Row]]:
+    common: dict[str, Any] = {
+        "families": settings.families,
+        "ratios": settings.ratios,
+        "method": settings.method,
+    }
+    if group.status != "ok":
+        return {"fits": failed_rows(group.status, **common)}
+    more: dict[str, Any] = {"following": following, "bootstrap": settings.bootstrap}
+    return {
+        "fits": _noted(fit_rows(group.summary, **common, **more), group),
+        "thresholds": threshold_rows(group.summary, ratios=settings.ratios, stages=STAGES),
+        "structure": [structure_row(group.summary, settings.ratios)],
+    }
+
+
+def _noted(rows: Iterable[Row], group: Group) -> Iterator[Row]:
+    """The rows with what their group leaves out among the notes."""
+    left_out = f"without {group.left_out}: tracks hold no sparse gradients"
+    for row in rows:
+        notes = filter(None, (row["notes"], left_out if group.left_out else ""))
+        yield {**row, "notes": "; ".join(notes)}
+
+
+def fit_tables(
+    run: Run,
+    settings: FitSettings,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Every table of a fit as a pandas DataFrame: fits, thresholds, structure and reuse.
+
+    Args:
+        run: selects parameters and steps.
+        settings: what to fit.
+        executor: any `concurrent.futures.Executor`.
+        progress: called with (rows done, rows).
+    """
+    pandas = extras.load("pandas")
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES}
+    total, followed = rows_to_fit(run, settings), []
+    for done, step in enumerate(fit_steps(run, settings, executor=executor), 1):
+        for name, rows in step.rows.items():
+            tables[name] += rows
+        followed = step.followed
+        if progress:
+            progress(done, total)
+    tables["reuse"] += [each.row for each in followed]
+    return {name: pandas.DataFrame(rows) for name, rows in tables.items()}
+
+
+def rows_to_fit(run: Run, settings: FitSettings) -> int:
+    """How many captured rows a fit goes through."""
+    kind = run.consecutive if settings.compensated else settings.kind or run.fitted_kind
+    return len(run.rows(kind))
+
+
+def fit(
+    run: Run,
+    *,
+    axis: str = ELEMENTS,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Any:
+    """Fit families to every selected row: one line a step, group, family and ratio.
+
+    Args:
+        run: an open run.
+        axis: of sampling. "elements": those of one step's vector. "steps": each tracked element
+            over the steps; the table is then that of `gradstats.fitting.over_steps.over_steps`.
+        executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
+        progress: called with (done, of how many).
+        **settings: fields of `FitSettings`: by, families (names or classes), ratios, method,
+            bootstrap, compensated …
+
+    Returns:
+        A pandas DataFrame with step, group, and the columns of
+        `gradstats.fitting.rows.fit_rows`, whose axis of sampling is "elements": those of one
+        step's vector. Beside the standard errors stands the spread between steps, shape_spread and
+        scale_spread.
+
+    Raises:
+        ValueError: unknown axis, grouping, family or method, or a ratio outside (0, 1].
+    """
+    if axis not in AXES:
+        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+    if axis != ELEMENTS:
+        if settings:
+            given = ", ".join(settings)
+            raise ValueError(f"axis {axis!r} must come without {given}: no law is fitted over it")
+        return over_steps(run, executor=executor, progress=progress)
+    tables = fit_tables(run, fit_settings(**settings), executor=executor, progress=progress)
+    return with_spread(tables["fits"])
+
+
+def fit_settings(
+    *,
+    families: str | type[Family] | Iterable[str | type[Family]] = FAMILIES,
+    ratios: float | Iterable[float] = RATIOS,
+    compensated: str | Compressor | None = None,
+    **others: Any,
+) -> FitSettings:
+    """Checked settings, from names, specs or objects.
+
+    Raises:
+        ValueError: unknown family, method or compressor, none, or a number out of its range.
+    """
+    several = [families] if isinstance(families, str | type) else families
+    chosen = tuple(family(each) if isinstance(each, str) else each for each in several)
+    kept = (ratios,) if isinstance(ratios, int | float) else tuple(ratios)
+    for ratio in kept:
+        check_ratio("ratio", ratio)
+    for name, given in (("families", chosen), ("ratios", kept)):
+        if not given:
+            raise ValueError(f"{name} must name at least one, got none")
+    for name, least in (("bootstrap", 0), ("stride", 1), ("seed", 0)):
+        number = others.get(name, least)
+        if not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
+    method = others.get("method", "mle")
+    for each in chosen:
+        if method not in each.methods:
+            rule = f"one of {', '.join(each.methods)}"
+            raise ValueError(f"method of {each.name} must be {rule}, got {method!r}")
+    fed = compressor(compensated) if isinstance(compensated, str) else compensated
+    return FitSettings(families=chosen, ratios=kept, compensated=fed, **others)
+
+
+def with_spread(fits: Any) -> Any:
+    """The table with shape_spread and scale_spread: standard deviations between steps."""
+    key = ["group", "family"]
+    once = fits.drop_duplicates(["step", *key])
+    spread = once.groupby(key, sort=False)[["shape", "scale"]].std().add_suffix("_spread")
+    return fits.merge(spread.reset_index(), on=key, how="left")

@@ -1,0 +1,76 @@
+"""How fits and thresholds move over training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradstats.ratios import kept_count
+from gradstats.summary.summary import Summary
+
+Floats = NDArray[np.float64]
+TOLERANCE = 0.2  # of k̂/k about 1, as in SIDCo's stage adaptation
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """An exact threshold of one step, tried on later steps until it no longer keeps k.
+
+    Attributes:
+        group: of parameters.
+        step: at which the threshold keeps k elements, or, where several have that magnitude, the
+            most that are fewer.
+        target_ratio: k over the elements of the group.
+        threshold: in the unit of the gradient.
+        last_good: last step at which k̂/k was within 20 % of 1.
+        ended: the step that ended it; -1 while it still holds.
+        khat_over_k: at the last step it was tried on.
+    """
+
+    group: str
+    step: int
+    target_ratio: float
+    threshold: float
+    last_good: int
+    ended: int = -1
+    khat_over_k: float = 1.0
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The fields, with reusable_steps: for how many steps the threshold was good."""
+        return {**asdict(self), "reusable_steps": self.last_good - self.step}
+
+
+def reuse(open_: Iterable[Reuse], step: int, name: str, summary: Summary) -> list[Reuse]:
+    """Try the thresholds of one group on its gradient of a later step.
+
+    Returns:
+        The same thresholds; those whose k̂/k left 1 ± 20 % have ended.
+    """
+    tried = []
+    for each in open_:
+        if each.group != name or each.ended >= 0 or not summary.nonzero:
+            tried.append(each)
+            continue
+        k = kept_count(summary.n, each.target_ratio)
+        khat_over_k = summary.kept(each.threshold) / k
+        good = abs(khat_over_k - 1) <= TOLERANCE
+        last, ended = (step, -1) if good else (each.last_good, step)
+        where = (each.group, each.step, each.target_ratio, each.threshold)
+        tried.append(Reuse(*where, last, ended, khat_over_k))
+    return tried
+
+
+def new_thresholds(
+    step: int, name: str, summary: Summary, ratios: Sequence[float]
+) -> Iterable[Reuse]:
+    """The exact thresholds of one gradient, to be tried on later ones; none if k̂ cannot be k."""
+    for ratio in ratios:
+        k = kept_count(summary.n, ratio)
+        if 1 < k <= summary.nonzero:
+            threshold = summary.quantile(k / summary.nonzero)
+            yield Reuse(name, step, ratio, threshold, step, -1, summary.kept(threshold) / k)

@@ -1,0 +1,278 @@
+"""Quantise and pack, unpack and dequantise: what all quantisers share.
+
+As in `gradstats.kernels` the same functions stand in `eager_codes` (torch), `cpu_codes` (numba)
+and `cuda_codes` (triton); packed bytes are identical.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gradstats.kernels import coding_eager
+from gradstats.kernels.coding_eager import Rounding
+from gradstats.kernels.forms import in_numba, in_triton
+from gradstats.kernels.packing import bits_per_symbol, packed_nbytes
+
+__all__ = [
+    "ROUNDINGS",
+    "add_dequantized",
+    "bits_per_symbol",
+    "bucket_norms",
+    "dequantize",
+    "pack",
+    "packed_nbytes",
+    "quantize",
+    "rotate",
+    "steadied",
+    "to_symbols",
+    "unpack",
+    "unrotate",
+]
+
+KINDS = ("l2", "max", "mean")
+INVERTIBLE = 100  # exponent of 2, up to which 1/scale is far from the ends of float32
+ROUNDINGS = ("nearest", "nearest-even", "stochastic")
+
+
+def pack(symbols: Tensor, levels: int) -> Tensor:
+    """Pack integers below `levels`, see `gradstats.kernels.packing`.
+
+    Args:
+        symbols: integers `[n]`.
+        levels: L, 2 to 65,536.
+
+    Returns:
+        uint8 `[packed_nbytes(n, levels)]`.
+
+    Raises:
+        ValueError: a symbol out of range.
+    """
+    if symbols.numel() and not (0 <= int(symbols.min()) and int(symbols.max()) < levels):
+        raise ValueError(f"symbols must be below {levels}, got {int(symbols.max())}")
+    found: Tensor = _form(symbols).pack(symbols, levels)
+    return found
+
+
+def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
+    """The n symbols of packed bytes: uint8, int32 above 256 levels.
+
+    Raises:
+        ValueError: bytes that `pack` does not give.
+    """
+    _check_length(packed, n, levels)
+    found: Tensor = _form(packed).unpack(packed, n, levels)
+    return found
+
+
+def quantize(
+    values: Tensor,
+    scales: Tensor,
+    bucket: int,
+    levels: Tensor,
+    *,
+    rounding: str,
+    key: tuple[int, int] | None = None,
+) -> Tensor:
+    r"""Round x_i / scale of its bucket to levels, and pack the symbols.
+
+    With y = x · (1/scale) in float32 (0 for a scale of 0), x and scale first multiplied by a power
+    of two where 1/scale is near the ends of the range:
+
+    - "nearest": the nearest level, the lower of two at the same distance;
+    - "nearest-even": of two at the same distance the one with an even number of steps to the
+      level in the middle, as casts to floats of odd mantissas do;
+    - "stochastic": the level below or above, :math:`P(\text{above}) = (y - l_j)/(l_{j+1} - l_j)`,
+      decided by word i mod 4 of Philox at counter ⌊i/4⌋.
+
+    Beyond the outermost levels y is moved to them. A NaN takes the level in the middle: callers
+    make the scale of its bucket NaN.
+
+    Args:
+        values: x, floating point `[n]`, contiguous.
+        scales: float32 `[⌈n/bucket⌉]`.
+        bucket: elements that share a scale.
+        levels: float32 `[L]`, strictly rising.
+        rounding: one of `ROUNDINGS`.
+        key: two 32-bit words, for stochastic rounding.
+
+    Returns:
+        uint8 `[packed_nbytes(n, L)]`.
+    """
+    values, how = _how(values, scales, bucket, levels, rounding, key)
+    found: Tensor = _form(values).quantize(values, how)
+    return found
+
+
+def to_symbols(
+    values: Tensor,
+    scales: Tensor,
+    bucket: int,
+    levels: Tensor,
+    *,
+    rounding: str,
+    key: tuple[int, int] | None = None,
+) -> Tensor:
+    """The symbols that `quantize` packs: uint8 `[n]`, int32 above 256 levels."""
+    values, how = _how(values, scales, bucket, levels, rounding, key)
+    found: Tensor = _form(values).to_symbols(values, how)
+    return found
+
+
+def _how(
+    values: Tensor,
+    scales: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> tuple[Tensor, Rounding]:
+    rows = -(-values.numel() // bucket)
+    if len(scales) != rows:
+        raise ValueError(f"scales must be {rows} for buckets of {bucket}, got {len(scales)}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if rounding == "stochastic" and key is None:
+        raise ValueError("key must be given for stochastic rounding, got None")
+    values, scales = steadied(values, scales, bucket)
+    inverse = torch.where(scales == 0, 0, 1 / scales)
+    return values, Rounding(inverse, bucket, levels, rounding, key or (0, 0))
+
+
+def steadied(
+    values: Tensor, scales: Tensor, bucket: int, window: int = INVERTIBLE
+) -> tuple[Tensor, Tensor]:
+    """Values and scales in a unit of their bucket, in which 1/scale is in range.
+
+    The unit is a power of two, and 1 unless the scale is beyond 2^±window.
+
+    Args:
+        values: floating point `[n]`.
+        scales: float32 `[⌈n/bucket⌉]`.
+        bucket: elements that share a scale.
+        window: an exponent of 2.
+    """
+    extreme = (scales < 2.0**-window) | (scales > 2.0**window)
+    extreme &= scales.isfinite() & (scales != 0)
+    if not bool(extreme.any()):
+        return values, scales
+    _, exponent = torch.frexp(scales)
+    factor = torch.exp2(torch.where(extreme, -exponent, 0).double())
+    moved = values.double() * coding_eager.spread(factor, bucket, len(values))
+    return moved.to(torch.float32), (scales.double() * factor).to(torch.float32)
+
+
+def dequantize(
+    packed: Tensor, n: int, scales: Tensor | None, bucket: int, levels: Tensor
+) -> Tensor:
+    """Levels of packed symbols times the scales of their buckets.
+
+    Args:
+        packed: from `pack` or `quantize`.
+        n: number of symbols.
+        scales: float32 `[⌈n/bucket⌉]`; None where levels are those of buckets.
+        bucket: elements that share a scale.
+        levels: float32 `[L]`, or `[⌈n/bucket⌉, L]`.
+
+    Returns:
+        float32 `[n]`.
+    """
+    out = torch.zeros(n, dtype=torch.float32, device=packed.device)
+    add_dequantized(packed, scales, bucket, levels, out, 1.0)
+    return out
+
+
+def add_dequantized(
+    packed: Tensor,
+    scales: Tensor | None,
+    bucket: int,
+    levels: Tensor,
+    out: Tensor,
+    weight: float,
+) -> None:
+    """Add `weight` times what `dequantize` gives to `out`, floating point `[n]`.
+
+    Raises:
+        ValueError: bytes that `pack` does not give, or too few scales or levels.
+    """
+    n, rows = out.numel(), -(-out.numel() // bucket)
+    _check_length(packed, n, levels.shape[-1])
+    given = len(levels) if scales is None else len(scales)
+    if given != rows:
+        raise ValueError(f"scales must be {rows} for {n} elements by {bucket}, got {given}")
+    _form(packed).add_dequantized(packed, scales, bucket, levels, out, weight)
+
+
+def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
+    """The norm of every `bucket` consecutive elements; the last bucket may have fewer.
+
+    Args:
+        values: floating point `[n]`, contiguous.
+        bucket: number of elements.
+        kind: "l2", "max" (of magnitudes) or "mean" (of magnitudes).
+
+    Returns:
+        float32 `[⌈n/bucket⌉]`, not finite where an element is not; a norm that float32 cannot hold
+        is its largest number.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    found: Tensor = _form(values).bucket_norms(values, bucket, kind)
+    return found
+
+
+def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
+    r"""The randomised Hadamard transform of every block: :math:`\frac{1}{\sqrt B} H D x`.
+
+    D has random signs: element i is negated where bit i mod 32 is set in word ⌊i/32⌋ mod 4 of
+    Philox at counter ⌊i/128⌋.
+
+    Args:
+        values: floating point `[n]`, contiguous; the last block is filled up with zeros.
+        block: B, a power of two.
+        key: of the signs.
+
+    Returns:
+        float32 `[⌈n/B⌉ B]`.
+
+    Raises:
+        ValueError: the block is not a power of two.
+    """
+    _check_block(block)
+    found: Tensor = _form(values).rotate(values, block, key)
+    return found
+
+
+def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
+    """The inverse of `rotate`, float32 `[n]`."""
+    _check_block(block)
+    found: Tensor = _form(rotated).unrotate(rotated, n, block, key)
+    return found
+
+
+def _check_length(packed: Tensor, n: int, levels: int) -> None:
+    due = packed_nbytes(n, levels)
+    if packed.numel() != due:
+        raise ValueError(f"{n} symbols must have {due} bytes, got {packed.numel()}")
+
+
+def _check_block(block: int) -> None:
+    if block < 1 or block & (block - 1):
+        raise ValueError(f"block must be a power of two, got {block}")
+
+
+def _form(tensor: Tensor) -> ModuleType:
+    if in_numba(tensor):
+        from gradstats.kernels import coding_cpu
+
+        return coding_cpu
+    if in_triton(tensor):
+        from gradstats.kernels import coding_cuda
+
+        return coding_cuda
+    return coding_eager

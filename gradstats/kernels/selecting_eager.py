@@ -1,0 +1,21 @@
+"""The definition of selecting: plain torch on any device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gradstats.kernels.grid import round_down
+
+
+def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """See `gradstats.kernels.compact`."""
+    below = values.abs() <= round_down(threshold, values.dtype)
+    indices = (~below).nonzero().squeeze(1)
+    return indices, values[indices]
+
+
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See `gradstats.kernels.largest`."""
+    order = values.abs().sort(descending=True, stable=True).indices  # NaN comes first
+    indices = order[:k].sort().values
+    return indices, values[indices]

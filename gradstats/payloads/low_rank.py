@@ -1,0 +1,67 @@
+"""A matrix as the product of two factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from gradstats.kernels.ranges import from_unit, in_range
+from gradstats.payloads.base import Payload
+from gradstats.payloads.wire import PayloadError, Reader, Section, code_of, varint
+
+HALF = 40  # exponent of 2, up to which products of two factors are far from the ends of float32
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Payload):
+    r"""A matrix as the product of two factors, :math:`\hat M = P Q^T`, row by row.
+
+    Attributes:
+        left: P, `[n1, r]`.
+        right: Q, `[n2, r]`.
+    """
+
+    left: Tensor
+    right: Tensor
+    kind = 7
+
+    @property
+    def numel(self) -> int:  # type: ignore[override]
+        """n1 n2."""
+        return len(self.left) * len(self.right)
+
+    @property
+    def count(self) -> int:
+        """Every element is spoken of."""
+        return self.numel
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.left.shape[1]
+
+    def decode(self) -> Tensor:
+        """See `Payload.decode`."""
+        (left, a), (right, b) = in_range(self.left, HALF), in_range(self.right, HALF)
+        return from_unit((left @ right.T).reshape(-1), a * b)
+
+    def sections(self) -> Iterator[Section]:
+        """Dtype, n1, n2, r, P, Q."""
+        yield code_of(self.left.dtype)
+        for number in (len(self.left), len(self.right), self.rank):
+            yield varint(number)
+        yield self.left
+        yield self.right
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """See `Payload.read`."""
+        dtype = reader.float_dtype()
+        n1, n2, rank = (reader.number(reader.max_numel, what) for what in ("n1", "n2", "rank"))
+        if not (n1 and n2) or n1 * n2 > reader.max_numel or rank > min(n1, n2):
+            raise PayloadError(f"cannot decode payload: a matrix of {n1} by {n2}, rank {rank}")
+        left, right = (reader.tensor(n * rank, dtype).view(n, rank) for n in (n1, n2))
+        return cls(left, right)

@@ -1,0 +1,177 @@
+"""A quantised gradient: symbols of an alphabet, and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from gradstats.kernels import coding
+from gradstats.kernels.ranges import from_unit, unit_of
+from gradstats.payloads.base import Payload
+from gradstats.payloads.codebooks import Alphabet, alphabet_of
+from gradstats.payloads.symbol_codes import CODERS, Coder
+from gradstats.payloads.wire import (
+    PayloadError,
+    Reader,
+    Section,
+    code_of,
+    real,
+    varint,
+)
+
+OWN_LEVELS = 0  # in the place of an alphabet's kind: every bucket sends levels of its own
+MOST_LEVELS = 1 << 16
+ROTATED, MOVED = 1, 2  # flags
+WIDEST_BUCKET = 1 << 16  # of a gradient that is shorter: decoding may fill a bucket up
+
+
+@dataclass(frozen=True, eq=False)
+class Coded(Payload):
+    r"""Symbols of an alphabet, each of which stands for a level times the scale of its bucket.
+
+    .. math:: \hat x_i = \text{unit} \cdot \text{scale}_{\lfloor i/B \rfloor}
+              \cdot \text{level}_{s_i} + \text{offset}_{\lfloor i/B \rfloor}
+
+    Where there is a rotation, these are the coordinates of the rotated gradient, each bucket of
+    which is turned back by the inverse randomised Hadamard transform.
+
+    Attributes:
+        coder: the symbols under way.
+        numel: d.
+        alphabet: of the levels; None where each bucket sends its own.
+        scales: `[⌈d/B⌉]` in a dtype of `wire.DTYPES`; `[⌈d/B⌉, L]`, the levels, without alphabet.
+        bucket: B.
+        unit: a factor of all scales; of offsets and levels of buckets too where it is the power of
+            two of an extreme gradient, see `kernels.ranges`.
+        rotation: key of the random signs; d is then padded to whole buckets.
+        offsets: float32 `[⌈d/B⌉]`, where there are any.
+    """
+
+    coder: Coder
+    numel: int
+    alphabet: Alphabet | None
+    scales: Tensor
+    bucket: int
+    unit: float = 1.0
+    rotation: tuple[int, int] | None = None
+    offsets: Tensor | None = None
+    kind = 5
+
+    @property
+    def count(self) -> int:
+        """All elements."""
+        return self.numel
+
+    @property
+    def symbols(self) -> int:
+        """Number of symbols: d, or what it is padded to."""
+        return _padded(self.numel, self.bucket) if self.rotation else self.numel
+
+    @property
+    def levels(self) -> Tensor:
+        """Float32 `[L]`; `[buckets, L]` where each bucket has its own."""
+        if self.alphabet is None:
+            return self.scales.float()
+        return self.alphabet.levels().to(self.scales.device)
+
+    def decode(self) -> Tensor:
+        """Float32 `[numel]`; what float32 cannot hold is its largest number."""
+        return from_unit(self._scaled(), self._units[1])
+
+    def _scaled(self) -> Tensor:
+        if not self.rotation:
+            found = coding.dequantize(self._packed(), self.numel, *self._tables())
+            if self.offsets is not None:
+                found += self.offsets.repeat_interleave(self.bucket)[: self.numel]
+            return found
+        rotated = coding.dequantize(self._packed(), self.symbols, *self._tables())
+        return coding.unrotate(rotated, self.numel, self.bucket, self.rotation)
+
+    @property
+    def _units(self) -> tuple[float, float]:
+        """The unit as a factor of the scales, and a power of two that multiplies in the end."""
+        if unit_of(self.unit) == 1:
+            return self.unit, 1.0
+        power = unit_of(self.unit)
+        return self.unit / power, power
+
+    def add_to(self, out: Tensor, weight: float = 1.0) -> None:
+        """See `Payload.add_to`."""
+        if self.rotation or self.offsets is not None or self._units[1] != 1:
+            super().add_to(out, weight)
+        else:
+            coding.add_dequantized(self._packed(), *self._tables(), out, weight)
+
+    def _packed(self) -> Tensor:
+        packed = self.coder.packed(self.symbols, self.levels.shape[-1])
+        return packed.to(self.scales.device)  # entropy coders decode on the host
+
+    def _tables(self) -> tuple[Tensor | None, int, Tensor]:
+        if self.alphabet is None:
+            return None, self.bucket, self.levels
+        return self.scales.float() * self._units[0], self.bucket, self.levels
+
+    def sections(self) -> Iterator[Section]:
+        """Number, alphabet, bucket, unit, flags, rotation, scales, offsets, coder."""
+        yield varint(self.numel)
+        own = (OWN_LEVELS, self.scales.shape[-1], 0)
+        for number in own if self.alphabet is None else self.alphabet.code:
+            yield varint(number)
+        yield varint(self.bucket)
+        yield real(self.unit)
+        yield varint(ROTATED * (self.rotation is not None) + MOVED * (self.offsets is not None))
+        for word in self.rotation or ():
+            yield varint(word)
+        yield code_of(self.scales.dtype)
+        yield self.scales
+        if self.offsets is not None:
+            yield self.offsets
+        yield varint(self.coder.kind)
+        yield from self.coder.sections()
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """See `Payload.read`."""
+        numel = reader.numel()
+        alphabet, levels = _read_alphabet(reader)
+        bucket = reader.number(max(numel, WIDEST_BUCKET), "bucket")
+        unit = reader.real()
+        flags = reader.number(ROTATED + MOVED, "flags")
+        rotation = reader.key() if flags & ROTATED else None
+        if (
+            bucket < 1
+            or flags == ROTATED + MOVED
+            or (rotation and (bucket > max(numel, 1) or bucket & (bucket - 1)))
+        ):
+            raise PayloadError(f"bucket must be at least 1, got {bucket} of {numel} elements")
+        symbols = _padded(numel, bucket) if rotation else numel
+        buckets = -(-symbols // bucket)
+        dtype = reader.dtype()
+        scales = reader.tensor(buckets * (1 if alphabet else levels), dtype)
+        if alphabet is None:
+            scales = scales.view(buckets, levels)
+        offsets = reader.tensor(buckets, torch.float32) if flags & MOVED else None
+        coder = CODERS[reader.number(len(CODERS) - 1, "coder")]
+        found = coder.read(reader, symbols, alphabet, levels)
+        return cls(found, numel, alphabet, scales, bucket, unit, rotation, offsets)
+
+
+def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
+    kind, first, second = (reader.number(MOST_LEVELS, "alphabet") for _ in range(3))
+    if kind == OWN_LEVELS:
+        if not 2 <= first <= MOST_LEVELS or second:
+            raise PayloadError(f"levels must be 2 … {MOST_LEVELS}, got {first}")
+        return None, first
+    try:
+        alphabet = alphabet_of((kind, first, second))
+    except ValueError as error:
+        raise PayloadError(f"cannot decode payload: {error}") from error
+    return alphabet, alphabet.size
+
+
+def _padded(numel: int, bucket: int) -> int:
+    return -(-numel // bucket) * bucket

@@ -1,0 +1,196 @@
+"""Payloads of some of the elements: their places, and a payload of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstats import kernels
+from gradstats.payloads import index_codes
+from gradstats.payloads.base import Dense, Payload, left, written
+from gradstats.payloads.wire import (
+    PayloadError,
+    Reader,
+    Section,
+    blob,
+    refused,
+    size,
+    varint,
+)
+from gradstats.rng import Stream
+
+
+class Scattered(Payload):
+    """Some of the elements; what is said of their values is a payload of its own.
+
+    Attributes:
+        kept: payload of the `count` values.
+        indices: places of the elements, int64 `[count]`, rising.
+    """
+
+    kept: Payload
+    indices: Tensor
+
+    @property
+    def count(self) -> int:
+        """Elements that are sent."""
+        return self.kept.numel
+
+    @property
+    def values(self) -> Tensor:
+        """The elements as the receiver sees them, `[count]`."""
+        return self.kept.decode()
+
+    def with_kept(self, kept: Payload) -> Self:
+        """The same places with other values."""
+        return replace(self, kept=kept)  # type: ignore[type-var]
+
+    def with_values(self, values: Tensor) -> Self:
+        """The same places with other values, as they are."""
+        return self.with_kept(Dense(values))
+
+    def decode(self) -> Tensor:
+        """See `Payload.decode`."""
+        values = self.values
+        out = values.new_zeros(self.numel)
+        out[self.indices] = values
+        return out
+
+    def add_to(self, out: Tensor, weight: float = 1.0) -> None:
+        """See `Payload.add_to`."""
+        out.index_add_(0, self.indices, self.values.to(out.dtype), alpha=weight)
+
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        indices = self.indices
+        residual[indices] = left(residual[indices], self.values)
+
+    def clear(self, momentum: Tensor) -> None:
+        """See `Payload.clear`; where all are sent none was selected."""
+        if self.count < self.numel:
+            momentum[self.indices] = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(Scattered):
+    """Some elements with their indices.
+
+    Attributes:
+        kept: payload of the values.
+        numel: number of elements of the gradient.
+        indices: int64 `[count]`, rising, without repetition.
+        index_code: how the indices are written, one of `index_codes.CODES`; None: the shortest.
+    """
+
+    kept: Payload
+    numel: int
+    indices: Tensor
+    index_code: str | None = None
+    kind = 2
+
+    @cached_property
+    def _chosen(self) -> str:
+        return self.index_code or index_codes.cheapest(self._places, self.numel)
+
+    @property
+    def _places(self) -> NDArray[np.int64]:
+        return self.indices.cpu().numpy()
+
+    @property
+    def inner_nbytes(self) -> int:
+        """See `Payload.inner_nbytes`."""
+        length = index_codes.encoded_nbytes(self._places, self.numel, self._chosen)
+        head = sum(map(size, (varint(self.kind), *self._head(), varint(length))))
+        return head + length + self.kept.inner_nbytes
+
+    def _head(self) -> Iterator[bytes]:
+        yield varint(self.numel)
+        yield varint(index_codes.CODES.index(self._chosen))
+        yield varint(self.count)
+
+    def sections(self) -> Iterator[Section]:
+        """Number, index code, count, indices, the payload of the values."""
+        yield from self._head()
+        yield from blob(index_codes.encode_indices(self._places, self.numel, self._chosen))
+        yield from written(self.kept)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """See `Payload.read`."""
+        numel = reader.numel()
+        code = index_codes.CODES[reader.number(len(index_codes.CODES) - 1, "index code")]
+        count = reader.number(numel, "count")
+        with refused():
+            places = index_codes.decode_indices(reader.blob(), count, numel, code)
+        return cls(_read_kept(reader, count), numel, torch.from_numpy(places), code)
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Scattered):
+    """Elements at places that all workers draw from the same key: no index travels.
+
+    Attributes:
+        kept: payload of the values.
+        numel: number of elements of the gradient.
+        stream: the shared stream whose `subset(count, numel)` the places are.
+        drawn: those places, where they were drawn already; they do not travel.
+    """
+
+    kept: Payload
+    numel: int
+    stream: Stream
+    drawn: Tensor | None = field(default=None, repr=False)
+    kind = 3
+
+    @cached_property
+    def indices(self) -> Tensor:  # type: ignore[override]
+        """Int64 `[count]`."""
+        if self.drawn is not None:
+            return self.drawn
+        return self.stream.subset(self.count, self.numel, self.kept.device)
+
+    @property
+    def summable(self) -> bool:
+        """See `Payload.summable`."""
+        return self.kept.summable
+
+    def sections(self) -> Iterator[Section]:
+        """Number, key, count, the payload of the values."""
+        yield varint(self.numel)
+        yield from (varint(word) for word in self.stream.key)
+        yield varint(self.count)
+        yield from written(self.kept)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """See `Payload.read`."""
+        numel = reader.numel()
+        stream = Stream(reader.key())
+        count = reader.number(numel, "count")
+        return cls(_read_kept(reader, count), numel, stream)
+
+
+def sparse(flat: Tensor, indices: Tensor) -> Sparse:
+    """The payload of the elements of `flat` at `indices`, which need not rise."""
+    places = indices.sort().values
+    return Sparse(Dense(flat[places]), flat.numel(), places)
+
+
+def above(flat: Tensor, threshold: float) -> Sparse:
+    """The payload of the elements of `flat` with |x| > threshold, and of every NaN."""
+    indices, values = kernels.compact(flat, threshold)
+    return Sparse(Dense(values), flat.numel(), indices)
+
+
+def _read_kept(reader: Reader, count: int) -> Payload:
+    kept: Payload = reader.payload(count)
+    if kept.numel != count:
+        raise PayloadError(f"cannot decode payload: {kept.numel} values for {count} places")
+    return kept

@@ -1,0 +1,1 @@
+"""`gradstats capture`: the recording of a script that knows nothing of it."""

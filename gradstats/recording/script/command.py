@@ -1,0 +1,123 @@
+"""Running a command with its training recorded, script unchanged."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gradstats.recording.messages import write_line
+from gradstats.recording.provenance import VARIABLE
+from gradstats.recording.script.attaching import Settings
+from gradstats.recording.script.trainings import Entry, Trainings, rows_at
+from gradstats.store import Place, as_place
+
+_STARTUP = Path(__file__).with_name("startup.py")
+_NOT_FOUND = 127  # a shell's exit code for a command that does not exist
+
+
+def run_command(
+    argv: Sequence[str],
+    *,
+    out: str | os.PathLike[str],
+    **settings: Any,
+) -> int:
+    """Run a command and record the trainings in it, of each the first optimizer to take a step.
+
+    Every Python below the command, however deep, attaches by itself; under a launcher such as
+    torchrun all workers write to one run. Processes that train by themselves are trainings of
+    their own: the first is recorded at ``out``, the others beside it (``run-2.zarr``, ...), and at
+    the end they are listed.
+
+    Args:
+        argv: The command.
+        out: The store to write, of the first training.
+        **settings: Those of `capture` that can be written down, with ``full_every=n`` for
+            ``full=every(n)``: see `Settings`.
+
+    Returns:
+        The command's exit code; 128 + n where signal n ended it, 127 where it cannot be started,
+        and 1 where it succeeded but nothing was recorded.
+
+    Raises:
+        ValueError: No command, or a setting out of range.
+        FileExistsError: There is something at ``out`` and ``if_exists`` is "error".
+        StoreFormatError: What is at ``out`` is not a store that can be added to or replaced.
+    """
+    if not argv:
+        raise ValueError("argv must name a command to run, got none; write it after --")
+    path = as_place(out)
+    path = path.absolute() if isinstance(path, Path) else path
+    asked = Settings(out=str(path), **settings)
+    asked.check()
+    before, made = rows_at(path), _made_at(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
+            shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
+            code = _run(argv, _environment(replace(asked, session=folder), folder))
+            trainings = Trainings(Path(folder)).entries
+    except OSError as error:
+        write_line(f"cannot run {argv[0]!r}: {error.strerror}")
+        return _NOT_FOUND
+    if len(trainings) > 1 and not asked.quiet:
+        write_line(_listed(trainings))
+    if asked.if_exists == "overwrite" and _made_at(path) != made:
+        before = 0  # another store lies there now
+    if rows_at(path) > before or any(one.rows > 0 for one in trainings):
+        return code
+    write_line(
+        f"nothing was recorded in {path}: the command took no torch optimizer step, or a line "
+        "above says what was in the way"
+    )
+    return code or 1
+
+
+def _listed(trainings: Sequence[Entry]) -> str:
+    rows = ", ".join(f"{one.path} ({one.rows:,} rows)" for one in trainings)
+    return f"recorded {len(trainings)} trainings: {rows}"
+
+
+def _made_at(path: Path | Place) -> object:
+    root = path / "zarr.json"
+    if isinstance(root, Path):
+        return root.stat().st_mtime_ns if root.exists() else None
+    return root.read_bytes() if root.is_file() else None
+
+
+def _environment(settings: Settings, startup: str) -> dict[str, str]:
+    places = [startup, os.environ.get("PYTHONPATH", "")]
+    # an empty entry would put the working directory on the path
+    python_path = os.pathsep.join(place for place in places if place)
+    return {**os.environ, "PYTHONPATH": python_path, VARIABLE: settings.to_json()}
+
+
+def _run(argv: Sequence[str], environment: dict[str, str]) -> int:
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if child is not None:
+            child.send_signal(number)
+
+    # Ctrl-C reaches the command from the terminal, which signals the whole process group
+    with _signals({signal.SIGINT: lambda *_: None, signal.SIGTERM: pass_on}):
+        child = subprocess.Popen(list(argv), env=environment)
+        code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _signals(
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]],
+) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

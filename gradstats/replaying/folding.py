@@ -1,0 +1,195 @@
+"""Fold compressors over captured gradients: what each would have sent, and how far off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, linear_regression
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors import Compressor, Rng
+from gradstats.exchange import simulate
+from gradstats.exchange.collectives import Traffic
+from gradstats.metrics import closeness
+
+Row = dict[str, Any]
+SETTLED_CHANGE = 0.05
+STEPS_TO_SETTLE = 200
+
+
+def replay_rows(
+    grads: Iterable[tuple[int, Tensor | Sequence[Tensor]]],
+    compressors: Sequence[Compressor],
+    *,
+    seed: int = 0,
+    losses: Mapping[int, float] | None = None,
+) -> Iterator[Row]:
+    """Run compressors over gradients in order, each with its own state from step to step.
+
+    Args:
+        grads: (step, flat gradient, or those of several workers) in the order of training.
+        compressors: all see every gradient.
+        seed: of the random methods.
+        losses: of the steps, for the methods that need them.
+
+    Yields:
+        A row a step and compressor: what `measure` gives, with index (of the compressor), step and
+        status: "ok", or why there is no measurement. A compressor that fails is not called again.
+    """
+    folded: list[_Fold] | None = None
+    for step, found in grads:
+        workers = [found] if isinstance(found, Tensor) else list(found)
+        numel = workers[0].numel()
+        broken = sum(int((~grad.isfinite()).sum()) for grad in workers)
+        if folded is None and not broken:
+            folded = [_Fold(compressor, workers) for compressor in compressors]
+        for index in range(len(compressors)):
+            row: Row = {**NOT_MEASURED, "n": numel}
+            if not numel:
+                status = "skipped: there is no element"
+            elif broken or folded is None:
+                status = f"skipped: {broken} of {numel * len(workers)} elements are NaN or inf"
+            else:
+                found_row, status = folded[index].step(step, workers, seed, losses or {})
+                row |= found_row
+            yield {"index": index, "step": step, **row, "status": status}
+
+
+class _Fold:
+    """One compressor on its way through the steps, with a state a worker."""
+
+    def __init__(self, compressor: Compressor, workers: Sequence[Tensor]) -> None:
+        self._compressor, self._failed = compressor, ""
+        try:
+            self._states = [compressor.init(grad) for grad in workers]
+        except Exception as error:  # anyone's compressor may run here
+            self._failed = failure(error, "in init")
+
+    def step(
+        self, step: int, workers: Sequence[Tensor], seed: int, losses: Mapping[int, float]
+    ) -> tuple[Row, str]:
+        """What was measured, and the status."""
+        if self._failed:
+            return {}, self._failed
+        if "loss" in self._compressor.contract.needs:
+            loss = losses.get(step, math.nan)
+            if math.isnan(loss):
+                return {}, "skipped: the loss of this step was not captured"
+            self._states = [self._compressor.observe(state, loss) for state in self._states]
+        try:
+            rng = Rng(seed, step, workers=len(workers))
+            row, self._states = measure(self._compressor, workers, self._states, rng)
+        except Exception as error:  # anyone's compressor may run here
+            self._failed = failure(error, f"at step {step}")
+            return {}, self._failed
+        return row, "ok"
+
+
+def failure(error: Exception, where: str) -> str:
+    """The status of a compressor that raised."""
+    return f"failed {where}: {type(error).__name__}: {error}"
+
+
+MEASURED = (
+    "k",
+    "khat_over_k",
+    "error",
+    "error_compensated",
+    "cosine",
+    "nmse",
+    "nmse_workers",
+    "nbytes",
+    "bits",
+    "wire",
+    "sum_bits",
+    "fp16_error",
+    "residual_ratio",
+)
+NOT_MEASURED: Row = dict.fromkeys(MEASURED, math.nan)
+
+
+def measure(
+    compressor: Compressor, grads: Sequence[Tensor], states: Sequence[Any], rng: Rng
+) -> tuple[Row, list[Any]]:
+    """One step of one compressor on all workers, and how good the update was.
+
+    With g the mean of the workers' gradients g_w, ĝ the update and e the mean of the residuals:
+
+    Args:
+        compressor: on every worker.
+        grads: g_w, flat and alike.
+        states: of the workers.
+        rng: of worker 0.
+
+    Returns:
+        The row and the next states. error = ‖g - ĝ‖/‖g‖ and cosine are against the mean gradient,
+        as an optimizer sees it; nmse = ‖g - ĝ‖²/‖g‖², and nmse_workers = ‖g - ĝ‖²/mean ‖g_w‖² as
+        the literature on mean estimation has it. error_compensated is against gradient + residual,
+        residual_ratio = ‖e‖/‖g‖ after the step, NaN where nothing is held back. Means over the
+        workers: khat_over_k counts the elements sent, NaN without a target; nbytes and bits (an
+        element) go to collectives; wire is what a ring makes of nbytes. sum_bits is the width of
+        the widest sum of integers, 0 without one; fp16_error what float sums over several workers
+        would lose in float16.
+    """
+    n, numel = len(grads), grads[0].numel()
+    ledgers = [Traffic() for _ in grads]
+    exchanges = [
+        compressor.exchange(grad, state, replace(rng, worker=worker))
+        for worker, (grad, state) in enumerate(zip(grads, states, strict=True))
+    ]
+    steps = simulate(exchanges, ledgers, fp16=n > 1)
+    after = [step.state for step in steps]
+    mean = _mean(grads)
+    residuals = [state.residual.reshape(-1) for state in after if hasattr(state, "residual")]
+    near = closeness(mean, steps[0].update, _mean(residuals) if residuals else None)
+    k, asked = compressor.target_count(numel), compressor.ratio_asked is not None
+    nmse, nbytes = near["error"] * near["error"], fmean(ledger.nbytes for ledger in ledgers)
+    row = {
+        "n": numel,
+        "k": k,
+        "khat_over_k": fmean(s.sent.count for s in steps) / k if k and asked else math.nan,
+        "nbytes": nbytes,
+        "bits": 8 * nbytes / max(numel, 1),
+        "wire": fmean(ledger.wire for ledger in ledgers),
+        "sum_bits": ledgers[0].sum_bits,
+        "fp16_error": ledgers[0].fp16_error,
+        "nmse": nmse,
+        "nmse_workers": nmse * _agreement(mean, grads),
+        **near,
+    }
+    return row, after
+
+
+def _agreement(mean: Tensor, grads: Sequence[Tensor]) -> float:
+    """‖g‖²/mean ‖g_w‖²: 1 where all workers have the same gradient."""
+    squares = fmean(float(grad.double().square().sum()) for grad in grads) if grads[1:] else 0.0
+    return float(mean.double().square().sum()) / squares if squares else 1.0
+
+
+def _mean(vectors: Sequence[Tensor]) -> Tensor:
+    """Itself where there is one, else the mean in float64."""
+    return vectors[0] if len(vectors) == 1 else torch.stack(list(vectors)).double().mean(0)
+
+
+def settled(residual_ratios: Sequence[float], target_ratio: float = 1.0) -> bool:
+    """Whether the trend of ‖e‖/‖g‖ moved less than 5 % over the last quarter of the steps.
+
+    Never after fewer than 200 steps or than 1/ratio, the time in which every element has its turn:
+    with feedback the first steps mislead, however flat.
+
+    Example:
+        >>> settled([1.0] * 400), settled([1.0] * 20), settled(list(range(400)))
+        (True, False, False)
+        >>> settled([1.0] * 400, target_ratio=0.001)
+        False
+    """
+    known = [ratio for ratio in residual_ratios if not math.isnan(ratio)]
+    if len(known) < max(STEPS_TO_SETTLE, 1 / target_ratio):
+        return False
+    last = known[-len(known) // 4 :]
+    trend = linear_regression(range(len(last)), last).slope  # single steps are too noisy
+    return abs(trend) * len(last) < SETTLED_CHANGE * fmean(last) or not any(last)

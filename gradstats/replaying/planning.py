@@ -1,0 +1,143 @@
+"""Which compressors run on which rows of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gradstats.compressors import (
+    Compressor,
+    ErrorFeedback,
+    Memory,
+    Part,
+    PerParameter,
+    compressors,
+)
+from gradstats.ratios import RATIOS
+from gradstats.runs.run import Run
+
+GRANULARITIES = ("model", "parameter")
+FEEDBACKS = ("none", "ef")
+UNDER_A_SCALE = (
+    "A DDP communication hook gets gradients multiplied by the loss scale, unless it is told of "
+    "the GradScaler: float16 loses less there than in a replay."
+)
+
+
+WHOLE = "skipped: it needs whole matrices at these steps, which tracked elements are not"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compressor to replay, and on which rows.
+
+    Attributes:
+        compressor: ready to run.
+        feedback: "none", or the memory: "ef", "ef(gamma=0.7)", "ef21" and so on.
+        granularity: "model" or "parameter".
+        kind: the rows it runs on, "full" or "track".
+        skipped: why it cannot run; "" if it can.
+    """
+
+    compressor: Compressor
+    feedback: str
+    granularity: str
+    kind: str
+    skipped: str = ""
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The columns that name the job."""
+        inner = _inner(self.compressor)
+        return {
+            "compressor": inner.spec,
+            "method": inner.name,
+            "target_ratio": inner.ratio_asked,
+            "feedback": self.feedback,
+            "granularity": self.granularity,
+            "rows": self.kind,
+            "wants_feedback": inner.contract.wants_feedback,
+        }
+
+
+def _inner(compressor: Compressor) -> Compressor:
+    """The method itself, out of its memory and its parts."""
+    while isinstance(compressor, Memory | PerParameter):
+        compressor = compressor.compressor
+    return compressor
+
+
+def plan(
+    run: Run,
+    specs: Iterable[str | Compressor],
+    *,
+    ratios: Sequence[float] = RATIOS,
+    feedback: Sequence[str] = ("none",),
+    granularity: Sequence[str] = ("model",),
+) -> list[Job]:
+    """The jobs that a replay comes to: specs × ratios × feedback × granularity.
+
+    Methods without memory run on full rows, methods with memory on consecutive ones: the tracked
+    elements. Methods that need matrices run on whole parameters.
+
+    Raises:
+        ValueError: unknown compressor, feedback or granularity.
+    """
+    for name, values, known in (
+        ("feedback", feedback, FEEDBACKS),
+        ("granularity", granularity, GRANULARITIES),
+    ):
+        unknown = ", ".join(sorted(set(values) - set(known)))
+        if unknown or not values:
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {unknown or 'none'}")
+    made = _made(specs, ratios)
+    jobs = [
+        _job(run, compressor, each_feedback, each_granularity)
+        for each_granularity in granularity
+        for each_feedback in feedback
+        for compressor in made
+    ]
+    return list({tuple(job.labels.items()): job for job in jobs}.values())
+
+
+def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> Job:
+    if feedback == "ef" and not isinstance(compressor, Memory):
+        compressor = ErrorFeedback(compressor)
+    matrices = "matrix" in compressor.contract.needs
+    if matrices:
+        granularity = "parameter"  # a vector has no rank
+    kind, skipped = _rows_for(run, compressor, matrices)
+    if isinstance(compressor, Memory):
+        feedback = compressor.label
+    if granularity == "parameter":
+        compressor = _in_parts(compressor, run.parts(kind))
+    return Job(compressor, feedback, granularity, kind, skipped)
+
+
+def _in_parts(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
+    """The method on every part; a memory stays outermost."""
+    if isinstance(compressor, Memory):
+        inside: dict[str, Any] = {"compressor": PerParameter(compressor.compressor, parts)}
+        return replace(compressor, **inside)  # type: ignore[type-var]
+    return PerParameter(compressor, parts)
+
+
+def _rows_for(run: Run, compressor: Compressor, matrices: bool) -> tuple[str, str]:
+    """The rows that a method can run on, and why it cannot."""
+    # without feedback a matrix method remembers where to start, which an older step also tells
+    if not compressor.contract.has_memory or (matrices and not isinstance(compressor, Memory)):
+        return run.kind, WHOLE if matrices and run.kind != "full" else ""
+    try:
+        kind = run.consecutive
+    except ValueError as error:
+        return "track", f"skipped: {error}"
+    return kind, WHOLE if matrices and kind != "full" else ""
+
+
+def _made(specs: Iterable[str | Compressor], ratios: Sequence[float]) -> list[Compressor]:
+    return [
+        compressor
+        for spec in specs
+        for compressor in (compressors(spec, ratios) if isinstance(spec, str) else [spec])
+    ]

@@ -1,0 +1,179 @@
+"""Replay rows → one line a method: what an engineer compares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradstats import extras
+from gradstats.network import Network
+from gradstats.replaying.folding import MEASURED, settled
+
+Table = Any
+METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "rows"]
+METHOD += ["wants_feedback"]
+TAIL = 4  # methods with memory are judged on the last quarter of their steps
+MOST_RANKED = 10
+FAR_BEHIND = 1.5  # times what Top-k holds back
+LINE = ["steps", "khat_over_k", "khat_low", "khat_high", "miss", "error", "error_compensated"]
+LINE += ["cosine", "bits", "nmse", "nmse_workers", "wire", "sum_bits", "fp16_error"]
+LINE += ["residual_ratio", "settled", "skipped_rows", "status"]
+COSTS = ["encode_seconds", "decode_seconds", "collective", "rounds", "numel", "exchange_seconds"]
+TIMED = ["compressor", "method", "target_ratio", "feedback", "collective", "rounds", "n"]
+TIMED += ["encode_seconds", "decode_seconds"]
+
+
+def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
+    """Medians over steps of every method and setting, with what an exchange would cost.
+
+    Methods replayed on consecutive steps are judged on the last quarter of them, the others on all
+    rows. `exchange_seconds` is encode + collective + decode, the collective as modelled; each of
+    several rounds waits for its messages.
+
+    Args:
+        replayed: rows of a replay.
+        timings: rows of `gradstats.replaying.run.timing_rows`.
+        network: that the exchange is projected on.
+    """
+    pandas = extras.load("pandas")
+    if not len(replayed):
+        return pandas.DataFrame(columns=[*METHOD, *LINE, *COSTS])
+    lines = [
+        {**dict(zip(METHOD, key, strict=True)), **_line(rows)}
+        for key, rows in replayed.groupby(METHOD, dropna=False, sort=False)
+    ]
+    by = ["compressor", "feedback"]
+    times = timings[[*by, "encode_seconds", "decode_seconds", "collective", "rounds", "n"]]
+    table = pandas.DataFrame(lines).merge(times.rename(columns={"n": "numel"}), on=by, how="left")
+    table["exchange_seconds"] = [_exchange(line, network) for line in table.to_dict("records")]
+    return table
+
+
+def no_replay() -> Table:
+    """The rows of a replay of nothing."""
+    columns = [*METHOD, "workers", "step", "n", *MEASURED, "status", "sampling_fraction"]
+    columns += ["left_out", "whole"]
+    return extras.load("pandas").DataFrame(columns=columns)
+
+
+def _line(rows: Table) -> dict[str, Any]:
+    good = rows[rows["status"] == "ok"].sort_values("step")
+    status = "ok" if len(good) else str(rows["status"].iloc[0])
+    feedback = bool(good["residual_ratio"].notna().any())
+    steady = feedback or good["rows"].eq("track").all()
+    last = good.tail(max(1, len(good) // TAIL)) if steady else good
+    ratio = rows["target_ratio"].fillna(1.0).iloc[0]
+    khat = last["khat_over_k"] * last["k"]
+    return {
+        "steps": len(good),
+        "khat_over_k": last["khat_over_k"].median(),
+        "khat_low": last["khat_over_k"].quantile(0.1),
+        "khat_high": last["khat_over_k"].quantile(0.9),
+        "miss": float(np.abs(np.log((khat + 0.5) / (last["k"] + 0.5))).median()),
+        "error": last["error"].median(),
+        "error_compensated": last["error_compensated"].median(),
+        "cosine": last["cosine"].median(),
+        "bits": last["bits"].median(),
+        "nmse": last["nmse"].median(),
+        "nmse_workers": last["nmse_workers"].median(),
+        "wire": last["wire"].median(),
+        "sum_bits": last["sum_bits"].max(),
+        "fp16_error": last["fp16_error"].max(),
+        "residual_ratio": last["residual_ratio"].median(),
+        "settled": settled(list(good["residual_ratio"]), ratio) if feedback else None,
+        "skipped_rows": int((rows["step"] >= 0).sum()) - len(good),
+        "status": status,
+    }
+
+
+def _exchange(line: dict[str, Any], network: Network) -> float:
+    nbytes = line["bits"] * line["numel"] / 8
+    encode, decode = line["encode_seconds"], line["decode_seconds"]
+    if line["collective"] == "all_reduce":
+        return float(encode + decode + network.all_reduce(nbytes, line["rounds"]))
+    return float(encode + network.workers * decode + network.all_gather(nbytes, line["rounds"]))
+
+
+def low_rank(rows: Table) -> Table:
+    """Medians over steps of the rows of factorised training, one line a kind."""
+    keys = ["method", "kind", "error_on", "status"]
+    columns = ["error", "cosine", "captured", "weight_error", "nbytes", "amortised_nbytes"]
+    grouped = rows.groupby(keys, sort=False, dropna=False)
+    return grouped[[*columns, "step_seconds"]].median().reset_index()
+
+
+def ranking(methods: Table) -> Table:
+    """The first screen's rows: at most ten ranked by time, then the unsettled, without rank.
+
+    Compared on the whole model are methods that train as they are, and those that want error
+    feedback with it, sparsifiers at one ratio. Error feedback delivers everything in the end, so
+    the time of an exchange is what counts, as long as a method does not hold back much more than
+    it needs to: those with ‖e‖/‖g‖ above 1.5 times Top-k's (the least, without Top-k) come last
+    (`behind`). Where no feedback row has settled, the methods without feedback are ranked, by what
+    they lose: error for ‖e‖/‖g‖.
+    """
+    wants = methods["wants_feedback"].astype(bool)
+    alone = ~wants & (methods["feedback"] == "none")
+    whole = (methods["granularity"] == "model") & (methods["status"] == "ok")
+    ratios = methods["target_ratio"]
+    at_ratio = ratios.isna() | (ratios == headline_ratio(methods))
+    feedback = wants & (methods["feedback"] == "ef")
+    steady = feedback & (methods["settled"] == True)  # noqa: E712  (None and NaN are not settled)
+    wanted = steady if (whole & at_ratio & steady).any() else methods["feedback"] == "none"
+    ranked = methods[whole & at_ratio & (alone | wanted)]
+    held = ranked["residual_ratio"].where(ranked["feedback"] == "ef", ranked["error"])
+    # Top-k sets the bar: a method that sends too much holds back less than it needs to
+    sparse = ranked["target_ratio"].notna()
+    topk = held[sparse & (ranked["method"] == "topk")]
+    least = topk.min() if len(topk) else held[sparse].min()
+    order = ["behind", "exchange_seconds"]
+    ranked = ranked.assign(behind=held > FAR_BEHIND * least).sort_values(order)
+    if len(ranked) > MOST_RANKED:
+        baseline = ranked[ranked["method"] == "bf16"]
+        others = ranked[ranked["method"] != "bf16"].head(MOST_RANKED - len(baseline))
+        ranked = extras.load("pandas").concat([others, baseline]).sort_values(order)
+    ranked = ranked.assign(rank=range(1, len(ranked) + 1))
+    unsettled = methods[whole & at_ratio & feedback & ~steady].assign(rank=math.nan, behind=False)
+    return extras.load("pandas").concat([ranked, unsettled]) if len(unsettled) else ranked
+
+
+def headline_ratio(methods: Table) -> float:
+    """The ratio of the ranking: 0.01 where it was replayed, else the middle one."""
+    ratios = sorted(methods["target_ratio"].dropna().unique())
+    if not ratios:
+        return math.nan
+    return 0.01 if 0.01 in ratios else float(ratios[len(ratios) // 2])
+
+
+def timing_table(rows: list[dict[str, Any]]) -> Table:
+    """Timings with `encode_over_topk`, the time over Top-k's at the same ratio.
+
+    Methods without a ratio are compared with Top-k at the ratio of the ranking.
+    """
+    table = extras.load("pandas").DataFrame(rows, columns=TIMED)
+    key = ["target_ratio", "feedback"]
+    topk = table[table["method"] == "topk"][[*key, "encode_seconds"]]
+    asked = table[key].fillna({"target_ratio": headline_ratio(table)})
+    topk = asked.merge(topk, on=key, how="left")["encode_seconds"]
+    return table.assign(encode_over_topk=table["encode_seconds"] / topk)
+
+
+def break_even(line: dict[str, Any], dense: dict[str, Any], network: Network) -> float:
+    """Bytes a second below which an exchange is faster than the dense one, 0 if it never is."""
+    seconds, volume = _parts(line, network)
+    dense_seconds, dense_volume = _parts(dense, network)
+    saved = dense_volume - volume
+    if saved <= 0:
+        return 0.0
+    extra = seconds - dense_seconds
+    return saved / extra if extra > 0 else math.inf
+
+
+def _parts(line: dict[str, Any], network: Network) -> tuple[float, float]:
+    """Seconds whatever the bandwidth, and bytes through a link, of one exchange."""
+    instant = replace(network, bandwidth=math.inf)
+    seconds = _exchange(line, instant)
+    return seconds, (_exchange(line, network) - seconds) * network.bandwidth

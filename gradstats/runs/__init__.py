@@ -1,0 +1,5 @@
+"""A captured run: open, select, group, copy, import; its results folder."""
+
+from gradstats.runs.run import Run, open
+
+__all__ = ["Run", "open"]

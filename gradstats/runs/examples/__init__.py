@@ -1,0 +1,30 @@
+"""Captured runs that come with gradstats, small enough to ship."""
+
+from pathlib import Path
+
+from gradstats.runs import run as runs
+
+_FOLDER = Path(__file__).parent
+_ENDING = ".zarr.zip"
+
+
+def load_example(name: str = "resnet20") -> runs.Run:
+    """Open a captured run that comes with gradstats.
+
+    "resnet20" is ResNet-20 on CIFAR-10 in the settled part of its training: two whole gradients,
+    and sampled elements of some 300 consecutive steps, rounded to bfloat16.
+
+    Args:
+        name: of the run.
+
+    Raises:
+        ValueError: there is no such run.
+
+    Example:
+        >>> load_example("resnet20").consecutive
+        'track'
+    """
+    there = sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.glob(f"*{_ENDING}"))
+    if name not in there:
+        raise ValueError(f"name must be one of {', '.join(there)}, got {name!r}")
+    return runs.open(_FOLDER / f"{name}{_ENDING}")

@@ -1,0 +1,131 @@
+"""Gradients that someone saved already: one file per step and worker, into a store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from gradstats.runs.importing.entries import ALL
+from gradstats.runs.importing.formats import Content, load
+from gradstats.runs.importing.layouts import Layouts, rows_of
+from gradstats.runs.importing.order import ORDERS
+from gradstats.runs.importing.sources import Found, Source, find_sources
+from gradstats.store import GradientStore
+from gradstats.store.addresses import as_place
+from gradstats.store.whole import check_place, whole
+
+__all__ = ["ALL", "ORDERS", "import_gradients"]
+
+
+def import_gradients(
+    files: Sequence[str | Path],
+    out: str | Path,
+    *,
+    workers: int = 1,
+    order: str = "natural",
+    step_from: str = "",
+    rows: bool = False,
+    key: str = "",
+    if_exists: str = "error",
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> GradientStore:
+    """Write one row per file, in the order of the numbers in the files' paths.
+
+    All files are read before `out` is made, and `out` is there when it is complete or not at all.
+    Entries that are not floating point are left out by name. A parameter that a file lacks, or
+    has as None, has no gradient in that row.
+
+    Args:
+        files: files, folders or patterns: .npy (one array, named "gradient"), .npz, .pt, .pth,
+            .bin, .ckpt (a tensor or tensors by name, loaded without running code), .safetensors,
+            .h5, .hdf5; shards such as model-00001-of-00002 are one row, and files that a worker
+            is named in, such as step0_rank1, are that worker's.
+        out: the store to write.
+        workers: number of consecutive files that belong to one step, one per worker, such as the
+            micro-batches of one batch; steps then count 0, 1, 2, ...
+        order: "natural", by every number in every part of the path, or "given". The step is the
+            last number that tells the files apart and grows along them, else 0, 1, 2, ...
+        step_from: regular expression whose group in the path is the number to sort by.
+        rows: the first axis of every array counts the steps.
+        key: entry of each file that holds the gradients, such as "state_dict"; "*": all entries.
+        if_exists: "error" or "overwrite".
+        progress: called with (files done, files).
+        say: called with each line about the order and what is left out; default: to stderr.
+
+    Returns:
+        The store, open for appending.
+
+    Raises:
+        ValueError: no files, a suffix or content this cannot read, an order that the names do not
+            tell, layouts that differ, or a number of files that is not a multiple of the workers.
+        ImportError: reading .safetensors or .h5 needs a package that is missing.
+        FileExistsError: something is at `out`.
+        OSError: a file cannot be read, or the object store of a URL does not answer.
+    """
+    place = as_place(out)
+    check_place(place, if_exists)
+    paths = [Path(file) for file in files]
+    found = find_sources(paths, workers=workers, order=order, step_from=step_from)
+    layouts = Layouts(rows)
+    counts = [layouts.add(source.name, _content(source, key)) for source in found.sources]
+    for line in (*_order_lines(found, counts, rows), *layouts.lines()):
+        (say or _to_stderr)(line)
+    about = {
+        "source": "import",
+        "files": sum(len(source.files) for source in found.sources),
+        "first": found.sources[0].files[0].name,
+        "order": found.remark,
+    }
+    with whole(place, layouts.table(), provenance=about, if_exists=if_exists) as store:
+        numbers = dict.fromkeys(range(found.workers), 0)
+        for done, source in enumerate(found.sources, 1):
+            for grads in rows_of(_content(source, key).arrays, rows):
+                step = numbers[source.worker] if rows else source.step
+                store.append(step, grads, source.worker)
+                numbers[source.worker] += 1
+            if progress:
+                progress(done, len(found.sources))
+    if store.fault:
+        raise OSError(f"cannot import all into {place}: {store.fault}")
+    return GradientStore.open(place, "a")
+
+
+def _content(source: Source, key: str) -> Content:
+    """What the files of one row hold together."""
+    contents = [load(file, key) for file in source.files]
+    arrays = {name: array for each in contents for name, array in each.arrays.items()}
+    if sum(len(each.arrays) for each in contents) > len(arrays):
+        twice = [name for name in arrays if sum(name in each.arrays for each in contents) > 1]
+        remedy = r"if each file is a row, choose the step with --step-from '(\d+)-of-'"
+        fact = f"{twice[0]!r} is in several of its shards"
+        raise ValueError(f"cannot import {source.name}: {fact}; {remedy}")
+    left_out = {name: kind for each in contents for name, kind in each.left_out.items()}
+    return Content(arrays, left_out, tuple(text for each in contents for text in each.remarks))
+
+
+def _order_lines(found: Found, counts: Sequence[int], rows: bool) -> Iterator[str]:
+    """The first, second and last file, each with its step, so that a wrong order is seen."""
+    each = f" for each of {found.workers} workers" if found.workers > 1 else ""
+    total = sum(counts) // found.workers
+    counting = "; steps count 0, 1, 2, … over the rows of all files" if rows else ""
+    remark = found.remark.partition(";")[0] if rows else found.remark
+    if len(found.sources) == 1:
+        remark = "of one file"
+    yield f"{total} {'row' if total == 1 else 'rows'}{each}, {remark}{counting}"
+    firsts = [source for source in found.sources if source.worker == 0]
+    places = {"first": 0, "second": 1, "last": len(firsts) - 1}
+    for word, place in list(places.items())[: len(firsts)]:
+        step = "" if rows else f"step {firsts[place].step}, "
+        yield f"  {word}: {step}{firsts[place].name}"
+    for source in found.sources[1 : found.workers]:
+        yield f"  worker {source.worker}: {source.name}"
+    if found.aside:
+        yield f"left out, files without gradients: {', '.join(found.aside)}"
+    if total == 1 and not rows:
+        yield "  one file is one step; --rows takes the first axis of its arrays as steps"
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"gradstats: {line}\n")

@@ -1,0 +1,259 @@
+"""From rows as they are stored to gradients: loss scales are divided out, sparse ones get zeros.
+
+`gradstats.store` gives what was captured, to the bit. What a loss scale still multiplies is no
+gradient, and what is kept as indices and values is no vector: every reader of gradients goes
+through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstats.store import Parameter, Stream
+from gradstats.summary import Summary
+from gradstats.summary.encoding import from_bytes
+
+Floats = NDArray[np.float64]
+HALF = (torch.float16, torch.bfloat16)
+SHOWN = 5  # steps or names in a message
+
+
+def divisors(coordinates: Mapping[str, NDArray[Any]]) -> Floats:
+    """What each stored row must be divided by to be the gradient, `[rows]`; NaN: not known.
+
+    It is the loss scale where the gradients are still multiplied by it (`unscaled` 0), and 1 where
+    they are not (1). Rows that do not say (-1), as of gradients that were imported, are taken as
+    they are, unless they name a scale other than 1.
+
+    Args:
+        coordinates: of a stream.
+
+    Example:
+        >>> columns = {"loss_scale": np.array([8.0, 8.0, np.nan, np.nan, 8.0])}
+        >>> divisors(columns | {"unscaled": np.array([0, 1, 0, -1, -1])}).tolist()
+        [8.0, 1.0, nan, 1.0, nan]
+    """
+    scale, unscaled = coordinates["loss_scale"], coordinates["unscaled"]
+    told = np.isfinite(scale) & (scale > 0)
+    found = np.where(unscaled == 0, np.where(told, scale, np.nan), 1.0)
+    found[(unscaled == -1) & told & (scale != 1)] = np.nan
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """The gradients of some parameters in the rows of one stream.
+
+    Rows of float16 or bfloat16 are read as float32 where a loss scale multiplies any row of the
+    stream, so that dividing takes no element below the range of its dtype.
+
+    Attributes:
+        stream: of the rows as they are stored.
+        selected: names of the parameters.
+    """
+
+    stream: Stream
+    selected: frozenset[str]
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The selected parameters in table order; numel counts what a row has of them.
+
+        Offsets are those of the stored vectors, in which a sparse gradient has no place.
+        """
+        # of a track the elements that are tracked, else all, those of sparse gradients too
+        table = self.stream.parameters if self.stream.kind == "track" else self.stream.table
+        return tuple(p for p in table if p.name in self.selected)
+
+    @property
+    def numel(self) -> int:
+        """Elements of a row."""
+        return sum(p.numel for p in self.parameters)
+
+    @cached_property
+    def sparse(self) -> tuple[str, ...]:
+        """The selected parameters whose gradients are sparse."""
+        return tuple(p.name for p in self.parameters if p.layout != "dense")
+
+    @property
+    def untracked(self) -> bool:
+        """Whether no track can hold any of the selected parameters: their gradients are sparse."""
+        return len(self.sparse) == len(self.parameters)
+
+    @cached_property
+    def divisors(self) -> Floats:
+        """See `divisors`."""
+        return divisors(self.stream.coordinates)
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Check that the gradients of these rows can be told from what is stored.
+
+        Raises:
+            ValueError: a loss scale is not known, or a row has no element of these parameters.
+        """
+        if rows and not self.numel:
+            raise ValueError(f"cannot read {self.stream.kind} rows: {self.emptiness}")
+        unknown = [row for row in rows if np.isnan(self.divisors[row])]
+        if not unknown:
+            return
+        steps = [int(step) for step in self.stream.steps[unknown]]
+        shown = ", ".join(map(str, steps[:SHOWN])) + (", …" if len(steps) > SHOWN else "")
+        later = [int(self.stream.steps[row]) for row in rows if row > unknown[-1]]
+        start = f"({later[0]}, None, 1), --steps {later[0]}: on the command line" if later else ""
+        raise ValueError(
+            f"cannot read the gradients of steps {shown} ({self.stream.kind} rows): the loss "
+            f"scale that they may be multiplied by was not recorded; leave them out with "
+            f"steps={start}, or read what is stored with run.stream({self.stream.kind!r})"
+        )
+
+    def remarks(self, rows: Sequence[int]) -> Iterator[str]:
+        """What a loss scale was done about in these rows, and what they leave out."""
+        kind, found = self.stream.kind, self.divisors[list(rows)]
+        scales, unknown = found[np.isfinite(found) & (found != 1)], int(np.isnan(found).sum())
+        if len(scales):
+            low, high = f"{scales.min():,.6g}", f"{scales.max():,.6g}"
+            scale = low if low == high else f"{low} to {high}"
+            fact = f"stored multiplied by a loss scale of {scale}, divided when they are read"
+            if kind == "shadow":
+                fact = f"compressors ran on gradients multiplied by a loss scale of {scale}"
+            yield f"{len(scales)} of {len(found)} {kind} rows: {fact}"
+        if unknown and kind != "shadow":
+            fact = "the loss scale was not recorded, they are refused when they are read"
+            yield f"{unknown} of {len(found)} {kind} rows: {fact}; leave them out with steps="
+        if rows and self.left_out:
+            yield f"track rows hold nothing of parameters with sparse gradients: {self.left_out}"
+
+    @property
+    def left_out(self) -> str:
+        """The selected parameters that rows of this kind cannot hold, by name; "" for none."""
+        return self._names if self.stream.kind == "track" else ""
+
+    @property
+    def _names(self) -> str:
+        """The parameters with sparse gradients."""
+        return ", ".join(self.sparse[:SHOWN]) + (", …" if len(self.sparse) > SHOWN else "")
+
+    @property
+    def emptiness(self) -> str:
+        """Why rows have no element of the selected parameters."""
+        if self.stream.kind == "track" and self.untracked:
+            fact = f"tracks hold no sparse gradients, and those of {self._names} are"
+            return f"{fact}; capture with full="
+        return "they hold no element of the selected parameters"
+
+    def gradient(self, row: int) -> Tensor:
+        """The selected parameters one after another, zeros where one has no gradient.
+
+        In the narrowest dtype that holds every element of the stream.
+        """
+        if self.sparse and self.stream.kind == "full":
+            return self._true(row, self._joined(row))
+        found = self._true(row, self.stream.read(row))
+        return found if self._places is None else found[self._places]
+
+    def parameter(self, row: int, name: str, quantity: str = "grad") -> Tensor:
+        """The gradient of one parameter as `Stream.read` gives it, a sparse one sparse."""
+        found = self.stream.read(row, name, quantity)
+        return self._true(row, found) if quantity == "grad" else found
+
+    def flat(self, row: int, dtype: str) -> Tensor:
+        """The gradients of one dtype as `Stream.read_flat` gives them."""
+        return self._true(row, self.stream.read_flat(row, dtype))
+
+    def elements(self, row: int, dtype: str, start: int, stop: int) -> Floats:
+        """A stretch of what `flat` gives, float64."""
+        found = self.stream.read_flat(row, dtype, start, stop)
+        return np.asarray(self._true(row, found.double()).numpy())
+
+    def summaries(self, row: int) -> dict[str, Summary]:
+        """By name, the Summaries of one row: of the selected parameters with a gradient."""
+        stream, divisor = self.stream, self._divisor(row)
+        there = stream.present[row]
+        names = [p.name for p, has in zip(stream.table, there, strict=True) if has]
+        found = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
+        chosen = {name: summary for name, summary in found if name in self.selected}
+        if divisor == 1:
+            return chosen
+        return {name: summary.scaled(1 / divisor) for name, summary in chosen.items()}
+
+    def _divisor(self, row: int) -> float:
+        if np.isnan(self.divisors[row]):
+            self.check([row])
+        return float(self.divisors[row])
+
+    def _true(self, row: int, stored: Tensor) -> Tensor:
+        """What was stored of a row as the gradient."""
+        divisor = self._divisor(row)
+        if self._multiplied and stored.dtype in HALF:
+            stored = stored.to(torch.float32)
+        return stored if divisor == 1 else stored / divisor
+
+    @cached_property
+    def _multiplied(self) -> bool:
+        return bool((self.divisors != 1).any())
+
+    def _joined(self, row: int) -> Tensor:
+        """A whole row, every sparse gradient with its zeros."""
+        stream = self.stream
+        flats = {dtype: stream.read_flat(row, dtype) for dtype in stream.dtypes}
+        wide = reduce(torch.promote_types, (flat.dtype for flat in flats.values()))
+        return torch.cat([piece.to(wide) for piece in self._pieces(row, flats)])
+
+    def _pieces(self, row: int, flats: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        table, present = self.stream.table, self.stream.present[row]
+        there = {p.name: has for p, has in zip(table, present, strict=True)}
+        for p in self.parameters:
+            if p.layout == "dense":
+                yield flats[p.dtype][p.offset : p.offset + p.numel]
+            elif there[p.name]:
+                yield self.stream.read(row, p.name).to_dense().reshape(-1)
+            else:
+                yield torch.zeros(p.numel, dtype=getattr(torch, p.dtype))
+
+    @cached_property
+    def _places(self) -> Tensor | None:
+        """Where the selected elements are in a row; None for all of them."""
+        table = self.stream.parameters
+        if len(self.parameters) == len(table):
+            return None
+        mask = np.repeat([p.name in self.selected for p in table], [p.numel for p in table])
+        return torch.from_numpy(np.flatnonzero(mask))
+
+
+def last_told(
+    steps: NDArray[np.int64],
+    segments: NDArray[np.int64],
+    begins: Mapping[int, int] | None = None,
+) -> NDArray[np.bool_]:
+    """Which rows belong to the training as it went in the end, `[rows]`.
+
+    A restart from a checkpoint repeats steps: rows of an earlier segment from the first step of a
+    later one on were undone.
+
+    Args:
+        steps: of the rows.
+        segments: of the rows.
+        begins: the first step of each segment, where other rows than these tell it too.
+
+    Example:
+        >>> last_told(np.array([0, 1, 2, 1, 2]), np.array([0, 0, 0, 1, 1])).tolist()
+        [True, False, False, True, True]
+        >>> last_told(np.array([0, 10]), np.array([0, 0]), {0: 0, 1: 4}).tolist()
+        [True, False]
+    """
+    firsts = {int(each): int(steps[segments == each].min()) for each in np.unique(segments)}
+    firsts |= begins or {}
+    kept = np.zeros(len(steps), bool)
+    limit = np.iinfo(np.int64).max
+    for segment in sorted(firsts, reverse=True):
+        kept |= (segments == segment) & (steps < limit)
+        limit = min(limit, firsts[segment])
+    return kept

@@ -1,0 +1,381 @@
+"""Open a run: a store, and the parameters, steps and worker of it to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gradstats.patterns import matching
+from gradstats.ratios import MIN_NUMEL, Part
+from gradstats.runs.reading import SHOWN, Reader, last_told
+from gradstats.store import GradientStore, Parameter, Stream
+from gradstats.summary import Summary
+
+Progress = Callable[[int, int], None]  # done, of how many
+KINDS = ("full", "track")  # of rows that are gradients
+FITTED = ("full", "summary", "track")  # of rows that laws can be fitted to, best first
+PREFERRED = ("local", "outer", "reduced", "clipped", "unknown")
+OWN = ("local", "outer", "unknown")  # each worker has its own; the others are of all workers
+CONSECUTIVE = 0.99  # of the steps must follow the one before
+
+
+@dataclass(frozen=True)
+class Run:
+    """A captured run, opened for reading.
+
+    What it reads are gradients: a loss scale that still multiplies stored rows is divided out
+    (rows of float16 and bfloat16 are then read as float32), and a sparse gradient has its zeros.
+    `stream(kind).read` gives a row as it is stored.
+
+    Attributes:
+        store: where it is.
+        parameters: name or glob of the parameters to look at, or several in a tuple; see
+            `gradstats.patterns`.
+        steps: (start, stop, stride): rows with start <= step < stop, every stride-th of them.
+        worker: data-parallel worker.
+        point: where in the step the gradients were taken; "" for local ones where there are any,
+            since those are what a compressor gets, else outer, else reduced, else clipped.
+        device: where gradients are put when they are read.
+    """
+
+    store: GradientStore
+    parameters: str | tuple[str, ...] = "*"
+    steps: tuple[int | None, int | None, int] = (None, None, 1)
+    worker: int = 0
+    point: str = ""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.worker not in self.store.workers:
+            there = ", ".join(map(str, self.store.workers)) or "none that has written yet"
+            raise ValueError(f"worker must be one of {there}, got {self.worker!r}")
+        if not self.names:
+            known = [parameter.name for parameter in self.table]
+            shown = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
+            raise ValueError(f"parameters must match one of {shown}, got {self.parameters!r}")
+        points = self.points
+        if self.point and points and self.point not in points:
+            raise ValueError(f"point must be one of {', '.join(points)}, got {self.point!r}")
+        steps = [int(step) for kind in FITTED for step in self.stream(kind).steps]
+        if steps and not any(self.rows(kind) for kind in FITTED):
+            asked = ":".join("" if each is None else str(each) for each in self.steps)
+            rule = f"steps must select a row, they run from {min(steps)} to {max(steps)}"
+            raise ValueError(f"{rule}, got {asked}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # tasks elsewhere open the streams themselves, and get no copy of what was read here
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def __repr__(self) -> str:
+        kinds = [kind for kind in (*KINDS, "summary") if len(self.stream(kind)) or kind in KINDS]
+        rows = " + ".join(f"{len(self.stream(kind))} {kind} rows" for kind in kinds)
+        undone = sum(self.undone(kind) for kind in kinds)
+        rows += f" ({undone} of them undone)" if undone else ""
+        return f"Run({str(self.store.path)!r}, {rows}, {len(self.names)} parameters)"
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The selected parameters, in the order of the worker's rows."""
+        every = [name for p in self.table for name in (p.name, *p.aliases)]
+        patterns = (self.parameters,) if isinstance(self.parameters, str) else self.parameters
+        chosen = frozenset[str]().union(*(matching(every, pattern) for pattern in patterns))
+        return tuple(p.name for p in self.table if chosen & {p.name, *p.aliases})
+
+    @property
+    def table(self) -> tuple[Parameter, ...]:
+        """The parameters of the worker's rows: another worker may hold another part of a model."""
+        return self.stream("full").table
+
+    @cached_property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """The workers, those together whose rows hold the same parameters; worker 0's first."""
+        found: dict[Any, list[int]] = {}
+        for worker in self.store.workers:
+            table = self.store.stream(worker).table
+            key = tuple((p.name, p.global_shape or p.shape, p.dtype) for p in table)
+            found.setdefault(key, []).append(worker)
+        return tuple(map(tuple, found.values()))
+
+    @cached_property
+    def selected(self) -> frozenset[str]:
+        """The same names, to look one up: a model may have 10,000."""
+        return frozenset(self.names)
+
+    def stream(self, kind: str = "full") -> Stream:
+        """The rows of one kind that there were when it was first asked for, selected or not."""
+        if kind not in self._streams:
+            self._streams[kind] = self._opened(kind)
+        return self._streams[kind]
+
+    def reader(self, kind: str = "full") -> Reader:
+        """Reads the gradients of the selected parameters in the rows of one kind."""
+        if kind not in self._readers:
+            self._readers[kind] = Reader(self.stream(kind), self.selected)
+        return self._readers[kind]
+
+    def check(self, kind: str = "full") -> None:
+        """Check that the selected rows of one kind can be read as gradients.
+
+        Raises:
+            ValueError: a loss scale is not known, or the rows have no element to look at.
+        """
+        self.reader(kind).check(self.rows(kind))
+
+    def _opened(self, kind: str) -> Stream:
+        try:
+            return self.store.stream(self.worker, kind)
+        except LookupError:  # nothing is tracked: a track without rows
+            return Stream(self.store.path, self.worker, kind, self.store.parameters, {})
+
+    @cached_property
+    def points(self) -> tuple[str, ...]:
+        """The points of the step at which there are rows."""
+        found = {str(each) for kind in FITTED for each in self.stream(kind).coordinates["point"]}
+        return tuple(point for point in PREFERRED if point in found)
+
+    @property
+    def kind(self) -> str:
+        """The rows to look at one by one: "full", or "track" where no full row is selected.
+
+        Raises:
+            ValueError: there is no row.
+        """
+        for kind in KINDS:
+            if self.holds(kind):
+                return kind
+        if self.holds("summary"):
+            remedy = "fit works on those; capture with full= or track= for the rest"
+            raise ValueError(f"run must hold gradients, got only Summaries in {self}; {remedy}")
+        chosen = [each for each in self.table if each.name in self.selected]
+        if not any(each.numel for each in chosen):
+            raise ValueError(
+                f"parameters {self.parameters!r} must {without_elements(self, chosen)}"
+            )
+        self.check("track")
+        raise ValueError(f"run must have a row, got none in {self}")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What loss scales were divided out of the selected rows, and what these leave out."""
+        return [text for kind in FITTED for text in self.reader(kind).remarks(self.rows(kind))]
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether a loss scale multiplies selected gradients as they are stored."""
+        return any((self.reader(kind).divisors[self.rows(kind)] != 1).any() for kind in FITTED)
+
+    def holds(self, kind: str) -> bool:
+        """Whether a row of this kind is selected, and has an element of a selected parameter."""
+        return bool(self.rows(kind)) and self.reader(kind).numel > 0
+
+    @property
+    def fitted_kind(self) -> str:
+        """The rows to fit laws to: whole gradients, else Summaries, else tracked elements.
+
+        Raises:
+            ValueError: there is no row.
+        """
+        return next((kind for kind in FITTED if self.holds(kind)), None) or self.kind
+
+    @property
+    def consecutive(self) -> str:
+        """The rows that a memory can run on: those whose steps follow each other.
+
+        Raises:
+            ValueError: neither tracked nor full rows do.
+        """
+        for kind in ("track", "full"):
+            steps = self.stream(kind).steps[self.rows(kind)]
+            follow = len(steps) > 1 and (np.diff(steps) == 1).mean() > CONSECUTIVE
+            if follow and self.holds(kind):
+                return kind
+        gaps = "have gaps" if self.rows("track") else "are not there: capture with track="
+        if self.reader("track").untracked or (self.rows("track") and not self.holds("track")):
+            gaps = f"do not help: {self.reader('track').emptiness}"
+        raise ValueError(f"a method with memory needs consecutive steps; tracked rows {gaps}")
+
+    def rows(self, kind: str = "full") -> list[int]:
+        """Indices of the selected rows, of one point; not those of steps that a scaler skipped."""
+        start, stop, stride = self.steps
+        coordinates = self.stream(kind).coordinates
+        steps = coordinates["step"]
+        point = self.point or (self.points or ("unknown",))[0]
+        inside = (coordinates["point"] == point) & (coordinates["skipped"] != 1)
+        if start is not None:
+            inside &= steps >= start
+        if stop is not None:
+            inside &= steps < stop
+        inside &= last_told(steps, coordinates["segment"], self._begins)
+        return [int(row) for row in np.flatnonzero(inside)[::stride]]
+
+    def undone(self, kind: str = "full") -> int:
+        """How many rows of one kind a later segment did again: stored, and left out by `rows`."""
+        coordinates = self.stream(kind).coordinates
+        kept = last_told(coordinates["step"], coordinates["segment"], self._begins)
+        return int((~kept).sum())
+
+    @cached_property
+    def _begins(self) -> dict[int, int]:
+        """The first step of each segment, by rows of any kind."""
+        found: dict[int, int] = {}
+        for kind in FITTED:
+            coordinates = self.stream(kind).coordinates
+            for segment, step in zip(coordinates["segment"], coordinates["step"], strict=True):
+                found[int(segment)] = min(int(step), found.get(int(segment), int(step)))
+        return found
+
+    @cached_property
+    def _streams(self) -> dict[str, Stream]:
+        return {}
+
+    @cached_property
+    def _readers(self) -> dict[str, Reader]:
+        return {}
+
+    def read(self, step: int, parameter: str | None = None, *, kind: str = "full") -> Tensor:
+        """The gradient of one step: flat, or of one parameter in its shape.
+
+        Flat it is that of all parameters, in table order, sparse ones with their zeros; a sparse
+        gradient alone is a coalesced sparse tensor.
+
+        Raises:
+            ValueError: no row of that step, no such parameter, or a loss scale is not known.
+        """
+        stream = self.stream(kind)
+        rows = [row for row in self.rows(kind) if stream.steps[row] == step]
+        if not rows:
+            near = sorted(stream.steps, key=lambda other: abs(int(other) - step))[:3]
+            shown = ", ".join(str(other) for other in sorted(near)) or "none"
+            raise ValueError(f"step must have a {kind} row, the nearest are {shown}, got {step}")
+        reader = Reader(stream, frozenset(part.name for part in stream.table))
+        row = rows[-1]
+        found = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
+        return found.to(self.device)
+
+    def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
+        """(step, flat gradient of the selected parameters) of the selected rows, in order."""
+        self.check(kind)
+        for row in self.rows(kind):
+            yield self.gradient(row, kind)
+
+    def beside(self, workers: int) -> tuple[Run, ...]:
+        """The first workers' rows of the same selection; itself for one.
+
+        Raises:
+            ValueError: fewer were captured, or their gradients are those after a reduction.
+        """
+        if workers == 1:
+            return (self,)
+        there = next(stage for stage in self.stages if self.worker in stage)
+        if not 1 < workers <= len(there):
+            remedy = "gradstats import --workers makes some of micro-batches"
+            rule = f"workers must be from 1 to {len(there)}, those captured"
+            rule += " with the same parameters" if len(self.stages) > 1 else ""
+            raise ValueError(f"{rule}, got {workers!r}; {remedy}")
+        found = tuple(replace(self, worker=worker) for worker in there[:workers])
+        points = {run.point or (run.points or ("unknown",))[0] for run in found}
+        if points - set(OWN):
+            fact = f"got the point {', '.join(sorted(points))}"
+            raise ValueError(f"gradients of several workers must be local ones, {fact}")
+        return found
+
+    def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
+        """(step, flat gradient of each worker) of the selected steps that all of them have.
+
+        Raises:
+            ValueError: as `beside`, or they track other elements.
+        """
+        runs = self.beside(workers)
+        for run in runs:
+            run.check(kind)
+        ids = [run.stream(kind).element_ids or {} for run in runs]
+        if any(other.keys() != ids[0].keys() for other in ids) or any(
+            not np.array_equal(other[dtype], ids[0][dtype]) for other in ids for dtype in other
+        ):
+            raise ValueError("workers must track the same elements, got different ones")
+        rows = [{int(run.stream(kind).steps[row]): row for row in run.rows(kind)} for run in runs]
+        for step in sorted(set(rows[0]).intersection(*rows[1:])):
+            pairs = zip(runs, rows, strict=True)
+            yield step, [run.gradient(of[step], kind)[1] for run, of in pairs]
+
+    def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
+        """(step, flat gradient of the selected parameters) of one row."""
+        grad = self.reader(kind).gradient(row)
+        return int(self.stream(kind).steps[row]), grad.to(self.device)
+
+    def parameter(self, row: int, name: str, quantity: str = "grad") -> Tensor:
+        """The gradient or the weight of one parameter in one full row, dense, in its shape.
+
+        Raises:
+            LookupError: it had no gradient in that row, or the row has no weights.
+        """
+        return self.reader("full").parameter(row, name, quantity).to_dense().to(self.device)
+
+    def parts(self, kind: str = "full") -> tuple[Part, ...]:
+        """The selected parameters as parts of what `gradients` yields.
+
+        Small ones (fewer than 1,024 elements in the model) are dense, here as in the DDP hook.
+        """
+        whole = {p.name: math.prod(p.global_shape or p.shape) for p in self.table}
+        return tuple(
+            Part(
+                parameter.name,
+                parameter.numel,
+                dense=whole[parameter.name] < MIN_NUMEL,
+                shape=parameter.shape if kind == "full" else (),
+            )
+            for parameter in self.reader(kind).parameters
+        )
+
+    def summaries(self, row: int) -> dict[str, Summary]:
+        """By name, the Summaries of one row of kind "summary": of parameters with a gradient."""
+        return self.reader("summary").summaries(row)
+
+    def shadow_rows(self) -> list[dict[str, Any]]:
+        """What compressors did that ran beside the training, one row a step and compressor.
+
+        Columns are those of a replay: compressor, step, error, bits, residual_ratio, status …
+        """
+        stream = self.stream("shadow")
+        steps = stream.coordinates["step"]
+        found = []
+        for row in self.rows("shadow"):
+            for line in json.loads(stream.read_bytes(row)):
+                found.append({**line, "step": int(steps[row])})
+        return found
+
+
+def open(path: str | Path, **selection: Any) -> Run:
+    """Open a captured run.
+
+    Args:
+        path: of the store.
+        **selection: fields of `Run`: parameters, steps, worker, point, device; parameters may be
+            any sequence of names and globs, as `gradstats.capture` takes them.
+
+    Raises:
+        StoreFormatError: not a readable store.
+        ValueError: the selection matches nothing.
+    """
+    if not isinstance(selection.get("parameters", ""), str):
+        selection["parameters"] = tuple(selection["parameters"])
+    return Run(GradientStore.open(path), **selection)
+
+
+def without_elements(run: Run, chosen: Sequence[Parameter]) -> str:
+    """What a selection whose parameters are all empty must hold, and which parameters do.
+
+    Example: "hold an element, got only e of shape (0, 7); with elements: l.weight, l.bias".
+    """
+    empty = ", ".join(f"{each.name} of shape {tuple(each.shape)}" for each in chosen[:SHOWN])
+    others = [each.name for each in run.table if each.numel]
+    shown = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+    return f"hold an element, got only {empty}; with elements: {shown or 'none'}"

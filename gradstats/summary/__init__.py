@@ -1,0 +1,13 @@
+"""One pass over a gradient gives a mergeable value, from which everything else is computed."""
+
+from gradstats.summary.histograms import summarize_counts, summarize_histogram
+from gradstats.summary.summary import Moments, Summary, summarize, summarize_segments
+
+__all__ = [
+    "Moments",
+    "Summary",
+    "summarize",
+    "summarize_counts",
+    "summarize_histogram",
+    "summarize_segments",
+]

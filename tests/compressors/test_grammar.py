@@ -1,0 +1,148 @@
+"""Specs and compressors are two ways of writing the same thing."""
+
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradstats.compressors import (
+    COMPRESSORS,
+    Compressor,
+    Contract,
+    ErrorFeedback,
+    compressor,
+    compressors,
+)
+from gradstats.compressors.methods.bf16 import BF16
+from gradstats.compressors.methods.dgc import DGC
+from gradstats.compressors.methods.gaussiank import GaussianK
+from gradstats.compressors.methods.hard_threshold import HardThreshold
+from gradstats.compressors.methods.none import NoCompression
+from gradstats.compressors.methods.randomk import RandomK
+from gradstats.compressors.methods.redsync import RedSync
+from gradstats.compressors.methods.sidco import SIDCo
+from gradstats.compressors.methods.topk import TopK
+
+RATIO = st.floats(0, 1, exclude_min=True)
+PLAIN = st.one_of(
+    st.sampled_from([NoCompression(), BF16()]),
+    *(st.builds(each, RATIO) for each in (TopK, RandomK, HardThreshold, RedSync, GaussianK)),
+    st.builds(DGC, RATIO, RATIO),
+    st.builds(
+        SIDCo,
+        RATIO,
+        variant=st.sampled_from(["e", "gp", "p"]),
+        stages=st.integers(0, 20),
+        rule=st.sampled_from(["step", "reverse", "escape"]),
+        first_ratio=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    ),
+)
+
+
+@settings(max_examples=300)
+@given(PLAIN | st.builds(ErrorFeedback, PLAIN))
+def test_round_trip(member):
+    assert compressor(str(member)) == member
+    assert str(compressor(str(member))) == str(member)
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_every_name_makes_a_compressor_of_that_name(name):
+    for spec in (name, f"ef({name})"):
+        for member in compressors(spec, [0.25]):
+            written = "topk(0.25) | sign" if name == "stc" else name
+            assert str(member).replace("ef(", "").startswith(written)
+
+
+def test_white_space_and_named_ratio():
+    assert compressor(" ef ( topk( ratio = 1e-2 ) ) ") == ErrorFeedback(TopK(0.01))
+    assert compressor("sidco-gp(0.01,stages=2,rule=escape)") == SIDCo(
+        0.01, "gp", stages=2, rule="escape"
+    )
+
+
+def test_instances_pass_through():
+    member = TopK(0.5)
+    assert compressor(member) is member
+
+
+def test_open_ratios_expand_where_the_method_takes_one():
+    assert compressors("topk", [0.1, 0.01]) == [TopK(0.1), TopK(0.01)]
+    assert compressors("ef(dgc(sample=0.5))", [0.1]) == [ErrorFeedback(DGC(0.1, sample=0.5))]
+    assert compressors("ef(topk(0.5))", [0.1, 0.01]) == [ErrorFeedback(TopK(0.5))]
+    assert compressors("bf16", [0.1, 0.01]) == [BF16()]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("topkk(0.1)", "compressor must be one of none, bf16, fp16, topk,.* got 'topkk'"),
+        ("ef(topkk(0.1))", "got 'topkk'"),
+        ("ef(topkk)", "'topkk'"),
+        ("ef(3)", "compressor must be a compressor, got 3"),
+        ("ef", "cannot make compressor 'ef'"),
+        ("ef(ef(topk(0.1)))", "must not have a memory inside"),
+        ("topk(0.1", "must close its bracket"),
+        ("topk(0.1))", "must look like"),
+        ("topk(0.1) x", "must look like"),
+        ("topk((0.1))", r"must not have '\('"),
+        ("dgc(0.1 0.2)", "must close its bracket"),
+        ("topk(,)", "must not have ','"),
+        ("", "ends too early"),
+        ("topk(ratio=", "ends too early"),
+        ("0.1", "must look like"),
+        ("topk(0.1e)", "must have a number instead of '0.1e'"),
+        ("topk(ratio=0.1, ratio=0.2)", "must be given ratio once"),
+        ("topk(0)", r"ratio must lie in \(0, 1\].* got 0"),
+        ("topk(-0.1)", r"got -0.1"),
+        ("topk(1.5)", r"got 1.5"),
+        ("ef(redsync(2))", r"got 2"),
+        ("topk", r"must be given a ratio, e.g. topk\(0.01\)"),
+        ("ef(topk)", "must be given a ratio"),
+        ("topk(0.1, size=3)", "unexpected keyword argument 'size'"),
+        ("none(0.1)", "cannot make compressor"),
+        ("sidco-e(0.1, rule=up)", "rule must be one of step, reverse, escape, got 'up'"),
+        ("sidco-e(0.1, stages=-1)", "stages must be a whole number, 0 to adapt, got -1"),
+        ("sidco-e(0.1, stages=2.5)", "stages must be a whole number, 0 to adapt, got 2.5"),
+        ("dgc(0.1, sample=-3)", "sample must lie in"),
+        ("sidco-e(0.1, first_ratio=1)", r"first_ratio must lie in \(0, 1\), got 1"),
+        ("no.such.module:Thing", "cannot import compressor"),
+        ("math:Thing", "cannot import compressor"),
+        ("math:pi", "must be a class, got 3.14"),
+        ("fractions:Fraction(1)", r"must make a Compressor, got Fraction\(1, 1\)"),
+    ],
+)
+def test_what_is_not_in_the_grammar_is_refused_with_its_reason(spec, message):
+    with pytest.raises(ValueError, match=message):
+        compressor(spec)
+
+
+def test_a_spec_of_nonsense_never_raises_anything_but_value_error():
+    pieces = ["ef", "topk", "bf16", "(", ")", ",", "=", "0.1", "-", "ratio", ":", "a:b", "é", " "]
+
+    @settings(max_examples=300)
+    @given(st.lists(st.sampled_from(pieces), max_size=8).map("".join))
+    def parse(spec):
+        try:
+            assert isinstance(compressor(spec), Compressor)
+        except ValueError:
+            pass
+
+    parse()
+
+
+def test_a_class_of_ones_own_is_named_by_module_and_class(tmp_path, monkeypatch):
+    (tmp_path / "own_compressors.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from gradstats.compressors.methods.topk import TopK\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(TopK):\n"
+        "    name = 'own_compressors:Mine'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = compressor("own_compressors:Mine(0.5)")
+    assert type(mine) is sys.modules["own_compressors"].Mine
+    assert compressor(str(mine)) == mine
+    assert compressors("ef(own_compressors:Mine)", [0.25])[0].ratio_asked == 0.25
+    assert isinstance(mine.contract, Contract)

@@ -1,0 +1,100 @@
+"""States that are cut and joined where parameters are compressed in other groups than before."""
+
+import io
+
+import pytest
+import torch
+
+from gradstats.compressors import Rng, compressor
+from gradstats.compressors.states import divided, joined, plain, restored
+from gradstats.exchange.parameter_states import Memories
+
+SPECS = ["ef(topk(0.1))", "ef(sidco-e(0.1))", "velocity(dgc(0.1))", "ef21(topk(0.1))", "signum"]
+SPECS += ["ef(powersgd)", "acp-sgd", "intsgd", "warmup(topk(0.1))", "threshold(0.1)", "adacomp"]
+
+
+def gradient(step, shape=(60, 40)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(step))
+
+
+def advanced(member, steps=7):
+    state = member.init(gradient(0))
+    for step in range(steps):
+        _, state = member.encode(gradient(step), state, Rng(step=step))
+    return state
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_saved_state_goes_on_as_the_state_itself(spec):
+    member = compressor(spec)
+    state = advanced(member)
+    file = io.BytesIO()
+    torch.save(plain(state), file)
+    file.seek(0)
+    again = restored(member.init(gradient(0)), torch.load(file, weights_only=True))
+    for step in range(7, 10):
+        sent, state = member.encode(gradient(step), state, Rng(step=step))
+        same, again = member.encode(gradient(step), again, Rng(step=step))
+        assert sent.to_bytes() == same.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "spec", ["ef(topk(0.1))", "velocity(dgc(0.1))", "ef21(topk(0.1))", "signum"]
+)
+def test_cutting_and_joining_gives_the_state_back(spec):
+    member = compressor(spec)
+    state = member.init(gradient(0, 2400))
+    for step in range(4):
+        _, state = member.encode(gradient(step, 2400), state, Rng(step=step))
+    numels = [100, 2000, 300]
+    whole = joined(divided(state, numels), numels)
+    sent, _ = member.encode(gradient(9, 2400), state, Rng(step=9))
+    same, _ = member.encode(gradient(9, 2400), whole, Rng(step=9))
+    assert sent.to_bytes() == same.to_bytes()
+
+
+def residuals(memories):
+    return {key: saved["state"]["residual"] for key, saved in memories.saved().items()}
+
+
+def test_a_residual_stays_with_its_parameter_when_groups_change():
+    member = compressor("ef(topk(0.01))")
+    memories, grads = Memories(member), [gradient(0, 30), gradient(1, 50), gradient(2, 20)]
+
+    def step(places):
+        chosen = [grads[place] for place in places]
+        together = torch.cat(chosen)
+        _, state = member.encode(together, memories.take(tuple(places), chosen, together))
+        memories.put(tuple(places), state)
+
+    step([0, 1])
+    step([2])
+    before = residuals(memories)
+    assert {key: len(held) for key, held in before.items()} == {0: 30, 1: 50, 2: 20}
+    taken = memories.take((1, 2), grads[1:], torch.cat(grads[1:]))
+    assert torch.equal(taken.residual, torch.cat([before[1], before[2]]))
+    memories.put((1, 2), taken)
+    after = residuals(memories)
+    assert all(torch.equal(after[key], before[key]) for key in (0, 1, 2))
+    step([2, 1, 0])
+    assert set(residuals(memories)) == {0, 1, 2}
+
+
+def test_a_parameter_without_a_memory_joins_one_that_has_it():
+    member = compressor("ef(topk(0.01))")
+    memories, grads = Memories(member), [gradient(0, 30), gradient(1, 50)]
+    _, state = member.encode(grads[0], memories.take((0,), grads[:1], grads[0]))
+    memories.put((0,), state)
+    held = residuals(memories)[0]
+    taken = memories.take((0, 1), grads, torch.cat(grads))
+    assert torch.equal(taken.residual, torch.cat([held, torch.zeros(50)]))
+
+
+def test_a_saved_state_of_another_size_is_refused():
+    member = compressor("ef(topk(0.01))")
+    memories, grad = Memories(member), gradient(0, 30)
+    memories.take((0,), [grad], grad)
+    other = Memories(member)
+    other.load(memories.saved())
+    with pytest.raises(ValueError, match="must be of 40 elements, got one of 30"):
+        other.take((0,), [gradient(0, 40)], gradient(0, 40))

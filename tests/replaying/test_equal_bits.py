@@ -1,0 +1,64 @@
+"""Methods at equal bits: the yardstick is Top-k of as many bytes, and costs nothing else."""
+
+import math
+
+import pytest
+import torch
+
+import gradstats
+from gradstats.compressors import SUPPORTED, ErrorFeedback, Rng, compressor
+from gradstats.replaying.equal_bits import HYBRIDS, equal_bits
+
+GRAD = torch.randn(30_000, generator=torch.Generator().manual_seed(0)) ** 3
+
+
+def error(grad, sent):
+    return float((sent - grad).norm() / grad.norm())
+
+
+def test_every_supported_method_has_its_rows_in_order():
+    rows = equal_bits(GRAD)
+    assert {row["method"] for row in rows} >= set(SUPPORTED) - {"powersgd"}
+    assert not any(row["method"] == "powersgd" for row in rows), "a vector has no rank"
+    assert sum(row["compressor"] in ("eden", "eden(4)") for row in rows) == 2
+    known = [row["over_topk"] for row in rows if not math.isnan(row["over_topk"])]
+    assert known == sorted(known)
+    exact = next(row for row in rows if row["compressor"] == "none")
+    assert exact["error"] == 0
+    assert sum(" | " in row["method"] for row in rows) == 3 * len(HYBRIDS)
+
+
+@pytest.mark.parametrize("spec", ["sign", "mxfp4", "co3", "qsgd(3)", "sidco-e(0.01)"])
+@pytest.mark.slow
+def test_the_yardstick_is_the_best_top_k_of_as_many_bytes(spec):
+    (row,) = equal_bits(GRAD, [spec])
+    member = compressor(spec)
+    payload, _ = member.encode(GRAD, member.init(GRAD), Rng())
+    assert row["bits"] == 8 * payload.nbytes / len(GRAD)
+    assert row["error"] == pytest.approx(error(GRAD, payload.decode()), rel=1e-5)
+    order = GRAD.abs().argsort(descending=True)
+    fitting = []
+    for k in range(1, len(GRAD), 37):
+        top, _ = compressor(f"exact-threshold({k / len(GRAD)})").encode(GRAD, None)
+        if top.nbytes <= payload.nbytes:
+            kept = torch.zeros_like(GRAD)
+            kept[order[:k]] = GRAD[order[:k]]
+            fitting.append(error(GRAD, kept))
+    assert row["topk_error"] == pytest.approx(min(fitting), rel=0.02)
+    assert row["over_topk"] == pytest.approx(row["error"] / row["topk_error"])
+
+
+def test_threshold_methods_are_top_k_at_equal_bits():
+    for row in equal_bits(GRAD, ["exact-threshold", "topk", "threshold", "sidco-p"]):
+        assert row["over_topk"] == pytest.approx(1, abs=0.01)
+
+
+def test_what_averages_out_over_workers_is_told_apart():
+    unbiased, shared = equal_bits(GRAD, ["qsgd(2)"]), equal_bits(GRAD, ["randomk(0.1)"])
+    assert unbiased[0]["averaged_error"] == pytest.approx(unbiased[0]["error"] / 8**0.5, rel=0.1)
+    assert shared[0]["averaged_error"] == pytest.approx(shared[0]["error"], rel=1e-5)
+
+
+def test_memories_are_refused():
+    with pytest.raises(ValueError, match="must have no memory here"):
+        gradstats.equal_bits(GRAD, [ErrorFeedback(compressor("topk(0.1)"))])

@@ -1,0 +1,167 @@
+"""The laws on scale reject the mistakes that they were made for, and nothing else."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from gradstats.compressors import AllReduce, Bound, Compressor, Contract, Rng, Step, compressor
+from gradstats.payloads.base import Dense
+from gradstats.payloads.sparse import above
+from gradstats.testing import check_compressor
+from gradstats.testing.scale_laws import extremes, finite, homogeneity, moderate, near_the_range
+
+LAWS = {extremes: (finite,), moderate: (homogeneity, near_the_range)}
+
+
+def broken_laws(member):
+    """The facts that do not hold."""
+    return [
+        fact
+        for gradients, laws in LAWS.items()
+        for grad in gradients().values()
+        for law in laws
+        for fact, holds in law(member, grad, Rng())
+        if not holds
+    ]
+
+
+@dataclass(frozen=True)
+class Whole(Compressor):
+    """Sends everything in float32 at least, to all."""
+
+    name = "whole"
+    contract = Contract("all_gather", delta=Bound("1", lambda payload: 1.0))
+
+    def encode(self, grad, state, rng=None):
+        flat = grad.detach().reshape(-1)
+        wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
+        return self.send(flat.to(wide, copy=True)), state
+
+    def send(self, flat):
+        return Gathered(flat)
+
+
+class Gathered(Dense):
+    """Not summable, so that the values of all workers are decoded."""
+
+    summable = False
+
+
+class Loose(Whole):
+    """Promises nothing, so that only the laws on scale can reject it."""
+
+    contract = Contract("all_gather")
+
+
+class SquaresInFloat32(Loose):
+    """The root of the mean square, whose squares leave the range."""
+
+    def send(self, flat):
+        return Gathered(flat.sign() * flat.square().sum().div(max(flat.numel(), 1)).sqrt())
+
+
+class MultipliesByTheReciprocal(Loose):
+    """Rounds x (1/m): the reciprocal of a subnormal m is infinite."""
+
+    def send(self, flat):
+        largest = flat.abs().amax() if flat.numel() else flat.new_ones(())
+        return Gathered(torch.where(largest == 0, 0, (flat * (1 / largest)).round() * largest))
+
+
+class AbsoluteEpsilon(Loose):
+    """Guards a division by 1e-8, which small gradients are smaller than."""
+
+    def send(self, flat):
+        largest = flat.abs().amax() if flat.numel() else flat.new_ones(())
+        return Gathered(flat / (largest + 1e-8) * largest)
+
+
+class AbsoluteThreshold(Loose):
+    """Keeps what is above 0.01, whatever the unit."""
+
+    def send(self, flat):
+        return above(flat, 0.01)
+
+
+class SumsBeforeDividing(Loose):
+    """Adds up 16-bit gradients, and divides the sum."""
+
+    def exchange(self, grad, state, rng=None):
+        payload, state = self.encode(grad, state, rng)
+        total = yield AllReduce(grad.reshape(-1).clone(), "sum")
+        return Step((total / rng.workers).view(grad.shape), payload, state)
+
+
+class CastsWithoutSaturating(Loose):
+    """Rounds up to powers of two, some of which 16 bits do not have."""
+
+    def send(self, flat):
+        mantissa, exponent = torch.frexp(flat.double())
+        up = torch.ldexp(mantissa.sign(), exponent).clamp(-3e38, 3e38).to(flat.dtype)
+        return Gathered(torch.where(flat.isfinite(), up, flat))
+
+    def exchange(self, grad, state, rng=None):
+        payload, state = self.encode(grad, state, rng)
+        mean = yield AllReduce(payload.decode(), "mean")
+        return Step(mean.to(grad.dtype).view(grad.shape), payload, state)
+
+
+class TakesTheFirst(Loose):
+    """The update is this worker's own gradient."""
+
+    def exchange(self, grad, state, rng=None):
+        step = yield from super().exchange(grad, state, rng)
+        return Step(grad.clone(), step.sent, state)
+
+
+BROKEN = {
+    SquaresInFloat32: "finite in, finite out",
+    MultipliesByTheReciprocal: "finite in, finite out",
+    AbsoluteEpsilon: "C(2^",
+    AbsoluteThreshold: "C(2^",
+    SumsBeforeDividing: "the update is finite for",
+    CastsWithoutSaturating: "finite in, finite update",
+    TakesTheFirst: "the same update for",
+}
+
+
+@pytest.mark.parametrize("member", BROKEN, ids=lambda member: member.__name__)
+def test_the_laws_on_scale_reject(member):
+    facts = broken_laws(member())
+    assert any(BROKEN[member] in fact for fact in facts), facts
+
+
+@pytest.mark.parametrize(
+    "member", [SquaresInFloat32, AbsoluteEpsilon, SumsBeforeDividing], ids=lambda m: m.__name__
+)
+@pytest.mark.slow
+def test_the_whole_suite_rejects_by_these_laws_alone(member):
+    with pytest.raises(AssertionError) as caught:
+        check_compressor(member(), fresh_process=False)
+    assert BROKEN[member] in str(caught.value)
+
+
+def test_the_unbroken_base_obeys_the_laws_on_scale():
+    assert broken_laws(Whole()) == []
+
+
+def test_a_contract_says_that_a_method_knows_absolute_sizes():
+    class Fixed(AbsoluteThreshold):
+        contract = Contract("all_gather", scaling=None)
+
+    assert broken_laws(Fixed()) == []
+    assert compressor("fp16").contract.scaling is None
+    assert compressor("ef(topk(0.1) | fp16)").contract.scaling is None
+    assert compressor("topk(0.1) | qsgd").contract.scaling == 0
+
+
+def test_a_contract_says_by_how_much_a_method_misses():
+    class Nearly(Loose):
+        contract = Contract("all_gather", scaling=1e-3)
+
+        def send(self, flat):
+            tall = flat.numel() and flat.abs().amax() > 1
+            return Gathered(flat * (1.0005 if tall else 1.0))
+
+    assert not any("C(2^" in fact for fact in broken_laws(Nearly()))
