@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "ratios": (),
     "patterns": (),
     "extras": (),
+    "settings": (),
     "metrics": (),
     "network": (),
     "lowrank": ("patterns",),
@@ -83,7 +84,7 @@ MAY_IMPORT = {
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py
 }
-ALLOWED_TO_ALL = {"extras", ""}
+ALLOWED_TO_ALL = {"extras", "settings", ""}
 HEAVY = ("pandas", "matplotlib", "seaborn", "scipy.stats", "zarr", "typer", "rich", "numba")
 
 
