@@ -22,7 +22,7 @@ def setting(default: Any, text: str, *, choices: tuple[str, ...] = ()) -> Any:
 
 
 def check_choices(settings: Any) -> None:
-    """Raise ValueError if a field with choices, or an element of a tuple of them, is none of these.
+    """Raise ValueError if the value of a field with choices, or one in its tuple, is none of them.
 
     Example:
         >>> from dataclasses import dataclass
