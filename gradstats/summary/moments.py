@@ -46,7 +46,8 @@ def excess_moments(
 
     Args:
         counts: elements in each bin, `[m]`.
-        low, high: edges of the bins, `[m]` each.
+        low: smallest magnitude of each bin, `[m]`.
+        high: largest magnitude of each bin, `[m]`.
         threshold: in the unit of the edges.
     """
     n = counts * share_above(low, high, threshold)
