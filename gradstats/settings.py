@@ -6,15 +6,15 @@ the same fields, so that nothing is spelled out twice.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import field, fields
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from difflib import get_close_matches
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-Keywords = ParamSpec("Keywords")
 Settings = TypeVar("Settings")
+Keywords = ParamSpec("Keywords")
 Answer = TypeVar("Answer")
 A = TypeVar("A")
 B = TypeVar("B")
@@ -52,33 +52,48 @@ def check_choices(settings: Any) -> None:
                 raise ValueError(f"{each.name} must be one of {', '.join(choices)}, got {one!r}")
 
 
-def settings_of(kind: Callable[..., Settings], verb: str, given: Mapping[str, Any]) -> Settings:
-    """Make a settings value from keywords.
-
-    Args:
-        kind: The dataclass.
-        verb: Name of the function that was called, for the message.
-        given: The keywords.
-
-    Raises:
-        TypeError: A keyword is none of the fields.
+def several(value: Any) -> tuple[Any, ...]:
+    """A tuple of what is given for a sequence; a string, a number, any single value counts as one.
 
     Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True)
-        ... class CaptureSettings:
-        ...     track: int = setting(65_536, "Number of elements kept at every step.")
-        >>> settings_of(CaptureSettings, "capture", {"trak": 5})
-        Traceback (most recent call last):
-        TypeError: capture has no setting 'trak'; did you mean track?
+        >>> several("ef"), several(0.01), several(["none", "ef"])
+        (('ef',), (0.01,), ('none', 'ef'))
     """
-    names = list(inspect.signature(kind).parameters)
+    single = isinstance(value, str | type) or not isinstance(value, Iterable)
+    return (value,) if single else tuple(value)
+
+
+def from_keywords(kind: type[Settings], given: dict[str, Any], *, verb: str) -> Settings:
+    """Settings from the keywords of a public function.
+
+    Args:
+        kind: the dataclass.
+        given: keywords by name.
+        verb: the function's name, for the error.
+
+    Raises:
+        TypeError: `<verb> has no setting 'familes'; did you mean families?`
+    """
+    known = [each.name for each in fields(cast("Any", kind))]
     for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise TypeError(f"{verb} has no setting {name!r}; {remedy}")
     return kind(**given)
+
+
+def in_words(value: Any) -> Any:
+    """Settings, or the value of one, as JSON has them: names of classes, specs of compressors."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(name): in_words(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_words(each) for each in value]
+    if isinstance(value, type):
+        return getattr(value, "name", value.__name__)
+    return str(value)
 
 
 def takes_settings(
@@ -103,7 +118,7 @@ def takes_settings(
         @functools.wraps(function)
         def called(*args: Any, **given: Any) -> Answer:
             named = {each.name: given.pop(each.name) for each in first if each.name in given}
-            settings = settings_of(kind, function.__name__, given)
+            settings = from_keywords(cast("type[Settings]", kind), given, verb=function.__name__)
             return function(*args, **named, settings=settings)
 
         vars(called)["__signature__"] = own.replace(parameters=[*first, *keywords])
