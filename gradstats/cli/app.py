@@ -138,28 +138,29 @@ def capture(
     seed: Seed = 0,
 ) -> None:
     """Run an unmodified training command and capture its gradients."""
+    from gradstats.recording.schedules import every
     from gradstats.recording.script.command import run_command
+    from gradstats.recording.settings import CaptureSettings
 
     if if_exists not in ("error", "resume", "overwrite"):
         raise typer.BadParameter(
             f"if_exists must be error, resume or overwrite, got {if_exists!r}"
         )
     with usage():
-        code = run_command(
-            command,
-            out=out,
-            full_every=full_every or None,
-            track=track or None,
+        settings = CaptureSettings(
+            full=every(full_every) if full_every else None,
+            track=track,
             summary=summary,
             shadow=split_specs(shadow),
             weights=weights,
             at=words(at),
             parameters=parameters,
             max_bytes=max_bytes,
-            if_exists=if_exists,
-            when_full=when_full,
+            if_exists=if_exists,  # type: ignore[arg-type]
+            when_full=when_full,  # type: ignore[arg-type]
             seed=seed,
         )
+        code = run_command(command, settings, out=out)
     raise typer.Exit(code)
 
 
