@@ -483,7 +483,3 @@ def _json(settings: dict[str, Any]) -> str:
     import gradstats
 
     return json.dumps({"gradstats": gradstats.__version__, **settings}, indent=1)
-
-
-if __name__ == "__main__":
-    main()
