@@ -6,15 +6,22 @@ the same fields, so that nothing is spelled out twice.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 Settings = TypeVar("Settings")
+Keywords = ParamSpec("Keywords")
+Answer = TypeVar("Answer")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
 def setting(default: Any, text: str, *, choices: tuple[str, ...] = ()) -> Any:
@@ -103,3 +110,34 @@ def _source(kind: type) -> str:
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     text = Path(file).read_bytes() if file else b""
     return f" ({kind.__module__}, CRC-32 {zlib.crc32(text):08x})"
+
+
+def takes_settings(
+    kind: Callable[Keywords, Settings],
+) -> Callable[
+    [Callable[[A, B, C, Settings], Answer]], Callable[Concatenate[A, B, C, Keywords], Answer]
+]:
+    """Let a function of three arguments and `settings` take the fields of those as keywords.
+
+    Its signature, for type checkers and for `inspect.signature`, has the fields of `kind` with
+    their types and defaults in place of `settings`.
+
+    Args:
+        kind: The settings dataclass; its fields are keyword-only.
+    """
+
+    def decorate(function: Callable[..., Answer]) -> Callable[..., Answer]:
+        own = inspect.signature(function)
+        first = [each for each in own.parameters.values() if each.name != "settings"]
+        keywords = inspect.signature(kind).parameters.values()
+
+        @functools.wraps(function)
+        def called(*args: Any, **given: Any) -> Answer:
+            named = {each.name: given.pop(each.name) for each in first if each.name in given}
+            settings = from_keywords(cast("type[Settings]", kind), given, verb=function.__name__)
+            return function(*args, **named, settings=settings)
+
+        vars(called)["__signature__"] = own.replace(parameters=[*first, *keywords])
+        return called
+
+    return decorate

@@ -85,6 +85,7 @@ MAY_IMPORT = {
     "": EVERYTHING,  # gradstats/__init__.py
 }
 ALLOWED_TO_ALL = {"extras", "settings", ""}
+RUN_ON_IMPORT = ("recording.script.startup", "__main__")
 HEAVY = ("pandas", "matplotlib", "seaborn", "scipy.stats", "zarr", "typer", "rich", "numba")
 
 
@@ -241,10 +242,7 @@ except ImportError as error:
 
 def submodules():
     found = pkgutil.walk_packages([str(PACKAGE)], "gradstats.")
-    # a file that runs when it is imported, in a Python that is being recorded
-    return [
-        module.name for module in found if not module.name.endswith("recording.script.startup")
-    ]
+    return [module.name for module in found if not module.name.endswith(RUN_ON_IMPORT)]
 
 
 def test_every_public_name_resolves_and_stays_callable_after_importing_everything():

@@ -71,7 +71,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "gradstats.cli.app",
+            "gradstats.cli",
             "demo",
             "--out",
             f"{folder}/demo.zarr",

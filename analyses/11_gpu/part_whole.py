@@ -66,7 +66,7 @@ def run(where: Where, path: Path, command: list[str]) -> dict[str, Any]:
     path_of = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path_of)}
     ran = subprocess.run(
-        [sys.executable, "-m", "gradstats.cli.app", *command],
+        [sys.executable, "-m", "gradstats.cli", *command],
         capture_output=True,
         text=True,
         env=environment,

@@ -138,28 +138,29 @@ def capture(
     seed: Seed = 0,
 ) -> None:
     """Run an unmodified training command and capture its gradients."""
+    from gradstats.recording.schedules import every
     from gradstats.recording.script.command import run_command
+    from gradstats.recording.settings import CaptureSettings
 
     if if_exists not in ("error", "resume", "overwrite"):
         raise typer.BadParameter(
             f"if_exists must be error, resume or overwrite, got {if_exists!r}"
         )
     with usage():
-        code = run_command(
-            command,
-            out=out,
-            full_every=full_every or None,
-            track=track or None,
+        settings = CaptureSettings(
+            full=every(full_every) if full_every else None,
+            track=track,
             summary=summary,
             shadow=split_specs(shadow),
             weights=weights,
             at=words(at),
             parameters=parameters,
             max_bytes=max_bytes,
-            if_exists=if_exists,
-            when_full=when_full,
+            if_exists=if_exists,  # type: ignore[arg-type]
+            when_full=when_full,  # type: ignore[arg-type]
             seed=seed,
         )
+        code = run_command(command, settings, out=out)
     raise typer.Exit(code)
 
 
@@ -230,8 +231,8 @@ def copy(
     seed: Seed = 0,
 ) -> None:
     """Copy a run, or less of it, for sharing. Gradients can reveal training examples."""
-    from gradstats.runs.copying import Smaller
     from gradstats.runs.copying import copy as copy_run
+    from gradstats.runs.smaller import Smaller
     from gradstats.store.addresses import restored
 
     with usage():
@@ -483,7 +484,3 @@ def _json(settings: dict[str, Any]) -> str:
     import gradstats
 
     return json.dumps({"gradstats": gradstats.__version__, **settings}, indent=1)
-
-
-if __name__ == "__main__":
-    main()

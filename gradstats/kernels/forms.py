@@ -27,6 +27,7 @@ def use(form: str) -> Iterator[None]:
 
     Example:
         >>> import torch
+        >>> from gradstats.kernels import largest
         >>> with use("eager"):
         ...     indices, values = largest(torch.tensor([1.0, -3.0, 2.0]), 2)
         >>> indices.tolist()

@@ -154,7 +154,7 @@ def test_capture_runs_any_command_and_passes_its_exit_code_on(tmp_path, call):
     script, path = tmp_path / "train.py", tmp_path / "run.zarr"
     script.write_text(TRAINING)
     words = ["capture", "--full-every", "2", "--track", "50", "--out", str(path), "--"]
-    command = [sys.executable, "-m", "gradstats.cli.app", *words, sys.executable, str(script)]
+    command = [sys.executable, "-m", "gradstats.cli", *words, sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert done.stdout == ""
@@ -209,7 +209,7 @@ def processor_seconds(*words):
 @pytest.mark.slow
 def test_help_costs_little_beside_the_library_that_prints_it():
     bare = processor_seconds("-c", "import typer.rich_utils")
-    assert processor_seconds("-m", "gradstats.cli.app", "--help") < 2 * bare
+    assert processor_seconds("-m", "gradstats.cli", "--help") < 2 * bare
 
 
 def test_help_imports_no_number_crunching():
