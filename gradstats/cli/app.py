@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -276,10 +276,8 @@ def fit(
 ) -> None:
     """Fit distributions and derive SIDCo thresholds; an interrupted fit goes on where it was."""
     from gradstats import extras
-    from gradstats.families import FAMILIES
-    from gradstats.fitting.resumable import fit_into, series_into
-    from gradstats.fitting.run import fit_settings
-    from gradstats.runs.results import results_folder
+    from gradstats.fitting.resumable import fit_into
+    from gradstats.fitting.settings import FitSettings
     from gradstats.runs.tasks import workers
 
     for module in ("pandas", "pyarrow", "statsmodels"):
@@ -288,8 +286,8 @@ def fit(
     check_counts(jobs, bootstrap)
     wanted = parse_ratios(ratios)
     with usage():
-        settings = fit_settings(
-            families=words(families) if families else FAMILIES,
+        settings = FitSettings(
+            families=words(families) if families else None,
             ratios=wanted,
             by=by,
             method=method,
@@ -298,17 +296,14 @@ def fit(
         )
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
-        over_elements = axis == "elements"
-        folder = out or results_folder(opened) / ("fit" if over_elements else "over-steps")
         with bar() as advance, workers(jobs) as executor, usage():
-            if over_elements:
-                fit_into(opened, settings, folder, executor=executor, progress=advance)
-            else:
-                series_into(opened, folder, executor=executor, progress=advance)
+            fitted = fit_into(
+                opened, settings, out, axis=axis, executor=executor, progress=advance
+            )
         for text in opened.remarks:
             remark(text)
-    (print_fits if over_elements else print_series)(folder)
-    remark(f"tables: {folder}")
+    (print_fits if axis == "elements" else print_series)(fitted)
+    remark(f"tables: {fitted.folder}")
 
 
 @app.command()
@@ -316,7 +311,7 @@ def replay(
     run: RunPath,
     compressors: Specs = "",
     feedback: Annotated[str, typer.Option(help="none, ef or both with a comma.")] = "none,ef",
-    by: Annotated[str, typer.Option(help="One threshold a model, parameter or both.")] = "model",
+    by: Annotated[str, typer.Option(help="Threshold per model, per parameter or both.")] = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
     point: Point = "",
@@ -337,71 +332,35 @@ def replay(
     """Replay captured gradients through compressors and compare them."""
     from gradstats import extras
     from gradstats.kernels.forms import use
-    from gradstats.network import Network
-    from gradstats.replaying import planning
-    from gradstats.replaying import ranking as tables
-    from gradstats.replaying import run as jobs
-    from gradstats.replaying.factorised import factorised_rows
+    from gradstats.replaying.into import replay_into
+    from gradstats.replaying.resumable import FactorisedSettings
+    from gradstats.replaying.settings import ReplaySettings
     from gradstats.runs import open as open_native
-    from gradstats.runs.results import results_folder
 
-    pandas = extras.load("pandas")  # what is missing is said before the work
-    specs = chosen_specs(compressors)
+    extras.load("pandas")  # what is missing is said before the work
     check_kernels(kernels)
-    wanted = parse_ratios(ratios)
+    with usage():
+        settings = ReplaySettings(
+            chosen_specs(compressors),
+            ratios=parse_ratios(ratios),
+            feedback=words(feedback),
+            granularity=words(by),
+            workers=workers,
+            seed=seed,
+        )
+    native = open_native(factorised) if factorised and rank_ratio else None
+    low_rank = FactorisedSettings(rank_ratio, native) if rank_ratio else None
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
-        with usage():
-            planned = planning.plan(
-                opened,
-                specs,
-                ratios=wanted,
-                feedback=words(feedback),
-                granularity=words(by),
-            )
-            opened.beside(workers)
-        with bar() as advance, use(kernels):
-            rows = jobs.replay_jobs(
-                opened,
-                planned,
-                workers=workers,
-                seed=seed,
-                progress=lambda i, n: advance("replay", i, n),
-            )
-            advance("time", 0, 1)
-            timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
-        low_rank = None
-        if rank_ratio:
-            with usage():
-                native = open_native(factorised) if factorised else None
-                low_rank = factorised_rows(opened, rank_ratio=rank_ratio, native=native)
+        with bar() as advance, use(kernels), usage():
+            replayed = replay_into(opened, settings, out, low_rank=low_rank, progress=advance)
         _remark_point(opened)
-        folder = out or results_folder(opened) / "replay"
-    folder.mkdir(parents=True, exist_ok=True)
-    replayed = pandas.DataFrame(rows)
-    replayed.to_parquet(folder / "replay.parquet", index=False)
-    methods = tables.methods_table(replayed, tables.timing_table(timings), Network())
-    methods.to_parquet(folder / "methods.parquet", index=False)
-    settings = {
-        "specs": specs,
-        "ratios": wanted,
-        "feedback": feedback,
-        "by": by,
-        "parameters": parameters,
-        "steps": steps,
-        "seed": seed,
-        "device": device,
-        "kernels": kernels,
-        "workers": workers,
-    }
-    (folder / "settings.json").write_text(_json(settings))
-    print_methods(methods)
+    print_methods(replayed.methods)
     if workers > 1:
-        print_aggregates(methods)
-    if low_rank is not None:
-        low_rank.to_parquet(folder / "factorised.parquet", index=False)
-        print_low_rank(low_rank)
-    remark(f"tables: {folder}")
+        print_aggregates(replayed.methods)
+    if replayed.factorised is not None:
+        print_low_rank(replayed.factorised)
+    remark(f"tables: {replayed.folder}")
 
 
 @app.command()
@@ -476,11 +435,3 @@ def _remark_point(run: Run) -> None:
             f"these gradients are {point}: a DDP communication hook does not receive them, it "
             "gets each worker's own; capture with at='local' to replay those"
         )
-
-
-def _json(settings: dict[str, Any]) -> str:
-    import json
-
-    import gradstats
-
-    return json.dumps({"gradstats": gradstats.__version__, **settings}, indent=1)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gradstats.fitting.resumable import Fitted
     from gradstats.runs import Run
     from gradstats.store import Parameter
 
@@ -73,14 +74,11 @@ def print_table(title: str, table: Any) -> None:
     out_console.print(rich_table)
 
 
-def print_fits(folder: Path) -> None:
+def print_fits(fitted: Fitted) -> None:
     """Print the laws of every group, SIDCo's thresholds, and what failed."""
     from gradstats.fitting.ranking import best_law, by_ratio, reuse_table
-    from gradstats.fitting.resumable import read_table
 
-    fits, thresholds, reuse = (
-        read_table(folder, name) for name in ("fits", "thresholds", "reuse")
-    )
+    fits, thresholds, reuse = (fitted.table(name) for name in ("fits", "thresholds", "reuse"))
     for group, rows in fits.groupby("group", sort=False):
         good = rows[rows["status"] == "ok"]
         if len(good):
@@ -103,11 +101,9 @@ def ratios_of(rows: Any) -> list[float]:
     return sorted(rows["target_ratio"].unique(), reverse=True)
 
 
-def print_series(folder: Path) -> None:
+def print_series(fitted: Fitted) -> None:
     """Print the medians of every parameter's elements over the steps."""
-    from gradstats.fitting.resumable import read_table
-
-    series = read_table(folder, "series")
+    series = fitted.table("series")
     columns = ["mean", "variance", "snr", "tail_index", "autocorrelation", "zeros"]
     by_parameter = series.groupby("parameter", sort=False)
     table = by_parameter[columns].median()
