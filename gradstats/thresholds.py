@@ -17,7 +17,9 @@ from torch import Tensor
 
 from gradstats.families import DGamma, DGenPareto, Family, FitError, Laplace
 from gradstats.ratios import check_ratio
-from gradstats.summary.summary import Moments, Summary, summarize
+from gradstats.summary.moments import Moments
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 
 FIRST_RATIO = 0.25
 VARIANTS: dict[str, tuple[type[Family], type[Family]]] = {

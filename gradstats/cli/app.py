@@ -229,8 +229,8 @@ def copy(
     seed: Seed = 0,
 ) -> None:
     """Copy a run, or less of it, for sharing. Gradients can reveal training examples."""
-    from gradstats.runs.copying import Smaller
     from gradstats.runs.copying import copy as copy_run
+    from gradstats.runs.smaller import Smaller
     from gradstats.store.addresses import restored
 
     with usage():

@@ -23,7 +23,8 @@ from gradstats.fitting.goodness import (
 from gradstats.fitting.tail_index import stable_index
 from gradstats.fitting.uncertainty import standard_errors
 from gradstats.ratios import RATIOS, kept_count
-from gradstats.summary.summary import Summary, summarize
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 from gradstats.thresholds import VARIANTS, sidco_threshold
 
 Row = dict[str, Any]

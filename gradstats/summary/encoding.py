@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.grid import GRIDS
-from gradstats.summary.summary import VERSION, Summary, Sums, narrow, of_sums
+from gradstats.summary.adding import narrow
+from gradstats.summary.summary import VERSION, Summary
+from gradstats.summary.sums import Sums, fields_of_sums, is_safe
 
 _HEAD = struct.Struct("<BI")  # version, number of Summaries
 _FIXED = struct.Struct("<4B I 5q 5d")
@@ -119,3 +122,11 @@ def _decoded(data: bytes, place: int, version: int) -> tuple[Summary, int]:
         total_log=None if math.isnan(log) else log,
     )
     return (of_sums(summary) if version > 1 else summary), place
+
+
+def of_sums(summary: Summary) -> Summary:
+    """A Summary whose sums, where those of g leave float64, were given over its `power`."""
+    if is_safe(summary.max_abs):
+        return summary
+    sums = Sums(summary.power, summary.total, summary.total_abs, summary.total_sq)
+    return replace(summary, **fields_of_sums(sums, summary.max_abs))

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.grid import GRIDS, Tally, rows
-from gradstats.summary.summary import Summary, of_tally
+from gradstats.summary.summarizing import of_tally
+from gradstats.summary.summary import Summary
 from gradstats.summary.tensors import as_tensor
 
 Counts = NDArray[np.int64]

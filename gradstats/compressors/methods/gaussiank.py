@@ -13,7 +13,8 @@ from gradstats.kernels.ranges import in_range_of_squares
 from gradstats.payloads.sparse import Sparse, above
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
-from gradstats.summary.summary import Summary, summarize
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 
 CHECKS = 3
 

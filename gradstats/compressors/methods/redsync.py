@@ -12,7 +12,8 @@ from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse, above
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
-from gradstats.summary.summary import Summary, summarize
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 
 RESOLUTION = 0.2
 

@@ -13,7 +13,7 @@ from gradstats.kernels.ranges import in_range_of_squares
 from gradstats.payloads.sparse import Sparse, above
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
-from gradstats.summary.summary import summarize
+from gradstats.summary.summarizing import summarize
 from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
 
 
