@@ -275,7 +275,7 @@ class Run:
             return (self,)
         there = next(stage for stage in self.stages if self.worker in stage)
         if not 1 < workers <= len(there):
-            remedy = "gradstats import --workers makes some of micro-batches"
+            remedy = "gradstats import --files-per-step makes some of micro-batches"
             rule = f"workers must be from 1 to {len(there)}, those captured"
             rule += " with the same parameters" if len(self.stages) > 1 else ""
             raise ValueError(f"{rule}, got {workers!r}; {remedy}")
