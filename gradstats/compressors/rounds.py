@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from gradstats.payloads.base import Bundle, Dense, Payload
+from gradstats.payloads.base import Bundle, Payload
 
 State = Any
 
@@ -88,13 +88,6 @@ def alone(exchange: Generator[Collective, Any, Step]) -> Step:
             step: Step = end.value
             return step
         result = answer(request)
-
-
-def dense(grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
-    """The step of a gradient that is sent as it is."""
-    sent = Dense(grad.detach().reshape(-1).clone())
-    mean = yield AllReduce(sent.values, "mean")
-    return Step(mean.view(grad.shape), sent, state)
 
 
 def fused(exchanges: Sequence[Exchange[T]]) -> Exchange[list[T]]:

@@ -32,7 +32,7 @@ class Memory(Compressor):
         super().__post_init__()
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """That of the compressor inside, with a memory, and no promise for a single step."""
         return replace(
             self.compressor.contract,

@@ -29,7 +29,7 @@ class PerParameter(Compressor):
     name = "per-parameter"
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """That of the compressor inside, which holds for the whole if it holds for the parts."""
         return replace(self.compressor.contract, delta=None, bits=None)
 
