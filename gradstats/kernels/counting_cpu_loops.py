@@ -70,10 +70,10 @@ def move_points(
 def count_points(patterns: NDArray[Any], below: int) -> int:
     """Count the patterns that have no bit below their key; 0 has none."""
     width = patterns.dtype.type
-    found = width(0)
+    count = width(0)
     for i in range(patterns.size):
-        found = width(found + width(width(patterns[i] & below) == width(0)))
-    return int(found)
+        count = width(count + width(width(patterns[i] & below) == width(0)))
+    return int(count)
 
 
 @jit_sums
@@ -111,10 +111,10 @@ def extremes(patterns: NDArray[Any], magnitude: int, below: int) -> tuple[int, i
 def count_value(patterns: NDArray[Any], value: int) -> int:
     """Count one pattern."""
     width = patterns.dtype.type
-    found = width(0)
+    count = width(0)
     for i in range(patterns.size):
-        found = width(found + width(patterns[i] == value))
-    return int(found)
+        count = width(count + width(patterns[i] == value))
+    return int(count)
 
 
 @jit
@@ -173,25 +173,25 @@ def count_range(
     Points, the patterns with no bit below their key, have a table of their own, `counts[0]`. A
     block of points alone is counted there at once; from one that has some they are moved.
     """
-    found = 0
+    moved = 0
     for block in range(sums.shape[0]):
-        here = slice(block * BLOCK, (block + 1) * BLOCK)
-        bits = patterns[here]
-        largest[block], points = sum_block_of(bits, values[here], keys, sums[block], zeros[block])
+        one = slice(block * BLOCK, (block + 1) * BLOCK)
+        bits = patterns[one]
+        largest[block], points = sum_block_of(bits, values[one], keys, sums[block], zeros[block])
         positive, negative = zeros[block]
         either = positive + negative
         table = counts[0 if points == bits.size else 1]
         if 2 * either < bits.size:
-            count_heads(heads[here], shift, table)
+            count_heads(heads[one], shift, table)
         else:
             table[0, 0] += positive
             table[0, keys.half] += negative
             if either < bits.size:
-                count_nonzero(heads[here], shift, bits, keys.magnitude, table)
+                count_nonzero(heads[one], shift, bits, keys.magnitude, table)
         if either < points < bits.size:
-            move_points(heads[here], shift, bits, keys, counts)
-        found += points - either
-    return found
+            move_points(heads[one], shift, bits, keys, counts)
+        moved += points - either
+    return moved
 
 
 class Keys(NamedTuple):
@@ -241,7 +241,7 @@ def tally_wide(
     keys: Keys,
     counts: NDArray[Any],
     blocks: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
-    found: Segments,
+    segments: Segments,
 ) -> None:
     """Count and sum segments of 32- or 64-bit values.
 
@@ -251,13 +251,13 @@ def tally_wide(
     sums, largest, zeros = blocks
     first = 0
     for i in range(ends.size - 1):
-        here = slice(ends[i], ends[i + 1])
-        bits, special = patterns[here], found.specials[i]
+        segment = slice(ends[i], ends[i + 1])
+        bits, special = patterns[segment], segments.specials[i]
         last = first + (bits.size + BLOCK - 1) // BLOCK
         points = count_range(
             bits,
-            values[here],
-            heads[here],
+            values[segment],
+            heads[segment],
             head_shift,
             keys,
             counts,
@@ -276,9 +276,9 @@ def tally_wide(
         for kind in range(first_kind, 2):
             join_tables(counts[kind], keys, low, high)
         drop_zeros(counts, keys, special)
-        tables, place = counts[:, 0], found.row_ends[i]
-        place = take_rows(tables, first_kind, keys, low, high, found.rows, place)
-        found.row_ends[i + 1] = place
+        tables, place = counts[:, 0], segments.row_ends[i]
+        place = take_rows(tables, first_kind, keys, low, high, segments.rows, place)
+        segments.row_ends[i + 1] = place
         first = last
 
 
@@ -288,23 +288,25 @@ def tally_16_bit(
     ends: NDArray[np.int64],
     keys: Keys,
     counts: NDArray[Any],
-    found: Segments,
+    segments: Segments,
 ) -> None:
     """Count segments of 16-bit values, as `tally_wide` does."""
     table = counts[0, 0]
     for i in range(ends.size - 1):
-        bits, special = patterns[ends[i] : ends[i + 1]], found.specials[i]
+        bits, special = patterns[ends[i] : ends[i + 1]], segments.specials[i]
         low, high = span(bits, keys.magnitude)
         count_heads(bits, np.uint16(0), counts[0])
         join_tables(counts[0], keys, low, high)
         special[0], special[1] = table[0], table[keys.half]
-        place = found.listed_ends[i]
-        found.listed_ends[i + 1] = take_list(table, keys, low, high, found.listed, place)
-        found.largest[i] = high
+        place = segments.listed_ends[i]
+        segments.listed_ends[i + 1] = take_list(table, keys, low, high, segments.listed, place)
+        segments.largest[i] = high
         if high >= np.int64(keys.infinity):
-            found.largest[i] = count_nonfinite(bits, keys, special)
-        place = found.row_ends[i]
-        found.row_ends[i + 1] = take_rows(counts[:, 0], 0, keys, low, high, found.rows, place)
+            segments.largest[i] = count_nonfinite(bits, keys, special)
+        place = segments.row_ends[i]
+        segments.row_ends[i + 1] = take_rows(
+            counts[:, 0], 0, keys, low, high, segments.rows, place
+        )
 
 
 @jit
@@ -365,10 +367,10 @@ def drop_zeros(counts: NDArray[Any], keys: Keys, special: NDArray[np.int64]) -> 
 def empty(part: NDArray[Any]) -> bool:
     """Whether all counts are 0."""
     width = part.dtype.type
-    found = width(0)
+    bits = width(0)
     for i in range(part.size):
-        found = width(found | part[i])
-    return bool(found == width(0))
+        bits = width(bits | part[i])
+    return bool(bits == width(0))
 
 
 @jit

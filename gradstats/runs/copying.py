@@ -142,10 +142,10 @@ def _send_rest(folder: Path, url: str) -> int:
         raise ValueError(
             f"cannot send the rows in {folder}: {fact}; set GRADSTATS_SPOOL={folder.parent}"
         )
-    here = GradientStore.open(folder)
-    tables = {worker: here.stream(worker).table for worker in here.workers}
+    local = GradientStore.open(folder)
+    tables = {worker: local.stream(worker).table for worker in local.workers}
     with GradientStore.open(url, "a") as store:
-        rows = _rows(here) - _rows(GradientStore.open(url))
+        rows = _rows(local) - _rows(GradientStore.open(url))
         for worker, table in tables.items():
             store.claim(worker, table)
     if store.fault:
@@ -189,8 +189,8 @@ def _target(
             raise OSError(f"cannot copy all of {source.path}: {store.fault}")
         return
     with tempfile.TemporaryDirectory(dir=Path(out).absolute().parent) as folder:
-        with GradientStore.create(Path(folder, "run"), **settings) as made:
-            yield made
+        with GradientStore.create(Path(folder, "run"), **settings) as copied:
+            yield copied
         _zip(Path(folder, "run"), Path(folder, "run.zip"))
         shutil.move(Path(folder, "run.zip"), out)
 
@@ -349,17 +349,17 @@ def _kept(ids: Mapping[str, Any], smaller: Smaller) -> dict[str, NDArray[np.int6
 
 def _places(stream: Stream, kept: Mapping[str, Any]) -> list[NDArray[np.int64] | slice]:
     """Where each parameter's elements are in the vectors of a stream."""
-    found: list[NDArray[np.int64] | slice] = []
+    indices: list[NDArray[np.int64] | slice] = []
     for p in stream.parameters:
         if p.dtype in kept:
             first, stop = np.searchsorted(kept[p.dtype], [p.offset, p.offset + p.numel])
-            found.append(kept[p.dtype][first:stop])
+            indices.append(kept[p.dtype][first:stop])
         else:
-            found.append(slice(p.offset, p.offset + p.numel))
-    return found
+            indices.append(slice(p.offset, p.offset + p.numel))
+    return indices
 
 
 def _summaries(stream: Stream, row: int) -> bytes:
     """The Summaries of a full row, one for each parameter with a gradient."""
-    there = [p.name for p, has in zip(stream.table, stream.present[row], strict=True) if has]
-    return to_bytes([summarize(stream.read(row, name)) for name in there])
+    present = [p.name for p, has in zip(stream.table, stream.present[row], strict=True) if has]
+    return to_bytes([summarize(stream.read(row, name)) for name in present])

@@ -291,10 +291,10 @@ class Stream:
         """What could not be read: the parameters, the step, and the chunk by its key."""
         key = f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
         array, where = self.arrays[name], f"cannot read {self.path}/{key}"
-        found = bad_chunk(self.path / key, array, index)
-        if found is None:
+        damaged = bad_chunk(self.path / key, array, index)
+        if damaged is None:
             return f"{where}: a chunk is damaged ({first_line(error)}); {RESTORE}"
-        chunk, fact = found
+        chunk, fact = damaged
         file = ".".join(["c", *map(str, chunk)])
         parameters = () if name.startswith("element_ids_") else self.parameters
         what = held_by(name, array, chunk, index, parameters)
@@ -388,7 +388,7 @@ def _check_arrays(stream: Stream) -> None:
     for name, width in needed.items():
         array = stream.arrays.get(name)
         if array is None or array.shape[1] != width:
-            found = f"has {array.shape[1]}" if array is not None else "is not there"
-            fact = f"{name} {found} where the parameter table has {width} columns"
+            fault = f"has {array.shape[1]}" if array is not None else "is not there"
+            fact = f"{name} {fault} where the parameter table has {width} columns"
             where = f"{stream.path}/worker_{stream.worker}"
             raise StoreFormatError(f"cannot read {where}: {fact}; restore it from a copy")
