@@ -24,7 +24,8 @@ from typing import Any
 import trainings
 from trainings import Plan
 
-from gradstats.runs.copying import Smaller, copy
+from gradstats.runs.copying import copy
+from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore
 
 FOLDER = Path(__file__).parent

@@ -1,7 +1,5 @@
 """The command line: parses, calls one function, prints. Heavy imports wait for their command."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -9,36 +7,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gradstats.cli.generated import command as command_of
 from gradstats.cli.options import (
-    By,
+    AsJson,
+    Axis,
     Device,
+    Form,
+    GroupBy,
     Kernels,
+    NetworkGbits,
+    NetworkWorkers,
+    Order,
     Out,
     Parameters,
     Point,
     Ratios,
+    Replacing,
     RunPath,
     Seed,
     Specs,
     Steps,
     Worker,
-    Workers,
-    check_axis,
-    check_counts,
-    check_kernels,
-    check_network,
-    chosen_specs,
+    network_of,
     open_run,
-    parse_ratios,
-    parse_seconds,
-    parse_steps,
     selected,
-    split_specs,
-    usage,
-    words,
 )
+from gradstats.cli.parsing import chosen_specs, parse_ratios, parse_seconds, parse_steps, words
 from gradstats.cli.printing import (
     bar,
+    counted,
     err_console,
     print_aggregates,
     print_demo,
@@ -50,8 +47,10 @@ from gradstats.cli.printing import (
     remark,
     say,
 )
+from gradstats.cli.usage import usage
 
 if TYPE_CHECKING:
+    from gradstats.recording.settings import CaptureSettings
     from gradstats.runs import Run
 
 app = typer.Typer(
@@ -68,7 +67,7 @@ def main() -> None:
     """Run the command line; exit with 0, 1 (it failed) or 2 (it was called wrongly)."""
     sys.path.insert(0, os.getcwd())  # compressors of one's own: my_module:Mine
     try:
-        app()
+        app(prog_name="gradstats")
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -80,86 +79,75 @@ def _plain(error: BaseException) -> str:
     return escape(str(error) or type(error).__name__)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import gradstats
+
+        say(gradstats.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What do my gradients look like, and which compressor should carry them?"""
+
+
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option(help="About 20 seconds; feedback is unsettled.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Take about 20 seconds; error feedback does not settle in them.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The run to write.")] = Path("demo.zarr"),
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Train a small language model, capture its gradients, and report on them."""
     from gradstats.cli import demo as demo_module
-    from gradstats.reporting.report import report as make_report
 
     if out.exists() and not overwrite:
         raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
-    chosen = demo_module.QUICK if quick else demo_module.DEMO
+    plan = demo_module.QUICK if quick else demo_module.DEMO
     with bar() as advance:
         loss = demo_module.train(
-            chosen,
+            plan,
             out,
             seed=seed,
             if_exists="overwrite" if overwrite else "error",
             progress=lambda step, total, loss: advance(f"train, loss {loss:.2f}", step, total),
         )
-    with open_run(out) as run:
-        with bar() as advance:
-            path = make_report(run, budget=chosen.budget, seed=seed, progress=advance)
-        print_demo(path.parent, loss)
+    with open_run(out) as run, bar() as advance:
+        path = demo_module.report_on(run, plan, seed=seed, progress=advance)
+    print_demo(path.parent, loss)
     say(f"report: {path}")
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+@command_of(
+    app,
+    "gradstats.recording.settings:CaptureSettings",
+    without=("on_summary", "local_by"),
+    context={"allow_interspersed_args": False},
+)
 def capture(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND", help="The training command to run.")
+    ],
+    settings: "CaptureSettings",
     out: Annotated[
-        Path, typer.Option(help="The run to write; a second training: run-2.zarr.")
+        Path, typer.Option(help="The run to write; a second training writes run-2.zarr.")
     ] = Path("run.zarr"),
-    full_every: Annotated[
-        int, typer.Option(help="Keep the whole gradient every n steps; 0: never.")
-    ] = 500,
-    track: Annotated[int, typer.Option(help="Elements kept at every step; 0: none.")] = 65_536,
-    summary: Annotated[bool, typer.Option(help="Keep a Summary a parameter and step.")] = False,
-    shadow: Annotated[
-        str, typer.Option(metavar="SPECS", help="Compressors that run beside the training.")
-    ] = "",
-    weights: Annotated[
-        bool, typer.Option(help="Keep the weights too, with every whole gradient.")
-    ] = False,
-    at: Annotated[
-        str, typer.Option(help="auto, or local, reduced, clipped, several with commas.")
-    ] = "auto",
-    parameters: Parameters = "*",
-    max_bytes: Annotated[str, typer.Option(help="Most that is written.")] = "20GB",
-    if_exists: Annotated[str, typer.Option(help="error, resume or overwrite.")] = "error",
-    when_full: Annotated[
-        str, typer.Option(help="When the disk is behind: block, drop or thin.")
-    ] = "block",
-    seed: Seed = 0,
 ) -> None:
     """Run an unmodified training command and capture its gradients."""
     from gradstats.recording.script.command import run_command
 
-    if if_exists not in ("error", "resume", "overwrite"):
-        raise typer.BadParameter(
-            f"if_exists must be error, resume or overwrite, got {if_exists!r}"
-        )
     with usage():
-        code = run_command(
-            command,
-            out=out,
-            full_every=full_every or None,
-            track=track or None,
-            summary=summary,
-            shadow=split_specs(shadow),
-            weights=weights,
-            at=words(at),
-            parameters=parameters,
-            max_bytes=max_bytes,
-            if_exists=if_exists,
-            when_full=when_full,
-            seed=seed,
-        )
+        code = run_command(command, settings, out=out)
     raise typer.Exit(code)
 
 
@@ -170,68 +158,79 @@ def import_(
         typer.Argument(help="Files, folders or patterns: .npy, .npz, .pt, .safetensors, .h5 …"),
     ],
     out: Annotated[Path, typer.Option(help="The run to write.")],
-    workers: Annotated[
+    files_per_step: Annotated[
         int,
-        typer.Option(help="Number of consecutive files of one step, one per worker."),
+        typer.Option(
+            min=1, help="Number of consecutive files that belong to one step, one per worker."
+        ),
     ] = 1,
     order: Annotated[
-        str, typer.Option(help="natural: by the numbers in the paths; given: as they are given.")
-    ] = "natural",
+        Order, typer.Option(help="natural: by the numbers in the paths; given: as listed.")
+    ] = Order.natural,
     step_from: Annotated[
-        str, typer.Option(metavar="REGEX", help="Its group in the path is the step's number.")
+        str,
+        typer.Option(
+            metavar="REGEX", help="Pattern whose group, in each path, is the number of the step."
+        ),
     ] = "",
     rows: Annotated[
         bool, typer.Option(help="The first axis of every array counts the steps.")
     ] = False,
     key: Annotated[
-        str, typer.Option(metavar="NAME", help="Entry that holds the gradients; *: all entries.")
+        str,
+        typer.Option(metavar="NAME", help="Entry of each file that holds the gradients; *: all."),
     ] = "",
-    if_exists: Annotated[str, typer.Option(help="error or overwrite.")] = "error",
+    if_exists: Annotated[
+        Replacing, typer.Option(help="What to do if the run exists already.")
+    ] = Replacing.error,
 ) -> None:
     """Make a run of gradients that were saved elsewhere, one file per step and worker."""
-    from gradstats.runs.importing import ORDERS, import_gradients
+    from gradstats.runs.importing import import_gradients
 
-    if if_exists not in ("error", "overwrite"):
-        raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
-    if order not in ORDERS:
-        raise typer.BadParameter(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     with bar() as advance:
         store = import_gradients(
             files,
             out,
-            workers=workers,
-            order=order,
+            workers=files_per_step,
+            order=order.value,
             step_from=step_from,
             rows=rows,
             key=key,
-            if_exists=if_exists,
-            progress=lambda i, n: advance("import", i, n),
+            if_exists=if_exists.value,
+            progress=lambda done, total: advance("import", done, total),
             say=say,
         )
     with store:
-        written, of_each = len(store.stream()), len(store.workers)
-    noun = "row" if written == 1 else "rows"
-    say(f"{out}: {written} {noun}" + (f" of {of_each} workers each" if of_each > 1 else ""))
+        workers, number = len(store.workers), len(store.stream())
+    say(f"{out}: {counted(number, 'row')}" + (f" for each of {workers} workers" * (workers > 1)))
 
 
 @app.command()
 def copy(
     run: RunPath,
-    out: Annotated[Path, typer.Argument(help="A folder, OUT.zarr.zip or a URL.")],
+    out: Annotated[Path, typer.Argument(help="What to write: a folder, OUT.zarr.zip or a URL.")],
     steps: Steps = "::",
-    dtype: Annotated[str, typer.Option(help="Convert gradients, e.g. to bfloat16.")] = "",
-    mode: Annotated[
-        str, typer.Option(help="full, track, summary, shadow: kinds of rows, with commas.")
+    dtype: Annotated[
+        str, typer.Option(help="Convert gradients to this dtype, for example bfloat16.")
     ] = "",
-    track: Annotated[int, typer.Option(help="Keep this many tracked elements; 0: all.")] = 0,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="KINDS",
+            help="Kinds of rows: full, track, summary, shadow (comma-separated); default: all.",
+        ),
+    ] = "",
+    track: Annotated[
+        int, typer.Option(min=0, help="Number of tracked elements to keep; 0: all.")
+    ] = 0,
     allow_loss: Annotated[
-        bool, typer.Option(help="Accept what a narrower dtype makes infinite or 0.")
+        bool, typer.Option(help="Accept elements that the dtype turns into infinity or 0.")
     ] = False,
     seed: Seed = 0,
 ) -> None:
     """Copy a run, or less of it, for sharing. Gradients can reveal training examples."""
-    from gradstats.runs.copying import Smaller
     from gradstats.runs.copying import copy as copy_run
+    from gradstats.runs.smaller import Smaller
     from gradstats.store.addresses import restored
 
     with usage():
@@ -239,14 +238,14 @@ def copy(
         smaller = Smaller(parse_steps(steps), dtype, kinds, track or None, seed, allow_loss)
     with bar() as advance:
         rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n), say=say)
-    say(f"{restored(out)}: {rows} {'row' if rows == 1 else 'rows'}")
+    say(f"{restored(out)}: {counted(rows, 'row')}")
 
 
 @app.command()
-def info(run: RunPath) -> None:
-    """Say what a run holds."""
+def info(run: RunPath, as_json: AsJson = False) -> None:
+    """Print what a run holds, and which parameters have unusual gradients."""
     with open_run(run) as opened:
-        print_info(opened)
+        print_info(opened, as_json=as_json)
 
 
 @app.command()
@@ -254,22 +253,24 @@ def fit(
     run: RunPath,
     families: Annotated[str, typer.Option(help="Laws, with commas.")] = "",
     method: Annotated[str, typer.Option(help="mle or moments.")] = "mle",
-    by: By = "model",
+    group_by: GroupBy = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
     point: Point = "",
     worker: Worker = 0,
     ratios: Ratios = "0.1,0.01,0.001",
     axis: Annotated[
-        str, typer.Option(help="elements: one step's vector; steps: one element over steps.")
-    ] = "elements",
+        Axis,
+        typer.Option(help="elements: all elements of one step; steps: one element over steps."),
+    ] = Axis.elements,
     compensated: Annotated[
         str, typer.Option(metavar="SPEC", help="Fit what this compressor gets with feedback.")
     ] = "",
     bootstrap: Annotated[
-        int, typer.Option(help="Replicates of a parametric bootstrap of 2,000 elements; slow.")
+        int,
+        typer.Option(min=0, help="Replicates of a parametric bootstrap; 0: none."),
     ] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes that summarise and fit.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that summarise and fit.")] = 1,
     device: Device = "cpu",
     out: Out = None,
 ) -> None:
@@ -283,21 +284,19 @@ def fit(
 
     for module in ("pandas", "pyarrow", "statsmodels"):
         extras.load(module)  # what is missing is said before the work
-    check_axis(axis)
-    check_counts(jobs, bootstrap)
     wanted = parse_ratios(ratios)
     with usage():
         settings = fit_settings(
             families=words(families) if families else FAMILIES,
             ratios=wanted,
-            by=by,
+            by=group_by,
             method=method,
             bootstrap=bootstrap,
             compensated=compensated or None,
         )
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
-        over_elements = axis == "elements"
+        over_elements = axis is Axis.elements
         folder = out or results_folder(opened) / ("fit" if over_elements else "over-steps")
         with bar() as advance, workers(jobs) as executor, usage():
             if over_elements:
@@ -315,12 +314,16 @@ def replay(
     run: RunPath,
     compressors: Specs = "",
     feedback: Annotated[str, typer.Option(help="none, ef or both with a comma.")] = "none,ef",
-    by: Annotated[str, typer.Option(help="One threshold a model, parameter or both.")] = "model",
+    granularity: Annotated[
+        str, typer.Option(help="Threshold per model, per parameter, or both (comma-separated).")
+    ] = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
     point: Point = "",
     worker: Worker = 0,
-    workers: Workers = 1,
+    workers: Annotated[
+        int, typer.Option(help="Number of captured workers whose gradients are exchanged.")
+    ] = 1,
     ratios: Ratios = "0.1,0.01,0.001",
     rank_ratio: Annotated[
         float, typer.Option(help="Rows of a factorised model of this rank ratio too; 0: none.")
@@ -330,7 +333,7 @@ def replay(
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    kernels: Kernels = "auto",
+    kernels: Kernels = Form.auto,
     out: Out = None,
 ) -> None:
     """Replay captured gradients through compressors and compare them."""
@@ -346,7 +349,6 @@ def replay(
 
     pandas = extras.load("pandas")  # what is missing is said before the work
     specs = chosen_specs(compressors)
-    check_kernels(kernels)
     wanted = parse_ratios(ratios)
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
@@ -356,10 +358,10 @@ def replay(
                 specs,
                 ratios=wanted,
                 feedback=words(feedback),
-                granularity=words(by),
+                granularity=words(granularity),
             )
             opened.beside(workers)
-        with bar() as advance, use(kernels):
+        with bar() as advance, use(kernels.value):
             rows = jobs.replay_jobs(
                 opened,
                 planned,
@@ -385,12 +387,12 @@ def replay(
         "specs": specs,
         "ratios": wanted,
         "feedback": feedback,
-        "by": by,
+        "granularity": granularity,
         "parameters": parameters,
         "steps": steps,
         "seed": seed,
         "device": device,
-        "kernels": kernels,
+        "kernels": kernels.value,
         "workers": workers,
     }
     (folder / "settings.json").write_text(_json(settings))
@@ -408,12 +410,12 @@ def report(
     run: RunPath,
     budget: Annotated[str, typer.Option(help="Time for what is missing: 90s, 5min, 1h.")] = "5min",
     compressors: Specs = "",
-    workers: Annotated[int, typer.Option(help="Workers of the network to project on.")] = 8,
-    gbits: Annotated[float, typer.Option(help="Gbit/s of its links.")] = 10.0,
+    network_workers: NetworkWorkers = 8,
+    network_gbits: NetworkGbits = 10.0,
     factorised: Annotated[
         Path | None, typer.Option(metavar="RUN", help="A run of the same model in factors.")
     ] = None,
-    by: By = "module-type",
+    group_by: GroupBy = "module-type",
     parameters: Parameters = "*",
     steps: Steps = "::",
     point: Point = "",
@@ -421,30 +423,28 @@ def report(
     ratios: Ratios = "0.1,0.01,0.001",
     seed: Seed = 0,
     device: Device = "cpu",
-    kernels: Kernels = "auto",
+    kernels: Kernels = Form.auto,
     out: Out = None,
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
     from gradstats.kernels.forms import use
-    from gradstats.network import Network
     from gradstats.reporting.report import report as make_report
     from gradstats.runs import run as runs
     from gradstats.runs.groups import check_by
 
-    check_network(workers, gbits)
-    check_kernels(kernels)
+    network = network_of(network_workers, network_gbits)
     selection = selected(parameters, steps, point, worker, device)
-    with open_run(run, **selection) as opened, bar() as advance, use(kernels):
+    with open_run(run, **selection) as opened, bar() as advance, use(kernels.value):
         with usage():
-            check_by(opened, by)
+            check_by(opened, group_by)
         native = runs.open(factorised) if factorised else None
         path = make_report(
             opened,
             factorised=native,
             budget=parse_seconds(budget),
             compressors=chosen_specs(compressors),
-            network=Network(workers=workers, bandwidth=gbits * 1e9 / 8),
-            by=by,
+            network=network,
+            by=group_by,
             out=out,
             ratios=parse_ratios(ratios),
             seed=seed,
@@ -453,8 +453,8 @@ def report(
     say(str(path))
 
 
-def _remark_point(run: Run) -> None:
-    """Say what was replayed, where that is not what a communication hook would get."""
+def _remark_point(run: "Run") -> None:
+    """Print what was replayed, if that is not what a communication hook would get."""
     from gradstats.replaying.planning import UNDER_A_SCALE
 
     for text in run.remarks:

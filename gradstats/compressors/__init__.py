@@ -65,7 +65,7 @@ from gradstats.payloads import from_bytes
 from gradstats.payloads.base import Payload
 from gradstats.payloads.index_codes import CODES
 from gradstats.payloads.wire import PayloadError
-from gradstats.ratios import MIN_NUMEL, Part
+from gradstats.ratios import MIN_NUMEL, DenseRule, Part
 from gradstats.rng import Rng
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "Collective",
     "Compressor",
     "Contract",
+    "DenseRule",
     "ErrorFeedback",
     "ExactThreshold",
     "Memory",
@@ -162,6 +163,7 @@ MEMORIES: dict[str, Callable[..., Compressor]] = {
     "velocity": Velocity,
 }
 POLICIES: dict[str, Callable[..., Compressor]] = {"warmup": WarmUp, "adaquant": AdaQuant}
+GRANULARITIES: dict[str, Callable[..., Compressor]] = {"per-parameter": PerParameter}
 STAGES: dict[str, Callable[..., Stage]] = {
     **{code: partial(IndexCode, code) for code in CODES},
     "ans": EntropyCode,
@@ -194,4 +196,4 @@ def compressors(spec: str, ratios: Iterable[float]) -> list[Compressor]:
         >>> [str(each) for each in compressors("ef(topk)", [0.1, 0.01])]
         ['ef(topk(0.1))', 'ef(topk(0.01))']
     """
-    return build(spec, {**COMPRESSORS, **MEMORIES, **POLICIES, **STAGES}, ratios)
+    return build(spec, {**COMPRESSORS, **MEMORIES, **POLICIES, **GRANULARITIES, **STAGES}, ratios)

@@ -8,7 +8,7 @@ from torch import Tensor
 from gradstats.compressors.contracts import Bound
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import bounded, saturated
-from gradstats.payloads.codebooks import Alphabet
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.symbol_codes import Packed
 

@@ -1,4 +1,4 @@
-"""The kernels in numba, threaded by us; `cpu_loops` has those that count."""
+"""The kernels in numba, threaded by us; `counting_cpu_loops` has those that count."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels import counting_cpu_loops as loops
+from gradstats.kernels import counting_cpu_tables as over_tables
 from gradstats.kernels.counting_cpu_loops import BLOCK, PADDING
 from gradstats.kernels.grid import (
     GRIDS,
@@ -87,7 +88,7 @@ def count(values: Tensor) -> Tally:
     special = np.append(sum(zeros), [0, 0, 0])
     rows = _rows(_added(tables), keys, special)
     if rows[1:].sum() + special.sum() < len(array):
-        loops.count_nonfinite(patterns, keys, special)
+        over_tables.count_nonfinite(patterns, keys, special)
     return Tally(*rows, *special.tolist(), *_combined(np.concatenate(by_block)))
 
 
@@ -133,7 +134,7 @@ def _tally_wide(
     starts = np.append(0, (-(-np.diff(ends) // BLOCK)).cumsum()).tolist()
     blocks = sums, largest, _ = _blocks(starts[-1], patterns.dtype)
     heads, tables = _heads(patterns, keys), _own_tables(GRIDS[values.dtype])
-    loops.tally_wide(patterns, values.numpy(), *heads, ends, keys, tables, blocks, segments)
+    over_tables.tally_wide(patterns, values.numpy(), *heads, ends, keys, tables, blocks, segments)
     _put_largest(sums, largest)
     rows = sums.tolist()
     return [
@@ -148,7 +149,7 @@ def _tally_narrow(
     """Sums and the largest magnitude of every segment, from how often each value occurs."""
     every = values_16_bit(values.dtype)
     grid = GRIDS[values.dtype]
-    loops.tally_16_bit(patterns, ends, _keys(grid), _own_tables(grid), segments)
+    over_tables.tally_16_bit(patterns, ends, _keys(grid), _own_tables(grid), segments)
     listed, counts = segments.listed[:, : segments.listed_ends[-1]]
     finite = np.isfinite(every[listed])
     starts = np.append(0, finite.cumsum())[segments.listed_ends].tolist()
@@ -232,9 +233,9 @@ def _rows(
     counts: NDArray[np.int64], keys: loops.Keys, special: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Bins and the elements of either sign in them, of tables that become empty."""
-    loops.drop_zeros(counts[:, np.newaxis], keys, special)
+    over_tables.drop_zeros(counts[:, np.newaxis], keys, special)
     rows = np.empty((3, counts.size // 2), np.int64)
-    return rows[:, : loops.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
+    return rows[:, : over_tables.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
 
 
 def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int64]:

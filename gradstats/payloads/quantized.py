@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import from_unit, unit_of
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.base import Payload
-from gradstats.payloads.codebooks import Alphabet, alphabet_of
+from gradstats.payloads.codebooks import alphabet_of
 from gradstats.payloads.symbol_codes import CODERS, Coder
 from gradstats.payloads.wire import (
     PayloadError,

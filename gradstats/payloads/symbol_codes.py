@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradstats.kernels import coding
 from gradstats.payloads import entropy
-from gradstats.payloads.codebooks import Alphabet
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.symbol_model import NARROWEST, WIDEST, symbol_probabilities
 from gradstats.payloads.wire import PayloadError, Reader, Section, blob, real, refused
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import gamma, gammainc
 
-from gradstats.payloads.codebooks import Alphabet
+from gradstats.payloads.alphabet import Alphabet
 
 Floats = NDArray[np.float64]
 GRID = 64  # shapes are multiples of 1/64

@@ -19,6 +19,7 @@ from gradstats.compressors import (
     Rng,
     compressors,
 )
+from gradstats.compressors.wrappers.per_parameter import without_parts
 from gradstats.metrics import relative_error
 
 Row = dict[str, Any]
@@ -62,7 +63,8 @@ def equal_bits(
 
 
 def _settings(spec: str | Compressor, ratios: tuple[float, ...]) -> Iterator[Compressor]:
-    for member in compressors(spec, ratios) if isinstance(spec, str) else (spec,):
+    for written in compressors(spec, ratios) if isinstance(spec, str) else (spec,):
+        member, _ = without_parts(written)  # the gradient is one vector here
         if isinstance(member, Memory):
             raise ValueError(f"compressor must have no memory here, got {member}")
         bare = isinstance(spec, str) and "(" not in spec

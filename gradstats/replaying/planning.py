@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gradstats.compressors import (
     Compressor,
     ErrorFeedback,
     Memory,
-    Part,
     PerParameter,
     compressors,
 )
+from gradstats.compressors.wrappers.per_parameter import in_parts, without_parts
 from gradstats.ratios import RATIOS
 from gradstats.runs.run import Run
 
@@ -50,12 +50,14 @@ class Job:
     def labels(self) -> dict[str, Any]:
         """The columns that name the job."""
         inner = _inner(self.compressor)
+        _, rule = without_parts(self.compressor)
         return {
             "compressor": inner.spec,
             "method": inner.name,
             "target_ratio": inner.ratio_asked,
             "feedback": self.feedback,
             "granularity": self.granularity,
+            "dense": "" if rule is None else str(rule),
             "rows": self.kind,
             "wants_feedback": inner.contract.wants_feedback,
         }
@@ -79,7 +81,8 @@ def plan(
     """The jobs that a replay comes to: specs × ratios × feedback × granularity.
 
     Methods without memory run on full rows, methods with memory on consecutive ones: the tracked
-    elements. Methods that need matrices run on whole parameters.
+    elements. Methods that need matrices run on whole parameters, and so does what is written
+    `per-parameter(…)`, with its own rule for what goes dense.
 
     Raises:
         ValueError: unknown compressor, feedback or granularity.
@@ -102,25 +105,18 @@ def plan(
 
 
 def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> Job:
+    compressor, rule = without_parts(compressor)
     if feedback == "ef" and not isinstance(compressor, Memory):
         compressor = ErrorFeedback(compressor)
     matrices = "matrix" in compressor.contract.needs
-    if matrices:
+    if matrices or rule:
         granularity = "parameter"  # a vector has no rank
     kind, skipped = _rows_for(run, compressor, matrices)
     if isinstance(compressor, Memory):
         feedback = compressor.label
     if granularity == "parameter":
-        compressor = _in_parts(compressor, run.parts(kind))
+        compressor = in_parts(compressor, run.parts(kind, rule), rule)
     return Job(compressor, feedback, granularity, kind, skipped)
-
-
-def _in_parts(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
-    """The method on every part; a memory stays outermost."""
-    if isinstance(compressor, Memory):
-        inside: dict[str, Any] = {"compressor": PerParameter(compressor.compressor, parts)}
-        return replace(compressor, **inside)  # type: ignore[type-var]
-    return PerParameter(compressor, parts)
 
 
 def _rows_for(run: Run, compressor: Compressor, matrices: bool) -> tuple[str, str]:

@@ -13,8 +13,8 @@ from gradstats.network import Network
 from gradstats.replaying.folding import MEASURED, settled
 
 Table = Any
-METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "rows"]
-METHOD += ["wants_feedback"]
+METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "dense"]
+METHOD += ["rows", "wants_feedback"]
 TAIL = 4  # methods with memory are judged on the last quarter of their steps
 MOST_RANKED = 10
 FAR_BEHIND = 1.5  # times what Top-k holds back

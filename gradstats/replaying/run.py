@@ -16,9 +16,10 @@ from gradstats.compressors import (
     Memory,
     Part,
 )
+from gradstats.compressors.wrappers.per_parameter import in_parts, without_parts
 from gradstats.ratios import RATIOS
 from gradstats.replaying.folding import NOT_MEASURED, replay_rows
-from gradstats.replaying.planning import Job, _in_parts, _inner, _made, plan
+from gradstats.replaying.planning import Job, _inner, _made, plan
 from gradstats.replaying.timing import time_compressor
 from gradstats.runs.run import Progress, Run
 
@@ -146,7 +147,7 @@ def timing_rows(
 
 def _timeable(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
     needs_matrices = "matrix" in compressor.contract.needs
-    return _in_parts(compressor, parts) if needs_matrices else compressor
+    return in_parts(compressor, parts) if needs_matrices else compressor
 
 
 def _timed(
@@ -154,7 +155,7 @@ def _timed(
 ) -> dict[tuple[str, str], Compressor]:
     """What is timed, by method and memory."""
     found: dict[tuple[str, str], Compressor] = {}
-    for made in _made(specs, ratios):
+    for made, _ in map(without_parts, _made(specs, ratios)):
         inner = _inner(made)
         found |= {(inner.spec, "none"): inner, (inner.spec, "ef"): ErrorFeedback(inner)}
         if isinstance(made, Memory):

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from gradstats.network import Network
+from gradstats.ratios import DenseRule
 from gradstats.replaying.ranking import break_even
 
 Table = Any
@@ -34,7 +35,7 @@ def advice(ranked: Table, network: Network) -> str:
     share = best["exchange_seconds"] / dense["exchange_seconds"]
     if share < WORTHWHILE:
         pays = "at any bandwidth" if math.isinf(limit) else f"below {limit:.2g} Gbit/s"
-        return f"Use {name}: {where}; it pays {pays}, and {held}."
+        return f"Use {name}: {where}; it pays {pays}, and {held}. {_hook(name)}"
     pays = f"would pay below {limit:.2g} Gbit/s" if limit > 0 else "would not pay on any network"
     if share < 1:
         pays = f"saves {1 - share:.0%}, too little for what it adds"
@@ -56,6 +57,12 @@ def _named(line: dict[str, Any]) -> tuple[str, str]:
         return line["compressor"], f"each step's error is {line['error']:.2g} of the gradient"
     held = f"it holds back {line['residual_ratio']:.2g} gradients' worth on the way"
     return f"{line['feedback']}({line['compressor']})", held
+
+
+def _hook(name: str) -> str:
+    """How the method is used in a training, and what is sent dense there."""
+    call = f'gradstats.ddp_hooks.CompressorState(None, "{name}")'
+    return f"In a training: {call}; parameters of {DenseRule()} are sent dense there."
 
 
 def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:

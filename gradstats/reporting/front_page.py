@@ -32,7 +32,8 @@ def front_page(
         law=law_sentence(laws, thresholds, min(ratios)),
         ranking=ranked,
         ranking_note=(
-            f"At ratio {tables.headline_ratio(methods):g}, one threshold for the whole model. "
+            f"At ratio {tables.headline_ratio(methods):g}, one threshold for the whole model, "
+            "nothing sent dense. "
             "error: relative, of what was waiting to be sent; ‖e‖/‖g‖: what error feedback holds "
             f"back. exchange: encode + decode + collective, projected on {network}; methods are "
             "ranked by it, those that hold back over 1.5 times as much as Top-k (italic) last. "

@@ -16,7 +16,7 @@ from gradstats.compressors import compressors as compressors_of
 from gradstats.fitting.over_steps import over_steps, rank_table
 from gradstats.fitting.run import TABLES, FitSettings, fit_steps, fit_tables, with_spread
 from gradstats.network import Network
-from gradstats.ratios import RATIOS
+from gradstats.ratios import RATIOS, DenseRule
 from gradstats.replaying import ranking as tables
 from gradstats.replaying.equal_bits import HYBRIDS, MOST_ELEMENTS, equal_bits
 from gradstats.replaying.factorised import factorised_rows
@@ -110,7 +110,9 @@ def _settings(
     run: Run, ratios: Sequence[float], compressors: Sequence[object], seed: int
 ) -> dict[str, Any]:
     named = [str(each) for each in compressors]
-    return run_settings(run, ratios=list(ratios), compressors=named, seed=seed)
+    return run_settings(
+        run, ratios=list(ratios), compressors=named, seed=seed, dense=str(DenseRule())
+    )
 
 
 def _fit(run: Run, results: Results, by: str, tell: Progress) -> Summary | None:
@@ -253,7 +255,7 @@ def _replay(
         results.keep("replay", pandas.concat(parts, ignore_index=True))
 
 
-KEY = ["compressor", "feedback", "granularity", "rows"]
+KEY = ["compressor", "feedback", "granularity", "dense", "rows"]
 
 
 def _key(labels: dict[str, Any]) -> tuple[Any, ...]:

@@ -20,7 +20,8 @@ Tables = Mapping[str, Table]
 Drawing = tuple[str, str, Callable[..., Any]]  # name, caption, draw(ax=)
 SIZE = (6.4, 4.0)  # inches
 DPI = 110
-METHOD_COLUMNS = ["compressor", "feedback", "granularity", "rows", "steps", "khat_over_k", "miss"]
+METHOD_COLUMNS = ["compressor", "feedback", "granularity", "dense", "rows", "steps"]
+METHOD_COLUMNS += ["khat_over_k", "miss"]
 METHOD_COLUMNS += ["error", "error_compensated", "cosine", "bits", "residual_ratio", "settled"]
 METHOD_COLUMNS += ["status"]
 

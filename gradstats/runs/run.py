@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from gradstats.patterns import matching
-from gradstats.ratios import MIN_NUMEL, Part
+from gradstats.ratios import DenseRule, Part
 from gradstats.runs.reading import SHOWN, Reader, last_told
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
@@ -278,7 +277,7 @@ class Run:
             return (self,)
         own_stage = next(stage for stage in self.stages if self.worker in stage)
         if not 1 < workers <= len(own_stage):
-            remedy = "gradstats import --workers makes some of micro-batches"
+            remedy = "gradstats import --files-per-step makes some of micro-batches"
             rule = f"workers must be from 1 to {len(own_stage)}, those captured"
             rule += " with the same parameters" if len(self.stages) > 1 else ""
             raise ValueError(f"{rule}, got {workers!r}; {remedy}")
@@ -321,17 +320,21 @@ class Run:
         """
         return self.reader("full").parameter(row, name, quantity).to_dense().to(self.device)
 
-    def parts(self, kind: str = "full") -> tuple[Part, ...]:
-        """The selected parameters as parts of what `gradients` yields.
+    def parts(self, kind: str = "full", rule: DenseRule | None = None) -> tuple[Part, ...]:
+        """The selected parameters as parts of the vectors that `gradients` yields.
 
-        Small ones (fewer than 1,024 elements in the model) are dense, here as in the DDP hook.
+        Args:
+            kind: "full" or "track".
+            rule: Which parameters are dense, by their shape in the model; None is the default of
+                `DenseRule`, as in the communication hook.
         """
-        whole = {p.name: math.prod(p.global_shape or p.shape) for p in self.table}
+        rule = rule or DenseRule()
+        whole = {p.name: p.global_shape or p.shape for p in self.table}
         return tuple(
             Part(
                 parameter.name,
                 parameter.numel,
-                dense=whole[parameter.name] < MIN_NUMEL,
+                dense=rule.is_dense(whole[parameter.name]),
                 shape=parameter.shape if kind == "full" else (),
             )
             for parameter in self.reader(kind).parameters

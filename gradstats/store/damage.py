@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gradstats.store.layout import DTYPES, Parameter
+from gradstats.store.layout import DTYPES
+from gradstats.store.parameters import Parameter
 from gradstats.store.places import Place
 
 SHOWN = 5  # names in a message

@@ -16,21 +16,18 @@ import numpy as np
 
 from gradstats.store.addresses import as_place
 from gradstats.store.files import held, lock_files, take_lock
-from gradstats.store.layout import (
-    BLOBS,
-    FEATURES,
-    PREFIXES,
-    Document,
+from gradstats.store.layout import BLOBS, FEATURES, PREFIXES, Document, StoreFormatError
+from gradstats.store.objects import REPLACED, Conflict, InObjects
+from gradstats.store.opening import open_stream
+from gradstats.store.parameters import (
     Parameter,
-    StoreFormatError,
     parameter_table,
     table_difference,
     table_from_json,
     table_to_json,
 )
-from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.places import Place
-from gradstats.store.reading import Stream, open_stream
+from gradstats.store.reading import Stream
 from gradstats.store.root import (
     change_root,
     check_worker,

@@ -14,17 +14,15 @@ from gradstats.store.layout import (
     FORMAT_VERSION,
     PREFIXES,
     Document,
-    Parameter,
     StoreFormatError,
     encode,
     group_document,
     has_rows,
     in_stream,
     stream_rows,
-    table_from_json,
-    table_to_json,
 )
 from gradstats.store.objects import REPLACED, Conflict, InObjects
+from gradstats.store.parameters import Parameter, table_from_json, table_to_json
 from gradstats.store.places import Place
 from gradstats.store.spool_folder import remove_spool, spool_lock
 

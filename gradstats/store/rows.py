@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradstats.store.layout import COORDINATES, POINTS, UNKNOWN, Parameter, dtype_name, widths
+from gradstats.store.layout import COORDINATES, POINTS, UNKNOWN
+from gradstats.store.parameters import Parameter, dtype_name, widths
 
 Array = torch.Tensor | np.ndarray[Any, Any]
 Flat = Mapping[str, torch.Tensor]

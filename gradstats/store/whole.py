@@ -12,7 +12,7 @@ from typing import Any
 
 from gradstats.store.addresses import as_place
 from gradstats.store.gradient_store import GradientStore
-from gradstats.store.layout import Parameter
+from gradstats.store.parameters import Parameter
 from gradstats.store.places import Place
 from gradstats.store.root import is_vacant, read_root
 

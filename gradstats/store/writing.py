@@ -24,7 +24,6 @@ from gradstats.store.layout import (
     PREFIXES,
     QUANTITIES,
     Document,
-    Parameter,
     StoreFormatError,
     chunk_shape,
     element_ids_document,
@@ -36,8 +35,8 @@ from gradstats.store.layout import (
     stream_documents,
     stream_rows,
     vector_documents,
-    widths,
 )
+from gradstats.store.parameters import Parameter, widths
 from gradstats.store.recovery import copy_metadata, sweep
 from gradstats.store.rows import Order, Row, as_bits, check_order, check_row, coordinate_values
 

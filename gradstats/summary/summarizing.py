@@ -21,8 +21,6 @@ from gradstats.summary.sums import Sums, is_safe
 from gradstats.summary.tensors import as_tensor
 
 BATCH = 64  # segments whose logarithms are taken at once, so that they stay in the cache
-
-
 FEW = 1024  # elements, up to which ln|g| is summed one by one
 
 

@@ -15,10 +15,11 @@ from gradstats.fitting.run import fit_settings, fit_tables
 from gradstats.recording import capture, every
 from gradstats.replaying.factorised import factorised_rows
 from gradstats.replaying.run import last_finite
-from gradstats.runs.copying import Smaller, copy
+from gradstats.runs.copying import copy
 from gradstats.runs.groups import groups
 from gradstats.runs.health import findings
 from gradstats.runs.reading import divisors
+from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.summary import summarize
 from gradstats.summary.encoding import from_bytes, to_bytes

@@ -14,10 +14,11 @@ from gradstats.fitting.run import fit_settings, fit_tables
 from gradstats.recording import capture, every
 from gradstats.replaying.factorised import factorised_rows
 from gradstats.replaying.folding import replay_rows
-from gradstats.runs.copying import Layout, Smaller, copy
+from gradstats.runs.copying import copy
 from gradstats.runs.groups import groups
 from gradstats.runs.health import findings
 from gradstats.runs.results import run_settings
+from gradstats.runs.smaller import Layout, Smaller
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.summary import summarize
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gradstats.runs.importing.entries import MOST_NAMED
 from gradstats.runs.importing.formats import Content, Named
 from gradstats.store import Parameter, parameter_table
-from gradstats.store.layout import dtype_name
+from gradstats.store.parameters import dtype_name
 
 ABSENT = "NoneType"  # what a parameter without a gradient is saved as
 
