@@ -55,12 +55,13 @@ def fit_rows(
     Yields:
         Rows with the columns of `gradstats.fitting.columns.Fit`.
     """
-    counted = vars(_counted(summary))
+    counted: Row = vars(_counted(summary))
     for family in families:
         base = {**counted, "family": family.name, "method": method}
         family.check_method(method)
         law: Family | None = None
-        scored, status = {}, "ok"
+        scored: Row = {}
+        status = "ok"
         try:
             fitted = family.fit(summary, method=method)
             scored, law = _scored(fitted, summary, following, method, bootstrap), fitted
@@ -70,7 +71,7 @@ def fit_rows(
             status = f"cannot score {family.name}: {type(error).__name__}: {error}"
         for ratio in ratios:
             threshold, khat_over_k = tail_error(law, summary, ratio) if law else (math.nan,) * 2
-            tail = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
+            tail: Row = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
             yield vars(Fit(**base, **scored, **tail, status=status))
 
 

@@ -154,7 +154,8 @@ def _make_timings(results: Results, what: Replaying, key: Row) -> None:
     )
     if rows or not results.holds("timings", key):
         kept = asked(kept, [*known], TIMED)
-        every = pandas.concat([kept, pandas.DataFrame(rows)]) if len(kept) else rows
+        new = pandas.DataFrame(rows)
+        every = pandas.concat([kept, new], ignore_index=True) if len(kept) else new
         results.keep("timings", timing_table(every), key)
 
 
