@@ -20,7 +20,8 @@ from gradstats.fitting.ranking import (
 )
 from gradstats.replaying.ranking import ranking
 
-NAMES = ("fits", "fits_by_part", "fits_compensated", "methods", "thresholds", "structure", "reuse")
+NAMES = ("fits", "fits_by_part", "fits_compensated", "methods", "thresholds", "reuse")
+NAMES += ("structure_by_part",)
 COLUMNS = [
     "compressor",
     "feedback",

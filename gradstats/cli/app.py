@@ -391,10 +391,14 @@ def report(
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
     from gradstats.kernels.forms import use
+    from gradstats.reporting.report import CONTENT, render_folder
     from gradstats.reporting.report import report as make_report
     from gradstats.runs import run as runs
     from gradstats.runs.groups import check_by
 
+    if (run / CONTENT).is_file():  # a folder of results: its page again, without the run
+        say(str(render_folder(run)))
+        return
     network = network_of(network_workers, network_gbits)
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened, bar() as advance, use(kernels.value):

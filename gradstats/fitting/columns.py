@@ -38,9 +38,7 @@ class Fit(Counted):
         "Standard error of scale, as if elements were independent.", unit="gradient"
     )
     ks: float = column("Kolmogorov-Smirnov distance of the magnitudes.")
-    anderson_darling: float = column(
-        "Anderson-Darling statistic A² of the magnitudes over their number."
-    )
+    anderson_darling: float = column("Anderson-Darling statistic A² over the number of elements.")
     wasserstein_1: float = column(
         "Wasserstein-1 distance of the magnitudes over their mean.",
     )

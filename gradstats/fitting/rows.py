@@ -47,7 +47,7 @@ def fit_rows(
     Args:
         summary: of the gradient or of a part of it.
         following: of the same part at the next captured step, on which the fit is scored.
-        families: laws to fit.
+        families: distributions to fit.
         ratios: target ratios, each in (0, 1].
         method: "mle" or "moments".
         bootstrap: replicates of the parametric bootstrap; 0 for none.
@@ -174,7 +174,7 @@ def sign_asymmetry(summary: Summary) -> float:
 
 
 def structure_row(summary: Summary, ratios: Sequence[float] = RATIOS) -> Row:
-    """One row of what needs no law: moments, symmetry, tail index, decay and best-k errors.
+    """One row of what needs no distribution: moments, tail index, decay and best-k errors.
 
     Args:
         summary: of the gradient or of a part of it.

@@ -271,7 +271,7 @@ def test_odd_gradients_still_give_a_report(run_writer, tmp_path, drawn_fast, nam
         assert "replayed on the tracked elements" not in words
         assert "capture with track=" in words
     if name in ("nothing but NaN", "all zero"):
-        assert "No law could be fitted" in words
+        assert "No family could be fitted" in words
 
 
 def test_names_cannot_smuggle_markup_into_the_page(run_writer, tmp_path, drawn_fast):
