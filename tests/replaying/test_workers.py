@@ -23,7 +23,8 @@ def gradient(worker, step=0):
 def measured(spec, grads, step=0):
     member = compressor(spec)
     rng = Rng(0, step, workers=len(grads))
-    return measure(member, grads, [member.init(grad) for grad in grads], rng)
+    row, states = measure(member, grads, [member.init(grad) for grad in grads], rng)
+    return vars(row), states
 
 
 def test_errors_are_those_of_the_mean_by_hand():
@@ -51,7 +52,8 @@ def test_feedback_over_workers_holds_back_what_the_mean_lacks():
     held = np.zeros(N)
     for step in range(6):
         grads = [gradient(worker, step) for worker in range(3)]
-        row, states = measure(member, grads, states, Rng(0, step, workers=3))
+        measured, states = measure(member, grads, states, Rng(0, step, workers=3))
+        row = vars(measured)
         held = np.mean([state.residual.double().numpy() for state in states], axis=0)
         now = np.linalg.norm(np.mean([grad.double().numpy() for grad in grads], axis=0))
         assert row["residual_ratio"] == pytest.approx(np.linalg.norm(held) / now, rel=1e-5)
