@@ -93,6 +93,8 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 def asked(table: Table, keys: Sequence[Sequence[Any]], columns: Sequence[str] = KEY) -> Table:
     """The rows of a table that `keys` name."""
+    if not len(table):
+        return table
     wanted = {tuple(key) for key in keys}
     rows = table[list(columns)].itertuples(index=False, name=None)
     return table[[row in wanted for row in rows]].reset_index(drop=True)
