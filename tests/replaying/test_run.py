@@ -201,8 +201,8 @@ def test_a_selection_of_parameters_is_what_is_replayed(small_run, gradients_of):
         ({"specs": ["topk(1.5)"]}, r"must lie in \(0, 1\].*got 1.5"),
         ({"specs": ["topk"], "ratios": [0.0]}, r"must lie in \(0, 1\].*got 0.0"),
         ({"specs": ["topk"], "ratios": []}, "must be given a ratio"),
-        ({"specs": ["bf16"], "feedback": ["momentum"]}, "none, ef, got momentum"),
-        ({"specs": ["bf16"], "granularity": ["layer"]}, "model, parameter, got layer"),
+        ({"specs": ["bf16"], "feedback": ["momentum"]}, "none, ef, got 'momentum'"),
+        ({"specs": ["bf16"], "granularity": ["layer"]}, "model, parameter, got 'layer'"),
     ],
 )
 def test_what_is_not_known_is_named(run, settings, message):
