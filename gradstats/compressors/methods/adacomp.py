@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import bucket_of, in_buckets, quantized
 from gradstats.compressors.rounds import State
@@ -38,8 +39,7 @@ class AdaComp(Compressor):
     contract = Contract("all_gather", has_memory=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bin, int) or self.bin < 1:
-            raise ValueError(f"bin must be a number of elements, got {self.bin!r}")
+        check_whole("bin", self.bin, 1)
 
     def init(self, grad: Tensor) -> Tensor:
         """No residue."""

@@ -12,7 +12,7 @@ from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.methods.exact_threshold import ExactThreshold
 from gradstats.compressors.rounds import AllReduce, Broadcast, Collective, State, Step
 from gradstats.payloads.base import Constant
-from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.rng import Rng
 
 
@@ -56,7 +56,7 @@ class CLTK(Stateless):
             chosen = largest.with_kept(one)  # places alone
         chosen = yield Broadcast(chosen, leader)
         assert chosen is not None
-        sent = sparse(flat, chosen.indices)
+        sent = Sparse.at(flat, chosen.indices)
         mean = yield AllReduce(sent.values, "mean")
         update = torch.zeros_like(flat)
         update[sent.indices] = mean

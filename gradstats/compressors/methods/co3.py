@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.families import FitError, GenNorm
 from gradstats.kernels import coding
@@ -54,8 +55,7 @@ class CO3(Stateless):
     )
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        check_choice("format", self.format, FORMATS)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Fit, round, code."""

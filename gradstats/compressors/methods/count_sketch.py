@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.kernels.ranges import from_unit, in_range, saturated
@@ -41,10 +42,8 @@ class CountSketch(Stateless):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie in (0, 1], got {self.share!r}")
-        if not isinstance(self.rows, int) or not 1 <= self.rows <= MOST_ROWS:
-            raise ValueError(f"rows must be a whole number from 1 to 64, got {self.rows!r}")
-        if self.estimate not in ESTIMATES:
-            raise ValueError(f"estimate must be median or mean, got {self.estimate!r}")
+        check_whole("rows", self.rows, 1, MOST_ROWS)
+        check_choice("estimate", self.estimate, ESTIMATES)
         if self.estimate == "median" and self.rows % 2 == 0:
             raise ValueError(f"rows must be odd for a median, got {self.rows!r}")
 

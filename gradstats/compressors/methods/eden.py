@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
 from gradstats.kernels import coding
@@ -49,8 +50,7 @@ class EDEN(Stateless):
     name = "eden"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
+        check_whole("bits", self.bits, 1, 8)
 
     @property
     def contract(self) -> Contract:

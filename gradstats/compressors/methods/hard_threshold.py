@@ -8,7 +8,7 @@ from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.rounds import State
 from gradstats.compressors.states import Mean, first_state
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
@@ -46,4 +46,4 @@ class HardThreshold(Compressor):
         """The elements above the calibrated magnitude."""
         flat = self.flattened(grad)
         state = state or self.init(flat)
-        return above(flat, state), state
+        return Sparse.above(flat, state), state

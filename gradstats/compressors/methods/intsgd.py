@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Joint, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.compressors.states import Mean, first_state
@@ -53,8 +54,7 @@ class IntSGD(Joint):
     resharded = first_state
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be a whole number from 2 to 16, got {self.bits!r}")
+        check_whole("bits", self.bits, 2, 16)
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta must lie in [0, 1), got {self.beta!r}")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.max_quantizer import levels
 from gradstats.compressors.quantizing import coded_bits, own_levels
@@ -48,12 +49,10 @@ class LloydMax(Stateless):
     contract = Contract("all_gather", bits=coded_bits("bits · d"), wants_feedback=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
+        check_whole("bits", self.bits, 1, 8)
         if not 0 <= self.m <= 16:
             raise ValueError(f"m must lie in [0, 16], got {self.m!r}")
-        if self.law not in LAWS:
-            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {self.law!r}")
+        check_choice("law", self.law, LAWS)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Fit, place levels, round to the nearest."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -49,8 +50,7 @@ class ORQ(Stateless):
     )
 
     def __post_init__(self) -> None:
-        if self.levels not in LEVELS:
-            raise ValueError(f"levels must be one of {LEVELS}, got {self.levels!r}")
+        check_choice("levels", self.levels, LEVELS)
         check_bucket(self.bucket)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

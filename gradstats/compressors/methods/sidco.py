@@ -6,11 +6,12 @@ from typing import get_args
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.rounds import State
 from gradstats.compressors.states import first_state
 from gradstats.kernels.ranges import in_range_of_squares
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 from gradstats.summary.summarizing import summarize
@@ -47,8 +48,7 @@ class SIDCo(Compressor):
         if not isinstance(self.stages, int) or self.stages < 0:
             raise ValueError(f"stages must be a whole number, 0 to adapt, got {self.stages!r}")
         check_settings(self.variant, self.stages or 1, self.first_ratio)
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+        check_choice("rule", self.rule, get_args(Rule))
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class SIDCo(Compressor):
             stages=state.count,
             first_ratio=self.first_ratio,
         )
-        payload = above(flat, unit * float(threshold))
+        payload = Sparse.above(flat, unit * float(threshold))
         if self.stages or not flat.numel():
             return payload, state
         khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)

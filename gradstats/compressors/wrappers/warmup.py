@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import Collective, State, Step
 from gradstats.payloads.base import Payload
@@ -38,9 +39,7 @@ class WarmUp(Compressor):
         if getattr(self.compressor, "ratio", None) is None:
             raise ValueError(f"compressor must have a ratio, got {self.compressor}")
         for setting in ("stages", "steps"):
-            number = getattr(self, setting)
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{setting} must be a whole number from 1, got {number!r}")
+            check_whole(setting, getattr(self, setting), 1)
 
     @property
     def contract(self) -> Contract:
