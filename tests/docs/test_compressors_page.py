@@ -1,5 +1,6 @@
 """The pages on compressors are true: tables are the code's, examples run."""
 
+import json
 import re
 from pathlib import Path
 
@@ -59,3 +60,13 @@ def test_reference_methods_are_short():
     for make in REFERENCE.values():
         module = getattr(make, "func", make).__module__.rsplit(".", 1)[1]
         assert len((METHODS / f"{module}.py").read_text(encoding="utf-8").splitlines()) < 170
+
+
+def test_the_readme_counts_the_compressed_trainings():
+    report = json.loads((DOCS.parent / "analyses" / "09_training" / "report.json").read_text())
+    for workers in ("2", "4"):
+        specs = [each["spec"] for each in report["workers"][workers]["methods"].values()]
+        assert sum(spec not in ("", "none") for spec in specs) == 13
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    words = " ".join(readme.split())
+    assert "compares thirteen compressed trainings on two and on four workers" in words
