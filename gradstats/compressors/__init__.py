@@ -233,7 +233,7 @@ def compressor(spec: str | Compressor) -> Compressor:
 
 
 def compressors(spec: str, ratios: Iterable[float]) -> list[Compressor]:
-    """The compressors a spec stands for: one a ratio where it leaves the ratio open.
+    """Make the compressors that a spec stands for: one per ratio if it leaves the ratio open.
 
     Example:
         >>> [str(each) for each in compressors("ef(topk)", [0.1, 0.01])]

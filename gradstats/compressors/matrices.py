@@ -1,4 +1,4 @@
-"""What the methods on matrices share."""
+"""Matrices, factors and ranks of the low-rank methods."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.base import Bundle, Constant, Dense, Payload
 from gradstats.payloads.codebooks import (
-    Alphabet,
     DynamicTree,
     Exponential,
     Gauss,

@@ -55,5 +55,5 @@ class ChunkTopK(Stateless):
         energy = in_buckets(scaled, size).square().sum(1)
         most = max(1, round(kept_count(flat.numel(), self.ratio) / size))
         chunks = energy.topk(min(most, len(energy))).indices
-        places = chunks[:, None] * size + torch.arange(size, device=flat.device)
-        return Sparse.at(flat, places[places < flat.numel()])
+        indices = chunks[:, None] * size + torch.arange(size, device=flat.device)
+        return Sparse.at(flat, indices[indices < flat.numel()])

@@ -65,8 +65,8 @@ class CountSketch(Stateless):
         flat, unit = in_range(flat if flat.dtype == torch.float64 else flat.float())
         columns = max(1, round(self.share * flat.numel() / self.rows))
         table = flat.new_zeros(self.rows, columns)
-        places = torch.arange(flat.numel(), device=flat.device)
-        for row, (bucket, sign) in enumerate(hashes(key, table.shape, places)):
+        indices = torch.arange(flat.numel(), device=flat.device)
+        for row, (bucket, sign) in enumerate(hashes(key, table.shape, indices)):
             table[row].index_add_(0, bucket, flat * sign)
         return Sketch(from_unit(table, unit), flat.numel(), key, self.estimate)
 

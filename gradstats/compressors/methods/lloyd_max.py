@@ -20,16 +20,16 @@ from gradstats.rng import Rng
 from gradstats.summary import summarize
 
 LAWS: dict[str, type[Family]] = {"gennorm": GenNorm, "dweibull": DWeibull}
-GRID = 64  # shapes are multiples of 1/64, so that levels are found once
+GRID = 64  # shapes are multiples of 1/64, so that levels are computed once
 
 
 @dataclass(frozen=True)
 class LloydMax(Stateless):
-    r"""Levels that lose least of a fitted law, where an error counts by |x|^M.
+    r"""Levels that lose least of a fitted distribution, where an error counts by |x|^M.
 
     Minimises :math:`E |X|^M (X - Q(X))^2` over quantisers of 2^bits symmetric levels. M = 0 is
-    Lloyd and Max (and TinyScript, with the double Weibull law); the larger M, the more it protects
-    large elements. From M = 2 on it is of use on kept elements only, behind a sparsifier:
+    Lloyd and Max (and TinyScript, with the double Weibull distribution); the larger M, the more it
+    protects large elements. From M = 2 on it is of use on kept elements only, behind a sparsifier:
     `topk(0.1) | lloyd-max(bits=2, m=2)`.
 
     Args:

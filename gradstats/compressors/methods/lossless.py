@@ -31,7 +31,7 @@ class Lossless(Stateless):
         check_whole("level", self.level, 1, 22)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Planes:
-        """The bytes, by plane, compressed."""
+        """Compress the bytes, plane by plane."""
         planes = entropy.byte_planes(raw(flat), flat.dtype.itemsize)
         data = entropy.compress_bytes(planes, self.level)
         return Planes(data, flat.numel(), flat.dtype, flat.device)

@@ -18,7 +18,7 @@ class MSTopK(Stateless):
     """Top-k by counting: a threshold is bisected, and what is missing to k is a run of the band.
 
     Bisections of [mean, max] leave t₁, above which k₁ <= k lie, and t₂ < t₁, above which k or more
-    do. All above t₁ are kept, and from a random place on k - k₁ consecutive ones of the band
+    do. All above t₁ are kept, and from a random index on k - k₁ consecutive ones of the band
     between, which need not be its largest: so only k₁/d is promised, and k₁ is not sent.
 
     Args:

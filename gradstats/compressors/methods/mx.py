@@ -45,7 +45,7 @@ class MX(Stateless):
 
     @property
     def name(self) -> str:
-        """The format."""
+        """Name in the grammar: the format."""
         return self.format
 
     @property

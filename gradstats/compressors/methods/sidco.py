@@ -29,7 +29,7 @@ class SIDCo(Compressor):
         variant: "e", "gp" or "p"; part of the name in the grammar.
         stages: a fixed number of stages; 0 lets them adapt, as published.
         rule: the stage-adaptation rule, see `gradstats.thresholds.Stages`.
-        first_ratio: the target of the first stage where there are several.
+        first_ratio: the target ratio of the first of several stages.
 
     References:
         Abdelmoniem et al., MLSys 2021.
@@ -52,11 +52,11 @@ class SIDCo(Compressor):
 
     @property
     def name(self) -> str:
-        """`sidco-` and the variant."""
+        """Name in the grammar: `sidco-` and the variant."""
         return f"sidco-{self.variant}"
 
     def init(self, grad: Tensor) -> Stages:
-        """One stage, no history."""
+        """Start with one stage and no history."""
         return Stages(count=self.stages or 1, rule=self.rule)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:

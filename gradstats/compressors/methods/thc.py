@@ -42,7 +42,7 @@ class THC(Joint):
 
     in blocks of B. What lies beyond c standard deviations, one element in 32, is clipped, and
     feedback brings it later. Rounding is at random to 2^bits of the integers 0 … g, placed for
-    the normal law; sums of n workers travel in base n g + 1.
+    the normal distribution; sums of n workers travel in base n g + 1.
 
     Args:
         bits: of a symbol.
@@ -71,7 +71,7 @@ class THC(Joint):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Two rounds: norms, integers."""
+        """Exchange norms, then integers."""
         rng = needs_rng(self, rng)
         flat, unit = in_range(self.flattened(grad))
         block, turn = block_of(flat.numel()), rng.shared.key

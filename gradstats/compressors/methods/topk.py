@@ -29,6 +29,6 @@ class TopK(Stateless):
     contract = SPARSIFIER
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
-        """Exactly k elements."""
+        """Select exactly k elements."""
         k = kept_count(flat.numel(), self.ratio)
         return Sparse.at(flat, flat.abs().topk(k, sorted=False).indices)
