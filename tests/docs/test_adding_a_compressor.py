@@ -104,3 +104,9 @@ def test_every_name_and_file_on_the_page_is_there():
         assert missing == set()
     files = re.findall(r"`((?:gradstats|tests|analyses)/[\w/.]+)`", PAGE)
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_the_table_of_payloads_has_every_kind():
+    section = PAGE.split("| payload |")[1].split("What becomes of a payload")[0]
+    kinds = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(kinds) == sorted(kind.__name__ for kind in gradstats.payloads.KINDS)
