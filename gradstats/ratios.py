@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
-
-import numpy as np
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -26,7 +25,7 @@ def kept_count(numel: int, ratio: float) -> int:
 
 def check_ratio(name: str, ratio: Any) -> None:
     """Raise ValueError unless `ratio` is a fraction of kept elements, in (0, 1]."""
-    if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1:
+    if not isinstance(ratio, Real) or not 0 < ratio <= 1:
         raise ValueError(f"{name} must lie in (0, 1], the fraction that is kept, got {ratio!r}")
 
 

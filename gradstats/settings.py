@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 Settings = TypeVar("Settings")
@@ -84,7 +87,11 @@ def from_keywords(kind: type[Settings], given: dict[str, Any], *, verb: str) -> 
 
 
 def in_words(value: Any) -> Any:
-    """Settings, or the value of one, as JSON has them: names of classes, specs of compressors."""
+    """Settings, or the value of one, as JSON has them: names of classes, specs of compressors.
+
+    An object of a class of the user's comes with a checksum of its source: another edition of it
+    is another setting.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):
@@ -93,7 +100,16 @@ def in_words(value: Any) -> Any:
         return [in_words(each) for each in value]
     if isinstance(value, type):
         return getattr(value, "name", value.__name__)
-    return str(value)
+    return str(value) + _source(type(value))
+
+
+def _source(kind: type) -> str:
+    """What the class is made of now, where it is not one of this package."""
+    if kind.__module__.partition(".")[0] in (__name__.partition(".")[0], "builtins"):
+        return ""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    text = Path(file).read_bytes() if file else b""
+    return f" ({kind.__module__}, CRC-32 {zlib.crc32(text):08x})"
 
 
 def takes_settings(

@@ -45,7 +45,7 @@ def family(name: str) -> type[Family]:
     Raises:
         ValueError: no such family.
     """
-    found = {law.name: law for law in FAMILIES}
-    if name not in found:
-        raise ValueError(f"family must be one of {', '.join(found)}, got {name!r}")
-    return found[name]
+    families = {law.name: law for law in FAMILIES}
+    if name not in families:
+        raise ValueError(f"family must be one of {', '.join(families)}, got {name!r}")
+    return families[name]

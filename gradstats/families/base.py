@@ -208,11 +208,11 @@ def shares(values: ArrayLike, name: str = "ratio") -> Floats:
     Raises:
         ValueError: one outside [0, 1], or NaN.
     """
-    found = np.asarray(values, np.float64)
-    wrong = found[~((found >= 0) & (found <= 1))]
+    ratios = np.asarray(values, np.float64)
+    wrong = ratios[~((ratios >= 0) & (ratios <= 1))]
     if wrong.size:
         raise ValueError(f"{name} must lie in [0, 1], got {float(wrong.flat[0])!r}")
-    return found
+    return ratios
 
 
 def require(condition: bool, family: type[Family], fact: str) -> None:

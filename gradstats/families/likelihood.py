@@ -32,8 +32,8 @@ def highest(family: type[Family], profile: Callable[[float], float], starts: Flo
     require(bool(np.isfinite(values).any()), family, "the likelihood is finite nowhere")
     best = int(np.nanargmax(np.where(np.isfinite(values), values, -np.inf)))
     bounds = float(starts[max(best - 1, 0)]), float(starts[min(best + 1, len(starts) - 1)])
-    found = optimize.minimize_scalar(
+    peak = optimize.minimize_scalar(
         lambda x: -profile(x), bounds=bounds, method="bounded", options={"xatol": 1e-9}
     )
-    ends = (float(found.x), float(starts[0]), float(starts[-1]), float(starts[best]))
+    ends = (float(peak.x), float(starts[0]), float(starts[-1]), float(starts[best]))
     return max(ends, key=profile)

@@ -85,7 +85,7 @@ def peak(value: Callable[[float], float], start: float) -> float:
             ends[i] = middle + sign * step
         if step >= LONGEST:
             raise ValueError(f"cannot maximise: the function still rises {LONGEST:g} from {start}")
-    found = optimize.minimize_scalar(
+    optimum = optimize.minimize_scalar(
         lambda x: min(-value(x), 1e200), bounds=ends, method="bounded", options={"xatol": 1e-10}
     )
-    return max(float(found.x), middle, key=value)
+    return max(float(optimum.x), middle, key=value)

@@ -85,9 +85,13 @@ def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             p_values.setdefault(row["family"], {})[row["group"]] = row["bootstrap_p"]
     holm = {
         family: dict(
-            zip(found, multitest.multipletests([*found.values()], method="holm")[1], strict=True)
+            zip(
+                p_by_group,
+                multitest.multipletests([*p_by_group.values()], method="holm")[1],
+                strict=True,
+            )
         )
-        for family, found in p_values.items()
+        for family, p_by_group in p_values.items()
     }
     return [
         {

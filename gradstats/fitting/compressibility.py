@@ -162,11 +162,11 @@ def best_k_error(summary: Summary, ratio: float) -> float:
 def decay_row(summary: Summary) -> dict[str, Any]:
     """The decay as a flat row with its verdict; where it cannot be fitted, NaN and why."""
     try:
-        found = decay(summary)
+        fit = decay(summary)
     except ValueError as error:
         return {"decay_exponent": math.nan, "power_law": None, "decay": str(error)}
     return {
-        "decay_exponent": found.exponent,
-        "power_law": found.power_law,
-        "decay": found.verdict,
+        "decay_exponent": fit.exponent,
+        "power_law": fit.power_law,
+        "decay": fit.verdict,
     }

@@ -57,8 +57,8 @@ def _tail_index(x: Floats, n: Floats) -> Floats:
     enough = np.flatnonzero(n >= FEWEST_STEPS)
     if not len(enough):
         return index
-    there = x[:, enough]
-    magnitudes = np.abs(there - np.nanmedian(there, axis=0))
+    columns = x[:, enough]
+    magnitudes = np.abs(columns - np.nanmedian(columns, axis=0))
     high, middle = np.nanquantile(magnitudes, [0.9, 0.5], axis=0)
     known = middle > 0
     index[enough[known]] = index_of_ratio(high[known] / middle[known])

@@ -46,8 +46,8 @@ def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
         return unknown
     variances = np.diag(np.linalg.inv(information))
     units = {name: law.parameters[name] for name in law.positive if name in law.parameters}
-    found = zip(names, np.sqrt(variances), strict=True)
-    return unknown | {name: float(error) * units.get(name, 1.0) for name, error in found}
+    errors = zip(names, np.sqrt(variances), strict=True)
+    return unknown | {name: float(error) * units.get(name, 1.0) for name, error in errors}
 
 
 def _hessian(law: Family, summary: Summary, names: list[str]) -> Floats:

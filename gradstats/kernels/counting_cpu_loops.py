@@ -70,10 +70,10 @@ def move_points(
 def count_points(patterns: NDArray[Any], below: int) -> int:
     """Count the patterns that have no bit below their key; 0 has none."""
     width = patterns.dtype.type
-    found = width(0)
+    count = width(0)
     for i in range(patterns.size):
-        found = width(found + width(width(patterns[i] & below) == width(0)))
-    return int(found)
+        count = width(count + width(width(patterns[i] & below) == width(0)))
+    return int(count)
 
 
 @jit_sums
@@ -111,10 +111,10 @@ def extremes(patterns: NDArray[Any], magnitude: int, below: int) -> tuple[int, i
 def count_value(patterns: NDArray[Any], value: int) -> int:
     """Count one pattern."""
     width = patterns.dtype.type
-    found = width(0)
+    count = width(0)
     for i in range(patterns.size):
-        found = width(found + width(patterns[i] == value))
-    return int(found)
+        count = width(count + width(patterns[i] == value))
+    return int(count)
 
 
 @jit
@@ -173,25 +173,25 @@ def count_range(
     Points, the patterns with no bit below their key, have a table of their own, `counts[0]`. A
     block of points alone is counted there at once; from one that has some they are moved.
     """
-    found = 0
+    moved = 0
     for block in range(sums.shape[0]):
-        here = slice(block * BLOCK, (block + 1) * BLOCK)
-        bits = patterns[here]
-        largest[block], points = sum_block_of(bits, values[here], keys, sums[block], zeros[block])
+        one = slice(block * BLOCK, (block + 1) * BLOCK)
+        bits = patterns[one]
+        largest[block], points = sum_block_of(bits, values[one], keys, sums[block], zeros[block])
         positive, negative = zeros[block]
         either = positive + negative
         table = counts[0 if points == bits.size else 1]
         if 2 * either < bits.size:
-            count_heads(heads[here], shift, table)
+            count_heads(heads[one], shift, table)
         else:
             table[0, 0] += positive
             table[0, keys.half] += negative
             if either < bits.size:
-                count_nonzero(heads[here], shift, bits, keys.magnitude, table)
+                count_nonzero(heads[one], shift, bits, keys.magnitude, table)
         if either < points < bits.size:
-            move_points(heads[here], shift, bits, keys, counts)
-        found += points - either
-    return found
+            move_points(heads[one], shift, bits, keys, counts)
+        moved += points - either
+    return moved
 
 
 class Keys(NamedTuple):

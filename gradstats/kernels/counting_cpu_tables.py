@@ -28,7 +28,7 @@ def tally_wide(
     keys: Keys,
     counts: NDArray[Any],
     blocks: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
-    found: Segments,
+    segments: Segments,
 ) -> None:
     """Count and sum segments of 32- or 64-bit values.
 
@@ -38,13 +38,13 @@ def tally_wide(
     sums, largest, zeros = blocks
     first = 0
     for i in range(ends.size - 1):
-        here = slice(ends[i], ends[i + 1])
-        bits, special = patterns[here], found.specials[i]
+        segment = slice(ends[i], ends[i + 1])
+        bits, special = patterns[segment], segments.specials[i]
         last = first + (bits.size + BLOCK - 1) // BLOCK
         points = count_range(
             bits,
-            values[here],
-            heads[here],
+            values[segment],
+            heads[segment],
             head_shift,
             keys,
             counts,
@@ -63,9 +63,9 @@ def tally_wide(
         for kind in range(first_kind, 2):
             join_tables(counts[kind], keys, low, high)
         drop_zeros(counts, keys, special)
-        tables, place = counts[:, 0], found.row_ends[i]
-        place = take_rows(tables, first_kind, keys, low, high, found.rows, place)
-        found.row_ends[i + 1] = place
+        tables, place = counts[:, 0], segments.row_ends[i]
+        place = take_rows(tables, first_kind, keys, low, high, segments.rows, place)
+        segments.row_ends[i + 1] = place
         first = last
 
 
@@ -75,23 +75,25 @@ def tally_16_bit(
     ends: NDArray[np.int64],
     keys: Keys,
     counts: NDArray[Any],
-    found: Segments,
+    segments: Segments,
 ) -> None:
     """Count segments of 16-bit values, as `tally_wide` does."""
     table = counts[0, 0]
     for i in range(ends.size - 1):
-        bits, special = patterns[ends[i] : ends[i + 1]], found.specials[i]
+        bits, special = patterns[ends[i] : ends[i + 1]], segments.specials[i]
         low, high = span(bits, keys.magnitude)
         count_heads(bits, np.uint16(0), counts[0])
         join_tables(counts[0], keys, low, high)
         special[0], special[1] = table[0], table[keys.half]
-        place = found.listed_ends[i]
-        found.listed_ends[i + 1] = take_list(table, keys, low, high, found.listed, place)
-        found.largest[i] = high
+        place = segments.listed_ends[i]
+        segments.listed_ends[i + 1] = take_list(table, keys, low, high, segments.listed, place)
+        segments.largest[i] = high
         if high >= np.int64(keys.infinity):
-            found.largest[i] = count_nonfinite(bits, keys, special)
-        place = found.row_ends[i]
-        found.row_ends[i + 1] = take_rows(counts[:, 0], 0, keys, low, high, found.rows, place)
+            segments.largest[i] = count_nonfinite(bits, keys, special)
+        place = segments.row_ends[i]
+        segments.row_ends[i + 1] = take_rows(
+            counts[:, 0], 0, keys, low, high, segments.rows, place
+        )
 
 
 @jit
@@ -152,10 +154,10 @@ def drop_zeros(counts: NDArray[Any], keys: Keys, special: NDArray[np.int64]) -> 
 def empty(part: NDArray[Any]) -> bool:
     """Whether all counts are 0."""
     width = part.dtype.type
-    found = width(0)
+    bits = width(0)
     for i in range(part.size):
-        found = width(found | part[i])
-    return bool(found == width(0))
+        bits = width(bits | part[i])
+    return bool(bits == width(0))
 
 
 @jit

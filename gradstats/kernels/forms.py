@@ -42,6 +42,11 @@ def use(form: str) -> Iterator[None]:
         _form.reset(before)
 
 
+def form() -> str:
+    """The form in use: "auto" or "eager"."""
+    return _form.get()
+
+
 def in_numba(values: Tensor) -> bool:
     """Whether the kernels in numba are to be used for a tensor."""
     return HAVE_NUMBA and values.device.type == "cpu" and _form.get() == "auto"

@@ -190,8 +190,8 @@ class DynamicTree(Alphabet):
             for z in range(7)
             for edges in [np.linspace(0.1, 1, (1 << (6 - z)) + 1)]
         ]
-        found = _both_signs(np.sort(np.concatenate(magnitudes)))
-        return np.append(found, 1.0)
+        levels = _both_signs(np.sort(np.concatenate(magnitudes)))
+        return np.append(levels, 1.0)
 
 
 @dataclass(frozen=True)

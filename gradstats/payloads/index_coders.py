@@ -191,9 +191,9 @@ def _encode_delta(indices: Indices, n: int) -> Bytes:
     starts = lengths.cumsum() - lengths
     data = np.zeros(int(lengths.sum()), np.uint8)
     for limb in range(int(lengths.max(initial=0))):
-        there = lengths > limb
-        more = (lengths[there] > limb + 1) << 7
-        data[starts[there] + limb] = gaps[there] >> 7 * limb & 0x7F | more
+        longer = lengths > limb
+        more = (lengths[longer] > limb + 1) << 7
+        data[starts[longer] + limb] = gaps[longer] >> 7 * limb & 0x7F | more
     return data
 
 
@@ -206,9 +206,9 @@ def _decode_delta(data: Bytes, k: int, n: int) -> Indices:
         raise ValueError("a varint must be as short as it can, and at most 9 bytes long")
     gaps = np.zeros(k, np.int64)
     for limb in range(int(lengths.max(initial=0))):
-        there = lengths > limb
-        place = ends[there] - lengths[there] + 1 + limb
-        gaps[there] |= (data[place] & 0x7F).astype(np.int64) << 7 * limb
+        longer = lengths > limb
+        place = ends[longer] - lengths[longer] + 1 + limb
+        gaps[longer] |= (data[place] & 0x7F).astype(np.int64) << 7 * limb
     return _from_gaps(gaps, n)
 
 

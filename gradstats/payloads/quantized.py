@@ -85,10 +85,10 @@ class Coded(Payload):
 
     def _scaled(self) -> Tensor:
         if not self.rotation:
-            found = coding.dequantize(self._packed(), self.numel, *self._tables())
+            values = coding.dequantize(self._packed(), self.numel, *self._tables())
             if self.offsets is not None:
-                found += self.offsets.repeat_interleave(self.bucket)[: self.numel]
-            return found
+                values += self.offsets.repeat_interleave(self.bucket)[: self.numel]
+            return values
         rotated = coding.dequantize(self._packed(), self.symbols, *self._tables())
         return coding.unrotate(rotated, self.numel, self.bucket, self.rotation)
 
@@ -157,8 +157,8 @@ class Coded(Payload):
             scales = scales.view(buckets, levels)
         offsets = reader.tensor(buckets, torch.float32) if flags & MOVED else None
         coder = CODERS[reader.number(len(CODERS) - 1, "coder")]
-        found = coder.read(reader, symbols, alphabet, levels)
-        return cls(found, numel, alphabet, scales, bucket, unit, rotation, offsets)
+        packed = coder.read(reader, symbols, alphabet, levels)
+        return cls(packed, numel, alphabet, scales, bucket, unit, rotation, offsets)
 
 
 def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:

@@ -108,10 +108,10 @@ class ANS(Coder):
         frequencies = np.frombuffer(reader.take(2 * levels), "<u2").astype(np.int64) + 1
         if frequencies.sum() != 1 << entropy.BITS:
             raise PayloadError(f"frequencies must sum to 2^16, got {frequencies.sum()}")
-        found = cls(bytes(reader.blob()), frequencies)
+        packed = cls(bytes(reader.blob()), frequencies)
         if reader.checks(n):
-            found.packed(n, levels)
-        return found
+            packed.packed(n, levels)
+        return packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +149,10 @@ class ModelANS(ANS):
             raise PayloadError(f"model must have a shape and a scale, got {shape}, {scale}")
         if levels > MODELLED:
             raise PayloadError(f"model must have at most {MODELLED} levels, got {levels}")
-        found = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
+        packed = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
         if reader.checks(n):
-            found.packed(n, levels)
-        return found
+            packed.packed(n, levels)
+        return packed
 
 
 @lru_cache(maxsize=256)

@@ -131,10 +131,10 @@ class Reader:
         kind = self._kinds[self.number(len(self._kinds) - 1, "kind")]
         before, self.max_numel = self.max_numel, max_numel
         self._depth += 1
-        found = kind.read(self)
+        payload = kind.read(self)
         self._depth -= 1
         self.max_numel = before
-        return found
+        return payload
 
     def rest(self) -> int:
         """Bytes that are left."""
@@ -161,18 +161,18 @@ class Reader:
 
     def number(self, most: int, what: str) -> int:
         """A varint, at most `most`."""
-        found = shift = 0
+        value = shift = 0
         while True:
             byte = self.take(1)[0]
-            found |= (byte & 0x7F) << shift
+            value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 break
             if shift > 63:
                 raise PayloadError(f"cannot decode payload: {what} does not end")
-        if found > most or (byte == 0 and shift > 7):
-            raise PayloadError(f"cannot decode payload: {what} is {found}, at most {most}")
-        return found
+        if value > most or (byte == 0 and shift > 7):
+            raise PayloadError(f"cannot decode payload: {what} is {value}, at most {most}")
+        return value
 
     def numel(self) -> int:
         """Elements of a gradient."""

@@ -71,8 +71,8 @@ def qq(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     """
     ax = new_axes(ax)
     pairs = {name: quantile_pairs(law, summary) for name, law in laws.items()}
-    for name, (expected, found) in pairs.items():
-        ax.plot(expected, found, label=shown(name), lw=1.3)
+    for name, (expected, observed) in pairs.items():
+        ax.plot(expected, observed, label=shown(name), lw=1.3)
     data = next(iter(pairs.values()))[1] if pairs else np.array([1.0])
     ends = [data[data > 0].min(), data.max()] if (data > 0).any() else [1.0, 1.0]
     ax.plot(ends, ends, color="0.3", lw=1, ls=":")
@@ -108,12 +108,12 @@ def sorted_magnitudes(summary: Summary, ax: Axes = None) -> Axes:
     ranks = np.geomspace(1, summary.nonzero, CURVE_POINTS)
     magnitudes = np.array([summary.quantile(rank / summary.nonzero) for rank in ranks])
     ax.plot(ranks, magnitudes / summary.max_abs, color="k", lw=2, label="captured")
-    if (found := _decay(summary)) is not None:
-        window = np.array([found.first_rank, found.last_rank])
+    if (decay_fit := _decay(summary)) is not None:
+        window = np.array([decay_fit.first_rank, decay_fit.last_rank])
         middle = math.sqrt(window.prod())
         height = summary.quantile(middle / summary.nonzero) / summary.max_abs
-        line = height * (window / middle) ** -found.exponent
-        ax.plot(window, line, "C1--", lw=2, label=f"rank$^{{-{found.exponent:.2f}}}$")
+        line = height * (window / middle) ** -decay_fit.exponent
+        ax.plot(window, line, "C1--", lw=2, label=f"rank$^{{-{decay_fit.exponent:.2f}}}$")
     ax.plot(ranks, ranks**-COMPRESSIBLE, color="0.6", lw=1, ls=":", label="rank$^{-1/2}$")
     ax.set(xscale="log", yscale="log", xlabel="rank j", ylabel="|g| of rank j / largest")
     ax.set(ylim=(1e-5, 2), title="Sorted magnitudes")

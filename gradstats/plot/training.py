@@ -156,8 +156,8 @@ def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
     """
     ax = new_axes(ax)
     shares = np.linspace(0, 1, CDF_POINTS)
-    for name, found in series[series[value].notna()].groupby("module_type", sort=False)[value]:
-        ax.plot(np.quantile(found, shares), shares, label=shown(f"{name} ({len(found):,})"))
+    for name, column in series[series[value].notna()].groupby("module_type", sort=False)[value]:
+        ax.plot(np.quantile(column, shares), shares, label=shown(f"{name} ({len(column):,})"))
     ax.set(xscale="log" if value == "snr" else "linear", xlabel=value, ylabel="share of elements")
     ax.set(title="Elements over the steps")
     legend(ax)

@@ -15,29 +15,41 @@ class LocalHooks:
 
     Args:
         tensors: The parameters.
-        seen: Called with the place of one that has got its gradient.
+        arrived: Called with the index of a parameter that has got its gradient.
+        always: The hooks stay between the steps too, once they are there.
     """
 
-    def __init__(self, tensors: Sequence[nn.Parameter], seen: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[nn.Parameter],
+        arrived: Callable[[int], None],
+        *,
+        always: bool = False,
+    ) -> None:
         self._tensors = tensors
-        self._seen = seen
+        self._arrived = arrived
+        self._always = always
         self._handles: list[RemovableHandle] = []
 
     def want(self, wanted: bool) -> None:
-        """Put the hooks on, or take them off."""
-        if wanted and not self._handles:
+        """Register the hooks, or remove them where they are not wanted."""
+        if not wanted and not self._always:
+            self.remove()
+        elif not self._handles:
             self._handles = [
-                hook_first(tensor, self._after(place))
-                for place, tensor in enumerate(self._tensors)
+                hook_first(tensor, self._after(index))
+                for index, tensor in enumerate(self._tensors)
             ]
-        elif not wanted:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
 
-    def _after(self, place: int) -> Callable[[Tensor], None]:
-        seen = self._seen  # not self: torch holds hooks where the garbage collector does not look
-        return lambda _: seen(place)
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _after(self, index: int) -> Callable[[Tensor], None]:
+        arrived = self._arrived  # not self: torch holds hooks out of the garbage collector's sight
+        return lambda _: arrived(index)
 
 
 def hook_first(tensor: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradstats.recording.absence import LONG, Absence
 from gradstats.recording.budget import Budget
 from gradstats.recording.marks import Marks
-from gradstats.recording.messages import Reports, shortened
+from gradstats.recording.messages import LONG, Absence, Reports, shortened
 from gradstats.recording.schedules import Schedule
 from gradstats.recording.slots import POINTS, Slot
 from gradstats.recording.staging import Source

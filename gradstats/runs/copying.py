@@ -100,10 +100,10 @@ def _send_rest(folder: Path, url: str) -> int:
         raise ValueError(
             f"cannot send the rows in {folder}: {fact}; set GRADSTATS_SPOOL={folder.parent}"
         )
-    here = GradientStore.open(folder)
-    tables = {worker: here.stream(worker).table for worker in here.workers}
+    local = GradientStore.open(folder)
+    tables = {worker: local.stream(worker).table for worker in local.workers}
     with GradientStore.open(url, "a") as store:
-        rows = _rows(here) - _rows(GradientStore.open(url))
+        rows = _rows(local) - _rows(GradientStore.open(url))
         for worker, table in tables.items():
             store.claim(worker, table)
     if store.fault:
@@ -147,8 +147,8 @@ def _target(
             raise OSError(f"cannot copy all of {source.path}: {store.fault}")
         return
     with tempfile.TemporaryDirectory(dir=Path(out).absolute().parent) as folder:
-        with GradientStore.create(Path(folder, "run"), **settings) as made:
-            yield made
+        with GradientStore.create(Path(folder, "run"), **settings) as copied:
+            yield copied
         _zip(Path(folder, "run"), Path(folder, "run.zip"))
         shutil.move(Path(folder, "run.zip"), out)
 

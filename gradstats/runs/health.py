@@ -53,17 +53,17 @@ def findings(run: Run) -> list[Finding]:
 
 
 def _of_one(name: str, groups: list[Group]) -> Iterator[Finding]:
-    there = [group for group in groups if group.status == "ok"]
-    if not any(group.summary.nonzero + group.summary.nonfinite for group in there):
-        with_gradient = f"a gradient in {len(there)} of {len(groups)} rows"
+    present = [group for group in groups if group.status == "ok"]
+    if not any(group.summary.nonzero + group.summary.nonfinite for group in present):
+        with_gradient = f"a gradient in {len(present)} of {len(groups)} rows"
         yield Finding(name, "dead", f"{with_gradient}, none of them but zeros")
         return
-    broken = [group for group in there if group.summary.nonfinite]
+    broken = [group for group in present if group.summary.nonfinite]
     if broken:
         first = broken[0]
         count = f"{first.summary.nonfinite} of {first.summary.n} elements at step {first.step}"
         yield Finding(name, "not finite", f"NaN or inf in {len(broken)} rows, first {count}")
-    sizes = [g.summary.norm / math.sqrt(g.summary.nonzero) for g in there if g.summary.nonzero]
+    sizes = [g.summary.norm / math.sqrt(g.summary.nonzero) for g in present if g.summary.nonzero]
     if len(sizes) > 2 and sizes[-1] > EXPLODING * median(sizes):
         detail = f"root mean square {sizes[-1]:.2g} at the end, {median(sizes):.2g} in the median"
         yield Finding(name, "exploding", detail)

@@ -41,11 +41,11 @@ class Lost:
         percent = f"{100 * self.share:.3g}" if self.share >= 1e-5 else "less than 0.001"
         return f"{self.zeroed:,} of {_counted(self.elements, 'non-zero element')} ({percent} %)"
 
-    def add(self, values: Tensor, found: Tensor, step: int) -> int:
+    def add(self, values: Tensor, narrow: Tensor, step: int) -> int:
         """Count the losses of a row; how many elements became infinite."""
         finite = values.isfinite() & (values != 0)
-        lost = values[(found == 0) & finite]
-        infinite = int((found.isinf() & finite).sum())
+        lost = values[(narrow == 0) & finite]
+        infinite = int((narrow.isinf() & finite).sum())
         if len(lost):
             self.step = self.step if self.zeroed else step
             self.smallest = min(self.smallest, float(lost.abs().min()))
@@ -87,17 +87,17 @@ class Narrowing:
         Raises:
             ValueError: an element becomes infinite.
         """
-        found = values.to(getattr(torch, self.dtype)) if self.dtype else values
-        if found.dtype == values.dtype:
-            return found
+        narrow = values.to(getattr(torch, self.dtype)) if self.dtype else values
+        if narrow.dtype == values.dtype:
+            return narrow
         lost = self._lost.setdefault((name, quantity), Lost(name))
-        infinite = lost.add(values, found, step)
+        infinite = lost.add(values, narrow, step)
         if infinite and not self._allow_loss:
             largest = float(values[values.isfinite()].abs().max())
             what = f"{_counted(infinite, 'element')} of {name!r} at step {step} as {self.dtype}"
             fact = f"stored they are up to {largest:.3g}{note}"
             raise ValueError(f"cannot copy {what}: {fact}; {self._remedy(largest)}")
-        return found
+        return narrow
 
     def _remedy(self, magnitude: float) -> str:
         """A dtype that holds a magnitude which this one does not."""

@@ -42,10 +42,10 @@ def divisors(coordinates: Mapping[str, NDArray[Any]]) -> Floats:
         [8.0, 1.0, nan, 1.0, nan]
     """
     scale, unscaled = coordinates["loss_scale"], coordinates["unscaled"]
-    told = np.isfinite(scale) & (scale > 0)
-    found = np.where(unscaled == 0, np.where(told, scale, np.nan), 1.0)
-    found[(unscaled == -1) & told & (scale != 1)] = np.nan
-    return found
+    known = np.isfinite(scale) & (scale > 0)
+    divisor = np.where(unscaled == 0, np.where(known, scale, np.nan), 1.0)
+    divisor[(unscaled == -1) & known & (scale != 1)] = np.nan
+    return divisor
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,18 +116,19 @@ class Reader:
 
     def remarks(self, rows: Sequence[int]) -> Iterator[str]:
         """What a loss scale was done about in these rows, and what they leave out."""
-        kind, found = self.stream.kind, self.divisors[list(rows)]
-        scales, unknown = found[np.isfinite(found) & (found != 1)], int(np.isnan(found).sum())
+        kind, divisors = self.stream.kind, self.divisors[list(rows)]
+        scales = divisors[np.isfinite(divisors) & (divisors != 1)]
+        unknown = int(np.isnan(divisors).sum())
         if len(scales):
             low, high = f"{scales.min():,.6g}", f"{scales.max():,.6g}"
             scale = low if low == high else f"{low} to {high}"
             fact = f"stored multiplied by a loss scale of {scale}, divided when they are read"
             if kind == "shadow":
                 fact = f"compressors ran on gradients multiplied by a loss scale of {scale}"
-            yield f"{len(scales)} of {len(found)} {kind} rows: {fact}"
+            yield f"{len(scales)} of {len(divisors)} {kind} rows: {fact}"
         if unknown and kind != "shadow":
             fact = "the loss scale was not recorded, they are refused when they are read"
-            yield f"{unknown} of {len(found)} {kind} rows: {fact}; leave them out with steps="
+            yield f"{unknown} of {len(divisors)} {kind} rows: {fact}; leave them out with steps="
         if rows and self.left_out:
             yield f"track rows hold nothing of parameters with sparse gradients: {self.left_out}"
 
@@ -156,13 +157,13 @@ class Reader:
         """
         if self.sparse and self.stream.kind == "full":
             return self._true(row, self._joined(row))
-        found = self._true(row, self.stream.read(row))
-        return found if self._places is None else found[self._places]
+        values = self._true(row, self.stream.read(row))
+        return values if self._places is None else values[self._places]
 
     def parameter(self, row: int, name: str, quantity: str = "grad") -> Tensor:
         """The gradient of one parameter as `Stream.read` gives it, a sparse one sparse."""
-        found = self.stream.read(row, name, quantity)
-        return self._true(row, found) if quantity == "grad" else found
+        values = self.stream.read(row, name, quantity)
+        return self._true(row, values) if quantity == "grad" else values
 
     def flat(self, row: int, dtype: str) -> Tensor:
         """The gradients of one dtype as `Stream.read_flat` gives them."""
@@ -170,16 +171,16 @@ class Reader:
 
     def elements(self, row: int, dtype: str, start: int, stop: int) -> Floats:
         """A stretch of what `flat` gives, float64."""
-        found = self.stream.read_flat(row, dtype, start, stop)
-        return np.asarray(self._true(row, found.double()).numpy())
+        values = self.stream.read_flat(row, dtype, start, stop)
+        return np.asarray(self._true(row, values.double()).numpy())
 
     def summaries(self, row: int) -> dict[str, Summary]:
         """By name, the Summaries of one row: of the selected parameters with a gradient."""
         stream, divisor = self.stream, self._divisor(row)
-        there = stream.present[row]
-        names = [p.name for p, has in zip(stream.table, there, strict=True) if has]
-        found = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
-        chosen = {name: summary for name, summary in found if name in self.selected}
+        present = stream.present[row]
+        names = [p.name for p, has in zip(stream.table, present, strict=True) if has]
+        pairs = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
+        chosen = {name: summary for name, summary in pairs if name in self.selected}
         if divisor == 1:
             return chosen
         return {name: summary.scaled(1 / divisor) for name, summary in chosen.items()}
@@ -209,11 +210,11 @@ class Reader:
 
     def _pieces(self, row: int, flats: Mapping[str, Tensor]) -> Iterator[Tensor]:
         table, present = self.stream.table, self.stream.present[row]
-        there = {p.name: has for p, has in zip(table, present, strict=True)}
+        has_gradient = {p.name: has for p, has in zip(table, present, strict=True)}
         for p in self.parameters:
             if p.layout == "dense":
                 yield flats[p.dtype][p.offset : p.offset + p.numel]
-            elif there[p.name]:
+            elif has_gradient[p.name]:
                 yield self.stream.read(row, p.name).to_dense().reshape(-1)
             else:
                 yield torch.zeros(p.numel, dtype=getattr(torch, p.dtype))

@@ -54,8 +54,8 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.worker not in self.store.workers:
-            there = ", ".join(map(str, self.store.workers)) or "none that has written yet"
-            raise ValueError(f"worker must be one of {there}, got {self.worker!r}")
+            workers = ", ".join(map(str, self.store.workers)) or "none that has written yet"
+            raise ValueError(f"worker must be one of {workers}, got {self.worker!r}")
         if not self.names:
             known = [parameter.name for parameter in self.table]
             shown = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
@@ -96,12 +96,12 @@ class Run:
     @cached_property
     def stages(self) -> tuple[tuple[int, ...], ...]:
         """The workers, those together whose rows hold the same parameters; worker 0's first."""
-        found: dict[Any, list[int]] = {}
+        workers_by_table: dict[Any, list[int]] = {}
         for worker in self.store.workers:
             table = self.store.stream(worker).table
             key = tuple((p.name, p.global_shape or p.shape, p.dtype) for p in table)
-            found.setdefault(key, []).append(worker)
-        return tuple(map(tuple, found.values()))
+            workers_by_table.setdefault(key, []).append(worker)
+        return tuple(map(tuple, workers_by_table.values()))
 
     @cached_property
     def selected(self) -> frozenset[str]:
@@ -137,8 +137,10 @@ class Run:
     @cached_property
     def points(self) -> tuple[str, ...]:
         """The points of the step at which there are rows."""
-        found = {str(each) for kind in FITTED for each in self.stream(kind).coordinates["point"]}
-        return tuple(point for point in PREFERRED if point in found)
+        captured = {
+            str(each) for kind in FITTED for each in self.stream(kind).coordinates["point"]
+        }
+        return tuple(point for point in PREFERRED if point in captured)
 
     @property
     def kind(self) -> str:
@@ -224,12 +226,12 @@ class Run:
     @cached_property
     def _begins(self) -> dict[int, int]:
         """The first step of each segment, by rows of any kind."""
-        found: dict[int, int] = {}
+        begins: dict[int, int] = {}
         for kind in FITTED:
             coordinates = self.stream(kind).coordinates
             for segment, step in zip(coordinates["segment"], coordinates["step"], strict=True):
-                found[int(segment)] = min(int(step), found.get(int(segment), int(step)))
-        return found
+                begins[int(segment)] = min(int(step), begins.get(int(segment), int(step)))
+        return begins
 
     @cached_property
     def _streams(self) -> dict[str, Stream]:
@@ -256,8 +258,8 @@ class Run:
             raise ValueError(f"step must have a {kind} row, the nearest are {shown}, got {step}")
         reader = Reader(stream, frozenset(part.name for part in stream.table))
         row = rows[-1]
-        found = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
-        return found.to(self.device)
+        values = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
+        return values.to(self.device)
 
     def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
         """(step, flat gradient of the selected parameters) of the selected rows, in order."""
@@ -273,18 +275,18 @@ class Run:
         """
         if workers == 1:
             return (self,)
-        there = next(stage for stage in self.stages if self.worker in stage)
-        if not 1 < workers <= len(there):
-            remedy = "gradstats import --workers makes some of micro-batches"
-            rule = f"workers must be from 1 to {len(there)}, those captured"
+        own_stage = next(stage for stage in self.stages if self.worker in stage)
+        if not 1 < workers <= len(own_stage):
+            remedy = "gradstats import --files-per-step makes some of micro-batches"
+            rule = f"workers must be from 1 to {len(own_stage)}, those captured"
             rule += " with the same parameters" if len(self.stages) > 1 else ""
             raise ValueError(f"{rule}, got {workers!r}; {remedy}")
-        found = tuple(replace(self, worker=worker) for worker in there[:workers])
-        points = {run.point or (run.points or ("unknown",))[0] for run in found}
+        runs = tuple(replace(self, worker=worker) for worker in own_stage[:workers])
+        points = {run.point or (run.points or ("unknown",))[0] for run in runs}
         if points - set(OWN):
             fact = f"got the point {', '.join(sorted(points))}"
             raise ValueError(f"gradients of several workers must be local ones, {fact}")
-        return found
+        return runs
 
     def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
         """(step, flat gradient of each worker) of the selected steps that all of them have.
@@ -349,11 +351,11 @@ class Run:
         """
         stream = self.stream("shadow")
         steps = stream.coordinates["step"]
-        found = []
+        rows = []
         for row in self.rows("shadow"):
             for line in json.loads(stream.read_bytes(row)):
-                found.append({**line, "step": int(steps[row])})
-        return found
+                rows.append({**line, "step": int(steps[row])})
+        return rows
 
 
 def open(path: str | Path, **selection: Any) -> Run:

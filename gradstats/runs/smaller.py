@@ -159,17 +159,17 @@ def _kept(ids: Mapping[str, Any], smaller: Smaller) -> dict[str, NDArray[np.int6
 
 def _places(stream: Stream, kept: Mapping[str, Any]) -> list[NDArray[np.int64] | slice]:
     """Where each parameter's elements are in the vectors of a stream."""
-    found: list[NDArray[np.int64] | slice] = []
+    indices: list[NDArray[np.int64] | slice] = []
     for p in stream.parameters:
         if p.dtype in kept:
             first, stop = np.searchsorted(kept[p.dtype], [p.offset, p.offset + p.numel])
-            found.append(kept[p.dtype][first:stop])
+            indices.append(kept[p.dtype][first:stop])
         else:
-            found.append(slice(p.offset, p.offset + p.numel))
-    return found
+            indices.append(slice(p.offset, p.offset + p.numel))
+    return indices
 
 
 def _summaries(stream: Stream, row: int) -> bytes:
     """The Summaries of a full row, one for each parameter with a gradient."""
-    there = [p.name for p, has in zip(stream.table, stream.present[row], strict=True) if has]
-    return to_bytes([summarize(stream.read(row, name)) for name in there])
+    present = [p.name for p, has in zip(stream.table, stream.present[row], strict=True) if has]
+    return to_bytes([summarize(stream.read(row, name)) for name in present])

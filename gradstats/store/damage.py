@@ -32,9 +32,9 @@ def bad_chunk(
         file = folder / ".".join(["c", *map(str, chunk)])
         if not file.is_file():
             return chunk, f"chunk {file.name} is missing"
-        found = len(file.read_bytes())
-        if raw and found != size:
-            return chunk, f"chunk {file.name} is damaged: it has {found} of {size} bytes"
+        actual = len(file.read_bytes())
+        if raw and actual != size:
+            return chunk, f"chunk {file.name} is damaged: it has {actual} of {size} bytes"
     return None
 
 

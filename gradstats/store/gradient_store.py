@@ -198,8 +198,8 @@ class GradientStore:
         """
         _check_kind(kind)
         if worker not in self.workers:
-            there = ", ".join(map(str, self.workers)) or "none yet"
-            raise LookupError(f"cannot read worker {worker} of {self.path}: it has {there}")
+            workers = ", ".join(map(str, self.workers)) or "none yet"
+            raise LookupError(f"cannot read worker {worker} of {self.path}: it has {workers}")
         return open_stream(self.path, worker, kind, self.parameters)
 
     def append(

@@ -53,8 +53,8 @@ class InObjects(Place):
         import obstore
 
         with self._asking():
-            found = obstore.list_with_delimiter(self.content, self.key or None)
-        keys = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
+            listing = obstore.list_with_delimiter(self.content, self.key or None)
+        keys = (*listing["common_prefixes"], *(each["path"] for each in listing["objects"]))
         return {key.rstrip("/").rpartition("/")[2] for key in keys}
 
     def is_file(self) -> bool:
@@ -80,8 +80,8 @@ class InObjects(Place):
         import obstore
 
         with self._asking():
-            found = obstore.get(self.content, self.key)
-            return bytes(found.bytes()), found.meta["e_tag"]
+            answer = obstore.get(self.content, self.key)
+            return bytes(answer.bytes()), answer.meta["e_tag"]
 
     def size(self) -> int:
         """Bytes of all objects here and below."""
@@ -125,9 +125,9 @@ class InObjects(Place):
             with self._asking():
                 done = obstore.put(self.content, self.key, data, mode=mode, use_multipart=False)
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            there, found = self.read_tagged()
-            if there == data:  # an answer was lost on its way, and the request repeated
-                return found
+            stored, current = self.read_tagged()
+            if stored == data:  # an answer was lost on its way, and the request repeated
+                return current
             raise Conflict(f"cannot write {self}: {CONFLICT}") from error
         return done["e_tag"]
 

@@ -66,7 +66,7 @@ def _check_arrays(stream: Stream) -> None:
     for name, width in needed.items():
         array = stream.arrays.get(name)
         if array is None or array.shape[1] != width:
-            found = f"has {array.shape[1]}" if array is not None else "is not there"
-            fact = f"{name} {found} where the parameter table has {width} columns"
+            fault = f"has {array.shape[1]}" if array is not None else "is not there"
+            fact = f"{name} {fault} where the parameter table has {width} columns"
             where = f"{stream.path}/worker_{stream.worker}"
             raise StoreFormatError(f"cannot read {where}: {fact}; restore it from a copy")

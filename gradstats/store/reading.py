@@ -288,10 +288,10 @@ class Stream:
         """What could not be read: the parameters, the step, and the chunk by its key."""
         key = f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
         array, where = self.arrays[name], f"cannot read {self.path}/{key}"
-        found = bad_chunk(self.path / key, array, index)
-        if found is None:
+        damaged = bad_chunk(self.path / key, array, index)
+        if damaged is None:
             return f"{where}: a chunk is damaged ({first_line(error)}); {RESTORE}"
-        chunk, fact = found
+        chunk, fact = damaged
         file = ".".join(["c", *map(str, chunk)])
         parameters = () if name.startswith("element_ids_") else self.parameters
         what = held_by(name, array, chunk, index, parameters)

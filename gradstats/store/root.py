@@ -94,7 +94,7 @@ def worker_ids(path: Path | Place, run: str | None = None) -> tuple[int, ...]:
     Raises:
         StoreFormatError: a worker has arrays and no metadata.
     """
-    found = []
+    numbers = []
     for number, folder in _worker_folders(path):
         group = folder / "zarr.json"
         if not group.is_file():
@@ -104,11 +104,11 @@ def worker_ids(path: Path | Place, run: str | None = None) -> tuple[int, ...]:
                 fact = f"{folder.name} is truncated (arrays, but no zarr.json)"
                 raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
         if group.is_file():
-            found.append(number)
+            numbers.append(number)
     if isinstance(path, InObjects) and run is not None:
-        groups = {number: _parse(path / f"worker_{number}" / "zarr.json") for number in found}
-        found = [n for n, group in groups.items() if _attributes(group).get("run", run) == run]
-    return tuple(sorted(found))
+        groups = {number: _parse(path / f"worker_{number}" / "zarr.json") for number in numbers}
+        numbers = [n for n, group in groups.items() if _attributes(group).get("run", run) == run]
+    return tuple(sorted(numbers))
 
 
 def _worker_folders(path: Path | Place) -> Iterator[tuple[int, Path | Place]]:

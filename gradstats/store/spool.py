@@ -108,8 +108,8 @@ class Spool:
         group = self.folder / "zarr.json"
         if not group.exists():
             return 0
-        here = documents_of(group.read_bytes())
-        return sum(stream_rows(here, p) - stream_rows(self._sent, p) for p in PREFIXES.values())
+        local = documents_of(group.read_bytes())
+        return sum(stream_rows(local, p) - stream_rows(self._sent, p) for p in PREFIXES.values())
 
     def close(self) -> None:
         """Send the rest, for as long as that works or the patience lasts."""
@@ -139,18 +139,18 @@ class Spool:
         return self._agreed()
 
     def _agreed(self) -> str:
-        here = self.folder / "zarr.json"
-        local = json.loads(here.read_bytes()) if here.is_file() else None
+        file = self.folder / "zarr.json"
+        local = json.loads(file.read_bytes()) if file.is_file() else None
         own = (local and _mark(local)) or uuid.uuid4().hex
         try:
             self._raw, self._tag = (self.place / "zarr.json").read_tagged()
         except FileNotFoundError:
             return own
-        there = json.loads(self._raw)
-        if there["attributes"].get("run", self._id) != self._id:
+        remote = json.loads(self._raw)
+        if remote["attributes"].get("run", self._id) != self._id:
             return own  # left by a writer of the run that was replaced
         self._sent, self._begun = documents_of(self._raw), True
-        if local is not None and _mark(local) == _mark(there):
+        if local is not None and _mark(local) == _mark(remote):
             return own
         if local is not None and self.unsent > 0:
             fact = (
@@ -160,7 +160,7 @@ class Spool:
                 f"cannot go on in {self.place}: {fact}; move it away to go on without"
             )
         discard(self.folder)
-        return self._take_over(there)
+        return self._take_over(remote)
 
     def _take_over(self, group: Document) -> str:
         """Commit as the writer, and get what appending needs.

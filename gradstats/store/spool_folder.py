@@ -69,10 +69,10 @@ def check_run(place: InObjects, root: bytes) -> None:
         OSError: the object store does not answer.
     """
     try:
-        there = run_of((place / "zarr.json").read_bytes())
+        stored = run_of((place / "zarr.json").read_bytes())
     except FileNotFoundError:
-        there = None
-    if there != run_of(root):
+        stored = None
+    if stored != run_of(root):
         raise Conflict(f"cannot write {place}: {REPLACED}")
 
 

@@ -54,10 +54,10 @@ def whole(
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
-        made = Path(folder, "made.zarr")
-        with GradientStore.create(made, parameters, provenance=provenance, run=run) as store:
+        complete = Path(folder, "made.zarr")
+        with GradientStore.create(complete, parameters, provenance=provenance, run=run) as store:
             yield store
-        _move(made, place, if_exists)
+        _move(complete, place, if_exists)
 
 
 def check_place(place: Path | Place, if_exists: str = "error") -> None:
@@ -91,11 +91,11 @@ def _undone(store: GradientStore) -> Iterator[None]:
     store.close()
 
 
-def _move(made: Path, place: Path, if_exists: str) -> None:
+def _move(complete: Path, place: Path, if_exists: str) -> None:
     check_place(place, if_exists)  # again: the work took its time
     if is_vacant(place):
         shutil.rmtree(place, ignore_errors=True)
     else:
         GradientStore.open(place).check_idle()
-        place.rename(made.with_name("replaced.zarr"))  # goes with the folder that it is in
-    made.rename(place)
+        place.rename(complete.with_name("replaced.zarr"))  # goes with the folder that it is in
+    complete.rename(place)

@@ -275,8 +275,8 @@ class WorkerWriter:
         for name in ORDERED:
             chunk, place = divmod(row, chunk_shape(self.documents[prefix + name])[0])
             file, dtype = self._column_chunk(prefix + name, chunk), np.dtype(COORDINATES[name])
-            found = np.fromfile(file, dtype, count=1, offset=dtype.itemsize * place)
-            values.append(int(found[0]))
+            last = np.fromfile(file, dtype, count=1, offset=dtype.itemsize * place)
+            values.append(int(last[0]))
         segment, step, micro, point = values
         return segment, step, micro, point
 

@@ -56,15 +56,15 @@ def from_bytes(data: bytes) -> list[Summary]:
             raise ValueError(f"version {version} is newer than {VERSION}; upgrade gradstats")
         if version < 1:
             raise ValueError(f"version {version} was never written")
-        place, found = _HEAD.size, []
+        place, summaries = _HEAD.size, []
         for _ in range(count):
             summary, place = _decoded(data, place, version)
-            found.append(summary)
+            summaries.append(summary)
         if place != len(data):
             raise ValueError(f"{len(data) - place} bytes follow the last one")
     except (struct.error, IndexError, ValueError) as error:
         raise ValueError(f"cannot read Summaries from {len(data)} bytes: {error}") from error
-    return found
+    return summaries
 
 
 def _encoded(summary: Summary) -> bytes:

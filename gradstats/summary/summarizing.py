@@ -124,7 +124,7 @@ def _log_sums(flat: Tensor, ends: Sequence[int] | NDArray[np.int64]) -> list[flo
     """Sum of ln|g| over each segment of at most FEW elements; None for others."""
     starts, stops = np.asarray(ends)[:-1], np.asarray(ends)[1:]
     few = np.flatnonzero(stops - starts <= FEW)
-    found: list[float | None] = [None] * len(starts)
+    log_sums: list[float | None] = [None] * len(starts)
     for first in range(0, len(few), BATCH):
         some = few[first : first + BATCH]
         spans = zip(starts[some].tolist(), stops[some].tolist(), strict=True)
@@ -133,8 +133,8 @@ def _log_sums(flat: Tensor, ends: Sequence[int] | NDArray[np.int64]) -> list[flo
         lengths = stops[some] - starts[some]
         sums = np.bincount(np.repeat(np.arange(len(some)), lengths), logs.cpu().numpy(), len(some))
         for i, total in zip(some.tolist(), sums.tolist(), strict=True):
-            found[i] = total
-    return found
+            log_sums[i] = total
+    return log_sums
 
 
 def of_tally(

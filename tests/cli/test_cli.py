@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.cli import options
+from gradstats.cli import parsing
 from gradstats.network import Network
 
 TRAINING = """
@@ -46,7 +46,7 @@ def test_info_says_what_a_run_holds(call, small_run):
 def test_fit_prints_and_writes_what_the_function_gives(call, small_run, out):
     code, shown, err = call(
         *("fit", small_run, "--families", "laplace,dgamma", "--ratios", "0.1, 0.01"),
-        *("--by", "module-type", "--steps", "0:150", "--method", "moments", "--out", out),
+        *("--group-by", "module-type", "--steps", "0:150", "--method", "moments", "--out", out),
     )
     assert (code, err) == (0, f"tables: {out}")
     run = gradstats.open(small_run, steps=(0, 150, 1))
@@ -74,7 +74,16 @@ def test_fits_that_fail_are_counted_on_stderr(call, run_writer, tmp_path):
 
 def test_replay_prints_whole_names_and_writes_what_reproduces_it(call, small_run, out):
     words = ("replay", small_run, "--compressors", "topk,ef(sidco-gp(0.05, stages=2)),bf16")
-    words += ("--ratios", "0.1", "--steps", "0:20", "--seed", "3", "--by", "model,parameter")
+    words += (
+        "--ratios",
+        "0.1",
+        "--steps",
+        "0:20",
+        "--seed",
+        "3",
+        "--granularity",
+        "model,parameter",
+    )
     code, shown, err = call(*words, "--out", out)
     assert (code, err) == (0, f"tables: {out}")
     for word in ("topk(0.1)", "sidco-gp(0.05, stages=2)", "bf16", "parameter", "khat_over_k"):
@@ -107,7 +116,7 @@ def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):
 
     monkeypatch.setattr("gradstats.reporting.report.report", make)
     words = ("report", small_run, "--budget", "1.5min", "--ratios", "0.1", "--seed", "2")
-    words += ("--compressors", "topk,bf16", "--workers", "4", "--gbits", "1")
+    words += ("--compressors", "topk,bf16", "--network-workers", "4", "--network-gbits", "1")
     code, shown, err = call(*words, "--parameters", "fc.*", "--steps", "5:", "--out", out)
     assert (code, shown, err) == (0, f"{out / 'report.html'}\n", "")
     progress = asked.pop("progress")
@@ -174,7 +183,7 @@ def test_brackets_in_names_and_paths_are_printed_as_they_are(call, run_writer, t
     assert code == 0
     for text in ("run[red].zarr", "w[/x]", "v[bold]"):
         assert text in shown
-    code, shown, err = call("fit", path, "--by", "parameter")
+    code, shown, err = call("fit", path, "--group-by", "parameter")
     assert code == 0
     assert "w[/x]: cannot fit" in shown
     assert "v[bold]: laws" in shown
@@ -188,7 +197,7 @@ def test_help_names_every_command_and_its_options(call):
     for command in commands:
         assert re.search(rf"^.\s*{command}\b", shown, re.MULTILINE)
         assert call(command, "--help")[0] == 0
-    shared = ("--by", "--parameters", "--steps", "--ratios", "--device", "--out")
+    shared = ("--parameters", "--steps", "--ratios", "--device", "--out")
     for command in ("fit", "replay", "report"):
         _, shown, _ = call(command, "--help")
         assert all(option in shown for option in shared)
@@ -228,7 +237,7 @@ print(*{"torch", "numpy", "scipy", "zarr", "pandas"} & set(sys.modules), file=sy
     ("text", "seconds"), [("90s", 90), ("5min", 300), ("5 m", 300), ("1h", 3600), ("0.5", 0.5)]
 )
 def test_budgets_are_read_in_the_usual_units(text, seconds):
-    assert options.parse_seconds(text) == seconds
+    assert parsing.parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -241,15 +250,15 @@ def test_budgets_are_read_in_the_usual_units(text, seconds):
     ],
 )
 def test_specs_are_split_at_the_commas_between_them(text, specs):
-    assert options.split_specs(text) == specs
+    assert parsing.split_specs(text) == specs
 
 
 @pytest.mark.parametrize(
     "words",
     [
         ("capture", "--full-evry", "5", "--", "true"),
-        ("report", "RUN", "--workers", "1"),
-        ("report", "RUN", "--gbits", "0"),
+        ("report", "RUN", "--network-workers", "1"),
+        ("report", "RUN", "--network-gbits", "0"),
     ],
 )
 def test_a_wrong_option_is_the_callers_mistake(call, small_run, tmp_path, words):

@@ -42,7 +42,7 @@ class Prelude:
         """Attach to the only optimizer that there is."""
         if self._waits and len(self.optimizers) == 1:
             self._attach(next(iter(self.optimizers)))
-            self._pass_on(lambda handle: handle.before_backward())
+            self._pass_on(lambda handle: handle.observer.before_backward())
 
     def after_backward(self) -> None:
         """The recording is told itself."""
@@ -58,7 +58,7 @@ class Prelude:
         holding = [one for one in self.optimizers if not clipped.isdisjoint(ids_held([one]))]
         if len(holding) == 1:
             self._attach(holding[0])
-            self._pass_on(lambda handle: handle.before_clipping(parameters))
+            self._pass_on(lambda handle: handle.observer.before_clipping(parameters))
 
     def after_clipping(self, parameters: list[Tensor], limit: float, norm: Tensor) -> None:
         """The recording is told itself."""
@@ -69,7 +69,7 @@ class Prelude:
             return step()
         self._attach(optimizer)
         if isinstance(self._handle, Capture):
-            return self._handle.scaled_step(optimizer, scaler, step)
+            return self._handle.observer.scaled_step(optimizer, scaler, step)
         return step()
 
     def other_step(self, optimizer: Any) -> None:

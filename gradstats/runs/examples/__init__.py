@@ -24,7 +24,7 @@ def load_example(name: str = "resnet20") -> runs.Run:
         >>> load_example("resnet20").consecutive
         'track'
     """
-    there = sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.glob(f"*{_ENDING}"))
-    if name not in there:
-        raise ValueError(f"name must be one of {', '.join(there)}, got {name!r}")
+    names = sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.glob(f"*{_ENDING}"))
+    if name not in names:
+        raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
     return runs.open(_FOLDER / f"{name}{_ENDING}")
