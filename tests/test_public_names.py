@@ -34,7 +34,7 @@ NAMES = {
     "gradstats.runs": "Run open",
     "gradstats.store": "FORMAT_VERSION GradientStore Parameter Row StoreFormatError Stream",
     "gradstats.summary": "Moments Summary summarize summarize_segments",
-    "gradstats.testing": "check_compressor check_family",
+    "gradstats.testing": "check_compressor check_family compressor_checks family_checks",
     "gradstats.thresholds": "Threshold sidco_threshold",
 }
 # importable by name, and there after `import gradstats` alone
