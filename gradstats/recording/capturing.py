@@ -24,19 +24,19 @@ from gradstats.recording.processes import (
     Distribution,
     another_model,
     distribution,
+    group_is_missing,
     shared_store,
 )
 from gradstats.recording.provenance import provenance
 from gradstats.recording.pseudo import names_of
-from gradstats.recording.ranks import group_is_missing
 from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.registry import make_way, register
 from gradstats.recording.rows import Plan
-from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import (
     Selected,
     left_out,
+    sample_elements,
     select,
     unwrap_model,
     unwrap_optimizer,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradstats.recording.sampling import row_widths
+from gradstats.recording.selection import row_widths
 from gradstats.recording.slots import Kind, Lane, Point, Pool, Slot, empty
 from gradstats.store import Parameter
 
