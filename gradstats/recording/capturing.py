@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradstats.recording.admission import Plan
 from gradstats.recording.budget import Budget, format_bytes, parse_bytes
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
 from gradstats.recording.handle import Capture
@@ -31,7 +32,6 @@ from gradstats.recording.provenance import provenance
 from gradstats.recording.pseudo import names_of
 from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.registry import make_way, register
-from gradstats.recording.rows import Plan
 from gradstats.recording.schedules import Schedule, as_schedule, every
 from gradstats.recording.selection import (
     Selected,

@@ -62,7 +62,7 @@ def summaries(slot: Slot, table: Sequence[Parameter]) -> dict[str, Summary]:
 def coalesced(slot: Slot, index: int) -> tuple[Tensor, Tensor]:
     """Indices and values of a sparse gradient, with the values of equal indices added up."""
     indices, values = slot.sparse[index]
-    shape = slot.source.shape(index)
+    shape = slot.source.table[index].shape
     sparse = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
     return sparse.indices(), sparse.values()
 
@@ -71,7 +71,7 @@ def ragged(slot: Slot) -> dict[str, np.ndarray]:
     """Sparse gradients as the store keeps them: leading indices flattened, values too."""
     ragged: dict[str, np.ndarray] = {}
     for index, (indices, values) in slot.sparse.items():
-        shape = slot.source.shape(index)
+        shape = slot.source.table[index].shape
         strides = np.cumprod([1, *shape[indices.shape[0] - 1 : 0 : -1]])[::-1]
         ragged[f"indices_{index}"] = strides @ indices.numpy()
         ragged[f"values_{index}"] = as_bits(values.reshape(-1))
