@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "replaying": (
         "compressors",
         "exchange",
+        "kernels",  # the form in use: timings depend on it
         "lowrank",
         "metrics",
         "network",

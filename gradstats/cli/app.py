@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -276,18 +276,16 @@ def fit(
 ) -> None:
     """Fit distributions and derive SIDCo thresholds; an interrupted fit goes on where it was."""
     from gradstats import extras
-    from gradstats.families import FAMILIES
-    from gradstats.fitting.resumable import fit_into, series_into
-    from gradstats.fitting.run import fit_settings
-    from gradstats.runs.results import results_folder
+    from gradstats.fitting.resumable import fit_into
+    from gradstats.fitting.settings import FitSettings
     from gradstats.runs.tasks import workers
 
     for module in ("pandas", "pyarrow", "statsmodels"):
         extras.load(module)  # what is missing is said before the work
     wanted = parse_ratios(ratios)
     with usage():
-        settings = fit_settings(
-            families=words(families) if families else FAMILIES,
+        settings = FitSettings(
+            families=words(families) if families else None,
             ratios=wanted,
             by=group_by,
             method=method,
@@ -296,17 +294,14 @@ def fit(
         )
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
-        over_elements = axis is Axis.elements
-        folder = out or results_folder(opened) / ("fit" if over_elements else "over-steps")
         with bar() as advance, workers(jobs) as executor, usage():
-            if over_elements:
-                fit_into(opened, settings, folder, executor=executor, progress=advance)
-            else:
-                series_into(opened, folder, executor=executor, progress=advance)
+            fitted = fit_into(
+                opened, settings, out, axis=axis.value, executor=executor, progress=advance
+            )
         for text in opened.remarks:
             remark(text)
-    (print_fits if over_elements else print_series)(folder)
-    remark(f"tables: {folder}")
+    (print_fits if axis is Axis.elements else print_series)(fitted)
+    remark(f"tables: {fitted.folder}")
 
 
 @app.command()
@@ -339,70 +334,34 @@ def replay(
     """Replay captured gradients through compressors and compare them."""
     from gradstats import extras
     from gradstats.kernels.forms import use
-    from gradstats.network import Network
-    from gradstats.replaying import planning
-    from gradstats.replaying import ranking as tables
-    from gradstats.replaying import run as jobs
-    from gradstats.replaying.factorised import factorised_rows
+    from gradstats.replaying.into import replay_into
+    from gradstats.replaying.resumable import FactorisedSettings
+    from gradstats.replaying.settings import ReplaySettings
     from gradstats.runs import open as open_native
-    from gradstats.runs.results import results_folder
 
-    pandas = extras.load("pandas")  # what is missing is said before the work
-    specs = chosen_specs(compressors)
-    wanted = parse_ratios(ratios)
+    extras.load("pandas")  # what is missing is said before the work
+    with usage():
+        settings = ReplaySettings(
+            chosen_specs(compressors),
+            ratios=parse_ratios(ratios),
+            feedback=words(feedback),
+            granularity=words(granularity),
+            workers=workers,
+            seed=seed,
+        )
+    native = open_native(factorised) if factorised and rank_ratio else None
+    low_rank = FactorisedSettings(rank_ratio, native) if rank_ratio else None
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
-        with usage():
-            planned = planning.plan(
-                opened,
-                specs,
-                ratios=wanted,
-                feedback=words(feedback),
-                granularity=words(granularity),
-            )
-            opened.beside(workers)
-        with bar() as advance, use(kernels.value):
-            rows = jobs.replay_jobs(
-                opened,
-                planned,
-                workers=workers,
-                seed=seed,
-                progress=lambda i, n: advance("replay", i, n),
-            )
-            advance("time", 0, 1)
-            timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
-        low_rank = None
-        if rank_ratio:
-            with usage():
-                native = open_native(factorised) if factorised else None
-                low_rank = factorised_rows(opened, rank_ratio=rank_ratio, native=native)
+        with bar() as advance, use(kernels.value), usage():
+            replayed = replay_into(opened, settings, out, low_rank=low_rank, progress=advance)
         _remark_point(opened)
-        folder = out or results_folder(opened) / "replay"
-    folder.mkdir(parents=True, exist_ok=True)
-    replayed = pandas.DataFrame(rows)
-    replayed.to_parquet(folder / "replay.parquet", index=False)
-    methods = tables.methods_table(replayed, tables.timing_table(timings), Network())
-    methods.to_parquet(folder / "methods.parquet", index=False)
-    settings = {
-        "specs": specs,
-        "ratios": wanted,
-        "feedback": feedback,
-        "granularity": granularity,
-        "parameters": parameters,
-        "steps": steps,
-        "seed": seed,
-        "device": device,
-        "kernels": kernels.value,
-        "workers": workers,
-    }
-    (folder / "settings.json").write_text(_json(settings))
-    print_methods(methods)
+    print_methods(replayed.methods)
     if workers > 1:
-        print_aggregates(methods)
-    if low_rank is not None:
-        low_rank.to_parquet(folder / "factorised.parquet", index=False)
-        print_low_rank(low_rank)
-    remark(f"tables: {folder}")
+        print_aggregates(replayed.methods)
+    if replayed.factorised is not None:
+        print_low_rank(replayed.factorised)
+    remark(f"tables: {replayed.folder}")
 
 
 @app.command()
@@ -475,11 +434,3 @@ def _remark_point(run: "Run") -> None:
             f"these gradients are {point}: a DDP communication hook does not receive them, it "
             "gets each worker's own; capture with at='local' to replay those"
         )
-
-
-def _json(settings: dict[str, Any]) -> str:
-    import json
-
-    import gradstats
-
-    return json.dumps({"gradstats": gradstats.__version__, **settings}, indent=1)

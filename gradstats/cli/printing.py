@@ -16,6 +16,7 @@ from gradstats.cli.describing import described, lines
 from gradstats.cli.json_output import print_json
 
 if TYPE_CHECKING:
+    from gradstats.fitting.resumable import Fitted
     from gradstats.runs import Run
 
 out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
@@ -81,14 +82,11 @@ def print_table(title: str, table: Any) -> None:
     out_console.print(rich_table)
 
 
-def print_fits(folder: Path) -> None:
+def print_fits(fitted: Fitted) -> None:
     """Print the laws of every group, SIDCo's thresholds, and what failed."""
     from gradstats.fitting.ranking import best_law, by_ratio, reuse_table
-    from gradstats.fitting.resumable import read_table
 
-    fits, thresholds, reuse = (
-        read_table(folder, name) for name in ("fits", "thresholds", "reuse")
-    )
+    fits, thresholds, reuse = (fitted.table(name) for name in ("fits", "thresholds", "reuse"))
     for group, rows in fits.groupby("group", sort=False):
         good = rows[rows["status"] == "ok"]
         if len(good):
@@ -111,11 +109,9 @@ def ratios_of(rows: Any) -> list[float]:
     return sorted(rows["target_ratio"].unique(), reverse=True)
 
 
-def print_series(folder: Path) -> None:
+def print_series(fitted: Fitted) -> None:
     """Print the medians of every parameter's elements over the steps."""
-    from gradstats.fitting.resumable import read_table
-
-    series = read_table(folder, "series")
+    series = fitted.table("series")
     columns = ["mean", "variance", "snr", "tail_index", "autocorrelation", "zeros"]
     by_parameter = series.groupby("parameter", sort=False)
     table = by_parameter[columns].median()

@@ -13,9 +13,9 @@ from gradstats.payloads.quantized import Coded
 from gradstats.payloads.symbol_codes import Packed
 
 
-def flattened(grad: Tensor) -> Tensor:
-    """The elements one after another, those of float64 within the range of float32."""
-    return bounded(grad.detach().reshape(-1).contiguous(), torch.float32)
+def within_float32(flat: Tensor) -> Tensor:
+    """Return the elements, with float64 ones limited to the range of float32."""
+    return bounded(flat, torch.float32)
 
 
 def coded_bits(text: str) -> Bound:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstats.fitting.columns import ReuseRow
 from gradstats.ratios import kept_count
 from gradstats.summary.summary import Summary
 
@@ -42,7 +43,7 @@ class Reuse:
     @property
     def row(self) -> dict[str, Any]:
         """The fields, with reusable_steps: for how many steps the threshold was good."""
-        return {**asdict(self), "reusable_steps": self.last_good - self.step}
+        return vars(ReuseRow(**asdict(self), reusable_steps=self.last_good - self.step))
 
 
 def reuse(open_: Iterable[Reuse], step: int, name: str, summary: Summary) -> list[Reuse]:

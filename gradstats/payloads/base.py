@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -31,7 +31,13 @@ class Payload(ABC):
     """
 
     kind: ClassVar[int]
-    numel: int
+
+    if TYPE_CHECKING:  # at run time a property would be the default of a dataclass's field
+
+        @property
+        @abstractmethod
+        def numel(self) -> int:
+            """Number of elements of the gradient; a field of some payloads."""
 
     @property
     @abstractmethod
@@ -142,7 +148,7 @@ class Dense(Payload):
     kind = 0
 
     @property
-    def numel(self) -> int:  # type: ignore[override]
+    def numel(self) -> int:
         """Number of elements."""
         return self.values.numel()
 
@@ -232,7 +238,7 @@ class Bundle(Payload):
     kind = 4
 
     @property
-    def numel(self) -> int:  # type: ignore[override]
+    def numel(self) -> int:
         """Elements of all parts."""
         return sum(part.numel for part in self.parts)
 

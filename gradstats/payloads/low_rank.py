@@ -29,7 +29,7 @@ class LowRank(Payload):
     kind = 7
 
     @property
-    def numel(self) -> int:  # type: ignore[override]
+    def numel(self) -> int:
         """n1 n2."""
         return len(self.left) * len(self.right)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -36,7 +37,13 @@ class Scattered(Payload):
     """
 
     kept: Payload
-    indices: Tensor
+
+    if TYPE_CHECKING:  # see `Payload`
+
+        @property
+        @abstractmethod
+        def indices(self) -> Tensor:
+            """Int64 `[count]`, rising; a field of some payloads."""
 
     @property
     def count(self) -> int:
@@ -150,7 +157,7 @@ class Masked(Scattered):
     kind = 3
 
     @cached_property
-    def indices(self) -> Tensor:  # type: ignore[override]
+    def indices(self) -> Tensor:
         """Int64 `[count]`."""
         if self.drawn is not None:
             return self.drawn

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 from gradstats.compressors import (
     Compressor,
@@ -15,10 +15,11 @@ from gradstats.compressors import (
 )
 from gradstats.compressors.wrappers.per_parameter import in_parts, without_parts
 from gradstats.ratios import RATIOS
+from gradstats.replaying.columns import Labels
+from gradstats.replaying.settings import ReplaySettings
 from gradstats.runs.run import Run
+from gradstats.settings import several
 
-GRANULARITIES = ("model", "parameter")
-FEEDBACKS = ("none", "ef")
 UNDER_A_SCALE = (
     "A DDP communication hook gets gradients multiplied by the loss scale, unless it is told of "
     "the GradScaler: float16 loses less there than in a replay."
@@ -51,16 +52,17 @@ class Job:
         """The columns that name the job."""
         inner = _inner(self.compressor)
         _, rule = without_parts(self.compressor)
-        return {
-            "compressor": inner.spec,
-            "method": inner.name,
-            "target_ratio": inner.ratio_asked,
-            "feedback": self.feedback,
-            "granularity": self.granularity,
-            "dense": "" if rule is None else str(rule),
-            "rows": self.kind,
-            "wants_feedback": inner.contract.wants_feedback,
-        }
+        labels = Labels(
+            compressor=inner.spec,
+            method=inner.name,
+            target_ratio=inner.ratio_asked,
+            feedback=self.feedback,
+            granularity=self.granularity,
+            dense="" if rule is None else str(rule),
+            rows=self.kind,
+            wants_feedback=inner.contract.wants_feedback,
+        )
+        return vars(labels)
 
 
 def _inner(compressor: Compressor) -> Compressor:
@@ -72,7 +74,7 @@ def _inner(compressor: Compressor) -> Compressor:
 
 def plan(
     run: Run,
-    specs: Iterable[str | Compressor],
+    specs: str | Compressor | Iterable[str | Compressor],
     *,
     ratios: Sequence[float] = RATIOS,
     feedback: Sequence[str] = ("none",),
@@ -87,21 +89,26 @@ def plan(
     Raises:
         ValueError: unknown compressor, feedback or granularity.
     """
-    for name, values, known in (
-        ("feedback", feedback, FEEDBACKS),
-        ("granularity", granularity, GRANULARITIES),
-    ):
-        unknown = ", ".join(sorted(set(values) - set(known)))
-        if unknown or not values:
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {unknown or 'none'}")
-    made = _made(specs, ratios)
+    asked = ReplaySettings((), ratios, feedback, granularity)
+    made = _made(several(specs), asked.ratios)
     jobs = [
         _job(run, compressor, each_feedback, each_granularity)
-        for each_granularity in granularity
-        for each_feedback in feedback
+        for each_granularity in asked.granularity
+        for each_feedback in asked.feedback
         for compressor in made
     ]
     return list({tuple(job.labels.items()): job for job in jobs}.values())
+
+
+def planned(run: Run, settings: ReplaySettings) -> list[Job]:
+    """The jobs of a replay's settings."""
+    return plan(
+        run,
+        settings.compressors,
+        ratios=settings.ratios,
+        feedback=settings.feedback,
+        granularity=settings.granularity,
+    )
 
 
 def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> Job:
@@ -137,3 +144,11 @@ def _made(specs: Iterable[str | Compressor], ratios: Sequence[float]) -> list[Co
         for spec in specs
         for compressor in (compressors(spec, ratios) if isinstance(spec, str) else [spec])
     ]
+
+
+def ours(member: object) -> bool:
+    """Whether a compressor is made of classes of this package alone: its name says all of it."""
+    if not type(member).__module__.startswith("gradstats."):
+        return False
+    inside = (getattr(member, each.name) for each in fields(cast("Any", member)))
+    return all(ours(each) for each in inside if isinstance(each, Compressor))

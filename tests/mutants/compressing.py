@@ -55,16 +55,15 @@ MUTANTS = (
     laws("2 - 2.0**-6}", "2.0}"),
     laws("STANDARD_ERRORS = 5", "STANDARD_ERRORS = 500"),
     # error feedback
-    ef("state.residual if self.gamma == 1 else state.residual.mul_(self.gamma)", "state.residual"),
-    ef("state.residual if self.gamma == 1 else state.residual * self.gamma", "state.residual"),
-    ef("        step.sent.remove_from(compensated.view(-1))\n", ""),
-    ef("        payload.remove_from(compensated.view(-1))\n", ""),
+    ef("residual.mul_(self.gamma) if reuse", "residual if reuse"),
+    ef("if reuse else residual * self.gamma", "if reuse else residual"),
+    ef("        sent.remove_from(corrected.view(-1))\n", ""),
     payloads(
         "torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent).nan_to_num(0, 0, 0)"
     ),
     payloads("torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent)"),
-    ef21("known = step.update.isfinite()", "known = step.update.isfinite() | True"),
-    ef21("Step(state.mean + step.update,", "Step(state.own + step.update,"),
+    ef21("known = update.isfinite()", "known = update.isfinite() | True"),
+    ef21("Tensor = state.mean + update", "Tensor = state.own + update"),
     ef21("torch.where(news.isfinite(), news, 0)", "news"),
     velocity("u = summed(u, g).mul_(self.momentum)", "u = summed(u * self.momentum, g)"),
     velocity("min(1.0, self.clip / longest)", "self.clip / longest"),

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import gradstats
-from gradstats.cli.app import app as cli
+from gradstats.cli import app as cli
 from gradstats.recording import capture, every
 from gradstats.recording.script.command import run_command
 from gradstats.recording.settings import CaptureSettings

@@ -179,7 +179,7 @@ def test_the_command_line_imports_and_replays_workers(micro_batches, tmp_path):
     out, runner = tmp_path / "run.zarr", CliRunner()
     words = ["import", *map(str, files), "--files-per-step", "3", "--out", str(out)]
     made = runner.invoke(app, words)
-    assert "2 rows of 3 workers each" in made.output
+    assert "2 rows for each of 3 workers" in made.output
     words = ["replay", str(out), "--compressors", "topk,qsgd-shared", "--ratios", "0.1"]
     told = runner.invoke(app, [*words, "--feedback", "none", "--workers", "3"])
     assert told.exit_code == 0, told.output

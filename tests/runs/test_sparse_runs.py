@@ -10,7 +10,8 @@ from torch import nn
 
 import gradstats
 from gradstats.fitting.over_steps import rank_table
-from gradstats.fitting.run import fit_settings, fit_tables
+from gradstats.fitting.run import fit_tables
+from gradstats.fitting.settings import FitSettings
 from gradstats.recording import capture, every
 from gradstats.replaying.factorised import factorised_rows
 from gradstats.replaying.folding import replay_rows
@@ -148,7 +149,7 @@ def test_a_fit_covers_every_element(made):
     assert table["zeros"][0] == int((grads == 0).sum())
     exact_law = gradstats.families.Laplace.fit(grads)
     assert table["scale"][0] == pytest.approx(exact_law.scale, rel=1e-6)
-    tables = fit_tables(run, fit_settings(families=["laplace"], by="parameter"))
+    tables = fit_tables(run, FitSettings(families=["laplace"], by="parameter"))
     assert set(tables["fits"]["group"]) == set(run.names)
     assert set(tables["thresholds"]["group"]) == set(run.names)
 

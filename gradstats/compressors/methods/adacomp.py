@@ -51,7 +51,7 @@ class AdaComp(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Select by bin, send signs, keep the rest."""
-        flat = grad.detach().reshape(-1)
+        flat = self.flattened(grad)
         compensated = added(state, flat)
         size = bucket_of(self.bin, flat.numel())
         largest = in_buckets(compensated.abs(), size).amax(1)

@@ -41,7 +41,7 @@ class ATOMO(Compressor):
         check_rank(self.rank)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased."""
         return Contract(
             "all_gather",
@@ -62,7 +62,7 @@ class ATOMO(Compressor):
         stream = needs_rng(self, rng).own
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
-            return Dense(grad.detach().reshape(-1).clone()), state
+            return Dense(self.flattened(grad).clone()), state
         if not matrix.isfinite().all():
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()

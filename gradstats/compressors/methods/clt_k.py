@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.methods.exact_threshold import ExactThreshold
 from gradstats.compressors.rounds import AllReduce, Broadcast, Collective, State, Step
@@ -17,7 +17,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class CLTK(Compressor):
+class CLTK(Stateless):
     """Cyclic local Top-k: the workers take turns to choose the places of all, whose values add up.
 
     In step t worker t mod n broadcasts the places of its k largest magnitudes; everyone sends its
@@ -37,10 +37,10 @@ class CLTK(Compressor):
     name = "clt-k"
     contract = replace(SPARSIFIER, collective="all_reduce", rounds=2, random=True)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """What the leader sends."""
         needs_rng(self, rng)
-        return ExactThreshold(self.ratio).encode(grad, state)
+        return ExactThreshold(self.ratio).message(flat)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
@@ -48,10 +48,10 @@ class CLTK(Compressor):
         """Places, then values; this worker's memory counts its own values there as sent."""
         rng = needs_rng(self, rng)
         leader = rng.step % rng.workers
-        flat = grad.detach().reshape(-1)
+        flat = self.flattened(grad)
         chosen: Sparse | None = None
         if rng.worker == leader:
-            largest, _ = ExactThreshold(self.ratio).encode(grad, None)
+            largest = ExactThreshold(self.ratio).message(flat)
             one = Constant(flat.new_ones(1), largest.count)
             chosen = largest.with_kept(one)  # places alone
         chosen = yield Broadcast(chosen, leader)

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
-from gradstats.compressors.rounds import State
 from gradstats.families import FitError, GenNorm
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
@@ -24,7 +23,7 @@ FORMATS = {"fp4": CO3_FP4, "fp8": CO3_FP8}
 
 
 @dataclass(frozen=True)
-class CO3(Compressor):
+class CO3(Stateless):
     r"""Convert to 4- or 8-bit floats, compress them losslessly under the fitted law.
 
     .. math:: \hat x = Q(s x)/s, \quad s = \frac{1}{\alpha}
@@ -58,9 +57,9 @@ class CO3(Compressor):
         if self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Fit, round, code."""
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat, unit = in_range(flat)
         alphabet = FORMATS[self.format]
         shape, spread = _law(summarize(flat))
         best = optimal_scale(shape, alphabet)
@@ -68,7 +67,7 @@ class CO3(Compressor):
         bucket, levels = max(flat.numel(), 1), alphabet.levels().to(flat.device)
         symbols = coding.to_symbols(flat, scales, bucket, levels, rounding="nearest")
         coder = ModelANS.of(symbols, shape, best, alphabet)
-        return Coded(coder, flat.numel(), alphabet, scales, bucket, unit), state
+        return Coded(coder, flat.numel(), alphabet, scales, bucket, unit)
 
 
 def _law(summary: Summary) -> tuple[float, float]:

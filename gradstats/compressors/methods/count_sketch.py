@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.kernels.ranges import from_unit, in_range, saturated
@@ -16,7 +16,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class CountSketch(Compressor):
+class CountSketch(Stateless):
     r"""Sums of randomly signed elements in few buckets, in several rows; workers' tables add up.
 
     Row j of R has C buckets, :math:`T_{j,b} = \sum_{i: h_j(i) = b} s_j(i) x_i`, and
@@ -49,7 +49,7 @@ class CountSketch(Compressor):
             raise ValueError(f"rows must be odd for a median, got {self.rows!r}")
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased; how far off is known for the mean."""
         omega = Bound("(d - 1)/RC", lambda payload: payload.numel / payload.table.numel())
         return Contract(
@@ -60,22 +60,21 @@ class CountSketch(Compressor):
             random=True,
         )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sketch, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sketch:
         """Under hashes that all workers share."""
         key = needs_rng(self, rng).shared.key
-        flat = grad.detach().reshape(-1)
         flat, unit = in_range(flat if flat.dtype == torch.float64 else flat.float())
         columns = max(1, round(self.share * flat.numel() / self.rows))
         table = flat.new_zeros(self.rows, columns)
         places = torch.arange(flat.numel(), device=flat.device)
         for row, (bucket, sign) in enumerate(hashes(key, table.shape, places)):
             table[row].index_add_(0, bucket, flat * sign)
-        return Sketch(from_unit(table, unit), flat.numel(), key, self.estimate), state
+        return Sketch(from_unit(table, unit), flat.numel(), key, self.estimate)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """The mean of the tables; this worker's memory counts what it decodes to as sent."""
-        sketch, state = self.encode(grad, state, rng)
+        sketch = self.message(self.flattened(grad), rng)
         sent = replace(sketch, table=(yield AllReduce(sketch.table, "mean")))
         return Step(saturated(sent.decode(), grad.dtype).view(grad.shape), sent, state)

@@ -35,7 +35,7 @@ class HardThreshold(Compressor):
 
     def init(self, grad: Tensor) -> Mean:
         """The (k+1)-th largest finite magnitude, 0 if there is none."""
-        magnitudes = grad.detach().reshape(-1).abs()
+        magnitudes = self.flattened(grad).abs()
         k = kept_count(magnitudes.numel(), self.ratio)
         finite = magnitudes[magnitudes.isfinite()]
         if k >= finite.numel():
@@ -44,6 +44,6 @@ class HardThreshold(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """The elements above the calibrated magnitude."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = self.flattened(grad)
         state = state or self.init(flat)
         return above(flat, state), state

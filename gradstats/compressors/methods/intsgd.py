@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Joint, needs_rng
 from gradstats.compressors.contracts import Contract
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step, alone, dense
+from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.compressors.states import Mean, first_state
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import saturated
@@ -24,7 +24,7 @@ FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
-class IntSGD(Compressor):
+class IntSGD(Joint):
     r"""Rounded at random to multiples of a step that the last updates set; integers are summed.
 
     .. math:: \hat g = \frac{1}{n \alpha} \sum_w \operatorname{round}(\alpha g_w), \quad
@@ -62,11 +62,6 @@ class IntSGD(Compressor):
         """r, 0 before the first update."""
         return Mean()
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """The exchange of one worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
-
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
@@ -75,7 +70,7 @@ class IntSGD(Compressor):
         if state:
             mean, sent = yield from self._rounded(grad, state, rng)
         else:
-            first = yield from dense(grad, state)
+            first = yield from self.dense(grad, state)
             mean, sent = first.update.reshape(-1), first.sent
         square = float(mean.double().square().sum()) / max(mean.numel(), 1)
         after = self.beta * state + (1 - self.beta) * square if state else square
@@ -85,7 +80,7 @@ class IntSGD(Compressor):
     def _rounded(
         self, grad: Tensor, r: float, rng: Rng
     ) -> Generator[Collective, Any, tuple[Tensor, Payload]]:
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = self.flattened(grad)
         s = max(1, ((1 << (self.bits - 1)) - 1) // rng.workers)
         length = min(max(s * math.sqrt(2 * rng.workers * r), FLOAT32.tiny), FLOAT32.max)
         broken = ~flat.isfinite().all().reshape(1)

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.max_quantizer import levels
 from gradstats.compressors.quantizing import coded_bits, own_levels
-from gradstats.compressors.rounds import State
 from gradstats.families import DWeibull, Family, FitError, GenNorm, Laplace
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range_of_squares, in_unit, unit_of
@@ -24,7 +23,7 @@ GRID = 64  # shapes are multiples of 1/64, so that levels are found once
 
 
 @dataclass(frozen=True)
-class LloydMax(Compressor):
+class LloydMax(Stateless):
     r"""Levels that lose least of a fitted law, where an error counts by |x|^M.
 
     Minimises :math:`E |X|^M (X - Q(X))^2` over quantisers of 2^bits symmetric levels. M = 0 is
@@ -56,9 +55,8 @@ class LloydMax(Compressor):
         if self.law not in LAWS:
             raise ValueError(f"law must be one of {', '.join(LAWS)}, got {self.law!r}")
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Fit, place levels, round to the nearest."""
-        flat = grad.detach().reshape(-1).contiguous()
         bucket = max(flat.numel(), 1)
         shape, scale = self._fitted(flat)
         positive = levels(self.law, shape, self.bits, self.m)
@@ -71,7 +69,7 @@ class LloydMax(Compressor):
             in_unit(flat, unit), one, bucket, rising.to(flat.device), rounding="nearest"
         )
         payload = own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket)
-        return replace(payload, unit=unit), state
+        return replace(payload, unit=unit)
 
     def _fitted(self, flat: Tensor) -> tuple[float, float]:
         """Shape on the grid, and scale; NaN where the gradient is not finite."""

@@ -5,16 +5,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
 from gradstats.payloads.sparse import Sparse, sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class MSTopK(Compressor):
+class MSTopK(Stateless):
     """Top-k by counting: a threshold is bisected, and what is missing to k is a run of the band.
 
     Bisections of [mean, max] leave t₁, above which k₁ <= k lie, and t₂ < t₁, above which k or more
@@ -40,13 +39,12 @@ class MSTopK(Compressor):
         if not isinstance(self.bisections, int) or self.bisections < 1:
             raise ValueError(f"bisections must be a whole number, got {self.bisections!r}")
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Bisect, then fill up from the band."""
-        flat = grad.detach().reshape(-1)
         magnitudes, k = flat.abs().double(), kept_count(flat.numel(), self.ratio)
         finite = magnitudes[magnitudes.isfinite()]
         if not finite.numel():
-            return sparse(flat, magnitudes.isfinite().logical_not().nonzero().squeeze(1)), state
+            return sparse(flat, magnitudes.isfinite().logical_not().nonzero().squeeze(1))
         low, high = 0.0, float(finite.max())
         t = float(finite.mean())
         for _ in range(self.bisections):
@@ -59,4 +57,4 @@ class MSTopK(Compressor):
         band = ((magnitudes > low) & (magnitudes <= high)).nonzero().squeeze(1)
         missing = min(max(k - above.numel(), 0), band.numel())
         start = int(needs_rng(self, rng).own.integers(1, band.numel() - missing + 1)[0])
-        return sparse(flat, torch.cat([above, band[start : start + missing]])), state
+        return sparse(flat, torch.cat([above, band[start : start + missing]]))

@@ -51,7 +51,7 @@ class SIDCo(Compressor):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """`sidco-` and the variant."""
         return f"sidco-{self.variant}"
 
@@ -61,7 +61,7 @@ class SIDCo(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Fit on the Summary, select, and let the stages adapt to what was selected."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = self.flattened(grad)
         scaled, unit = in_range_of_squares(flat)
         threshold = sidco_threshold(
             summarize(scaled),

@@ -48,7 +48,7 @@ class Signum(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
         """Signs of the momentum."""
-        flat = grad.detach().reshape(-1)
+        flat = self.flattened(grad)
         momentum = self._momentum(flat, state)
         bucket = bucket_of(0, flat.numel())
         whole = torch.where(momentum.isfinite().all(), 1.0, torch.nan).reshape(1)
@@ -67,7 +67,7 @@ class Signum(Compressor):
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """The same majority, of signs that are added up."""
-        momentum = self._momentum(grad.detach().reshape(-1), state)
+        momentum = self._momentum(self.flattened(grad), state)
         sent = Dense(torch.where(momentum > 0, 1.0, -1.0 + 0 * momentum).to(grad.dtype))
         votes = yield AllReduce(sent.values, "mean")
         after = torch.where(momentum.isfinite(), momentum, 0)

@@ -46,7 +46,7 @@ class SVD(Compressor):
         """The leading r singular triplets, the values in the left factor."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
-            return Dense(grad.detach().reshape(-1).clone()), state
+            return Dense(self.flattened(grad).clone()), state
         if not matrix.isfinite().all():
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()

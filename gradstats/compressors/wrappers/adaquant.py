@@ -10,7 +10,7 @@ from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.qsgd import QSGD
 from gradstats.compressors.rounds import State
 from gradstats.compressors.states import first_state
-from gradstats.payloads.quantized import Coded
+from gradstats.payloads.base import Payload
 from gradstats.rng import Rng
 
 
@@ -54,7 +54,7 @@ class AdaQuant(Compressor):
             raise ValueError(f"most must be at least {self.compressor.s}, got {self.most!r}")
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """That of QSGD, with a memory, and a loss to be told."""
         return replace(
             self.compressor.contract, omega=None, bits=None, has_memory=True, needs=("loss",)
@@ -79,7 +79,7 @@ class AdaQuant(Compressor):
         wanted = self.compressor.s * math.sqrt(share) if share >= 0 else self.compressor.s
         return max(1, round(min(wanted, self.most)))
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Quantise with the levels of now."""
         payload, _ = replace(self.compressor, steps=self.steps_at(state)).encode(grad, None, rng)
         return payload, state

@@ -63,7 +63,7 @@ class PerParameter(Compressor):
         return DenseRule(self.min_numel, self.min_dims)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """The contract of the compressor inside; what holds for each part holds for the whole."""
         return replace(self.compressor.contract, delta=None, bits=None)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from gradstats.rng import Rng
 class Stage(ABC):
     """Writes a payload in another way; decoded it is the same."""
 
-    name: ClassVar[str]
+    name: str
 
     @abstractmethod
     def apply(self, payload: Payload) -> Payload:
@@ -54,7 +53,7 @@ class Pipe(Compressor):
     stages: tuple[Compressor | Stage, ...]
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """The names of the stages with bars between them."""
         return " | ".join(stage.name for stage in self.stages)
 
@@ -88,7 +87,7 @@ class Pipe(Compressor):
         return tuple(stage for stage in self.stages[1:] if isinstance(stage, Compressor))
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """What follows from those of the stages."""
         found = self.first.contract
         for stage in self.value_codes:

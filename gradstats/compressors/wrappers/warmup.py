@@ -43,7 +43,7 @@ class WarmUp(Compressor):
                 raise ValueError(f"{setting} must be a whole number from 1, got {number!r}")
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """That of the compressor inside, with a memory."""
         return replace(self.compressor.contract, has_memory=True)
 
