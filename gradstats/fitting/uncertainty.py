@@ -24,8 +24,8 @@ def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
 
     the observed information, by central differences of the binned log-likelihood in the
     logarithms of the shape and the scale (in the shape itself where it may be negative). Elements
-    of a gradient are not independent, and every law is a little wrong: the spread between steps is
-    the honest uncertainty.
+    of a gradient are not independent, and every distribution is a little wrong: the spread
+    between steps is the honest uncertainty.
 
     Args:
         law: fitted by "mle" to `summary`.

@@ -116,11 +116,11 @@ class ANS(Coder):
 
 @dataclass(frozen=True, eq=False)
 class ModelANS(ANS):
-    """The same under a generalized normal law, of which two numbers are sent instead of a table.
+    """Entropy code under a generalized normal distribution: two numbers travel, not a table.
 
     Attributes:
         shape: β of the law.
-        scale: of what was quantised: α of the law in units of the alphabet.
+        scale: of what was quantised: α of the distribution in units of the alphabet.
     """
 
     shape: float

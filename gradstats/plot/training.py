@@ -1,4 +1,4 @@
-"""Figures over training: laws, thresholds, ranks, and elements over the steps."""
+"""Figures over training: distributions, thresholds, ranks, and elements over the steps."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from gradstats.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
 KINDS = ("full", "track")  # of rows that are gradients
-FITTED = ("full", "summary", "track")  # of rows that laws can be fitted to, best first
+FITTED = ("full", "summary", "track")  # of rows that distributions can be fitted to, best first
 PREFERRED = ("local", "outer", "reduced", "clipped", "unknown")
 OWN = ("local", "outer", "unknown")  # each worker has its own; the others are of all workers
 CONSECUTIVE = 0.99  # of the steps must follow the one before
@@ -179,7 +179,9 @@ class Run:
 
     @property
     def fitted_kind(self) -> str:
-        """The rows to fit laws to: whole gradients, else Summaries, else tracked elements.
+        """The rows to fit distributions to.
+
+        Whole gradients, else Summaries, else tracked elements.
 
         Raises:
             ValueError: there is no row.
