@@ -1,4 +1,4 @@
-"""How well a distribution describes a gradient, from its Summary; effect sizes, never a p-value.
+"""Distances between a distribution and a gradient's Summary: effect sizes, never a p-value.
 
 With millions of elements every wrong distribution is rejected, however close it is; what matters
 is how far off it is, above all in the tail, where thresholds lie.
@@ -121,7 +121,8 @@ def log_likelihood(law: Family, summary: Summary) -> float:
 def rescaled(law: Family, summary: Summary) -> Family:
     """Refit the scale of a distribution to other data, and keep its shape.
 
-    Between two steps the scale of gradients drifts; what of a fit carries over is its shape.
+    Between two steps the scale of gradients drifts; the shape is the part of a fit that carries
+    over.
     """
     log_scale = law.log_scale(summary.logs, summary.counts / summary.nonzero)
     end = float(replace(law, scale=1.0).threshold(0.0))  # type: ignore[type-var]

@@ -1,4 +1,4 @@
-"""How far the parameters of a fit may be off, if elements were independent."""
+"""Standard errors of the parameters of a fit, as if elements were independent."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
         summary: of the gradient.
 
     Returns:
-        By parameter, in its unit; NaN for one at a bound of its search, and for all where the
-        likelihood has no maximum that can be told.
+        By parameter, in its unit; NaN for a parameter at a bound of its search, and for all if the
+        likelihood has no clear maximum.
 
     References:
         Efron and Hinkley, "Assessing the accuracy of the maximum likelihood estimator: observed

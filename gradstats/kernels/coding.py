@@ -1,7 +1,7 @@
 """Quantise and pack, unpack and dequantise: what all quantisers share.
 
-As in `gradstats.kernels` the same functions stand in `eager_codes` (torch), `cpu_codes` (numba)
-and `cuda_codes` (triton); packed bytes are identical.
+As in `gradstats.kernels`, the same functions are in `coding_eager` (torch), `coding_cpu` (numba)
+and `coding_cuda` (triton); packed bytes are identical.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the symbols of a quantised gradient travel: packed, or entropy-coded under a model."""
+"""Codes of the symbols of a quantised gradient: packed, or entropy-coded under a model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from gradstats.payloads.wire import PayloadError, Reader, Section, blob, real, r
 
 
 class Coder(ABC):
-    """Symbols 0 … L-1 of an alphabet under way.
+    """The coded symbols 0 … L-1 of an alphabet.
 
     Attributes:
-        kind: what tells its class apart in bytes.
+        kind: the code of its class in the bytes.
     """
 
     kind: ClassVar[int]
 
     @abstractmethod
     def packed(self, n: int, levels: int) -> Tensor:
-        """The n symbols as `kernels.codes.pack` packs them, uint8."""
+        """The n symbols as `kernels.coding.pack` packs them, uint8."""
 
     @abstractmethod
     def sections(self) -> Iterator[Section]:
@@ -119,7 +119,7 @@ class ModelANS(ANS):
     """Entropy code under a generalized normal distribution: two numbers travel, not a table.
 
     Attributes:
-        shape: β of the law.
+        shape: β of the distribution.
         scale: of what was quantised: α of the distribution in units of the alphabet.
     """
 

@@ -82,7 +82,7 @@ def qq(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     ends = [data[data > 0].min(), data.max()] if (data > 0).any() else [1.0, 1.0]
     ax.plot(ends, ends, color="0.3", lw=1, ls=":")
     ax.set(xscale="log", yscale="log", xlim=(ends[0] / 3, ends[1] * 3))
-    ax.set(xlabel="|g| of the law", ylabel="|g| captured", title="Quantiles against quantiles")
+    ax.set(xlabel="|g| of the distribution", ylabel="|g| captured", title="Quantiles against quantiles")
     legend(ax)
     return ax
 
@@ -99,7 +99,7 @@ def tail_error(fits: Table, ax: Axes = None) -> Axes:
     """
     ax = new_axes(ax)
     estimated_over_target(fits, "family", ax)
-    ax.set(title="What the laws' thresholds keep")
+    ax.set(title="What the fitted thresholds keep")
     return ax
 
 
