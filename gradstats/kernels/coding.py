@@ -51,7 +51,8 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
         ValueError: a symbol out of range.
     """
     if symbols.numel() and not (0 <= int(symbols.min()) and int(symbols.max()) < levels):
-        raise ValueError(f"symbols must be below {levels}, got {int(symbols.max())}")
+        got = f"{int(symbols.min())} to {int(symbols.max())}"
+        raise ValueError(f"symbols must lie in [0, {levels}), got {got}")
     packed: Tensor = _form(symbols).pack(symbols, levels)
     return packed
 

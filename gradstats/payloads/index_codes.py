@@ -135,9 +135,13 @@ def _check_indices(indices: Indices, n: int) -> None:
     _check_counts(indices.size, n)
     if indices.size == 0:
         return
-    if not np.all(indices[1:] > indices[:-1]) or indices[0] < 0 or indices[-1] >= n:
-        ends = f"{indices[0]} … {indices[-1]}"
-        raise ValueError(f"indices must rise strictly within [0, {n}), got {ends}")
+    rises = indices[1:] > indices[:-1]
+    if not rises.all():
+        first = int(rises.argmin())
+        got = f"{indices[first]} before {indices[first + 1]}"
+        raise ValueError(f"indices must rise strictly, got {got}")
+    if indices[0] < 0 or indices[-1] >= n:
+        raise ValueError(f"indices must lie in [0, {n}), got {indices[0]} … {indices[-1]}")
 
 
 _CODERS = {

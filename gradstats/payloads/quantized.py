@@ -143,12 +143,9 @@ class Coded(Payload):
         unit = reader.real()
         flags = reader.number(ROTATED + MOVED, "flags")
         rotation = reader.key() if flags & ROTATED else None
-        if (
-            bucket < 1
-            or flags == ROTATED + MOVED
-            or (rotation and (bucket > max(numel, 1) or bucket & (bucket - 1)))
-        ):
-            raise PayloadError(f"bucket must be at least 1, got {bucket} of {numel} elements")
+        if flags == ROTATED + MOVED:
+            raise PayloadError("a rotated gradient must have no offsets, got both")
+        _check_bucket(bucket, numel, rotation is not None)
         symbols = _padded(numel, bucket) if rotation else numel
         buckets = -(-symbols // bucket)
         dtype = reader.dtype()
@@ -161,11 +158,22 @@ class Coded(Payload):
         return cls(packed, numel, alphabet, scales, bucket, unit, rotation, offsets)
 
 
+def _check_bucket(bucket: int, numel: int, rotated: bool) -> None:
+    if bucket < 1:
+        raise PayloadError(f"bucket must be at least 1, got {bucket}")
+    most = max(numel, 1)
+    if rotated and (bucket > most or bucket & (bucket - 1)):
+        rule = f"bucket of a rotated gradient must be a power of two of at most {most}"
+        raise PayloadError(f"{rule}, got {bucket}")
+
+
 def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
     kind, first, second = (reader.number(MOST_LEVELS, "alphabet") for _ in range(3))
     if kind == OWN_LEVELS:
-        if not 2 <= first <= MOST_LEVELS or second:
+        if not 2 <= first <= MOST_LEVELS:
             raise PayloadError(f"levels must be 2 … {MOST_LEVELS}, got {first}")
+        if second:
+            raise PayloadError(f"levels of buckets must have one number, got {second} as well")
         return None, first
     try:
         alphabet = alphabet_of((kind, first, second))

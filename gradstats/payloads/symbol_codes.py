@@ -145,8 +145,11 @@ class ModelANS(ANS):
         """See `Coder.read`."""
         shape, scale = reader.real(), reader.real()
         data = bytes(reader.blob())
-        if alphabet is None or not (NARROWEST <= shape <= WIDEST and 1e-6 < scale < 1e6):
-            raise PayloadError(f"model must have a shape and a scale, got {shape}, {scale}")
+        if alphabet is None:
+            raise PayloadError("a model must have an alphabet, got levels of buckets")
+        if not (NARROWEST <= shape <= WIDEST and 1e-6 < scale < 1e6):
+            rule = f"model must have a shape from {NARROWEST:g} to {WIDEST:g}, a scale near 1"
+            raise PayloadError(f"{rule} (1e-6 to 1e6), got {shape}, {scale}")
         if levels > MODELLED:
             raise PayloadError(f"model must have at most {MODELLED} levels, got {levels}")
         packed = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
@@ -210,7 +213,8 @@ class ZeroRuns(Coder):
         data = bytes(reader.blob())
         fives = int(REPEATS[np.frombuffer(data, np.uint8)].sum(dtype=np.int64))
         if fives != -(-n // DIGITS):
-            raise PayloadError(f"runs must hold {n} symbols, got {fives} bytes of five")
+            rule = f"runs must hold {n} symbols in {-(-n // DIGITS)} bytes of five"
+            raise PayloadError(f"{rule}, got {fives} bytes")
         return cls(data)
 
 

@@ -82,7 +82,11 @@ def qq(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
     ends = [data[data > 0].min(), data.max()] if (data > 0).any() else [1.0, 1.0]
     ax.plot(ends, ends, color="0.3", lw=1, ls=":")
     ax.set(xscale="log", yscale="log", xlim=(ends[0] / 3, ends[1] * 3))
-    ax.set(xlabel="|g| of the distribution", ylabel="|g| captured", title="Quantiles against quantiles")
+    ax.set(
+        xlabel="|g| of the distribution",
+        ylabel="|g| captured",
+        title="Quantiles against quantiles",
+    )
     legend(ax)
     return ax
 

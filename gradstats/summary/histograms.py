@@ -94,7 +94,7 @@ def summarize_histogram(counts: Any, edges: Any) -> Summary:
     if not (np.isfinite(low) & np.isfinite(high)).all():
         raise ValueError("edges must be finite where a bin holds elements")
     if np.isnan(ends).any() or (np.diff(ends) < 0).any():
-        raise ValueError(f"edges must not fall, got {ends.tolist()}")
+        raise ValueError(f"edges must not fall or be NaN, got {ends.tolist()}")
     inside = (np.arange(SPREAD) + 0.5) / SPREAD
     values = low[:, None] * (1 - inside) + high[:, None] * inside
     parts = np.arange(SPREAD + 1) / SPREAD
@@ -108,5 +108,6 @@ def _whole(counts: Any) -> Counts:
         given = given.astype(np.float64)
     odd = ~((given >= 0) & (given <= MOST) & (np.floor(given) == given))
     if odd.any():
-        raise ValueError(f"counts must be whole numbers, at least 0, got {given[odd][0]!r}")
+        rule = f"counts must be whole numbers from 0 to {MOST}"
+        raise ValueError(f"{rule}, got {given[odd][0]!r}")
     return given.astype(np.int64)

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,22 @@ def test_every_flipped_bit_is_refused(name):
 def test_bytes_that_contradict_themselves_are_refused(data, message):
     with pytest.raises(PayloadError, match=message):
         from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spec", "bucket", "message"),
+    [
+        ("sign", 0, "bucket must be at least 1, got 0"),
+        ("eden(2)", 3, "must be a power of two of at most 300, got 3"),
+        ("eden(2)", 512, "must be a power of two of at most 300, got 512"),
+    ],
+)
+def test_a_bucket_that_breaks_a_rule_is_named_with_that_rule(spec, bucket, message):
+    payload = PAYLOADS[spec]
+    parts = payload.parts if isinstance(payload, Bundle) else [payload]
+    wrong = replace(parts[0], bucket=bucket)
+    with pytest.raises(PayloadError, match=message):
+        from_bytes(wrong.to_bytes())
 
 
 def test_the_receiver_may_bound_the_length():
