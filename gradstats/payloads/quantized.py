@@ -144,8 +144,8 @@ class Coded(Payload):
         flags = reader.number(ROTATED + MOVED, "flags")
         rotation = reader.key() if flags & ROTATED else None
         if flags == ROTATED + MOVED:
-            raise PayloadError("a rotated gradient must have no offsets, got both")
-        _check_bucket(bucket, numel, rotation is not None)
+            raise PayloadError("cannot decode payload: it has both a rotation and offsets")
+        _check_bucket(bucket, numel, rotated=rotation is not None)
         symbols = _padded(numel, bucket) if rotation else numel
         buckets = -(-symbols // bucket)
         dtype = reader.dtype()
@@ -156,15 +156,6 @@ class Coded(Payload):
         coder = CODERS[reader.number(len(CODERS) - 1, "coder")]
         packed = coder.read(reader, symbols, alphabet, levels)
         return cls(packed, numel, alphabet, scales, bucket, unit, rotation, offsets)
-
-
-def _check_bucket(bucket: int, numel: int, rotated: bool) -> None:
-    if bucket < 1:
-        raise PayloadError(f"bucket must be at least 1, got {bucket}")
-    most = max(numel, 1)
-    if rotated and (bucket > most or bucket & (bucket - 1)):
-        rule = f"bucket of a rotated gradient must be a power of two of at most {most}"
-        raise PayloadError(f"{rule}, got {bucket}")
 
 
 def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
@@ -180,6 +171,14 @@ def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
     except ValueError as error:
         raise PayloadError(f"cannot decode payload: {error}") from error
     return alphabet, alphabet.size
+
+
+def _check_bucket(bucket: int, numel: int, *, rotated: bool) -> None:
+    if bucket < 1:
+        raise PayloadError(f"bucket must be at least 1, got {bucket}")
+    if rotated and (bucket > max(numel, 1) or bucket & (bucket - 1)):
+        rule = f"bucket of a rotation must be a power of two up to the {numel} elements"
+        raise PayloadError(f"{rule}, got {bucket}")
 
 
 def _padded(numel: int, bucket: int) -> int:

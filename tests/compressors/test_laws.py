@@ -19,7 +19,7 @@ from gradstats.compressors import (
 )
 from gradstats.compressors.contracts import KEPT_SHARE, SPARSE_BITS
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import Masked, Sparse, sparse
+from gradstats.payloads.sparse import Masked, Sparse
 from gradstats.testing import check_compressor, compressor_laws
 from gradstats.testing.contract_laws import contraction, expectation, variance
 
@@ -145,14 +145,14 @@ class Broken(Compressor):
 
     def choose(self, flat, rng):
         k = min(10, flat.numel())
-        return sparse(flat, flat.abs().topk(k).indices)
+        return Sparse.at(flat, flat.abs().topk(k).indices)
 
 
 class SignedThreshold(Broken):
     """Thresholds the signed values, so that only positive ones can be kept."""
 
     def choose(self, flat, rng):
-        return sparse(flat, flat.topk(min(10, flat.numel())).indices)
+        return Sparse.at(flat, flat.topk(min(10, flat.numel())).indices)
 
 
 class PositionalTrim(Broken):
@@ -160,7 +160,7 @@ class PositionalTrim(Broken):
 
     def choose(self, flat, rng):
         chosen = flat.abs().topk(min(15, flat.numel())).indices.sort().values
-        return sparse(flat, chosen[:10])
+        return Sparse.at(flat, chosen[:10])
 
 
 class WithReplacement(Broken):
@@ -170,8 +170,8 @@ class WithReplacement(Broken):
 
     def choose(self, flat, rng):
         if flat.numel() == 0:
-            return sparse(flat, torch.zeros(0, dtype=torch.int64))
-        return sparse(flat, rng.shared.integers(max(1, flat.numel() // 3), flat.numel()))
+            return Sparse.at(flat, torch.zeros(0, dtype=torch.int64))
+        return Sparse.at(flat, rng.shared.integers(max(1, flat.numel() // 3), flat.numel()))
 
 
 class TooRarely(Broken):
@@ -183,7 +183,7 @@ class TooRarely(Broken):
         n = flat.numel()
         inner = max(n - n // 10, min(n, 1))
         stream = rng.shared
-        return sparse(flat, stream.subset(min(n, 1 + n // 5), inner) if n else torch.arange(0))
+        return Sparse.at(flat, stream.subset(min(n, 1 + n // 5), inner) if n else torch.arange(0))
 
 
 class Reseeds(Broken):
@@ -319,7 +319,7 @@ class FailsOnEmpty(Broken):
     """Takes ten elements of nothing."""
 
     def choose(self, flat, rng):
-        return sparse(flat, flat.abs().topk(10).indices)
+        return Sparse.at(flat, flat.abs().topk(10).indices)
 
 
 class LosesSmall(Broken):
@@ -390,7 +390,7 @@ class LongIndices(Broken):
     contract = Contract("all_gather", delta=KEPT_SHARE, bits=SPARSE_BITS)
 
     def choose(self, flat, rng):
-        found = sparse(flat, flat.abs().topk(min(flat.numel(), 1 + flat.numel() // 50)).indices)
+        found = Sparse.at(flat, flat.abs().topk(min(flat.numel(), 1 + flat.numel() // 50)).indices)
         return Doubled(found.kept, found.numel, found.indices)
 
 
@@ -414,9 +414,11 @@ class ClampsToTheSignedMaximum(Broken):
 
     def choose(self, flat, rng):
         if not flat.numel():
-            return sparse(flat, torch.zeros(0, dtype=torch.int64))
+            return Sparse.at(flat, torch.zeros(0, dtype=torch.int64))
         limit = min(0.5, float(flat.max()))
-        return sparse(flat * (flat > -limit), (~(flat.abs() <= abs(limit))).nonzero().squeeze(1))
+        return Sparse.at(
+            flat * (flat > -limit), (~(flat.abs() <= abs(limit))).nonzero().squeeze(1)
+        )
 
 
 class FloatIndices(Broken):
@@ -427,7 +429,7 @@ class FloatIndices(Broken):
         places = (
             flat.abs().topk(k).indices.to(torch.bfloat16).long().clamp(max=max(0, len(flat) - 1))
         )
-        return sparse(flat, places.unique())
+        return Sparse.at(flat, places.unique())
 
 
 class PadsWithGarbage(Broken):
