@@ -161,8 +161,10 @@ class Coded(Payload):
 def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
     kind, first, second = (reader.number(MOST_LEVELS, "alphabet") for _ in range(3))
     if kind == OWN_LEVELS:
-        if not 2 <= first <= MOST_LEVELS or second:
+        if not 2 <= first <= MOST_LEVELS:
             raise PayloadError(f"levels must be 2 … {MOST_LEVELS}, got {first}")
+        if second:
+            raise PayloadError(f"levels of buckets must have one number, got {second} as well")
         return None, first
     try:
         alphabet = alphabet_of((kind, first, second))

@@ -1,4 +1,4 @@
-"""Payloads of some of the elements: their places, and a payload of their values."""
+"""Payloads of some of the elements: their indices, and a payload of their values."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from gradstats.rng import Stream
 
 
 class Scattered(Payload):
-    """Some of the elements; what is said of their values is a payload of its own.
+    """Some of the elements; their values are a payload of their own.
 
     Attributes:
         kept: payload of the `count` values.
-        indices: places of the elements, int64 `[count]`, rising.
+        indices: indices of the elements, int64 `[count]`, rising.
     """
 
     kept: Payload
@@ -171,13 +171,13 @@ class Sparse(Scattered):
 
 @dataclass(frozen=True, eq=False)
 class Masked(Scattered):
-    """Elements at places that all workers draw from the same key: no index travels.
+    """Elements at indices that all workers draw from the same key: no index travels.
 
     Attributes:
         kept: payload of the values.
         numel: number of elements of the gradient.
-        stream: the shared stream whose `subset(count, numel)` the places are.
-        drawn: those places, where they were drawn already; they do not travel.
+        stream: the shared stream whose `subset(count, numel)` are the indices.
+        drawn: those indices, if they were drawn already; they do not travel.
     """
 
     kept: Payload
