@@ -11,7 +11,7 @@ import torch
     ("words", "said"),
     [
         (["fit", "RUN", "--families", "cauchy"], "family must be one of laplace, .*got 'cauchy'"),
-        (["fit", "RUN", "--method", "guess"], "method .*got 'guess'"),
+        (["fit", "RUN", "--method", "guess"], "'guess' is not one of 'mle', 'moments'"),
         (["fit", "RUN", "--group-by", "layer"], "found in a parameter's name, got 'layer'"),
         (["report", "RUN", "--group-by", "layer"], "found in a parameter's name, got 'layer'"),
         (["fit", "RUN", "--ratios", "0"], r"ratios must be numbers in \(0, 1\], got '0'"),
