@@ -9,7 +9,7 @@ import torch
 
 import gradstats
 from gradstats.compressors import Compressor, Contract, Rng, compressor
-from gradstats.payloads.sparse import sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.replaying.folding import replay_rows
 from gradstats.replaying.planning import plan
 from gradstats.replaying.run import replay_jobs, rows_expected, timing_rows
@@ -28,7 +28,7 @@ class EveryOther(Compressor):
 
     def encode(self, grad, state, rng=None):
         flat = grad.reshape(-1)
-        return sparse(flat, torch.arange(self.start, flat.numel(), 2)), state
+        return Sparse.at(flat, torch.arange(self.start, flat.numel(), 2)), state
 
 
 @pytest.fixture(scope="module")
