@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,47 +12,45 @@ from gradstats.cli.generated import command as command_of
 from gradstats.cli.options import (
     AsJson,
     Axis,
-    Device,
+    Factorised,
     Form,
-    GroupBy,
     Kernels,
     NetworkGbits,
     NetworkWorkers,
     Order,
     Out,
-    Parameters,
-    Point,
-    Ratios,
     Replacing,
     RunPath,
     Seed,
-    Specs,
     Steps,
-    Worker,
     network_of,
     open_run,
-    selected,
+    opened_or_none,
+    require,
 )
-from gradstats.cli.parsing import chosen_specs, parse_ratios, parse_seconds, parse_steps, words
+from gradstats.cli.parsing import parse_steps, words
 from gradstats.cli.printing import (
     bar,
     counted,
     err_console,
-    print_aggregates,
     print_demo,
     print_fits,
     print_info,
-    print_low_rank,
-    print_methods,
+    print_replay,
     print_series,
     remark,
+    remarks,
     say,
+    what_was_replayed,
 )
 from gradstats.cli.usage import usage
 
 if TYPE_CHECKING:
+    from gradstats.cli.options import Selection
+    from gradstats.fitting.settings import FitSettings
     from gradstats.recording.settings import CaptureSettings
-    from gradstats.runs import Run
+    from gradstats.replaying.settings import ReplaySettings
+    from gradstats.reporting.settings import ReportSettings
 
 app = typer.Typer(
     name="gradstats",
@@ -130,7 +129,7 @@ def demo(
 
 @command_of(
     app,
-    "gradstats.recording.settings:CaptureSettings",
+    {"settings": "gradstats.recording.settings:CaptureSettings"},
     without=("on_summary", "local_by"),
     context={"allow_interspersed_args": False},
 )
@@ -248,197 +247,111 @@ def info(run: RunPath, as_json: AsJson = False) -> None:
         print_info(opened, as_json=as_json)
 
 
-@app.command()
+@command_of(
+    app,
+    {
+        "selection": "gradstats.cli.options:Selection",
+        "settings": "gradstats.fitting.settings:FitSettings",
+    },
+)
 def fit(
     run: RunPath,
-    families: Annotated[str, typer.Option(help="Laws, with commas.")] = "",
-    method: Annotated[str, typer.Option(help="mle or moments.")] = "mle",
-    group_by: GroupBy = "model",
-    parameters: Parameters = "*",
-    steps: Steps = "::",
-    point: Point = "",
-    worker: Worker = 0,
-    ratios: Ratios = "0.1,0.01,0.001",
+    selection: "Selection",
+    settings: "FitSettings",
     axis: Annotated[
         Axis,
         typer.Option(help="elements: all elements of one step; steps: one element over steps."),
     ] = Axis.elements,
-    compensated: Annotated[
-        str, typer.Option(metavar="SPEC", help="Fit what this compressor gets with feedback.")
-    ] = "",
-    bootstrap: Annotated[
-        int,
-        typer.Option(min=0, help="Replicates of a parametric bootstrap; 0: none."),
-    ] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that summarise and fit.")] = 1,
-    device: Device = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes that fit.")] = 1,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Fit distributions and derive SIDCo thresholds; an interrupted fit goes on where it was."""
-    from gradstats import extras
+    """Fit distributions and derive SIDCo thresholds; an interrupted fit continues."""
+    require("pandas", "pyarrow", "statsmodels")
     from gradstats.fitting.resumable import fit_into
-    from gradstats.fitting.settings import FitSettings
     from gradstats.runs.tasks import workers
-    from gradstats.settings import from_keywords
 
-    for module in ("pandas", "pyarrow", "statsmodels"):
-        extras.load(module)  # what is missing is said before the work
-    wanted = parse_ratios(ratios)
-    with usage():
-        given = {
-            "families": words(families) if families else None,
-            "ratios": wanted,
-            "by": group_by,
-            "method": method,
-            "bootstrap": bootstrap,
-            "compensated": compensated or None,
-        }
-        settings = from_keywords(FitSettings, given, verb="fit")
-    selection = selected(parameters, steps, point, worker, device)
-    with open_run(run, **selection) as opened:
+    with open_run(run, **vars(selection)) as opened:
         with bar() as advance, workers(jobs) as executor, usage():
             fitted = fit_into(
                 opened, settings, out, axis=axis.value, executor=executor, progress=advance
             )
-        for text in opened.remarks:
-            remark(text)
-    (print_fits if axis is Axis.elements else print_series)(fitted)
+        remarks(opened.remarks)
+    (print_fits if axis is Axis.elements else print_series)(fitted, as_json=as_json)
     remark(f"tables: {fitted.folder}")
 
 
-@app.command()
+@command_of(
+    app,
+    {
+        "selection": "gradstats.cli.options:Selection",
+        "settings": "gradstats.replaying.settings:ReplaySettings",
+    },
+    defaults={"feedback": ("none", "ef")},
+)
 def replay(
     run: RunPath,
-    compressors: Specs = "",
-    feedback: Annotated[str, typer.Option(help="none, ef or both with a comma.")] = "none,ef",
-    granularity: Annotated[
-        str, typer.Option(help="Threshold per model, per parameter, or both (comma-separated).")
-    ] = "model",
-    parameters: Parameters = "*",
-    steps: Steps = "::",
-    point: Point = "",
-    worker: Worker = 0,
-    workers: Annotated[
-        int, typer.Option(help="Number of captured workers whose gradients are exchanged.")
-    ] = 1,
-    ratios: Ratios = "0.1,0.01,0.001",
+    selection: "Selection",
+    settings: "ReplaySettings",
     rank_ratio: Annotated[
-        float, typer.Option(help="Rows of a factorised model of this rank ratio too; 0: none.")
+        float,
+        typer.Option(help="Also report factorised training at this rank ratio; 0: do not."),
     ] = 0.0,
-    factorised: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="A run of the same model in factors.")
-    ] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    factorised: Factorised = None,
     kernels: Kernels = Form.auto,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Replay captured gradients through compressors and compare them."""
-    from gradstats import extras
+    require("pandas", "pyarrow")
     from gradstats.kernels.forms import use
     from gradstats.replaying.into import replay_into
     from gradstats.replaying.resumable import FactorisedSettings
-    from gradstats.replaying.settings import ReplaySettings
-    from gradstats.runs import open as open_native
-    from gradstats.settings import from_keywords
 
-    extras.load("pandas")  # what is missing is said before the work
-    with usage():
-        given = {
-            "compressors": chosen_specs(compressors),
-            "ratios": parse_ratios(ratios),
-            "feedback": words(feedback),
-            "granularity": words(granularity),
-            "workers": workers,
-            "seed": seed,
-        }
-        settings = from_keywords(ReplaySettings, given, verb="replay")
-    native = open_native(factorised) if factorised and rank_ratio else None
-    low_rank = FactorisedSettings(rank_ratio, native) if rank_ratio else None
-    selection = selected(parameters, steps, point, worker, device)
-    with open_run(run, **selection) as opened:
+    low_rank = FactorisedSettings(rank_ratio, opened_or_none(factorised)) if rank_ratio else None
+    with open_run(run, **vars(selection)) as opened:
         with bar() as advance, use(kernels.value), usage():
             replayed = replay_into(opened, settings, out, low_rank=low_rank, progress=advance)
-        _remark_point(opened)
-    print_methods(replayed.methods)
-    if workers > 1:
-        print_aggregates(replayed.methods)
-    if replayed.factorised is not None:
-        print_low_rank(replayed.factorised)
+        remarks(what_was_replayed(opened))
+    print_replay(replayed, several=settings.workers > 1, as_json=as_json)
     remark(f"tables: {replayed.folder}")
 
 
-@app.command()
+@command_of(
+    app,
+    {
+        "selection": "gradstats.cli.options:Selection",
+        "settings": "gradstats.reporting.settings:ReportSettings",
+    },
+    without=("network", "factorised"),
+)
 def report(
-    run: RunPath,
-    budget: Annotated[str, typer.Option(help="Time for what is missing: 90s, 5min, 1h.")] = "5min",
-    compressors: Specs = "",
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A captured run; or RUN.results, to write its page again."
+        ),
+    ],
+    selection: "Selection",
+    settings: "ReportSettings",
     network_workers: NetworkWorkers = 8,
     network_gbits: NetworkGbits = 10.0,
-    factorised: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="A run of the same model in factors.")
-    ] = None,
-    group_by: GroupBy = "module-type",
-    parameters: Parameters = "*",
-    steps: Steps = "::",
-    point: Point = "",
-    worker: Worker = 0,
-    ratios: Ratios = "0.1,0.01,0.001",
-    seed: Seed = 0,
-    device: Device = "cpu",
+    factorised: Factorised = None,
     kernels: Kernels = Form.auto,
     out: Out = None,
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
     from gradstats.kernels.forms import use
-    from gradstats.reporting.report import CONTENT, render_folder
-    from gradstats.reporting.report import report as make_report
-    from gradstats.runs import run as runs
+    from gradstats.reporting.report import CONTENT, render_folder, report_into
     from gradstats.runs.groups import check_by
 
+    network = network_of(network_workers, network_gbits)
     if (run / CONTENT).is_file():  # a folder of results: its page again, without the run
         say(str(render_folder(run)))
         return
-    network = network_of(network_workers, network_gbits)
-    selection = selected(parameters, steps, point, worker, device)
-    with open_run(run, **selection) as opened, bar() as advance, use(kernels.value):
+    with open_run(run, **vars(selection)) as opened, bar() as advance, use(kernels.value):
         with usage():
-            check_by(opened, group_by)
-        native = runs.open(factorised) if factorised else None
-        path = make_report(
-            opened,
-            factorised=native,
-            budget=parse_seconds(budget),
-            compressors=chosen_specs(compressors),
-            network=network,
-            by=group_by,
-            out=out,
-            ratios=parse_ratios(ratios),
-            seed=seed,
-            progress=advance,
-        )
+            check_by(opened, settings.by)
+        chosen = replace(settings, network=network, factorised=opened_or_none(factorised))
+        path = report_into(opened, chosen, out, progress=advance)
     say(str(path))
-
-
-def _remark_point(run: "Run") -> None:
-    """Print what was replayed, if that is not what a communication hook would get."""
-    from gradstats.replaying.planning import UNDER_A_SCALE
-
-    for text in run.remarks:
-        remark(text)
-    coordinates, row = run.stream(run.kind).coordinates, run.rows(run.kind)[0]
-    point = str(coordinates["point"][row])
-    if point == "outer":
-        steps = int(coordinates["inner_steps"][row])
-        what = f"of {steps} inner steps" if steps else "of an unknown number of inner steps"
-        remark(
-            f"these are pseudo-gradients {what}, of each worker before they are averaged: what a "
-            "compressor gets in place of a gradient"
-        )
-    if run.multiplied and point == "local":
-        remark(UNDER_A_SCALE)
-    if point in ("reduced", "clipped"):
-        remark(
-            f"these gradients are {point}: a DDP communication hook does not receive them, it "
-            "gets each worker's own; capture with at='local' to replay those"
-        )

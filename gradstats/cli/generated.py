@@ -16,6 +16,7 @@ from gradstats.cli.parsing import (
     chosen_specs,
     parse_ratios,
     parse_seconds,
+    parse_steps,
     split_specs,
     words,
 )
@@ -84,7 +85,15 @@ SPELLINGS: Mapping[str, Spelling] = {
         metavar="SPECS",
         help=f"{SPECS}; default: the supported ones; all: the reference methods too.",
     ),
-    "budget": Spelling("5min", parse_seconds, metavar="TIME"),
+    "steps": Spelling("::", parse_steps, metavar="START:STOP:STRIDE"),
+    "budget": Spelling(
+        "5min",
+        parse_seconds,
+        metavar="TIME",
+        help="Time after which no further replay begins: 90s, 5min, 1h.",
+    ),
+    "feedback": Spelling(help="Without error feedback, with it, or both (comma-separated)."),
+    "granularity": Spelling(help="Threshold per model, per parameter, or both (comma-separated)."),
 }
 
 
@@ -98,7 +107,7 @@ class Generated:
 
 
 def options(
-    kind: Any, *, without: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+    kind: Any, *, without: Collection[str], defaults: Mapping[str, Any]
 ) -> Iterator[Generated]:
     """The options of a settings dataclass.
 
@@ -109,7 +118,7 @@ def options(
     """
     for each in fields(kind):
         if each.name not in without:
-            yield _option(each, SPELLINGS.get(each.name, Spelling()), defaults or {})
+            yield _option(each, SPELLINGS.get(each.name, Spelling()), defaults)
 
 
 def _option(each: Field[Any], spelling: Spelling, defaults: Mapping[str, Any]) -> Generated:
@@ -121,7 +130,7 @@ def _option(each: Field[Any], spelling: Spelling, defaults: Mapping[str, Any]) -
     metavar = spelling.metavar or None
     if isinstance(default, tuple):
         default, kind, read = ",".join(map(str, default)), str, words
-        metavar = "|".join(choices) + ",…" if choices else None
+        metavar = ",".join(choices) if choices else None
     elif choices:
         kind, read = _enum(each.name, choices), _value
         default = kind(default)
@@ -150,20 +159,20 @@ def _value(choice: StrEnum) -> Any:
 
 def command(
     app: typer.Typer,
-    home: str,
+    homes: Mapping[str, str],
     *,
     without: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
     context: dict[str, Any] | None = None,
 ) -> Callable[[Function], Function]:
-    """Register a function with a `settings` argument as a command with an option per field.
+    """Register a function as a command, with an option per field of its settings.
 
-    The module of the settings is imported when the command is called, so that the help of the
+    The modules of the settings are imported when the command is called, so that the help of the
     program loads none.
 
     Args:
         app: The program.
-        home: Where the dataclass is, `package.module:Class`.
+        homes: Where the dataclass of an argument is, `package.module:Class`.
         without: Fields that have no option.
         defaults: Other defaults than those of the fields.
         context: Settings of the command's context.
@@ -171,8 +180,10 @@ def command(
 
     def decorate(function: Function) -> Function:
         def build(name: str) -> Any:
-            module, _, kind = home.partition(":")
-            called = _called(function, getattr(import_module(module), kind), without, defaults)
+            called = _called(
+                function,
+                [_generated(name, home, without, defaults or {}) for name, home in homes.items()],
+            )
             one = typer.Typer(add_completion=False)
             one.command(name, context_settings=context)(called)
             return typer.main.get_command(one)
@@ -201,22 +212,41 @@ def built(command: Any) -> Any:
     return command.make(str(command.name)) if isinstance(command, Deferred) else command
 
 
-def _called(
-    function: Function, kind: Any, without: Collection[str], defaults: Mapping[str, Any] | None
-) -> Function:
-    """The function with options in place of its `settings`, for typer to read."""
-    generated = list(options(kind, without=without, defaults=defaults))
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a function that is made of options."""
 
-    def called(**values: Any) -> None:
+    name: str
+    kind: Any
+    options: Sequence[Generated]
+
+    def value(self, given: dict[str, Any]) -> Any:
+        """The argument's value; its options are taken out of those given."""
+        fields = {one.field: one.read(given.pop(one.parameter.name)) for one in self.options}
+        return self.kind(**fields)
+
+
+def _generated(
+    argument: str, home: str, without: Collection[str], defaults: Mapping[str, Any]
+) -> Argument:
+    module, _, name = home.partition(":")
+    kind = getattr(import_module(module), name)
+    return Argument(argument, kind, list(options(kind, without=without, defaults=defaults)))
+
+
+def _called(function: Function, arguments: Sequence[Argument]) -> Function:
+    """The function with options in place of the arguments that are made of them."""
+
+    def called(**given: Any) -> None:
         with usage():
-            given = {one.field: one.read(values.pop(one.parameter.name)) for one in generated}
-            settings = kind(**given)
-        function(settings=settings, **values)
+            made = {each.name: each.value(given) for each in arguments}
+        function(**made, **given)
 
+    of_options = {each.name: [one.parameter for one in each.options] for each in arguments}
     parameters: list[inspect.Parameter] = []
     for each in inspect.signature(function).parameters.values():
-        one = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-        parameters += [one.parameter for one in generated] if each.name == "settings" else one
+        plain = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        parameters += of_options.get(each.name, plain)
     called.__doc__ = function.__doc__
     called.__annotations__ = {each.name: each.annotation for each in parameters}
     vars(called)["__signature__"] = inspect.Signature(parameters)

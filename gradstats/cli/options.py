@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradstats.cli.parsing import parse_steps
 from gradstats.cli.usage import usage
+from gradstats.settings import setting
 
 if TYPE_CHECKING:
     from gradstats.network import Network
@@ -49,41 +50,19 @@ class Form(StrEnum):
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="A captured run, for example run.zarr.")
 ]
-Parameters = Annotated[
-    str, typer.Option(metavar="GLOB", help="Which parameters, by a glob on their names.")
-]
 Steps = Annotated[
     str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps; one number: that step.")
 ]
-Point = Annotated[
-    str,
-    typer.Option(
-        help="Which gradients: local, outer, reduced or clipped; default: the first of these that "
-        "the run has."
-    ),
-]
-Worker = Annotated[int, typer.Option(help="Whose rows: the number of the worker.")]
 NetworkWorkers = Annotated[
     int, typer.Option(min=2, help="Number of workers in the network that exchanges are timed for.")
 ]
 NetworkGbits = Annotated[
     float, typer.Option(help="Bandwidth of each link of that network, in Gbit/s.")
 ]
-GroupBy = Annotated[
-    str,
-    typer.Option(
-        help="model, module-type, parameter, or a regular expression whose match groups."
-    ),
-]
-Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
-Specs = Annotated[
-    str,
-    typer.Option(
-        help="Compressors with commas, e.g. topk,sidco-e(0.01); all: the reference methods too."
-    ),
-]
 Seed = Annotated[int, typer.Option(help="Seed of all random choices.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
+Factorised = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="A captured run of the same model in factors.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to write; default: RUN.results.")]
 Kernels = Annotated[
     Form, typer.Option(help="auto: the fastest for the device; eager: plain torch, the reference.")
@@ -111,15 +90,34 @@ def network_of(workers: int, gbits: float) -> Network:
     return Network(workers=workers, bandwidth=gbits * 1e9 / 8)
 
 
-def selected(parameters: str, steps: str, point: str, worker: int, device: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Selection:
     """What of a run to look at, as `gradstats.open` takes it."""
-    return {
-        "parameters": parameters,
-        "steps": parse_steps(steps),
-        "point": point,
-        "worker": worker,
-        "device": device,
-    }
+
+    parameters: str = setting("*", "Which parameters, by a glob on their names.")
+    steps: tuple[int | None, int | None, int] = setting(
+        (None, None, 1), "Which steps; one number: that step."
+    )
+    point: str = setting(
+        "", "Which gradients: local, outer, reduced or clipped; default: the first that there is."
+    )
+    worker: int = setting(0, "Number of the worker whose rows are read.")
+    device: str = setting("cpu", "Where to compute: cpu, cuda, cuda:1 …")
+
+
+def require(*modules: str) -> None:
+    """Load what a command needs, so that a missing package is named before the work."""
+    from gradstats import extras
+
+    for module in modules:
+        extras.load(module)
+
+
+def opened_or_none(path: Path | None) -> Run | None:
+    """Another run that a command compares with, if there is one."""
+    from gradstats.runs import run as runs
+
+    return runs.open(path) if path else None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,18 @@ from gradstats.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from gradstats.fitting.resumable import Fitted
+    from gradstats.replaying.into import Replayed
     from gradstats.runs import Run
 
 out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
 err_console = Console(stderr=True)
 LAW_COLUMNS = ["family", "wins", "transfer", "tail", "ks", "anderson_darling", "wasserstein_1"]
 LAW_COLUMNS += ["shape", "shape_se", "shape_spread", "scale"]
+METHOD_COLUMNS = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]
+METHOD_COLUMNS += ["error_compensated", "bits", "encode_seconds", "residual_ratio", "settled"]
+METHOD_COLUMNS += ["status"]
+MEAN_COLUMNS = ["compressor", "feedback", "granularity", "nmse", "nmse_workers", "khat_over_k"]
+MEAN_COLUMNS += ["bits", "wire", "sum_bits", "fp16_error", "status"]
 SLOW = 2.0  # seconds after which a progress bar appears
 
 
@@ -34,6 +40,12 @@ def say(text: str) -> None:
 def remark(text: str) -> None:
     """Print what is not a result."""
     err_console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def remarks(texts: Iterable[str]) -> None:
+    """Print what are not results."""
+    for text in texts:
+        remark(text)
 
 
 def counted(number: int, noun: str) -> str:
@@ -69,7 +81,7 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_table(title: str, table: Any) -> None:
-    """Print a DataFrame, three digits a number."""
+    """Print a DataFrame, three digits per number."""
     from gradstats.reporting.page import heading, number
 
     rich_table = RichTable(title=Text(title), title_justify="left", box=None, pad_edge=False)
@@ -82,26 +94,36 @@ def print_table(title: str, table: Any) -> None:
     out_console.print(rich_table)
 
 
-def print_fits(fitted: Fitted) -> None:
-    """Print the laws of every group, SIDCo's thresholds, and what failed."""
-    from gradstats.fitting.ranking import best_law, by_ratio, reuse_table
+def print_fits(fitted: Fitted, *, as_json: bool = False) -> None:
+    """Print the distributions of every group, SIDCo's thresholds, and what failed."""
+    from gradstats.fitting.ranking import by_ratio
 
-    fits, thresholds, reuse = (fitted.table(name) for name in ("fits", "thresholds", "reuse"))
+    fits, thresholds = fitted.table("fits"), fitted.table("thresholds")
+    pivot = by_ratio(thresholds, ["group", "variant", "stages"]) if len(thresholds) else thresholds
+    if as_json:
+        print_json({"folder": fitted.folder, **fitted.medians, "thresholds": pivot})
+    else:
+        _print_fits(fits, pivot, fitted.table("reuse"))
+    failed = int((fits["status"] != "ok").sum())
+    if failed:
+        remark(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
+
+
+def _print_fits(fits: Any, thresholds: Any, reuse: Any) -> None:
+    from gradstats.fitting.ranking import best_law, reuse_table
+
     for group, rows in fits.groupby("group", sort=False):
         good = rows[rows["status"] == "ok"]
         if len(good):
-            title = f"{group}: laws over elements, medians over {good['step'].nunique()} rows"
+            steps = good["step"].nunique()
+            title = f"{group}: distributions over elements, medians over {steps} rows"
             print_table(title, best_law(rows)[LAW_COLUMNS + ratios_of(rows)])
         else:
             say(f"{group}: {rows['status'].iloc[0]}")
     if len(thresholds):
-        pivot = by_ratio(thresholds, ["group", "variant", "stages"])
-        print_table("SIDCo thresholds: median k̂/k by ratio", pivot)
+        print_table("SIDCo thresholds: median k̂/k by ratio", thresholds)
     if len(reuse):
         print_table("Steps for which an exact threshold keeps k̂/k in 1 ± 20 %", reuse_table(reuse))
-    failed = int((fits["status"] != "ok").sum())
-    if failed:
-        remark(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")
 
 
 def ratios_of(rows: Any) -> list[float]:
@@ -109,44 +131,36 @@ def ratios_of(rows: Any) -> list[float]:
     return sorted(rows["target_ratio"].unique(), reverse=True)
 
 
-def print_series(fitted: Fitted) -> None:
+def print_series(fitted: Fitted, *, as_json: bool = False) -> None:
     """Print the medians of every parameter's elements over the steps."""
     series = fitted.table("series")
     columns = ["mean", "variance", "snr", "tail_index", "autocorrelation", "zeros"]
     by_parameter = series.groupby("parameter", sort=False)
     table = by_parameter[columns].median()
     table.insert(0, "elements", by_parameter.size())
+    table = table.reset_index()
+    if as_json:
+        print_json({"folder": fitted.folder, "parameters": table})
+        return
     title = f"Elements over {int(series['n'].max())} steps: medians over tracked elements"
-    print_table(title, table.reset_index())
+    print_table(title, table)
 
 
-def print_aggregates(methods: Any) -> None:
-    """Print one line a method: what became of the mean over several workers."""
-    columns = ["compressor", "feedback", "granularity", "nmse", "nmse_workers", "khat_over_k"]
-    columns += ["bits", "wire", "sum_bits", "fp16_error", "status"]
-    good = methods.sort_values("nmse")
-    print_table("Mean over workers: medians over steps", good[columns])
+def print_replay(replayed: Replayed, *, several: bool, as_json: bool = False) -> None:
+    """Print one line per method; for several workers, also the error of their mean."""
+    methods, factorised = replayed.methods, replayed.factorised
+    if as_json:
+        document = {"folder": replayed.folder, "methods": methods, "factorised": factorised}
+        print_json(document)
+        return
+    print_table("Replay: medians over steps", methods[METHOD_COLUMNS])
+    if several:
+        by_error = methods.sort_values("nmse")[MEAN_COLUMNS]
+        print_table("Mean over workers: medians over steps", by_error)
+    if factorised is not None:
+        from gradstats.replaying.ranking import low_rank
 
-
-def print_low_rank(rows: Any) -> None:
-    """Print one line a kind of row of factorised training."""
-    from gradstats.replaying.ranking import low_rank
-
-    print_table("Low rank: a changed model, not an encoder", low_rank(rows))
-
-
-def print_methods(methods: Any) -> None:
-    """Print one line a method."""
-    columns = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]
-    columns += [
-        "error_compensated",
-        "bits",
-        "encode_seconds",
-        "residual_ratio",
-        "settled",
-        "status",
-    ]
-    print_table("Replay: medians over steps", methods[columns])
+        print_table("Low rank: a changed model, not an encoder", low_rank(factorised))
 
 
 def print_info(run: Run, *, as_json: bool = False) -> None:
@@ -160,14 +174,37 @@ def print_info(run: Run, *, as_json: bool = False) -> None:
 
 
 def print_demo(folder: Path, loss: float) -> None:
-    """Print what the demo found, in about ten lines."""
+    """Print the results of the demo in about ten lines."""
     from gradstats import extras
     from gradstats.cli.summary_lines import closing_lines
 
-    say(f"trained to {loss:.2f} nats a byte")
+    say(f"trained to {loss:.2f} nats per byte")
     methods, fits, thresholds = (
         extras.load("pandas").read_parquet(folder / f"{name}.parquet")
         for name in ("methods", "fits", "thresholds")
     )
     for line in closing_lines(methods, fits, thresholds):
         say(line)
+
+
+def what_was_replayed(run: Run) -> Iterator[str]:
+    """What the gradients of a replay are, if a communication hook would get others."""
+    from gradstats.replaying.planning import UNDER_A_SCALE
+
+    yield from run.remarks
+    coordinates, row = run.stream(run.kind).coordinates, run.rows(run.kind)[0]
+    point = str(coordinates["point"][row])
+    if point == "outer":
+        steps = int(coordinates["inner_steps"][row])
+        what = f"of {steps} inner steps" if steps else "of an unknown number of inner steps"
+        yield (
+            f"these are pseudo-gradients {what}, of each worker before they are averaged: what a "
+            "compressor gets in place of a gradient"
+        )
+    if run.multiplied and point == "local":
+        yield UNDER_A_SCALE
+    if point in ("reduced", "clipped"):
+        yield (
+            f"these gradients are {point}: a DDP communication hook does not receive them, it "
+            "gets each worker's own; capture with at='local' to replay those"
+        )

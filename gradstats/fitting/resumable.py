@@ -60,6 +60,11 @@ class Fitted:
         """Where the tables lie."""
         return self.results.folder
 
+    @property
+    def medians(self) -> dict[str, Any]:
+        """The contents of its fit.json: settings, medians per group, and what failed."""
+        return dict(read_json(self.folder / f"fit{self.suffix}.json"))
+
     def table(self, name: str) -> Table:
         """A table of the fit by its plain name: fits, thresholds, structure, reuse, ranks."""
         return self.results.read(f"{name}{self.suffix}" if name in ROWS else name)

@@ -14,6 +14,7 @@ import torch
 import gradstats
 from gradstats.cli import parsing
 from gradstats.network import Network
+from gradstats.reporting.settings import ReportSettings
 
 TRAINING = """
 import torch
@@ -61,7 +62,8 @@ def test_fit_prints_and_writes_what_the_function_gives(call, small_run, out):
         0.1,
         0.01,
     }
-    for word in ("Embedding: laws", "Linear: laws", "dgamma", "k̂/k at 0.01", "SIDCo"):
+    titles = ("Embedding: distributions", "Linear: distributions")
+    for word in (*titles, "dgamma", "k̂/k at 0.01", "SIDCo"):
         assert word in shown
 
 
@@ -117,31 +119,29 @@ def test_replay_prints_whole_names_and_writes_what_reproduces_it(call, small_run
 
 
 def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):
-    asked = {}
+    asked = []
 
-    def make(run, **settings):
-        asked.update(settings, names=run.names, steps=run.steps)
+    def make(run, settings, folder, progress):
+        asked.append((run, settings, folder, progress))
         return out / "report.html"
 
-    monkeypatch.setattr("gradstats.reporting.report.report", make)
+    monkeypatch.setattr("gradstats.reporting.report.report_into", make)
     words = ("report", small_run, "--budget", "1.5min", "--ratios", "0.1", "--seed", "2")
     words += ("--compressors", "topk,bf16", "--network-workers", "4", "--network-gbits", "1")
     code, shown, err = call(*words, "--parameters", "fc.*", "--steps", "5:", "--out", out)
     assert (code, shown, err) == (0, f"{out / 'report.html'}\n", "")
-    progress = asked.pop("progress")
+    ((run, settings, folder, progress),) = asked
     assert callable(progress)
-    assert asked == {
-        "budget": 90.0,
-        "compressors": ["topk", "bf16"],
-        "network": Network(workers=4, bandwidth=1e9 / 8),
-        "by": "module-type",
-        "factorised": None,
-        "out": out,
-        "ratios": [0.1],
-        "seed": 2,
-        "names": ("fc.weight", "fc.bias"),
-        "steps": (5, None, 1),
-    }
+    assert settings == ReportSettings(
+        budget=90.0,
+        by="module-type",
+        ratios=(0.1,),
+        compressors=("topk", "bf16"),
+        network=Network(workers=4, bandwidth=1e9 / 8),
+        factorised=None,
+        seed=2,
+    )
+    assert (folder, run.names, run.steps) == (out, ("fc.weight", "fc.bias"), (5, None, 1))
 
 
 def test_import_and_look_at_gradients_of_ones_own(call, tmp_path):
@@ -195,7 +195,7 @@ def test_brackets_in_names_and_paths_are_printed_as_they_are(call, run_writer, t
     code, shown, err = call("fit", path, "--group-by", "parameter")
     assert code == 0
     assert "w[/x]: cannot fit" in shown
-    assert "v[bold]: laws" in shown
+    assert "v[bold]: distributions" in shown
     assert "run[red].results" in err
 
 
