@@ -14,7 +14,7 @@ from gradstats.testing import check_compressor
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-compressor.md").read_text(encoding="utf-8")
-LOUD, CHECK, SIGN, TURNS, HALVED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LOUD, CHECK, SUITE, SIGN, TURNS, HALVED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = {"loud": LOUD, "turns": TURNS, "halved": HALVED}
 GRADS = torch.randn(5, 40, 30, generator=torch.Generator().manual_seed(0))
 
@@ -53,6 +53,16 @@ def test_the_first_example_sends_what_is_above_its_threshold(plug_in):
 def test_the_first_example_obeys_the_laws(plug_in):
     exec(CHECK, {"Loud": plug_in("loud")})
     check_compressor(compressor("ef(loud:Loud(2.5))"), fresh_process=False)
+
+
+def test_the_suite_has_a_test_per_law(plug_in):
+    plug_in("loud")
+    names = {}
+    exec(SUITE, names)
+    ids = [param.id for param in names["CHECKS"]]
+    assert len(ids) == len(set(ids)) > 5
+    (check,) = names["CHECKS"][0].values
+    names["test_loud_obeys_the_law"](check)
 
 
 def test_the_source_on_the_page_is_the_source():
