@@ -25,7 +25,7 @@ def kept_count(numel: int, ratio: float) -> int:
 
 def check_ratio(name: str, ratio: Any) -> None:
     """Raise ValueError unless `ratio` is a fraction of kept elements, in (0, 1]."""
-    if not isinstance(ratio, Real) or not 0 < ratio <= 1:
+    if not isinstance(ratio, Real) or not 0 < float(ratio) <= 1:
         raise ValueError(f"{name} must lie in (0, 1], the fraction that is kept, got {ratio!r}")
 
 
