@@ -279,19 +279,21 @@ def fit(
     from gradstats.fitting.resumable import fit_into
     from gradstats.fitting.settings import FitSettings
     from gradstats.runs.tasks import workers
+    from gradstats.settings import from_keywords
 
     for module in ("pandas", "pyarrow", "statsmodels"):
         extras.load(module)  # what is missing is said before the work
     wanted = parse_ratios(ratios)
     with usage():
-        settings = FitSettings(
-            families=words(families) if families else None,
-            ratios=wanted,
-            by=group_by,
-            method=method,
-            bootstrap=bootstrap,
-            compensated=compensated or None,
-        )
+        given = {
+            "families": words(families) if families else None,
+            "ratios": wanted,
+            "by": group_by,
+            "method": method,
+            "bootstrap": bootstrap,
+            "compensated": compensated or None,
+        }
+        settings = from_keywords(FitSettings, given, verb="fit")
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
         with bar() as advance, workers(jobs) as executor, usage():
@@ -338,17 +340,19 @@ def replay(
     from gradstats.replaying.resumable import FactorisedSettings
     from gradstats.replaying.settings import ReplaySettings
     from gradstats.runs import open as open_native
+    from gradstats.settings import from_keywords
 
     extras.load("pandas")  # what is missing is said before the work
     with usage():
-        settings = ReplaySettings(
-            chosen_specs(compressors),
-            ratios=parse_ratios(ratios),
-            feedback=words(feedback),
-            granularity=words(granularity),
-            workers=workers,
-            seed=seed,
-        )
+        given = {
+            "compressors": chosen_specs(compressors),
+            "ratios": parse_ratios(ratios),
+            "feedback": words(feedback),
+            "granularity": words(granularity),
+            "workers": workers,
+            "seed": seed,
+        }
+        settings = from_keywords(ReplaySettings, given, verb="replay")
     native = open_native(factorised) if factorised and rank_ratio else None
     low_rank = FactorisedSettings(rank_ratio, native) if rank_ratio else None
     selection = selected(parameters, steps, point, worker, device)
@@ -387,10 +391,14 @@ def report(
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
     from gradstats.kernels.forms import use
+    from gradstats.reporting.report import CONTENT, render_folder
     from gradstats.reporting.report import report as make_report
     from gradstats.runs import run as runs
     from gradstats.runs.groups import check_by
 
+    if (run / CONTENT).is_file():  # a folder of results: its page again, without the run
+        say(str(render_folder(run)))
+        return
     network = network_of(network_workers, network_gbits)
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened, bar() as advance, use(kernels.value):

@@ -170,31 +170,42 @@ def command(
     """
 
     def decorate(function: Function) -> Function:
-        class Deferred(TyperCommand):
-            """A command whose options are known once it is called."""
+        def build(name: str) -> Any:
+            module, _, kind = home.partition(":")
+            called = _called(function, getattr(import_module(module), kind), without, defaults)
+            one = typer.Typer(add_completion=False)
+            one.command(name, context_settings=context)(called)
+            return typer.main.get_command(one)
 
-            def make_context(self, *args: Any, **extra: Any) -> Any:
-                return self.built.make_context(*args, **extra)
+        class OfSettings(Deferred):
+            make = staticmethod(build)
 
-            @property
-            def built(self) -> Any:
-                module, _, name = home.partition(":")
-                kind = getattr(import_module(module), name)
-                found = list(options(kind, without=without, defaults=defaults))
-                one = typer.Typer(add_completion=False)
-                name = str(self.name)
-                one.command(name, context_settings=context)(_called(function, kind, found))
-                return typer.main.get_command(one)
-
-        name = function.__name__
-        app.command(name, cls=Deferred, help=function.__doc__)(lambda: None)
+        app.command(function.__name__, cls=OfSettings, help=function.__doc__)(lambda: None)
         return function
 
     return decorate
 
 
-def _called(function: Function, kind: Any, generated: list[Generated]) -> Function:
+class Deferred(TyperCommand):
+    """A command whose options are known once it is called."""
+
+    make: Callable[[str], Any]
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Make the context of the command with its options."""
+        return built(self).make_context(*args, **extra)
+
+
+def built(command: Any) -> Any:
+    """The command with all its options, deferred ones among them."""
+    return command.make(str(command.name)) if isinstance(command, Deferred) else command
+
+
+def _called(
+    function: Function, kind: Any, without: Collection[str], defaults: Mapping[str, Any] | None
+) -> Function:
     """The function with options in place of its `settings`, for typer to read."""
+    generated = list(options(kind, without=without, defaults=defaults))
 
     def called(**values: Any) -> None:
         with usage():

@@ -19,7 +19,7 @@ TOKEN = re.compile(r"\s*(3lc|[A-Za-z_][\w.:-]*|[-+]?[\d.][\w.+-]*|[(),=]|\S)")
 
 @dataclass(frozen=True)
 class Call:
-    """`name(arguments)` as written; `arguments` is None where there are no brackets."""
+    """`name(arguments)` as written; `arguments` is None without brackets."""
 
     name: str
     arguments: tuple[tuple[str | None, Argument], ...] | None
@@ -39,10 +39,10 @@ Parameters = Mapping[str, inspect.Parameter]
 
 
 def build(spec: str, known: Known, ratios: Iterable[float] = ()) -> list[Compressor]:
-    """The compressors that a spec stands for: one, or one a ratio where it leaves that open.
+    """The compressors that a spec stands for: one, or one per ratio if it leaves the ratio open.
 
     Args:
-        spec: in the grammar; `pkg.module:Class` names a class of one's own.
+        spec: in the grammar; `pkg.module:Class` names your own class.
         known: the compressors and stages by name.
         ratios: for a method that takes a ratio and was given none.
 
@@ -144,9 +144,9 @@ def _arguments(call: Call, known: Known, spec: str) -> Iterator[tuple[str | None
     """
     signature = inspect.signature(_factory(call.name, known, spec)).parameters
     names = list(signature)
-    for place, (key, value) in enumerate(call.arguments or ()):
+    for index, (key, value) in enumerate(call.arguments or ()):
         _check_setting(call.name, key, signature, spec)
-        setting = signature.get(key or (names[place] if place < len(names) else ""))
+        setting = signature.get(key or (names[index] if index < len(names) else ""))
         word = setting is not None and isinstance(setting.default, str)
         bare = isinstance(value, Call) and value.arguments is None
         known_name = isinstance(value, Call) and (value.name in known or ":" in value.name)
@@ -193,10 +193,10 @@ def _factory(name: str, known: Known, spec: str) -> Factory:
 def _compressor(call: Call | Piped, known: Known, spec: str, ratio: float | None) -> Compressor:
     if isinstance(call, Piped):
         return Pipe(tuple(_make(stage, known, spec, ratio) for stage in call.stages))
-    made = _make(call, known, spec, ratio)
-    if not isinstance(made, Compressor):
+    part = _make(call, known, spec, ratio)
+    if not isinstance(part, Compressor):
         raise ValueError(f"{call.name} must follow a compressor, got {spec!r}")
-    return made
+    return part
 
 
 def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compressor | Stage:
@@ -223,9 +223,9 @@ def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compresso
     ):
         named["ratio"] = ratio
     try:
-        made = factory(*positional, **named)
+        part = factory(*positional, **named)
     except TypeError as error:
         raise ValueError(f"cannot make compressor {spec!r}: {error}") from error
-    if not isinstance(made, Compressor | Stage):
-        raise ValueError(f"compressor {call.name!r} must make a Compressor, got {made!r}")
-    return made
+    if not isinstance(part, Compressor | Stage):
+        raise ValueError(f"compressor {call.name!r} must make a Compressor, got {part!r}")
+    return part

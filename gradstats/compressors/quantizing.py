@@ -1,4 +1,4 @@
-"""What the quantisers share."""
+"""Buckets, scales and payloads of the quantisers."""
 
 from __future__ import annotations
 

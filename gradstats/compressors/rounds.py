@@ -19,7 +19,7 @@ class AllReduce:
     """Combine equal-shaped tensors of all workers element by element; the result is a tensor.
 
     Attributes:
-        tensor: floating-point; integers in [0, levels) where there are levels.
+        tensor: floating-point; integers in [0, levels) if levels is not 0.
         op: what is done; a mean of integers is float32.
         levels: of the integers of one worker; 0 for a floating-point tensor. Their sums over n
             workers travel in base n (levels - 1) + 1, so that they cannot overflow.

@@ -1,4 +1,4 @@
-"""Sparsity-inducing distributions, one per file, listed in `FAMILIES`."""
+"""Sparsity-inducing distributions, one per file; docs/adding-a-family.md shows how to add one."""
 
 from __future__ import annotations
 

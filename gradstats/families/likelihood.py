@@ -14,15 +14,15 @@ Floats = NDArray[np.float64]
 
 
 def highest(family: type[Family], profile: Callable[[float], float], starts: Floats) -> float:
-    """The argument that maximises a profile log-likelihood: a scan, then Brent about its best.
+    """Maximise a profile log-likelihood: scan all starts, then Brent's method about the best.
 
     The scan makes every start compete, so that a local maximum is not taken for the highest; the
     search then stays between the neighbours of the best start, and at an end of the range it may
     end there.
 
     Args:
-        family: to name in an error.
-        profile: ln likelihood an element with all other parameters at their best.
+        family: the family to name in an error.
+        profile: the log-likelihood per element, with all other parameters at their best.
         starts: rising arguments, from the lowest to the highest that is allowed.
 
     Raises:

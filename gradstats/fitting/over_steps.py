@@ -40,7 +40,7 @@ def over_steps(
         progress: called with (blocks done, blocks).
 
     Returns:
-        A pandas DataFrame, a line an element: axis, parameter, module_type, element (its place in
+        A pandas DataFrame, a row per element: axis, parameter, module_type, element (its index in
         the flattened parameter), and the columns of `gradstats.fitting.series.series_columns`.
 
     Raises:

@@ -47,7 +47,7 @@ def fit_rows(
     Args:
         summary: of the gradient or of a part of it.
         following: of the same part at the next captured step, on which the fit is scored.
-        families: laws to fit.
+        families: distributions to fit.
         ratios: target ratios, each in (0, 1].
         method: "mle" or "moments".
         bootstrap: replicates of the parametric bootstrap; 0 for none.
@@ -55,12 +55,13 @@ def fit_rows(
     Yields:
         Rows with the columns of `gradstats.fitting.columns.Fit`.
     """
-    counted = vars(_counted(summary))
+    counted: Row = vars(_counted(summary))
     for family in families:
         base = {**counted, "family": family.name, "method": method}
         family.check_method(method)
         law: Family | None = None
-        scored, status = {}, "ok"
+        scored: Row = {}
+        status = "ok"
         try:
             fitted = family.fit(summary, method=method)
             scored, law = _scored(fitted, summary, following, method, bootstrap), fitted
@@ -70,7 +71,7 @@ def fit_rows(
             status = f"cannot score {family.name}: {type(error).__name__}: {error}"
         for ratio in ratios:
             threshold, khat_over_k = tail_error(law, summary, ratio) if law else (math.nan,) * 2
-            tail = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
+            tail: Row = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
             yield vars(Fit(**base, **scored, **tail, status=status))
 
 
@@ -173,7 +174,7 @@ def sign_asymmetry(summary: Summary) -> float:
 
 
 def structure_row(summary: Summary, ratios: Sequence[float] = RATIOS) -> Row:
-    """One row of what needs no law: moments, symmetry, tail index, decay and best-k errors.
+    """One row of what needs no distribution: moments, tail index, decay and best-k errors.
 
     Args:
         summary: of the gradient or of a part of it.

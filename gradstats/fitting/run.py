@@ -219,7 +219,9 @@ def fit(
     if axis != ELEMENTS:
         if settings:
             given = ", ".join(settings)
-            raise ValueError(f"axis {axis!r} must come without {given}: no law is fitted over it")
+            raise ValueError(
+                f"axis {axis!r} must come without {given}: no family is fitted over it"
+            )
         return over_steps(run, executor=executor, progress=progress)
     tables = fit_tables(run, chosen, executor=executor, progress=progress)
     return with_spread(tables["fits"], spread(tables["fits"]))

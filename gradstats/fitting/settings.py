@@ -49,8 +49,8 @@ class FitSettings:
         from gradstats.compressors import compressor
 
         self._set(families=_families(self.families), ratios=several(self.ratios))
-        if isinstance(self.compensated, str):
-            self._set(compensated=compressor(self.compensated))
+        spec: Any = self.compensated
+        self._set(compensated=compressor(spec) if isinstance(spec, str) else spec)
         for ratio in self.ratios:
             check_ratio("ratio", ratio)
         for name in ("families", "ratios"):

@@ -1,7 +1,7 @@
 """Quantise and pack, unpack and dequantise: what all quantisers share.
 
-As in `gradstats.kernels` the same functions stand in `eager_codes` (torch), `cpu_codes` (numba)
-and `cuda_codes` (triton); packed bytes are identical.
+As in `gradstats.kernels`, the same functions are in `coding_eager` (torch), `coding_cpu` (numba)
+and `coding_cuda` (triton); packed bytes are identical.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
         ValueError: a symbol out of range.
     """
     if symbols.numel() and not (0 <= int(symbols.min()) and int(symbols.max()) < levels):
-        raise ValueError(f"symbols must be below {levels}, got {int(symbols.max())}")
+        got = f"{int(symbols.min())} to {int(symbols.max())}"
+        raise ValueError(f"symbols must lie in [0, {levels}), got {got}")
     packed: Tensor = _form(symbols).pack(symbols, levels)
     return packed
 

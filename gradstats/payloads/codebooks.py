@@ -95,7 +95,7 @@ class Powers(Alphabet):
 class Gauss(Alphabet):
     """The Lloyd-Max quantiser of the standard normal law.
 
-    Each level is the mean of the law in its cell, and cells meet halfway between levels.
+    Each level is the mean of the distribution in its cell, and cells meet halfway between levels.
 
     Attributes:
         bits: 1 to 8, for 2^bits levels.
@@ -199,8 +199,8 @@ class Lattice(Alphabet):
     r"""Some of the points of an even grid from -1 to 1, best for a clipped normal law.
 
     Levels are z / (g/2) - 1 for 2^bits integers z in 0 … g with both ends among them. Values are
-    those of a standard normal law over `CLIP`, and they are rounded at random to a neighbouring
-    level without bias; the integers are those that lose least of it,
+    those of a standard normal distribution over `CLIP`, and they are rounded at random to a
+    neighbouring level without bias; the integers are those that lose least of it,
 
     .. math:: \sum_j \int_{l_j}^{l_{j+1}} (x - l_j)(l_{j+1} - x) \varphi(x) dx,
 

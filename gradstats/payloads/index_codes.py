@@ -1,16 +1,16 @@
-"""Codes of the places of a sparse payload: k strictly rising indices below n as few bytes.
+"""Codes of the indices of a sparse payload: k strictly rising indices below n in few bytes.
 
-With ρ = k/n no code of random places needs fewer than H₂(ρ)/ρ bits an index on average.
+With ρ = k/n no code of random indices needs fewer than H₂(ρ)/ρ bits per index on average.
 
-    raw      4 bytes an index, 8 above n = 2³¹
-    packed   ⌈log₂ n⌉ bits an index
+    raw      4 bytes per index, 8 above n = 2³¹
+    packed   ⌈log₂ n⌉ bits per index
     bitmap   n bits, one for each element
     golomb   Rice code of the gaps, with a parameter that k and n determine
-    delta    the gaps as LEB128 varints, 7 bits a byte
+    delta    the gaps as LEB128 varints, 7 bits per byte
 
 A gap is the number of elements passed over: the first index, then differences minus 1. All bits
-are little-endian, within bytes too; what is left of a last byte is 0. There is one encoding of a
-set of places by each code, and the decoder refuses all other bytes.
+are little-endian, within bytes too; what is left of a last byte is 0. Each code has one encoding
+of a set of indices, and the decoder refuses all other bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from gradstats.payloads.index_coders import (
 
 
 def encode_indices(indices: Indices, n: int, code: str) -> bytes:
-    """Encode places.
+    """Encode indices.
 
     Args:
         indices: int64 `[k]`, strictly rising, in [0, n).
@@ -62,12 +62,12 @@ def encode_indices(indices: Indices, n: int, code: str) -> bytes:
 
 
 def decode_indices(data: bytes | memoryview, k: int, n: int, code: str) -> Indices:
-    """Decode places: int64 `[k]`, strictly rising, in [0, n).
+    """Decode indices: int64 `[k]`, strictly rising, in [0, n).
 
     Time and memory are O(k + len(data)), whatever the bytes are.
 
     Args:
-        data: what `encode_indices` gave.
+        data: the result of `encode_indices`.
         k: number of indices.
         n: number of elements.
         code: the code that `data` is in.
@@ -83,17 +83,17 @@ def decode_indices(data: bytes | memoryview, k: int, n: int, code: str) -> Indic
 
 
 def encoded_nbytes(indices: Indices, n: int, code: str) -> int:
-    """The length of `encode_indices(indices, n, code)`, which is not built."""
+    """Return the length of `encode_indices(indices, n, code)`, without encoding."""
     return _coder(code).nbytes(indices, n)
 
 
 def cheapest(indices: Indices, n: int) -> str:
-    """The code with the fewest bytes for these indices; of equals, the first in `CODES`."""
+    """Return the code with the fewest bytes for these indices; of equals, the first in `CODES`."""
     return min(CODES, key=lambda code: encoded_nbytes(indices, n, code))
 
 
 def expected_bits(k: int, n: int, code: str) -> float:
-    """Bits of k random places of n: the mean where gaps are geometric with ρ = k/n.
+    """Return the mean bits of k random indices below n, whose gaps are geometric with ρ = k/n.
 
         golomb   k·(b + 1/(1 - (1-ρ)^(2^b))), b as in `index_coders.rice_parameter`
         delta    8k·Σⱼ (1-ρ)^(2^(7j)), j = 1, 2, … and 1 for the first byte
@@ -135,9 +135,13 @@ def _check_indices(indices: Indices, n: int) -> None:
     _check_counts(indices.size, n)
     if indices.size == 0:
         return
-    if not np.all(indices[1:] > indices[:-1]) or indices[0] < 0 or indices[-1] >= n:
-        ends = f"{indices[0]} … {indices[-1]}"
-        raise ValueError(f"indices must rise strictly within [0, {n}), got {ends}")
+    rises = indices[1:] > indices[:-1]
+    if not rises.all():
+        first = int(rises.argmin())
+        got = f"{indices[first]} before {indices[first + 1]}"
+        raise ValueError(f"indices must rise strictly, got {got}")
+    if indices[0] < 0 or indices[-1] >= n:
+        raise ValueError(f"indices must lie in [0, {n}), got {indices[0]} … {indices[-1]}")
 
 
 _CODERS = {

@@ -35,7 +35,7 @@ class LowRank(Payload):
 
     @property
     def count(self) -> int:
-        """Every element is spoken of."""
+        """Every element is covered."""
         return self.numel
 
     @property

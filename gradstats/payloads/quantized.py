@@ -143,12 +143,9 @@ class Coded(Payload):
         unit = reader.real()
         flags = reader.number(ROTATED + MOVED, "flags")
         rotation = reader.key() if flags & ROTATED else None
-        if (
-            bucket < 1
-            or flags == ROTATED + MOVED
-            or (rotation and (bucket > max(numel, 1) or bucket & (bucket - 1)))
-        ):
-            raise PayloadError(f"bucket must be at least 1, got {bucket} of {numel} elements")
+        if flags == ROTATED + MOVED:
+            raise PayloadError("cannot decode payload: it has both a rotation and offsets")
+        _check_bucket(bucket, numel, rotated=rotation is not None)
         symbols = _padded(numel, bucket) if rotation else numel
         buckets = -(-symbols // bucket)
         dtype = reader.dtype()
@@ -164,14 +161,24 @@ class Coded(Payload):
 def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
     kind, first, second = (reader.number(MOST_LEVELS, "alphabet") for _ in range(3))
     if kind == OWN_LEVELS:
-        if not 2 <= first <= MOST_LEVELS or second:
+        if not 2 <= first <= MOST_LEVELS:
             raise PayloadError(f"levels must be 2 … {MOST_LEVELS}, got {first}")
+        if second:
+            raise PayloadError(f"levels of buckets must have one number, got {second} as well")
         return None, first
     try:
         alphabet = alphabet_of((kind, first, second))
     except ValueError as error:
         raise PayloadError(f"cannot decode payload: {error}") from error
     return alphabet, alphabet.size
+
+
+def _check_bucket(bucket: int, numel: int, *, rotated: bool) -> None:
+    if bucket < 1:
+        raise PayloadError(f"bucket must be at least 1, got {bucket}")
+    if rotated and (bucket > max(numel, 1) or bucket & (bucket - 1)):
+        rule = f"bucket of a rotation must be a power of two up to the {numel} elements"
+        raise PayloadError(f"{rule}, got {bucket}")
 
 
 def _padded(numel: int, bucket: int) -> int:

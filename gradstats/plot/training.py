@@ -1,4 +1,4 @@
-"""Figures over training: laws, thresholds, ranks, and elements over the steps."""
+"""Figures over training: distributions, thresholds, ranks, and elements over the steps."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def heat(rows: Table, value: str, ax: Axes = None) -> Axes:
     k̂/k is shown as a number of doublings about 1.
 
     Args:
-        rows: step, group and the column; one line a step and group.
+        rows: step, group and the column; one row per step and group.
         value: name of the column.
         ax: where to draw.
     """
@@ -150,7 +150,7 @@ def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
     """Share of elements below a value, by module type: signal-to-noise, tail index and others.
 
     Args:
-        series: a line an element, of `gradstats.fitting.over_steps.over_steps`.
+        series: one row per element, of `gradstats.fitting.over_steps.over_steps`.
         value: name of the column.
         ax: where to draw.
     """

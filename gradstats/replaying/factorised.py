@@ -47,7 +47,7 @@ class Share:
             )
 
     def amortised(self, full: float, low: float) -> float:
-        """The mean over the training of what is `full` a step first and `low` later.
+        """The mean over the training of what is `full` per step first and `low` later.
 
         Example:
             >>> round(Share(80, 300).amortised(11_173_834, 3_336_138))

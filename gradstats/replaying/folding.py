@@ -38,7 +38,7 @@ def replay_rows(
         losses: of the steps, for the methods that need them.
 
     Yields:
-        A row a step and compressor: what `measure` gives, with index (of the compressor), step and
+        A row per step and compressor: what `measure` gives, index (of the compressor), step and
         status: "ok", or why there is no measurement. A compressor that fails is not called again.
     """
     folded: list[_Fold] | None = None

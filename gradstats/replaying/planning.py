@@ -89,7 +89,7 @@ def plan(
     Raises:
         ValueError: unknown compressor, feedback or granularity.
     """
-    asked = ReplaySettings((), ratios, feedback, granularity)
+    asked = ReplaySettings((), several(ratios), several(feedback), several(granularity))
     made = _made(several(specs), asked.ratios)
     jobs = [
         _job(run, compressor, each_feedback, each_granularity)

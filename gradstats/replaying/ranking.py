@@ -148,7 +148,7 @@ def timing_table(rows: Any) -> Table:
     key = ["target_ratio", "feedback"]
     topk = table[table["method"] == "topk"][[*key, "encode_seconds"]]
     asked = table[key].fillna({"target_ratio": headline_ratio(table)})
-    topk = asked.merge(topk, on=key, how="left")["encode_seconds"]
+    topk = asked.merge(topk.drop_duplicates(key), on=key, how="left")["encode_seconds"]
     return table.assign(encode_over_topk=table["encode_seconds"] / topk)
 
 

@@ -104,11 +104,11 @@ def _make_replay(results: Results, what: Replaying, key: Row) -> None:
     kept = results.read("replay") if results.holds("replay", key) else frame([], ReplayRow)
     kept = kept[kept["whole"].astype(bool)]
     known = {_key(row) for row in kept[KEY].drop_duplicates().to_dict("records")}
-    for name, batch in what.batches(run):
+    for index, (name, batch) in enumerate(what.batches(run)):
         jobs = [job for job in batch if what.key(job) not in known or not ours(job.compressor)]
         if not jobs:
             continue
-        now, first = time.monotonic(), not len(kept)
+        now, first = time.monotonic(), index == 0
         if now > what.deadline and not first:
             results.skipped.append(f"Not replayed, the budget was spent: {name}.")
             continue
@@ -154,7 +154,8 @@ def _make_timings(results: Results, what: Replaying, key: Row) -> None:
     )
     if rows or not results.holds("timings", key):
         kept = asked(kept, [*known], TIMED)
-        every = pandas.concat([kept, pandas.DataFrame(rows)]) if len(kept) else rows
+        new = pandas.DataFrame(rows)
+        every = pandas.concat([kept, new], ignore_index=True) if len(kept) else new
         results.keep("timings", timing_table(every), key)
 
 

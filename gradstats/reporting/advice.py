@@ -66,9 +66,9 @@ def _hook(name: str) -> str:
 
 
 def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
-    """The law that ranks first and how well SIDCo's thresholds hit the smallest ratio."""
+    """The family that ranks first and how well SIDCo's thresholds hit the smallest ratio."""
     if not len(laws):
-        return "No law could be fitted."
+        return "No family could be fitted."
     best = laws.iloc[0]
     rows = thresholds[thresholds["target_ratio"] == ratio]
     pairs = rows.groupby(["variant", "stages"])["khat_over_k"].median()
@@ -85,9 +85,11 @@ def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
 
 
 def _scores(law: Any) -> str:
-    """What the two scores that rank a law mean, in words."""
+    """What the two scores that rank a family mean, in words."""
     off = f"its thresholds keep {math.expm1(law['tail']):.0%} too many or too few"
-    return f"{off}, and it loses {law['transfer']:.2g} nats an element to the best on the next row"
+    return (
+        f"{off}, and it loses {law['transfer']:.2g} nats per element to the best on the next row"
+    )
 
 
 def _runner_up(laws: Table) -> str:

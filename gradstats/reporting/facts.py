@@ -14,7 +14,7 @@ from gradstats.runs.groups import groups
 from gradstats.runs.results import Results, in_json
 from gradstats.runs.run import FITTED, Run
 from gradstats.summary import Summary
-from gradstats.summary.summary import Sums
+from gradstats.summary.sums import Sums
 
 Row = dict[str, Any]
 LAST = "last_gradient.npz"

@@ -29,10 +29,11 @@ from gradstats.replaying.resumable import (
     timings_of,
 )
 from gradstats.replaying.settings import FEEDBACKS, GRANULARITIES, ReplaySettings
+from gradstats.reporting.drawing import draw
 from gradstats.reporting.facts import facts, keep_last, read_last
 from gradstats.reporting.front_page import front_page
 from gradstats.reporting.page import Section, render
-from gradstats.reporting.sections import draw, sections
+from gradstats.reporting.sections import sections
 from gradstats.reporting.settings import ReportSettings
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run

@@ -41,27 +41,29 @@ def copy(
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] | None = None,
 ) -> int:
-    """Copy a run to a folder, a zip file (``OUT.zarr.zip``) or a URL; rows go one by one.
+    """Copy a run to a folder, a zip file (`OUT.zarr.zip`) or a URL, row by row.
 
-    A folder or a zip file is there when it is complete, or not at all.
+    A folder or zip file appears when it is complete, or not at all.
 
-    Of rows that an object store did not get (`store.spool`) what is left is sent instead.
+    If `run` is a folder of rows that an object store did not get (`store.spool`), those rows are
+    sent.
 
     Args:
-        run: Any store, in a folder, a zip file or an object store.
-        out: Where to; nothing may be there.
-        smaller: What of it; all without.
-        progress: Called with how many rows of how many are done.
-        say: Called with each line about elements that a narrower dtype lost; default: to stderr.
+        run: A store in a folder, a zip file or an object store.
+        out: The path or URL of the copy; nothing may exist there.
+        smaller: The part to copy; None copies all.
+        progress: Called with (rows done, rows).
+        say: Called with each line about elements that a narrower dtype lost; default: print to
+            stderr.
 
     Returns:
         How many rows were copied.
 
     Raises:
-        FileExistsError: Something is at ``out``.
+        FileExistsError: Something is at `out`.
         ValueError: Nothing is left to copy, an element is beyond the range of the dtype, or more
             than 0.1 % of the non-zero ones of a parameter would become 0.
-        StoreFormatError: ``run`` is not a readable store.
+        StoreFormatError: `run` is not a readable store.
     """
     smaller = smaller or Smaller()
     if address(Path(run)) == restored(out):
@@ -93,7 +95,7 @@ def _to_stderr(line: str) -> None:
 
 
 def _send_rest(folder: Path, url: str) -> int:
-    """Send what a recording could not."""
+    """Send the rows that a recording could not send."""
     place = as_place(url)
     if not isinstance(place, InObjects) or spool_folder(place).resolve() != folder.resolve():
         fact = "this process would send from another folder"
@@ -154,7 +156,7 @@ def _target(
 
 
 def _name(source: GradientStore, smaller: Smaller) -> str:
-    """What names the run of a copy: a whole one is the same run, and equal copies are equal."""
+    """Return the run's name for a copy: a whole copy keeps it, equal copies have equal names."""
     if source.run and smaller == Smaller():
         return source.run
     what = {"of": source.run or source.provenance, **asdict(smaller)}

@@ -28,9 +28,10 @@ class Group:
     Attributes:
         step: optimizer step.
         name: "model", a module type, a parameter, or what the regular expression captured.
-        summary: of its elements; of none where there is no gradient.
+        summary: the Summary of its elements; of no elements if there is no gradient.
         status: "ok", or why there is no gradient.
-        left_out: names of its parameters that rows of this kind cannot hold.
+        left_out: names of its parameters that rows of this kind cannot hold (sparse ones in
+            tracks).
     """
 
     step: int
@@ -41,13 +42,13 @@ class Group:
 
 
 def group_of(by: str, names: Iterable[str] = ()) -> Callable[[Parameter], str | None]:
-    """The group that a parameter belongs to; None for none.
+    """Return the function that names the group of a parameter; None for no group.
 
     Args:
         by: "model", "module-type", "parameter", or a regular expression that is searched for in
             parameter names: its first group, or the whole match, names the group.
-        names: of the parameters; brackets that stand in one as they are, such as `layers[0]`, are
-            those of the name, and no class of letters.
+        names: names of the parameters; brackets that occur in a name, such as `layers[0]`, match
+            themselves and are no class of letters.
 
     Raises:
         ValueError: not a regular expression.
@@ -92,14 +93,14 @@ def groups(
     first: int = 0,
     executor: Executor | None = None,
 ) -> Iterator[list[Group]]:
-    """Summaries of the selected rows, one list a row, in order; few rows are in memory at a time.
+    """Summarise the selected rows, one list per row, in order, with few rows in memory at a time.
 
     Args:
         run: selects parameters and steps.
         by: see `group_of`.
-        kind: "full", "summary" or "track"; default: the first of them that there is.
-        first: how many of the rows to leave out.
-        executor: where the tasks run, one a row; default: here.
+        kind: "full", "summary" or "track"; default: the first of them that has rows.
+        first: number of rows to leave out at the beginning.
+        executor: runs the tasks, one per row; default: this process.
 
     Raises:
         ValueError: unknown grouping, no row or element to summarise, or a loss scale is not known.
@@ -114,9 +115,9 @@ def groups(
 
 
 def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
-    """The summaries of one row, in one pass over it.
+    """Summarise one row by groups, in one pass over it.
 
-    A group without a gradient, and every group of a row that cannot be read, says so.
+    The status of a group names the reason if it has no gradient, or if the row cannot be read.
     """
     step, left_out = int(run.stream(kind).steps[row]), left_out_of(run, kind, by)
     try:
@@ -136,7 +137,7 @@ def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
 
 
 def status_of(summarized: bool, held: bool, missing: str) -> str:
-    """Whether a group has elements, or why not."""
+    """Return "ok" if a group has elements, else the reason."""
     if not held:
         return "tracks hold no sparse gradients; capture with full="
     return "ok" if summarized else missing

@@ -1,4 +1,4 @@
-"""Parameters whose gradients are not well: dead, not finite, exploding."""
+"""Parameters with unhealthy gradients: dead, not finite, exploding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPLODING = 10.0  # times the median of the root mean square
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with the gradients of a parameter.
+    """A fault of the gradients of one parameter.
 
     Attributes:
         parameter: its name.
@@ -33,10 +33,10 @@ class Finding:
 
 
 def findings(run: Run) -> list[Finding]:
-    """Look at up to 16 rows of a run and name the parameters that are not well, in order.
+    """Look at up to 16 rows of a run and list the parameters with unhealthy gradients, in order.
 
-    Rows are whole gradients where there are any, else Summaries, else tracked elements, in which a
-    parameter may have too few elements to say. Rows whose loss scale is not known are left out.
+    Rows are whole gradients if there are any, else Summaries, else tracked elements, of which a
+    parameter may have too few for a finding. Rows whose loss scale is not known are left out.
     """
     kind = run.fitted_kind
     unknown = np.isnan(run.reader(kind).divisors)

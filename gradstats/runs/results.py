@@ -53,7 +53,7 @@ class Results:
     @cached_property
     def identity(self) -> Row:
         """The run and what of it is selected."""
-        return in_json(run_settings(self.opened))
+        return dict(in_json(run_settings(self.opened)))
 
     @property
     def opened(self) -> Run:
@@ -75,9 +75,8 @@ class Results:
         """What the tables depend on, as JSON has it."""
         chosen = {name: in_words(getattr(settings, name)) for name in made.depends}
         needs = {name: self.checksum(name) for name in made.needs}
-        return in_json(
-            {"layout": LAYOUT, "run": self.identity, "settings": chosen, "needs": needs}
-        )
+        key = {"layout": LAYOUT, "run": self.identity, "settings": chosen, "needs": needs}
+        return dict(in_json(key))
 
     def ensure(self, made: Made, settings: Any) -> None:
         """Make the tables, unless they are there."""

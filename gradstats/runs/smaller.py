@@ -1,4 +1,4 @@
-"""Rows of a run with less in them: fewer elements, a narrower dtype."""
+"""Smaller rows of a run: fewer elements, a narrower dtype."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ MODES = ("full", "track", "summary", "shadow")
 
 @dataclass(frozen=True)
 class Smaller:
-    """What of a run to copy.
+    """The part of a run to copy.
 
     Attributes:
         steps: (start, stop, stride): steps with start <= step < stop, every stride-th of them.
-        dtype: of the gradients, such as "bfloat16"; "" keeps theirs. Summaries stay those of the
-            captured gradients.
-        modes: kinds of rows, None for all there are; "summary" of a run without Summaries makes
-            them of its full rows.
-        track: how many of the tracked elements to keep, a random choice; None keeps all.
-        seed: of that choice.
+        dtype: the dtype of the gradients, such as "bfloat16"; "" keeps theirs. Summaries stay
+            those of the captured gradients.
+        modes: kinds of rows, None for all; "summary" computes Summaries from full rows if the run
+            has none.
+        track: number of tracked elements to keep, chosen at random; None keeps all.
+        seed: seed of that choice.
         allow_loss: accept elements that the dtype makes infinite, and any number that it makes 0.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting is out of range.
     """
 
     steps: tuple[int | None, int | None, int] = (None, None, 1)
@@ -70,11 +70,11 @@ def _narrowed(table: Sequence[Parameter], dtype: str) -> tuple[Parameter, ...]:
 
 
 class Layout:
-    """Rows of a stream as the copy lays them out.
+    """The layout of a stream's rows in the copy.
 
     Args:
         stream: The rows to copy.
-        smaller: What of them.
+        smaller: The part of them to copy.
         narrowing: Converts elements, and counts what is lost over several layouts.
     """
 

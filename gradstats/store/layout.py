@@ -1,6 +1,7 @@
 """The on-disk format, version 1: names, the parameter table and the Zarr v3 documents.
 
-Everything here is a value or a pure function; `docs/format.md` says the same in prose.
+Everything in this module is a value or a pure function; `docs/format.md` describes the same in
+prose.
 """
 
 from __future__ import annotations
@@ -79,24 +80,27 @@ Document = dict[str, Any]
 
 
 class StoreFormatError(ValueError):
-    """What lies at a path is not a complete store of a version this code reads."""
+    """Raised if a path holds no complete store of a version that this code reads."""
 
 
 def chunk_elements(width: int, itemsize: int) -> int:
-    """Elements of one chunk: d / ceil(d·itemsize / 8 MB), rounded up, so that chunks are even."""
+    """Return the number of elements of one chunk.
+
+    It is d / ceil(d·itemsize / 8 MB), rounded up, so that chunks are even.
+    """
     pieces = max(1, math.ceil(width * itemsize / CHUNK_BYTES))
     return max(1, math.ceil(width / pieces))
 
 
 def encode(document: Document) -> bytes:
-    """The bytes of a zarr.json."""
+    """Return the bytes of a zarr.json."""
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def group_document(
     attributes: Mapping[str, Any], members: Mapping[str, Document] | None = None
 ) -> Document:
-    """A Zarr v3 group; with `members`, their documents stand inline (consolidated)."""
+    """Describe a Zarr v3 group; with `members`, their documents are inline (consolidated)."""
     group: Document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
     if members is not None:
         inline = {"kind": "inline", "must_understand": False, "metadata": dict(members)}
@@ -107,10 +111,10 @@ def group_document(
 def array_document(
     dtype: str, shape: Sequence[int], chunks: Sequence[int], dimensions: Sequence[str]
 ) -> Document:
-    """A Zarr v3 array of raw little-endian chunks named c.ROW.COLUMN.
+    """Describe a Zarr v3 array of raw little-endian chunks named c.ROW.COLUMN.
 
     Gradients do not compress (1.07-1.15 times), so there is no codec beyond the bytes themselves;
-    the dot keeps all chunks of an array in one folder, where a row costs no directory.
+    the dot keeps all chunks of an array in one folder, so that a row needs no directory.
     """
     one_byte = dtype in ("bool", "int8", "uint8")
     return {
@@ -132,7 +136,7 @@ def array_document(
 
 
 def vector_documents(quantity: str, row_widths: Mapping[str, int]) -> dict[str, Document]:
-    """The arrays of one quantity, one a dtype, without rows."""
+    """Describe the arrays of one quantity, one array per dtype, without rows."""
     documents: dict[str, Document] = {}
     for dtype, width in row_widths.items():
         chunks = (1, chunk_elements(width, ITEMSIZE[dtype]))
@@ -143,10 +147,10 @@ def vector_documents(quantity: str, row_widths: Mapping[str, int]) -> dict[str, 
 
 
 def ragged_dtypes(kind: str, table: Sequence[Parameter]) -> dict[str, str]:
-    """The ragged arrays of a stream and their dtypes.
+    """List the ragged arrays of a stream and their dtypes.
 
-    For each parameter with sparse gradients, by its place in the table: the coalesced indices,
-    each flattened, and the values. For a stream of bytes: those.
+    A parameter with sparse gradients has two, named by its index in the table: the coalesced
+    indices, each flattened, and the values. A stream of bytes has one: the bytes.
     """
     if kind in BLOBS:
         return {kind: "uint8"}
@@ -156,7 +160,10 @@ def ragged_dtypes(kind: str, table: Sequence[Parameter]) -> dict[str, str]:
 
 
 def ragged_documents(names: Mapping[str, str]) -> dict[str, Document]:
-    """Arrays of another length in every row: `NAME_ends` [row] and `NAME_data` [item_NAME]."""
+    """Describe arrays whose length differs from row to row.
+
+    They are `NAME_ends` [row] and `NAME_data` [item_NAME].
+    """
     documents: dict[str, Document] = {}
     for name, dtype in names.items():
         stored = DTYPES.get(dtype, dtype)
@@ -171,7 +178,10 @@ def ragged_documents(names: Mapping[str, str]) -> dict[str, Document]:
 def stream_documents(
     row_widths: Mapping[str, int], parameters: int, ragged: Mapping[str, str]
 ) -> dict[str, Document]:
-    """The arrays of a stream without rows: gradients, ragged ones, `present`, coordinates."""
+    """Describe the arrays of a stream without rows.
+
+    They are gradients, ragged arrays, `present` and coordinates.
+    """
     documents = {**vector_documents("grad", row_widths), **ragged_documents(ragged)}
     chunks = (min(COLUMN_CHUNK_ROWS, max(1, PRESENT_CHUNK_BYTES // parameters)), parameters)
     documents["present"] = array_document("bool", (0, parameters), chunks, ("row", "parameter"))
@@ -183,7 +193,10 @@ def stream_documents(
 
 
 def element_ids_document(dtype: str, count: int, width: int) -> Document:
-    """The array of sampled element ids of one dtype: `count` of the `width` elements of a row."""
+    """Describe the array of sampled element ids of one dtype.
+
+    The ids are `count` of the `width` elements of a row.
+    """
     dims = (f"element_{dtype}",)
     document = array_document("int64", (count,), (chunk_elements(count, 8),), dims)
     document["attributes"] = {"sampling_fraction": count / width if width else 1.0}
@@ -191,30 +204,30 @@ def element_ids_document(dtype: str, count: int, width: int) -> Document:
 
 
 def stream_rows(documents: Mapping[str, Document], prefix: str) -> int:
-    """Committed rows of the stream whose arrays start with `prefix`."""
+    """Count the committed rows of the stream whose arrays start with `prefix`."""
     step = documents.get(prefix + "step")
     return int(step["shape"][0]) if step else 0
 
 
 def chunk_shape(document: Document) -> tuple[int, ...]:
-    """The shape of every chunk of an array, the last ones too."""
+    """Return the shape of every chunk of an array; the last ones have it too."""
     return tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
 
 
 def has_rows(document: Document) -> bool:
-    """Is this an array that grows with its stream?"""
+    """Return whether this is an array that grows with its stream."""
     return bool(document["node_type"] == "array" and document["dimension_names"][0] == "row")
 
 
 def in_stream(key: str, prefix: str) -> bool:
-    """Is this the key of an array of the stream that starts with `prefix`?"""
+    """Return whether this is the key of an array of the stream that starts with `prefix`."""
     return key.startswith(prefix) and "/" not in key.removeprefix(prefix)
 
 
 def lengthened(
     documents: Mapping[str, Document], prefix: str, rows: int, items: Mapping[str, int]
 ) -> dict[str, Document]:
-    """The same metadata with the arrays of one stream `rows` long, ragged ones by `items`."""
+    """Return metadata with a stream's arrays `rows` long, and its ragged ones `items` long."""
 
     def grown(key: str, document: Document) -> Document:
         if not in_stream(key, prefix):

@@ -1,4 +1,4 @@
-"""Opening a stream of a worker: what lies there is what its documents say."""
+"""Opening the stream of a worker, by the documents in its zarr.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def open_stream(
 
     Raises:
         LookupError: nothing is tracked.
-        StoreFormatError: the worker's zarr.json is not one of ours.
+        StoreFormatError: the worker's zarr.json was not written by a commit.
     """
     group, members = _opened(path, worker)
     if kind != "full" and kind not in group:
@@ -41,7 +41,7 @@ def open_stream(
 
 
 def _opened(path: Path | Place, worker: int) -> tuple[zarr.Group, dict[str, Any]]:
-    """A worker's group and what is in it."""
+    """Open a worker's group and return its members."""
     try:
         group = zarr.open_group(
             store=zarr_store(path), path=f"worker_{worker}", mode="r", zarr_format=3

@@ -1,4 +1,4 @@
-"""Tables of parameters: what a store holds, in the order of its rows."""
+"""Tables of parameters: the columns of a store, in the order of its rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradstats.store.layout import DTYPES, Document
 
 @dataclass(frozen=True)
 class Parameter:
-    """Where one parameter's elements lie in the flat array of its dtype.
+    """One line of the parameter table: where its elements are in the flat array of its dtype.
 
     `offset` and `numel` count elements; parameters of one dtype follow each other in table order.
     `aliases` are further names of the same tensor (tied weights). A parameter of layout "sparse"
@@ -20,8 +20,8 @@ class Parameter:
     In the table of a worker that holds a shard, `shape` and `numel` are the shard's: the part of
     `global_shape` that begins at `shard_offset`, cut as `placement` says.
 
-    `matrices` is the number of matrices that low rank makes of it (groups of a convolution, gates,
-    projections), 0 where its layer stays as it is, None where that is not known.
+    `matrices` is the number of matrices that low-rank training makes of it (groups of a
+    convolution, gates, projections); 0 if its layer stays as it is, None if that is not known.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Parameter:
 
 
 def dtype_name(dtype: object) -> str:
-    """Name a torch, numpy or spelled-out dtype as the store does: `"float32"`.
+    """Return the store's name of a dtype of torch or numpy, or given as text: `"float32"`.
 
     Raises:
         ValueError: the store has no arrays of this dtype.
@@ -65,8 +65,8 @@ def parameter_table(
         named: (name, shape, dtype) in the order of the table; dtypes may be torch's.
         module_types: the class name of the module that owns a parameter, by parameter name.
         aliases: further names of a tied parameter, by the name it has in `named`.
-        sparse: names of those whose gradients are sparse.
-        matrices: that low rank makes of a parameter, by its name.
+        sparse: names of the parameters whose gradients are sparse.
+        matrices: by parameter name, the number of matrices that low-rank training makes of it.
 
     Raises:
         ValueError: no parameters, a repeated name, or a dtype that is not floating point.
@@ -93,7 +93,7 @@ def parameter_table(
 
 
 def widths(parameters: Iterable[Parameter]) -> dict[str, int]:
-    """Elements of a row by dtype, in order of first appearance."""
+    """Count the elements of a row by dtype, in order of first appearance."""
     total: dict[str, int] = {}
     for p in parameters:
         total[p.dtype] = total.get(p.dtype, 0) + (p.numel if p.layout == "dense" else 0)
@@ -101,7 +101,7 @@ def widths(parameters: Iterable[Parameter]) -> dict[str, int]:
 
 
 def table_difference(stored: Sequence[Parameter], given: Sequence[Parameter]) -> str | None:
-    """Name the first difference between two tables, or None where they agree."""
+    """Name the first difference between two tables; None if they agree."""
     for old, new in zip(stored, given, strict=False):
         if old != new:
             return f"parameter {old.name!r} is {_describe(old)} there and {_describe(new)} here"
@@ -119,7 +119,7 @@ def _describe(p: Parameter) -> str:
 
 
 def table_to_json(parameters: Iterable[Parameter]) -> list[Document]:
-    """The table as it stands in the root attributes."""
+    """Convert the table to JSON, as the root attributes hold it."""
     entries = [asdict(p) for p in parameters]
     return [{k: v for k, v in e.items() if k != "matrices" or v is not None} for e in entries]
 

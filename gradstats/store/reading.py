@@ -1,4 +1,7 @@
-"""The lazy read side: one stream of committed rows. With places.py the only importer of zarr."""
+"""Reading one stream of committed rows, lazily, by Zarr.
+
+Only four modules of gradstats import zarr: this one, opening.py, places.py and objects.py.
+"""
 
 import math
 import operator
@@ -33,7 +36,9 @@ ZarrArray = zarr.Array[Any]
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The rows of one worker that were committed when it was opened; rows are read when asked for.
+    """The rows of one worker and kind that were committed when it was opened.
+
+    Each is read on request.
 
     Attributes:
         path: the store.
@@ -59,7 +64,10 @@ class Stream:
 
     @cached_property
     def coordinates(self) -> dict[str, Vector]:
-        """By name, one value a row: integers, float64 (NaN: not known), and `point` as text."""
+        """The coordinates by name, one value per row: integers, float64 (NaN.
+
+        Not known), `point` as text.
+        """
         if not len(self):
             empty = {name: np.zeros(0, dtype) for name, dtype in COORDINATES.items()}
             return {**empty, "point": np.zeros(0, "U8")}
@@ -78,12 +86,15 @@ class Stream:
 
     @cached_property
     def present(self) -> Vector:
-        """Bool [rows, parameters of the table]: no gradient is not zero gradient."""
+        """Whether each parameter had a gradient, bool [rows, parameters].
+
+        A zero gradient counts as one.
+        """
         return self._load("present") if len(self) else np.zeros((0, len(self.table)), bool)
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What `read` can return: "grad", and "weight" where the rows carry weights."""
+        """The quantities that `read` can return: "grad", and "weight" if the rows have weights."""
         return tuple(q for q in QUANTITIES if any(f"{q}_{d}" in self.arrays for d in DTYPES))
 
     @property
@@ -95,7 +106,10 @@ class Stream:
 
     @cached_property
     def element_ids(self) -> dict[str, Vector] | None:
-        """The tracked elements' places in the flat array of each dtype; None for full rows."""
+        """The indices of the tracked elements in the flat array of each dtype.
+
+        None for full rows.
+        """
         if self.kind == "full":
             return None
         if self.kind in BLOBS:
@@ -107,9 +121,9 @@ class Stream:
     def parameters(self) -> tuple[Parameter, ...]:
         """The table for the vectors of *this* stream.
 
-        In a track, offset and numel count tracked elements (numel is 0 where none is tracked) and
-        shape stays that of the whole parameter. Parameters with sparse gradients have no elements
-        in any vector: numel is 0.
+        In a track, offset and numel count tracked elements (numel is 0 if none is tracked), and
+        shape is the shape of the whole parameter. Parameters with sparse gradients have no
+        elements in any vector: numel is 0.
         """
         if self.element_ids is None or self.kind in BLOBS:
             return tuple(replace(p, numel=0) if p.layout != "dense" else p for p in self.table)
@@ -118,7 +132,9 @@ class Stream:
 
     @property
     def sampling_fraction(self) -> float:
-        """Tracked elements over those they are drawn from; 1.0 for rows of all elements.
+        """The tracked share of the elements that they were drawn from.
+
+        1.0 for rows of all elements.
 
         Parameters with sparse gradients take no part in a track.
         """
@@ -131,8 +147,9 @@ class Stream:
         """Read one row, or one parameter of it.
 
         Args:
-            row: its index in this stream, from the end where negative (see `steps`).
-            parameter: a name or an alias; None reads all, absent ones as zeros (see `present`).
+            row: the index of the row in this stream; negative counts from the end (see `steps`).
+            parameter: a name or an alias; None reads all parameters, absent ones as zeros (see
+                `present`).
             quantity: "grad" or "weight".
 
         Returns:
@@ -142,8 +159,8 @@ class Stream:
 
         Raises:
             IndexError: no such row.
-            LookupError: that parameter had no gradient in that row, or rows carry no weights, or
-                no gradients at all but bytes.
+            LookupError: that parameter had no gradient in that row, or the rows have no weights,
+                or the rows are bytes and not gradients.
             ValueError: no such parameter or quantity.
             StoreFormatError: a chunk of the row is missing or damaged.
         """
@@ -176,7 +193,7 @@ class Stream:
         *,
         quantity: str = "grad",
     ) -> torch.Tensor:
-        """Elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
+        """Read elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
 
         Raises:
             StoreFormatError: a chunk of the row is missing or damaged.
@@ -185,7 +202,7 @@ class Stream:
         return self._read_flat(row, dtype, quantity, start, width if stop is None else stop)
 
     def read_bytes(self, row: int) -> bytes:
-        """The bytes of one row of kind "summary" or "shadow".
+        """Read the bytes of one row of kind "summary" or "shadow".
 
         Raises:
             IndexError: no such row.
@@ -196,7 +213,7 @@ class Stream:
         return bytes(self.read_ragged(row, self.kind))
 
     def nnz(self, row: int, parameter: str) -> int:
-        """Stored elements of a sparse gradient in one row; 0 where there was none."""
+        """Count the stored elements of a sparse gradient in one row; 0 if there was none."""
         place = self._place(parameter)
         first, stop = self._span(self._index(row), f"values_{place}")
         return stop - first
@@ -209,7 +226,12 @@ class Stream:
     def _index(self, row: int) -> int:
         index = operator.index(row)
         if not -len(self) <= index < len(self):
-            raise IndexError(f"row must be below {len(self)}, the length of the stream, got {row}")
+            rule = (
+                f"row must be from {-len(self)} to {len(self) - 1}"
+                if len(self)
+                else "a row must exist"
+            )
+            raise IndexError(f"{rule}, got {row}: the stream has {len(self)} rows")
         return index % len(self)
 
     def _span(self, row: int, name: str) -> tuple[int, int]:
@@ -217,13 +239,16 @@ class Stream:
         return int(ends[row - 1]) if row else 0, int(ends[row])
 
     def read_ragged(self, row: int, name: str) -> Vector:
-        """A row's part of an array of another length in every row, as it is stored."""
+        """Read one row of a ragged array (of different length in every row), as stored."""
         first, stop = self._span(self._index(row), name)
         data = f"{name}_data"
         return self._load(data, slice(first, stop)) if stop > first else np.zeros(0, np.uint8)
 
     def _read_sparse(self, row: int, place: int) -> torch.Tensor:
-        """The indices are those of the leading dimensions, flattened; a value may be a vector."""
+        """Read a sparse gradient.
+
+        Its indices are flattened over the leading dimensions; a value may be a vector.
+        """
         p = self.table[place]
         indices = self.read_ragged(row, f"indices_{place}").astype(np.int64)
         values = self.read_ragged(row, f"values_{place}")
@@ -239,7 +264,10 @@ class Stream:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """By name and alias; the first parameter of a name has it."""
+        """The index of each parameter in the table, by name and alias.
+
+        The first of a name counts.
+        """
         places: dict[str, int] = {}
         for place, p in enumerate(self.table):
             for name in (p.name, *p.aliases):
@@ -285,7 +313,7 @@ class Stream:
             raise StoreFormatError(self._damage(name, index, error)) from error
 
     def _damage(self, name: str, index: tuple[Any, ...], error: Exception) -> str:
-        """What could not be read: the parameters, the step, and the chunk by its key."""
+        """Describe what could not be read: the parameters, the step, and the key of the chunk."""
         key = f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
         array, where = self.arrays[name], f"cannot read {self.path}/{key}"
         damaged = bad_chunk(self.path / key, array, index)
@@ -300,7 +328,7 @@ class Stream:
         return f"{where}: {fact}; it holds {holds} (key {key}/{file}); {RESTORE}"
 
     def _rows_named(self, name: str, rows: range) -> str:
-        """Rows in words, with their steps where those can be read."""
+        """Name rows in words, with their steps if those can be read."""
         if name.startswith("element_ids_"):
             return ""
         if name.endswith("_data"):  # of another length in every row
@@ -318,7 +346,7 @@ _NAMED = {"track": "tracked", "summary": "summary", "shadow": "shadow"}
 
 
 def _lengths(parameters: tuple[Parameter, ...]) -> dict[str, int]:
-    """Elements of a vector by dtype."""
+    """Count the elements of a vector by dtype."""
     total: dict[str, int] = {}
     for p in parameters:
         total[p.dtype] = total.get(p.dtype, 0) + p.numel

@@ -1,4 +1,4 @@
-"""Summaries as bytes: what a row of kind "summary" holds."""
+"""Summaries as bytes: the content of a row of kind "summary"."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _WIDTHS = (1, 2, 4, 8)
 def to_bytes(summaries: Iterable[Summary]) -> bytes:
     """Write Summaries one after another, little-endian.
 
-    Each is its dtype's place among the grids, the widths of three columns, the number of bins m,
-    the integer counts, the float64 sums with max|g| and the sampling fraction, the sum of ln|g|
-    (NaN if it is not known), and three columns of m unsigned integers: the differences of the
-    bins, the positive and the negative counts. Where squares of max|g| leave the range of float64
-    the sums are those over `Summary.power`.
+    Each is the index of its dtype among the grids, the widths of three columns, the number of
+    bins m, the integer counts, the float64 sums with max|g| and the sampling fraction, the sum of
+    ln|g| (NaN if it is not known), and three columns of m unsigned integers: the differences of
+    the bins, the positive and the negative counts. Where squares of max|g| leave the range of
+    float64 the sums are those over `Summary.power`.
 
     Raises:
         ValueError: a Summary is in another unit than 1, or on the grid of an earlier version.
@@ -48,7 +48,7 @@ def from_bytes(data: bytes) -> list[Summary]:
     """Read what `to_bytes` wrote.
 
     Raises:
-        ValueError: it is something else, of a later version, or cut off.
+        ValueError: the bytes are something else, of a later version, or cut off.
     """
     try:
         version, count = _HEAD.unpack_from(data)

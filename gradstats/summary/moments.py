@@ -1,4 +1,4 @@
-"""What closed-form estimators need of a sample."""
+"""Moments of a sample, for closed-form estimators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """What closed-form estimators need of magnitudes, or of their excesses over a threshold.
+    """Moments of magnitudes, or of their excesses over a threshold, for closed-form estimators.
 
     Attributes:
         n: sample size; a fraction where a threshold cuts through a bin.

@@ -1,4 +1,4 @@
-"""From a gradient, or from many at once, to Summaries: the one pass."""
+"""Making Summaries of one gradient, or of many at once, in one pass."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
         fraction: the share of the gradient's elements that `data` is a random sample of.
 
     Returns:
-        The Summary; of no elements for None.
+        The Summary; for None, the Summary of no elements.
 
     Raises:
-        TypeError: not floating-point numbers.
+        TypeError: the elements are not floating-point numbers.
         ValueError: a list of gradients whose dtypes differ.
 
     Example:

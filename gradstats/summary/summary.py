@@ -1,4 +1,4 @@
-"""One pass over a gradient: a small value from which everything on the fitting side is computed.
+"""The Summary of a gradient: a small value, made in one pass, from which fits are computed.
 
 A Summary holds integer counts of |g| by sign on the log grid of the gradient's dtype, exact counts
 of zeros and non-finite elements, and float64 sums. Summaries of disjoint parts add up to the
@@ -43,14 +43,14 @@ class Summary:
         total, total_abs, total_sq: float64 sums of g, |g| and g² over the finite elements.
         max_abs: the largest finite magnitude, 0 if there is none.
         fraction: sampling fraction: 1 for whole gradients, less for tracked elements.
-        unit: the magnitude of a 1 of the grid: elements were counted after a division by it.
-            Always 1, but for those that `scaled` cannot put on the grid again.
-        version: of the grid. Version 1, found in stores, has eight values per bin of float16 and
-            does not tell which values of float32 and float64 were once bfloat16.
+        unit: elements were divided by it before they were counted. Always 1, except for Summaries
+            that `scaled` cannot put on the grid again.
+        version: the version of the grid. Version 1, found in stores, has eight values per bin of
+            float16 and does not tell which values of float32 and float64 were once bfloat16.
         total_log: sum of ln|g| over the finite non-zero elements, of at most 1,024 elements;
             None for others.
-        sums: the sums over a power of two near max|g|, where those of g itself leave float64:
-            1e200 squared. None for all others.
+        sums: the sums after division by a power of two near max|g|, if the sums of g itself leave
+            float64 (as the square of 1e200 does); None for all others.
     """
 
     dtype: str
@@ -109,7 +109,7 @@ class Summary:
 
     @cached_property
     def points(self) -> NDArray[np.bool_]:
-        """Which bins hold a single magnitude, `[m]`."""
+        """Whether each bin holds a single magnitude, bool `[m]`."""
         low, high = self.edges
         return np.asarray(low == high)
 
@@ -149,7 +149,9 @@ class Summary:
 
     @cached_property
     def over_power(self) -> tuple[float, Summary]:
-        """A power of two, and the Summary over it: neither squares nor scales leave float64.
+        """A power of two, and the Summary divided by it.
+
+        No square and no scale of it leaves float64.
 
         It is `power`, or less where magnitudes of one gradient are hundreds of decades apart.
         """
@@ -224,11 +226,11 @@ class Summary:
         return excess_moments(self.counts, *self.edges, threshold)
 
     def kept(self, threshold: float) -> float:
-        """Number of finite elements with |g| > threshold, interpolated inside the bin it cuts."""
+        """Count the finite elements with |g| > threshold, interpolated inside the bin it cuts."""
         return float((self.counts * share_above(*self.edges, threshold)).sum())
 
     def quantile(self, ratio: float) -> float:
-        """The magnitude that `ratio` of the finite non-zero elements exceed, interpolated.
+        """Return the magnitude that `ratio` of the finite non-zero elements exceed, interpolated.
 
         Raises:
             ValueError: ratio outside (0, 1], or no finite non-zero element.
@@ -244,17 +246,18 @@ class Summary:
         return float(low + inside * (high - low))
 
     def scaled(self, factor: float) -> Summary:
-        """The Summary of every element times `factor`.
+        """Return the Summary of every element times `factor`.
 
-        Times a power of two that takes no element out of the normal numbers of its dtype it is
-        the Summary of those products, bit for bit. Any other keeps the bins, with edges times the
-        factor (`unit`). Nothing is rounded to the dtype, and nothing underflows.
+        If `factor` is a power of two that moves no element out of the normal numbers of its dtype,
+        the result is the Summary of the products, bit for bit. Any other factor keeps the bins,
+        and multiplies their edges (`unit`). Nothing is rounded to the dtype, and nothing
+        underflows.
 
         Args:
             factor: positive and finite.
 
         Raises:
-            ValueError: it is not.
+            ValueError: `factor` is not positive and finite.
         """
         if not 0 < factor < math.inf:
             raise ValueError(f"factor must be positive and finite, got {factor!r}")
@@ -268,11 +271,11 @@ class Summary:
         return replace(self, **columns, **fields_of_sums(sums, self.max_abs * factor))
 
     def __radd__(self, other: object) -> Summary:
-        """Itself added to the 0 that `sum` begins with."""
+        """Add to 0, with which `sum` begins."""
         return self if other == 0 else NotImplemented
 
     def __add__(self, other: object) -> Summary:
-        """The summary of both parts together. Counts are exact; sums are added in float64.
+        """Return the Summary of both parts together. Counts are exact; sums are added in float64.
 
         A Summary of no elements adds to any other.
 

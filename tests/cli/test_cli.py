@@ -52,13 +52,15 @@ def test_fit_prints_and_writes_what_the_function_gives(call, small_run, out):
     run = gradstats.open(small_run, steps=(0, 150, 1))
     settings = {"families": ["laplace", "dgamma"], "ratios": [0.1, 0.01], "method": "moments"}
     expected = gradstats.fit(run, by="module-type", **settings)
-    written = pandas.read_parquet(out / "fits.parquet")
-    pandas.testing.assert_frame_equal(written, expected[written.columns])
-    assert set(expected.columns.difference(written.columns)) == {"shape_spread", "scale_spread"}
-    told = json.loads((out / "fit.json").read_text())
-    assert set(told["laws"]) == {"Embedding", "Linear"}
+    written = pandas.read_parquet(out / "fits_by_part.parquet")
+    pandas.testing.assert_frame_equal(written, expected)
+    medians = json.loads((out / "fit_by_part.json").read_text())
+    assert set(medians["laws"]) == {"Embedding", "Linear"}
     assert not (out / "parts").exists()
-    assert set(pandas.read_parquet(out / "thresholds.parquet")["target_ratio"]) == {0.1, 0.01}
+    assert set(pandas.read_parquet(out / "thresholds_by_part.parquet")["target_ratio"]) == {
+        0.1,
+        0.01,
+    }
     for word in ("Embedding: laws", "Linear: laws", "dgamma", "k̂/k at 0.01", "SIDCo"):
         assert word in shown
 
@@ -98,13 +100,20 @@ def test_replay_prints_whole_names_and_writes_what_reproduces_it(call, small_run
         granularity=["model", "parameter"],
         seed=3,
     )
-    pandas.testing.assert_frame_equal(pandas.read_parquet(out / "replay.parquet"), expected)
+    written = pandas.read_parquet(out / "replay.parquet")
+    assert set(written.columns.difference(expected.columns)) == {"whole"}
+    assert written["whole"].all()
+    order = ["compressor", "feedback", "granularity", "rows", "step"]
+    pandas.testing.assert_frame_equal(
+        written[expected.columns].sort_values(order, ignore_index=True),
+        expected.sort_values(order, ignore_index=True),
+    )
     methods = pandas.read_parquet(out / "methods.parquet")
     assert not methods.duplicated(["compressor", "feedback", "granularity"]).any()
     assert methods["encode_seconds"].gt(0).all()
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["specs"] == ["topk", "ef(sidco-gp(0.05, stages=2))", "bf16"]
-    assert settings["seed"] == 3
+    assert settings["replay"]["compressors"] == ["topk", "ef(sidco-gp(0.05, stages=2))", "bf16"]
+    assert settings["replay"]["seed"] == 3
 
 
 def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):

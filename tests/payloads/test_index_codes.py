@@ -160,10 +160,18 @@ def test_mutants_are_refused_or_rise_in_range(code):
     assert read
 
 
-@pytest.mark.parametrize("indices", [[3, 3], [3, 2], [-1, 2], [4, 10]])
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([3, 3], "must rise strictly, got 3 before 3"),
+        ([0, 3, 2, 5], "must rise strictly, got 3 before 2"),
+        ([-1, 2], r"must lie in \[0, 10\), got -1 … 2"),
+        ([4, 10], r"must lie in \[0, 10\), got 4 … 10"),
+    ],
+)
 @pytest.mark.parametrize("code", CODES)
-def test_what_does_not_rise_in_range_is_not_encoded(indices, code):
-    with pytest.raises(ValueError, match=r"must rise strictly within \[0, 10\)"):
+def test_what_does_not_rise_in_range_is_not_encoded(indices, message, code):
+    with pytest.raises(ValueError, match=f"indices {message}"):
         encode_indices(np.array(indices), 10, code)
 
 

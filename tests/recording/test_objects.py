@@ -150,7 +150,7 @@ def test_every_command_reads_a_url(url, training, tmp_path, monkeypatch):
         done = CliRunner().invoke(cli.app, words)
         assert done.exit_code == 0, done.output
     name = url.rpartition("/")[2].removesuffix(".zarr")
-    assert (tmp_path / f"{name}.results" / "replay" / "replay.parquet").exists()
+    assert (tmp_path / f"{name}.results" / "replay.parquet").exists()
 
 
 def test_rows_left_behind_keep_their_segment(url, server, make_training, monkeypatch):

@@ -411,7 +411,7 @@ def test_a_run_of_summaries_is_fitted_and_reported_from_the_command_line(tmp_pat
 
 def test_the_page_says_which_share_of_the_model_was_tracked(tmp_path):
     """Of all its elements, not of those that a track can hold."""
-    from gradstats.reporting.front_page import _tracked_share
+    from gradstats.reporting.facts import tracked_share
 
     model = torch.nn.ModuleList(
         [torch.nn.Embedding(2000, 16, sparse=True), torch.nn.Linear(16, 10)]
@@ -420,4 +420,4 @@ def test_the_page_says_which_share_of_the_model_was_tracked(tmp_path):
     with gradstats.capture(model, optimizer, tmp_path / "run.zarr", track=10_000, quiet=True):
         model[1](model[0](torch.tensor([1, 5]))).sum().backward()
         optimizer.step()
-    assert _tracked_share(gradstats.open(tmp_path / "run.zarr")) == pytest.approx(170 / 32_170)
+    assert tracked_share(gradstats.open(tmp_path / "run.zarr")) == pytest.approx(170 / 32_170)

@@ -8,7 +8,7 @@ import torch
 from gradstats.compressors import Bound, Compressor, Contract, Step
 from gradstats.compressors.contracts import KEPT_SHARE
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import Masked, Sparse, sparse
+from gradstats.payloads.sparse import Masked, Sparse
 
 BIASED = Contract("all_gather", delta=KEPT_SHARE)
 
@@ -24,14 +24,14 @@ class Broken(Compressor):
 
     def choose(self, flat, rng):
         k = min(10, flat.numel())
-        return sparse(flat, flat.abs().topk(k).indices)
+        return Sparse.at(flat, flat.abs().topk(k).indices)
 
 
 class SignedThreshold(Broken):
     """Thresholds the signed values, so that only positive ones can be kept."""
 
     def choose(self, flat, rng):
-        return sparse(flat, flat.topk(min(10, flat.numel())).indices)
+        return Sparse.at(flat, flat.topk(min(10, flat.numel())).indices)
 
 
 class PositionalTrim(Broken):
@@ -39,7 +39,7 @@ class PositionalTrim(Broken):
 
     def choose(self, flat, rng):
         chosen = flat.abs().topk(min(15, flat.numel())).indices.sort().values
-        return sparse(flat, chosen[:10])
+        return Sparse.at(flat, chosen[:10])
 
 
 class WithReplacement(Broken):
@@ -49,8 +49,8 @@ class WithReplacement(Broken):
 
     def choose(self, flat, rng):
         if flat.numel() == 0:
-            return sparse(flat, torch.zeros(0, dtype=torch.int64))
-        return sparse(flat, rng.shared.integers(max(1, flat.numel() // 3), flat.numel()))
+            return Sparse.at(flat, torch.zeros(0, dtype=torch.int64))
+        return Sparse.at(flat, rng.shared.integers(max(1, flat.numel() // 3), flat.numel()))
 
 
 class TooRarely(Broken):
@@ -62,7 +62,7 @@ class TooRarely(Broken):
         n = flat.numel()
         inner = max(n - n // 10, min(n, 1))
         stream = rng.shared
-        return sparse(flat, stream.subset(min(n, 1 + n // 5), inner) if n else torch.arange(0))
+        return Sparse.at(flat, stream.subset(min(n, 1 + n // 5), inner) if n else torch.arange(0))
 
 
 class Reseeds(Broken):
@@ -198,7 +198,7 @@ class FailsOnEmpty(Broken):
     """Takes ten elements of nothing."""
 
     def choose(self, flat, rng):
-        return sparse(flat, flat.abs().topk(10).indices)
+        return Sparse.at(flat, flat.abs().topk(10).indices)
 
 
 class LosesSmall(Broken):

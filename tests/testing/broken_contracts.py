@@ -7,7 +7,7 @@ import torch
 from gradstats.compressors import Bound, Contract
 from gradstats.compressors.contracts import KEPT_SHARE, SPARSE_BITS
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import Masked, Sparse, sparse
+from gradstats.payloads.sparse import Masked, Sparse
 from tests.testing.broken_compressors import Broken
 
 
@@ -71,7 +71,7 @@ class LongIndices(Broken):
     contract = Contract("all_gather", delta=KEPT_SHARE, bits=SPARSE_BITS)
 
     def choose(self, flat, rng):
-        found = sparse(flat, flat.abs().topk(min(flat.numel(), 1 + flat.numel() // 50)).indices)
+        found = Sparse.at(flat, flat.abs().topk(min(flat.numel(), 1 + flat.numel() // 50)).indices)
         return Doubled(found.kept, found.numel, found.indices)
 
 
@@ -95,9 +95,11 @@ class ClampsToTheSignedMaximum(Broken):
 
     def choose(self, flat, rng):
         if not flat.numel():
-            return sparse(flat, torch.zeros(0, dtype=torch.int64))
+            return Sparse.at(flat, torch.zeros(0, dtype=torch.int64))
         limit = min(0.5, float(flat.max()))
-        return sparse(flat * (flat > -limit), (~(flat.abs() <= abs(limit))).nonzero().squeeze(1))
+        return Sparse.at(
+            flat * (flat > -limit), (~(flat.abs() <= abs(limit))).nonzero().squeeze(1)
+        )
 
 
 class FloatIndices(Broken):
@@ -108,7 +110,7 @@ class FloatIndices(Broken):
         places = (
             flat.abs().topk(k).indices.to(torch.bfloat16).long().clamp(max=max(0, len(flat) - 1))
         )
-        return sparse(flat, places.unique())
+        return Sparse.at(flat, places.unique())
 
 
 class PadsWithGarbage(Broken):

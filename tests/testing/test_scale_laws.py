@@ -7,7 +7,7 @@ import torch
 
 from gradstats.compressors import AllReduce, Bound, Compressor, Contract, Rng, Step, compressor
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import above
+from gradstats.payloads.sparse import Sparse
 from gradstats.testing.compressor_laws import LAWS
 from tests.testing.test_compressor_laws import broken_laws
 
@@ -73,7 +73,7 @@ class AbsoluteThreshold(Loose):
     """Keeps what is above 0.01, whatever the unit."""
 
     def send(self, flat):
-        return above(flat, 0.01)
+        return Sparse.above(flat, 0.01)
 
 
 class SumsBeforeDividing(Loose):

@@ -32,7 +32,7 @@ class ACPSGD(Joint):
               \qquad \text{odd steps:}\quad P = \operatorname{orth}(P), \;
               Q = \frac1n \sum_w M_w^T P; \qquad \hat M = P Q^T
 
-    One all-reduce a step, of r n1 or of r n2 elements: the other factor is known from the step
+    One all-reduce per step, of r n1 or of r n2 elements: the other factor is known from the step
     before. A payload on its own has to hold both.
 
     Args:
@@ -54,7 +54,7 @@ class ACPSGD(Joint):
         check_rank(self.rank)
 
     def init(self, grad: Tensor) -> State:
-        """Whether the step is even, and the factor that is known; None where it goes dense."""
+        """Return whether the step is even, and the known factor; None if it is sent dense."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return None
@@ -63,7 +63,7 @@ class ACPSGD(Joint):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """See the class; this worker's memory counts the mean M̂ as sent."""
+        """Exchange one factor; the memory counts the mean M̂ as sent."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return (yield from self.dense(grad, state))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -42,8 +43,7 @@ class Affine(Stateless):
     name = "affine"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 2 to 8, got {self.bits!r}")
+        check_whole("bits", self.bits, 2, 8)
         check_bucket(self.bucket)
 
     @property

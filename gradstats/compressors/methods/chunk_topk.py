@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import bucket_of, in_buckets
 from gradstats.kernels.ranges import in_range
-from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
@@ -35,8 +36,7 @@ class ChunkTopK(Stateless):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.chunk, int) or self.chunk < 1:
-            raise ValueError(f"chunk must be a number of elements, got {self.chunk!r}")
+        check_whole("chunk", self.chunk, 1)
 
     @property
     def contract(self) -> Contract:
@@ -55,5 +55,5 @@ class ChunkTopK(Stateless):
         energy = in_buckets(scaled, size).square().sum(1)
         most = max(1, round(kept_count(flat.numel(), self.ratio) / size))
         chunks = energy.topk(min(most, len(energy))).indices
-        places = chunks[:, None] * size + torch.arange(size, device=flat.device)
-        return sparse(flat, places[places < flat.numel()])
+        indices = chunks[:, None] * size + torch.arange(size, device=flat.device)
+        return Sparse.at(flat, indices[indices < flat.numel()])

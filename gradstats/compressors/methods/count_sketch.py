@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.kernels.ranges import from_unit, in_range, saturated
@@ -41,10 +42,8 @@ class CountSketch(Stateless):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie in (0, 1], got {self.share!r}")
-        if not isinstance(self.rows, int) or not 1 <= self.rows <= MOST_ROWS:
-            raise ValueError(f"rows must be a whole number from 1 to 64, got {self.rows!r}")
-        if self.estimate not in ESTIMATES:
-            raise ValueError(f"estimate must be median or mean, got {self.estimate!r}")
+        check_whole("rows", self.rows, 1, MOST_ROWS)
+        check_choice("estimate", self.estimate, ESTIMATES)
         if self.estimate == "median" and self.rows % 2 == 0:
             raise ValueError(f"rows must be odd for a median, got {self.rows!r}")
 
@@ -66,8 +65,8 @@ class CountSketch(Stateless):
         flat, unit = in_range(flat if flat.dtype == torch.float64 else flat.float())
         columns = max(1, round(self.share * flat.numel() / self.rows))
         table = flat.new_zeros(self.rows, columns)
-        places = torch.arange(flat.numel(), device=flat.device)
-        for row, (bucket, sign) in enumerate(hashes(key, table.shape, places)):
+        indices = torch.arange(flat.numel(), device=flat.device)
+        for row, (bucket, sign) in enumerate(hashes(key, table.shape, indices)):
             table[row].index_add_(0, bucket, flat * sign)
         return Sketch(from_unit(table, unit), flat.numel(), key, self.estimate)
 

@@ -10,7 +10,7 @@ from gradstats import kernels
 from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import check_ratio, kept_count
 from gradstats.rng import Rng
 
@@ -46,7 +46,7 @@ class DGC(Stateless):
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Sample, select, correct."""
         if not flat.numel():
-            return above(flat, 0.0)
+            return Sparse.above(flat, 0.0)
         k = kept_count(flat.numel(), self.ratio)
         threshold = self._sampled_threshold(flat, needs_rng(self, rng))
         indices, values = kernels.compact(flat, threshold)

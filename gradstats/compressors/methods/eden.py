@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
 from gradstats.kernels import coding
@@ -24,7 +25,7 @@ class EDEN(Stateless):
     r"""Rotate at random, quantise the then nearly normal coordinates, scale so as to be unbiased.
 
     With R the randomised Hadamard transform of each block and Q the Lloyd-Max quantiser of the
-    normal law,
+    normal distribution,
 
     .. math:: \hat x = S R^{-1} Q(Rx), \quad S = \frac{\|x\|^2}{\langle Rx, Q(Rx)\rangle}
               \quad\text{or}\quad \frac{\langle Rx, Q(Rx)\rangle}{\|Q(Rx)\|^2},
@@ -33,7 +34,7 @@ class EDEN(Stateless):
     uniformly random rotation the first is unbiased and E‖x̂ - x‖² tends to D/(1 - D)‖x‖², the
     second tends to D‖x‖², with D the distortion of the quantiser: 0.363, 0.1175, 0.0345, 0.0095 at
     1 … 4 bits. The Hadamard transform is not uniform, so the contract promises neither. At 1 bit
-    this is DRIVE. Rotating in blocks costs 32/4096 bits an element for the scales and keeps the
+    this is DRIVE. Rotating in blocks costs 32/4096 bits per element for the scales and keeps the
     transform in the cache.
 
     Args:
@@ -49,8 +50,7 @@ class EDEN(Stateless):
     name = "eden"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
+        check_whole("bits", self.bits, 1, 8)
 
     @property
     def contract(self) -> Contract:

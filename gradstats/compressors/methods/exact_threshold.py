@@ -34,6 +34,6 @@ class ExactThreshold(Stateless):
     contract = SPARSIFIER
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
-        """Exactly k elements."""
+        """Select exactly k elements."""
         indices, values = kernels.largest(flat, kept_count(flat.numel(), self.ratio))
         return Sparse(Dense(values), flat.numel(), indices)

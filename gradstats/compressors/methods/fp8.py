@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
 from gradstats.kernels import coding
@@ -36,8 +37,7 @@ class FP8(Stateless):
     name = "fp8"
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        check_choice("format", self.format, FORMATS)
         check_bucket(self.bucket)
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.kernels.ranges import in_range_of_squares
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 from gradstats.summary.summarizing import summarize
@@ -40,7 +40,7 @@ class GaussianK(Stateless):
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Fit and adjust on the Summary, then select."""
         scaled, unit = in_range_of_squares(flat)
-        return above(flat, unit * self._threshold(summarize(scaled)))
+        return Sparse.above(flat, unit * self._threshold(summarize(scaled)))
 
     def _threshold(self, summary: Summary) -> float:
         k = kept_count(summary.n, self.ratio)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Joint, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.compressors.states import Mean, first_state
@@ -34,7 +35,7 @@ class IntSGD(Joint):
     All workers know the updates, so no scale is exchanged. The paper's r is d times this one, of
     the steps of the weights, η ĝ, and has η² above it too: the two are one where η is constant.
     The first step is exact. Integers beyond ±(2^(bits - 1) - 1)/n are cut off, so that the sums
-    have `bits` bits; only up to there it is unbiased. One more integer counts the workers that
+    have `bits` bits; within that range it is unbiased. One more integer counts the workers that
     have a NaN or inf, of which all then know.
 
     Args:
@@ -53,8 +54,7 @@ class IntSGD(Joint):
     resharded = first_state
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be a whole number from 2 to 16, got {self.bits!r}")
+        check_whole("bits", self.bits, 2, 16)
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta must lie in [0, 1), got {self.beta!r}")
 
@@ -89,8 +89,8 @@ class IntSGD(Joint):
         symbols = coding.to_symbols(
             flat, scales, flat.numel(), levels, rounding="stochastic", key=rng.own.key
         )
-        told = torch.cat([symbols, broken.to(symbols.dtype)])
-        means = yield AllReduce(told, "mean", levels=2 * s + 1)
+        counted = torch.cat([symbols, broken.to(symbols.dtype)])
+        means = yield AllReduce(counted, "mean", levels=2 * s + 1)
         mean, breakdowns = means[:-1], means[-1:]
         packed = Packed(coding.pack(symbols, 2 * s + 1))
         sent = Coded(packed, flat.numel(), Uniform(s), scales, flat.numel())

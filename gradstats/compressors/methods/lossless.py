@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.payloads import entropy
 from gradstats.payloads.planes import Planes
@@ -27,11 +28,10 @@ class Lossless(Stateless):
     contract = Contract("all_gather", delta=Bound("1", lambda payload: 1.0), unbiased=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.level, int) or not 1 <= self.level <= 22:
-            raise ValueError(f"level must be a whole number from 1 to 22, got {self.level!r}")
+        check_whole("level", self.level, 1, 22)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Planes:
-        """The bytes, by plane, compressed."""
+        """Compress the bytes, plane by plane."""
         planes = entropy.byte_planes(raw(flat), flat.dtype.itemsize)
         data = entropy.compress_bytes(planes, self.level)
         return Planes(data, flat.numel(), flat.dtype, flat.device)

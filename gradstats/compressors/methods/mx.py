@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
 from gradstats.kernels import coding
@@ -39,9 +40,12 @@ class MX(Stateless):
 
     format: str = field(default="mxfp4", metadata={"in_name": True})
 
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FORMATS)
+
     @property
     def name(self) -> str:
-        """The format."""
+        """Name in the grammar: the format."""
         return self.format
 
     @property

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -70,8 +71,7 @@ class NUQSGD(Stateless):
     name = "nuqsgd"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or not 1 <= self.steps <= 120:
-            raise ValueError(f"steps must be a whole number from 1 to 120, got {self.steps!r}")
+        check_whole("steps", self.steps, 1, 120)
         check_bucket(self.bucket)
 
     @property

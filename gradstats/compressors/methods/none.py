@@ -24,5 +24,5 @@ class NoCompression(Stateless):
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:
-        """A copy of the gradient."""
+        """Copy the gradient."""
         return Dense(flat.clone())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -30,7 +31,7 @@ class ORQ(Stateless):
 
     .. math:: \sum_{l \le v < b} (v - l) = \sum_{b \le v \le h} (h - v),
 
-    which gives its rank among the elements in closed form; halving goes on until all are there.
+    which gives its rank among the elements in closed form; halving goes on until all are placed.
 
     Args:
         levels: 3, 5, 9 or 17.
@@ -49,8 +50,7 @@ class ORQ(Stateless):
     )
 
     def __post_init__(self) -> None:
-        if self.levels not in LEVELS:
-            raise ValueError(f"levels must be one of {LEVELS}, got {self.levels!r}")
+        check_choice("levels", self.levels, LEVELS)
         check_bucket(self.bucket)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
@@ -63,7 +63,7 @@ class ORQ(Stateless):
         rows = in_buckets(flat.double(), bucket)
         rows[-1, flat.numel() - len(rows) * bucket + bucket :] = flat[
             -1
-        ]  # an element that is there
+        ]  # repeat the last element as padding
         levels = self._placed(rows.sort(1).values).to(torch.float32).double()
         levels = torch.where(rows.isfinite().all(1, keepdim=True), levels, torch.nan)
         # float32 levels must still enclose the elements
@@ -83,9 +83,9 @@ class ORQ(Stateless):
         while len(levels) < self.levels:
             for i in range(len(levels) - 1, 0, -1):
                 rank = _middle(sums, ranks[i - 1], ranks[i], levels[i - 1], levels[i])
-                place = rank.clamp(max=size - 1)[:, None]
+                index = rank.clamp(max=size - 1)[:, None]
                 ranks.insert(i, rank)
-                levels.insert(i, rising.gather(1, place)[:, 0])
+                levels.insert(i, rising.gather(1, index)[:, 0])
         return torch.stack(levels, 1)
 
 

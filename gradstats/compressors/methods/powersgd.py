@@ -63,7 +63,7 @@ class PowerSGD(Joint):
         check_rank(self.rank)
 
     def init(self, grad: Tensor) -> Tensor | None:
-        """Q, `[n2, r]`: normal, the same on every worker; None where it is sent dense."""
+        """Return Q, `[n2, r]`: normal, the same on every worker; None if it is sent dense."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return None
@@ -72,7 +72,7 @@ class PowerSGD(Joint):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """See the class; this worker's memory counts the mean M̂ as sent."""
+        """Exchange P, then Q; the memory counts the mean M̂ as sent."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return (yield from self.dense(grad, state))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -50,12 +51,9 @@ class QSGD(Stateless):
     name = "qsgd"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be a whole number from 2 to 16, got {self.bits!r}")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        if not isinstance(self.steps, int) or not 0 <= self.steps <= 32767:
-            raise ValueError(f"steps must be a whole number up to 32767, got {self.steps!r}")
+        check_whole("bits", self.bits, 2, 16)
+        check_choice("norm", self.norm, NORMS)
+        check_whole("steps", self.steps, 0, 32767)
         check_bucket(self.bucket)
 
     @property

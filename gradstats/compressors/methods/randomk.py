@@ -56,7 +56,7 @@ class RandomK(Stateless):
         return SCALED if self.scaled else AS_THEY_ARE
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Masked:
-        """The subset that the shared stream draws."""
+        """Select the subset that the shared stream draws."""
         stream = needs_rng(self, rng).shared
         indices = stream.subset(kept_count(flat.numel(), self.ratio), flat.numel(), flat.device)
         values = flat[indices]

@@ -8,7 +8,7 @@ from gradstats import kernels
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 from gradstats.summary.summarizing import summarize
@@ -38,7 +38,7 @@ class RedSync(Stateless):
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Bisect on the Summary, then select."""
-        return above(flat, self._threshold(summarize(flat)))
+        return Sparse.above(flat, self._threshold(summarize(flat)))
 
     def _threshold(self, summary: Summary) -> float:
         k = kept_count(summary.n, self.ratio)

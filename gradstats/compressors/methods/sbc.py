@@ -36,7 +36,7 @@ def stc(ratio: float) -> Pipe:
 class SBC(Stateless):
     """Sparse binary compression: the k largest or the k least values, all as their mean.
 
-    Of the two the one with the larger mean magnitude is sent: places, and one number.
+    Of the two the one with the larger mean magnitude is sent: indices, and one number.
 
     Args:
         ratio: k/d, in (0, 1].

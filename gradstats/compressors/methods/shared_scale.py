@@ -83,7 +83,7 @@ class SharedQSGD(Joint, QSGD):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Two rounds: norms, integers."""
+        """Exchange norms, then integers."""
         flat = within_float32(self.flattened(grad))
         bucket = bucket_of(self.bucket, flat.numel())
         norms = coding.bucket_norms(flat, bucket, self.norm)
@@ -115,7 +115,7 @@ class SharedTernGrad(Joint, TernGrad):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Two rounds: maxima, integers."""
+        """Exchange maxima, then integers."""
         flat = clipped(within_float32(self.flattened(grad)), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = coding.bucket_norms(flat, bucket, "max")

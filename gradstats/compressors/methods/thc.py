@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Joint, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.eden import BLOCK, block_of
 from gradstats.compressors.quantizing import coded_bits, in_buckets
@@ -41,7 +42,7 @@ class THC(Joint):
 
     in blocks of B. What lies beyond c standard deviations, one element in 32, is clipped, and
     feedback brings it later. Rounding is at random to 2^bits of the integers 0 … g, placed for
-    the normal law; sums of n workers travel in base n g + 1.
+    the normal distribution; sums of n workers travel in base n g + 1.
 
     Args:
         bits: of a symbol.
@@ -64,16 +65,13 @@ class THC(Joint):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
-        if not isinstance(self.grid, int) or not (1 << self.bits) - 1 <= self.grid <= 255:
-            least = (1 << self.bits) - 1
-            raise ValueError(f"grid must be a whole number from {least} to 255, got {self.grid!r}")
+        check_whole("bits", self.bits, 1, 8)
+        check_whole("grid", self.grid, (1 << self.bits) - 1, 255)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Two rounds: norms, integers."""
+        """Exchange norms, then integers."""
         rng = needs_rng(self, rng)
         flat, unit = in_range(self.flattened(grad))
         block, turn = block_of(flat.numel()), rng.shared.key

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
@@ -29,6 +29,6 @@ class TopK(Stateless):
     contract = SPARSIFIER
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
-        """Exactly k elements."""
+        """Select exactly k elements."""
         k = kept_count(flat.numel(), self.ratio)
-        return sparse(flat, flat.abs().topk(k, sorted=False).indices)
+        return Sparse.at(flat, flat.abs().topk(k, sorted=False).indices)

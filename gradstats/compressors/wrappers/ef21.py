@@ -67,7 +67,8 @@ class EF21(Memory):
     ) -> Estimates:
         """Add to the estimates what was sent."""
         if update is None:
-            return replace(state, own=_learned(state.own, sent.decode()))
+            own = _learned(state.own, sent.decode())
+            return Estimates(own, state.mean, state.inner)
         # what is broken on any worker none learns, or the mean would not be that of all h
         known = update.isfinite()
         own = _learned(state.own, torch.where(known.reshape(-1), sent.decode(), 0))

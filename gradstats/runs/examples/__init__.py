@@ -15,10 +15,10 @@ def load_example(name: str = "resnet20") -> runs.Run:
     and sampled elements of some 300 consecutive steps, rounded to bfloat16.
 
     Args:
-        name: of the run.
+        name: the name of the run.
 
     Raises:
-        ValueError: there is no such run.
+        ValueError: no example has this name.
 
     Example:
         >>> load_example("resnet20").consecutive

@@ -1,4 +1,4 @@
-"""Gradients that someone saved already: one file per step and worker, into a store."""
+"""Import saved gradients into a store: one file per step and worker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def import_gradients(
 ) -> GradientStore:
     """Write one row per file, in the order of the numbers in the files' paths.
 
-    All files are read before `out` is made, and `out` is there when it is complete or not at all.
+    All files are read before `out` is created, and `out` appears when it is complete, or not at
+    all.
     Entries that are not floating point are left out by name. A parameter that a file lacks, or
     has as None, has no gradient in that row.
 
@@ -52,14 +53,14 @@ def import_gradients(
         key: entry of each file that holds the gradients, such as "state_dict"; "*": all entries.
         if_exists: "error" or "overwrite".
         progress: called with (files done, files).
-        say: called with each line about the order and what is left out; default: to stderr.
+        say: called with each line about the order and what is left out; default: print to stderr.
 
     Returns:
         The store, open for appending.
 
     Raises:
-        ValueError: no files, a suffix or content this cannot read, an order that the names do not
-            tell, layouts that differ, or a number of files that is not a multiple of the workers.
+        ValueError: no files, a suffix or content that cannot be read, names that give no order,
+            layouts that differ, or a number of files that is not a multiple of the workers.
         ImportError: reading .safetensors or .h5 needs a package that is missing.
         FileExistsError: something is at `out`.
         OSError: a file cannot be read, or the object store of a URL does not answer.

@@ -28,10 +28,10 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
 
     Args:
         raw: what the file holds.
-        key: name of an entry, or of one inside it; "*": all of them; "": the only one that may.
+        key: name of an entry, or of a nested one; "*": all entries; "": the only candidate.
 
     Returns:
-        What to look at by name, and what the others are.
+        The chosen entries by name, and by name what the other entries are.
 
     Raises:
         ValueError: there is no tensor, or it is not clear which entry is meant.

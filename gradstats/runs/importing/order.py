@@ -76,7 +76,9 @@ def _by_expression(names: Sequence[str], expression: str) -> Ordered:
         rule = "step_from must be a regular expression"
         raise ValueError(f"{rule}, got {expression!r}: {error}") from error
     if pattern.groups > 1:
-        raise ValueError(f"step_from must have one group, got {pattern.groups} in {expression!r}")
+        raise ValueError(
+            f"step_from must have at most one group, got {pattern.groups} in {expression!r}"
+        )
     values: dict[Decimal, str] = {}
     for name in names:
         value = _captured(pattern, name)

@@ -1,4 +1,4 @@
-"""Which files are one row: folders, patterns and indices spelled out, shards and workers found."""
+"""Which files are one row: folders, patterns and indices expanded, shards joined."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """How people call it."""
+        """The name for messages."""
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
         return f"{self.files[0]}{more}"
 
@@ -58,8 +58,8 @@ class Found:
     """The sources in order of their steps.
 
     Attributes:
-        sources: of all workers.
-        workers: how many.
+        sources: the sources of all workers.
+        workers: number of workers.
         remark: how they were put in order.
         aside: names of files in folders that hold no gradients, such as optimizer.pt.
     """
@@ -75,14 +75,14 @@ def find_sources(files: Sequence[Path], *, workers: int, order: str, step_from: 
 
     Args:
         files: files, folders, patterns such as `g*.npy`, or indices of shards.
-        workers: how many files in a row belong to one step; 1: what the names say.
+        workers: number of consecutive files that belong to one step; 1: as the names determine.
         order: see `ordered`.
         step_from: see `ordered`.
 
     Raises:
         ValueError: no files, one twice, a suffix that nothing reads, a shard that is missing, or
             names that do not tell the order.
-        FileNotFoundError: one is not there.
+        FileNotFoundError: a file does not exist.
     """
     paths, aside = _spelled_out(files)
     if not paths:
@@ -125,7 +125,7 @@ def _consecutive(rows: Sequence[Files], workers: int, remark: str) -> Found:
 
 
 def _spelled_out(files: Iterable[Path]) -> tuple[list[Path], tuple[str, ...]]:
-    """Every file by itself: of folders, of patterns, and the shards of indices; what is aside."""
+    """Expand folders, patterns and indices of shards; also return the files left aside."""
     given = [path for file in files for path in _matched(file)]
     paths: list[Path] = []
     aside: dict[str, None] = {}
