@@ -16,33 +16,25 @@ from gradstats.exchange import DisagreementError, Exchange, Rounds, fused
 from gradstats.exchange.buckets import Member, Unit, all_finite, digest_of, members_of, units_of
 from gradstats.exchange.collectives import CollectiveError, Group, describe, digest
 from gradstats.exchange.hook_state import HookState
+from gradstats.exchange.joining import FSDP, PYTHON_REDUCER
 
-FSDP = (
-    "compress_hook must be given a bucket of DistributedDataParallel, got {found}: FSDP reduces "
-    "gradients to shards, where no worker has the whole that a compressor works on. Train with "
-    "DistributedDataParallel; what can be compressed under FSDP are the shards, between the "
-    "replicas of a hybrid-sharded model, by a hook of your own around gradstats.exchange.drive"
-)
-PYTHON_REDUCER = (
-    "compress_hook must be given a bucket of DistributedDataParallel, got a gradient and its "
-    "parameter, as the reducer in Python of a compiled model gives them: set "
-    "torch._dynamo.config.optimize_ddp = True (or False) before the model is wrapped"
-)
-BROKEN, FAILED, SPOILT = 1, 2, 4  # flags that workers tell each other
+BROKEN, FAILED, SPOILT = 1, 2, 4  # flags that workers send each other
+Reports = list[list[int]]  # of each worker: layout, flags, digest, request, length
 DENSE = NoCompression()
 
 
 @dataclass(eq=False)
 class _Work:
-    """A bucket on its way through the hook.
+    """A bucket in the hook.
 
     Attributes:
-        layout: digest of what lies in it.
-        members: its parameters.
-        units: what is exchanged together, and for each whether it has a memory.
-        scale: the loss scale.
-        broken: a NaN or inf is in it.
-        rounds: its exchange; None where it is broken.
+        layout: Digest of its parameters.
+        members: Its parameters.
+        units: Parameters that are exchanged together.
+        remembered: For each unit, whether it has a memory.
+        scale: The loss scale.
+        broken: Whether a NaN or inf is in it.
+        rounds: Its exchange; None where it is broken.
     """
 
     layout: int = 0
@@ -55,41 +47,41 @@ class _Work:
 
 
 class CompressorState(HookState):
-    """What `compress_hook` keeps on one worker; every worker makes one, at the same place.
+    """State of `compress_hook` on one worker; all workers make theirs at the same point.
 
-    Making it is a collective: the workers compare their settings, and exchange a small matrix by
-    way of trial, so that what cannot work is refused before the training. Where
+    Making it is a collective: the workers compare their settings, and exchange a small matrix as
+    a trial, so that what cannot work is refused before the training. Where
     `torch.distributed` is not initialized yet, this happens in the first backward pass.
 
     Args:
-        process_group: as DistributedDataParallel has it; None is the default one.
-        compressor: a spec such as "ef(exact-threshold(0.01))", or an instance.
+        process_group: The group of DistributedDataParallel; None is the default one.
+        compressor: A spec such as "ef(exact-threshold(0.01))", or an instance.
         by: "bucket" compresses what is compressed of a bucket as one vector, "parameter" each
             parameter for itself, which methods that need matrices do in any case, and those
             written `per-parameter(…)`.
         min_numel: Parameters of fewer elements are sent dense, see `DenseRule`.
         min_dims: Parameters of fewer dimensions are sent dense. Both rules are those of a replay
             per parameter; `per-parameter(…, min_numel=…, min_dims=…)` brings its own.
-        start_step: everything is, in the steps before.
+        start_step: Everything is sent dense in the steps before this one.
         named_parameters: `model.named_parameters()`, by which memories find their parameters in
-            the next process. Without it they go by number, and a checkpoint is loaded only where
-            there is no doubt.
-        seed: of random methods; global generators are not touched.
-        scaler: the GradScaler of the training: memories then hold gradients without its scale,
+            the next process. Without it they go by number, and a checkpoint is loaded only if the
+            match is unambiguous.
+        seed: Seed of random methods; global generators are not touched.
+        scaler: The GradScaler of the training: memories then hold unscaled gradients,
             outlast its changes, and stay as they were in a step that it skips.
-        check_every: steps after which the workers compare what they wrote; 0: never.
+        check_every: Number of steps after which the workers compare what they wrote; 0: never.
 
     Attributes:
-        step: backward passes with communication so far.
-        traffic: what this worker moved, see `Traffic`.
-        seconds: where the time of the hook went.
-        khat_over_k: elements sent over elements asked for in the last step; NaN without a ratio.
-        nonfinite: buckets that were averaged as they are because a worker had a NaN or inf there,
-            or because one came out of the exchange; memories are left as they were.
+        step: Number of backward passes with communication so far.
+        traffic: Bytes that this worker sent, see `Traffic`.
+        seconds: Time of the hook by phase, see `Seconds`.
+        khat_over_k: Elements sent over elements asked for in the last step; NaN without a ratio.
+        nonfinite: Number of buckets that were averaged uncompressed because a worker had a NaN or
+            inf in it, or the exchange produced one; memories are left as they were.
 
     Raises:
-        ValueError: settings out of range, or not the same on all workers.
-        RuntimeError: the backend cannot carry this compressor's collectives.
+        ValueError: A setting is out of range, or differs between workers.
+        RuntimeError: The backend cannot carry this compressor's collectives.
     """
 
     def _begin(self) -> None:
@@ -98,10 +90,10 @@ class CompressorState(HookState):
         self._written, self._digest = "", 0  # what was written last, to be compared
 
     def reduce(self, bucket: dist.GradBucket) -> None:  # type: ignore[name-defined]
-        """Replace a bucket's gradients by what those of all workers come to.
+        """Replace a bucket's gradients by their exchange over all workers.
 
         Everything that may fail on one worker alone comes before the first collective, in which
-        the workers tell each other of it.
+        the workers report it to each other.
         """
         group, buffer = self._group(), bucket.buffer()
         group.device = buffer.device
@@ -132,7 +124,7 @@ class CompressorState(HookState):
             raise failure
 
     def _open(self, bucket: Any, group: Group, work: _Work) -> None:
-        """Come as far as the first collective, unless a gradient is broken."""
+        """Run the exchange up to its first collective, unless a gradient is broken."""
         buffer: Tensor = bucket.buffer()
         if buffer.is_sparse:
             fact = "got sparse ones, make the embedding with sparse=False"
@@ -167,23 +159,23 @@ class CompressorState(HookState):
     def _exchange(
         self, buffer: Tensor, group: Group, work: _Work, failure: BaseException | None
     ) -> None:
-        """The collectives of a bucket, beginning with the one in which all tell how it stands."""
+        """Perform the collectives of a bucket; in the first the workers compare their state."""
         try:
-            told = self._tell(group, work, failure)
+            reports = self._compare(group, work, failure)
         finally:
             if failure:  # whatever the others say to it
                 raise failure
-        if any(flags & BROKEN for _, flags, *_ in told):
+        if any(flags & BROKEN for _, flags, *_ in reports):
             if work.rounds:
                 work.rounds.close()
             self._average(buffer, group, work)
             return
         assert work.rounds
-        steps = work.rounds.finish([length for *_, length in told])
+        steps = work.rounds.finish([length for *_, length in reports])
         updates = [step.update if work.scale == 1 else step.update * work.scale for step in steps]
         if not all_finite(updates):
-            # on all workers, or they have drifted apart: who saw none is told in its next round
-            self._check_flags(group, group.tell(0, SPOILT, 0, 0, 0))
+            # on all workers, or they have drifted apart: who saw none learns it in its next round
+            self._check_flags(group, group.share(0, SPOILT, 0, 0, 0))
             self._average(buffer, group, work)
             return
         for unit, update, step in zip(work.units, updates, steps, strict=True):
@@ -197,42 +189,44 @@ class CompressorState(HookState):
             self._written = f"{self._where()}, of parameters {first} to {last},"
             self._digest = digest_of(buffer)
 
-    def _tell(self, group: Group, work: _Work, failure: BaseException | None) -> list[list[int]]:
-        """Compare everything that must be alike; what all workers told.
+    def _compare(
+        self, group: Group, work: _Work, failure: BaseException | None
+    ) -> list[list[int]]:
+        """Compare what must be alike on all workers; returns their reports.
 
         Raises:
-            RuntimeError: another worker failed, or something is not alike.
+            RuntimeError: Another worker failed, or something differs.
         """
         request = work.rounds.request if work.rounds else None
         asked = describe(request) if request else "nothing"
         flags = work.broken * BROKEN | (failure is not None) * FAILED
         own = [work.layout, flags, self._digest, digest(asked), group.length(request)]
-        told = group.tell(*own)
+        reports = group.share(*own)
         written, self._written, self._digest = self._written, "", 0
         if failure:
-            return told
-        self._check_flags(group, told)
-        others = [worker for worker, (layout, *_) in enumerate(told) if layout != own[0]]
+            return reports
+        self._check_flags(group, reports)
+        others = [worker for worker, (layout, *_) in enumerate(reports) if layout != own[0]]
         if others:
             fact = f"at step {self.step} of worker {group.rank} it differs on {others}"
             raise DisagreementError(f"a bucket must be alike on all workers: {fact}")
-        others = [worker for worker, (_, _, wrote, *_) in enumerate(told) if wrote != own[2]]
+        others = [worker for worker, (_, _, wrote, *_) in enumerate(reports) if wrote != own[2]]
         if others:
             fact = f"worker {group.rank} and workers {others} have drifted apart"
             raise DisagreementError(f"{written} must be the same on all workers: {fact}")
-        broken = any(flags & BROKEN for _, flags, *_ in told)
-        others = [worker for worker, (_, _, _, what, _) in enumerate(told) if what != own[3]]
+        broken = any(flags & BROKEN for _, flags, *_ in reports)
+        others = [worker for worker, (_, _, _, what, _) in enumerate(reports) if what != own[3]]
         if others and not broken:
             fact = f"worker {group.rank} asks for {asked} at {self._where()}, not so {others}"
             raise DisagreementError(f"workers must ask for the same collective: {fact}")
-        return told
+        return reports
 
-    def _check_flags(self, group: Group, told: list[list[int]]) -> None:
-        failed = [worker for worker, (_, flags, *_) in enumerate(told) if flags & FAILED]
+    def _check_flags(self, group: Group, reports: Reports) -> None:
+        failed = [worker for worker, (_, flags, *_) in enumerate(reports) if flags & FAILED]
         if failed:
             fact = "its own error says why, this one is that of a worker that waited for it"
             raise DisagreementError(f"worker {failed[0]} failed before {self._where()}: {fact}")
-        spoilt = [worker for worker, (_, flags, *_) in enumerate(told) if flags & SPOILT]
+        spoilt = [worker for worker, (_, flags, *_) in enumerate(reports) if flags & SPOILT]
         if spoilt and len(spoilt) < group.workers:
             fact = f"a NaN or inf came out of the exchange on workers {spoilt} alone"
             raise DisagreementError(f"workers have drifted apart by {self._where()}: {fact}")
@@ -274,23 +268,23 @@ def compress_hook(
     with it for the same processor, and rounds that depend on each other must not cross.
 
     Args:
-        state: of this worker.
-        bucket: which DistributedDataParallel gives.
-        sharded: what only FSDP gives.
+        state: The state of this worker.
+        bucket: The bucket that DistributedDataParallel passes.
+        sharded: An argument that only FSDP passes; it is refused.
 
     Returns:
-        The bucket's buffer, in a future that is done.
+        A completed future with the bucket's buffer.
 
     Raises:
-        TypeError: called by FSDP, or by the reducer in Python of a compiled model.
-        RuntimeError: the workers have different buckets, have drifted apart, one of them failed or
+        TypeError: FSDP called it, or the Python reducer of a compiled model.
+        RuntimeError: The workers have different buckets, have drifted apart, one of them failed or
             cannot be reached, or the process group is another one.
-        ValueError: a gradient is sparse, or a parameter is not one that the state knows.
+        ValueError: A gradient is sparse, or the state does not know a parameter.
     """
     if isinstance(bucket, tuple):
         raise TypeError(PYTHON_REDUCER)
     if not isinstance(bucket, dist.GradBucket):  # type: ignore[attr-defined]
-        raise TypeError(FSDP.format(found=type(bucket).__name__))
+        raise TypeError(FSDP.format(name=type(bucket).__name__))
     state.reduce(bucket)
     buffer: Tensor = bucket.buffer()
     devices: list[int | str | torch.device] = [buffer.device] if buffer.is_cuda else []

@@ -1,4 +1,4 @@
-"""What lies in a bucket of DistributedDataParallel, and a digest of it."""
+"""The parameters in a bucket of DistributedDataParallel, and a digest of it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Member:
     """A parameter of a bucket.
 
     Attributes:
-        key: its name or number.
-        grad: a view into the bucket, in the shape and memory order of the parameter; of a complex
+        key: Name or number of the parameter.
+        grad: A view into the bucket, in the shape and memory order of the parameter; of a complex
             one its real and imaginary parts are a last dimension of 2.
-        large: it is worth compressing.
+        large: Whether it is compressed: `DenseRule` does not send it dense.
     """
 
     key: Key
@@ -33,12 +33,12 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """What is exchanged together.
+    """One or more parameters that are exchanged as one vector.
 
     Attributes:
-        members: its parameters.
-        dense: it is sent as it is.
-        whole: their gradients, as one vector or in the shape of the only one.
+        members: The parameters.
+        dense: Whether they are sent as they are.
+        whole: Their gradients, as one vector or in the shape of the only one.
     """
 
     members: Sequence[Member]
@@ -47,12 +47,12 @@ class Unit:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Of its parameters."""
+        """Keys of the parameters."""
         return tuple(member.key for member in self.members)
 
     @property
     def grads(self) -> list[Tensor]:
-        """Of its parameters."""
+        """Gradients of the parameters."""
         return [member.grad for member in self.members]
 
     def write(self, update: Tensor) -> None:
@@ -68,9 +68,9 @@ def members_of(
     """The parameters of a bucket, from the last of the model.
 
     Args:
-        buffer: the bucket, one after the other in `parameters`.
-        parameters: of the bucket.
-        names: of the parameters.
+        buffer: The bucket: the gradients, one after the other.
+        parameters: Parameters of the bucket, in the order of the buffer.
+        names: Names of the parameters.
         rule: Which parameters are sent dense.
 
     Raises:
@@ -83,7 +83,7 @@ def members_of(
 
 
 def units_of(members: Sequence[Member], *, together: bool, scale: float) -> list[Unit]:
-    """Large members, together or each for itself, then small ones; over the loss scale."""
+    """Units of large members, together or one each, then of small ones; divided by the scale."""
     large = [member for member in members if member.large]
     groups = [large] if large and together else [[member] for member in large]
     units = [Unit(group, False, _whole(group, together)) for group in groups]
@@ -134,7 +134,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no NaN or inf is in them: each element is read once."""
+    """Whether all elements are finite; each element is read once."""
     tensors = [tensor for tensor in tensors if tensor.numel()]
     if not tensors:
         return True
@@ -143,7 +143,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 
 def digest_of(buffer: Tensor) -> int:
-    r"""63 bits that stand for what is in a buffer: :math:`\sum_i (2i + 1) b_i` of its words b."""
+    r"""A 63-bit digest of a buffer: :math:`\sum_i (2i + 1) b_i` of its words b."""
     words = buffer.detach().reshape(-1).view(_INTEGERS[buffer.element_size()])
     total = 0
     for place in range(0, len(words), CHUNK):

@@ -8,14 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from gradstats.compressors import Collective
 from gradstats.compressors.rounds import Exchange, Worker, fused
-from gradstats.exchange.collectives import (
-    CollectiveError,
-    Group,
-    Traffic,
-    describe,
-    digest,
-    simulated,
-)
+from gradstats.exchange.collectives import CollectiveError, Group, describe, digest
+from gradstats.exchange.counts import Traffic
+from gradstats.exchange.simulating import simulated
 
 __all__ = ["DisagreementError", "Exchange", "Rounds", "drive", "fused", "simulate"]
 
@@ -28,14 +23,14 @@ def simulate(
     *,
     fp16: bool = False,
 ) -> list[T]:
-    """Run one exchange a worker to its end, all of them in lock-step.
+    """Run one exchange per worker to its end, all of them in lock-step.
 
     Sums run in worker order and in the dtype of the tensors, as one process group would see them.
 
     Args:
-        exchanges: what `Compressor.exchange` or `fused` returned, one a worker.
-        ledgers: one a worker, to count what it moves.
-        fp16: also find what the float sums would lose in float16, see `Traffic`.
+        exchanges: One per worker, from `Compressor.exchange` or `fused`.
+        ledgers: One per worker, to count what it moves.
+        fp16: Also measure what the float sums would lose in float16, see `Traffic`.
 
     Returns:
         What each exchange returns, in the same order.
@@ -141,7 +136,7 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
         raise
     except BaseException:
         if check:
-            group.tell(digest("failed"))
+            group.share(digest("failed"))
         raise
 
 
@@ -151,7 +146,7 @@ class DisagreementError(RuntimeError):
 
 def _agree(group: Group, what: str) -> None:
     own = digest(what)
-    others = [worker for worker, (told,) in enumerate(group.tell(own)) if told != own]
+    others = [worker for worker, (other,) in enumerate(group.share(own)) if other != own]
     if others:
         fact = f"worker {group.rank} asks for {what}, not so workers {others}"
         raise DisagreementError(f"workers must ask for the same collective: {fact}")

@@ -1,4 +1,4 @@
-"""What a communication hook keeps: its settings, the workers it met, memories and checkpoints."""
+"""The state of a communication hook: settings, process group, memories and checkpoints."""
 
 import math
 import weakref
@@ -9,22 +9,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradstats.compressors import Compressor, Rng
-from gradstats.compressors import compressor as from_spec
-from gradstats.compressors.wrappers.per_parameter import without_parts
+from gradstats.compressors import Compressor
 from gradstats.exchange.checkpoints import check_checkpoints
-from gradstats.exchange.collectives import CollectiveError, Group, Seconds, Traffic, digest
-from gradstats.exchange.driving import drive, fused
+from gradstats.exchange.collectives import Group
+from gradstats.exchange.counts import Seconds, Traffic
+from gradstats.exchange.joining import agree_on, checked, chosen_rule, device_of, try_exchange
 from gradstats.exchange.parameter_names import IncompatibleKeys, Names
 from gradstats.exchange.parameter_states import Memories, resharded
 from gradstats.ratios import MIN_DIMS, MIN_NUMEL, DenseRule
 
 By = Literal["bucket", "parameter"]
-TRIAL = (64, 48)  # of a matrix that is exchanged before the training
 
 
 class HookState:
-    """What a hook keeps beside the bucket at hand, as `CompressorState` says."""
+    """Settings, memories and checkpoints of `CompressorState`, without the exchange."""
 
     def __init__(
         self,
@@ -40,8 +38,8 @@ class HookState:
         scaler: torch.amp.GradScaler | None = None,
         check_every: int = 100,
     ) -> None:
-        self.compressor, written = _checked(compressor)
-        self.dense_rule = _rule(DenseRule(min_numel, min_dims), written)
+        self.compressor, written = checked(compressor)
+        self.dense_rule = chosen_rule(DenseRule(min_numel, min_dims), written)
         if by not in get_args(By):
             raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
         for name, number in (("start_step", start_step), ("check_every", check_every)):
@@ -58,7 +56,7 @@ class HookState:
             self._join()
 
     def _begin(self) -> None:
-        """The first step, before any worker is met."""
+        """Set the state before the first step."""
         self.traffic, self.seconds = Traffic(), Seconds()
         self.step = self.nonfinite = 0
         self.khat_over_k = math.nan
@@ -81,18 +79,18 @@ class HookState:
     # --- the workers ---
 
     def _join(self) -> Group:
-        """Meet the other workers; refuses what cannot work."""
+        """Compare settings with the other workers, and try an exchange."""
         group = Group(self._process_group)
-        group.device = _device(self._process_group)
+        group.device = device_of(self._process_group)
         self._met = weakref.ref(self._current())
-        self._agree_on_settings(group)
-        self._try(group)
+        agree_on({**self.settings, "check_every": self.check_every}, self._names, group)
+        try_exchange(self.compressor, self.seed, group)
         group.traffic, group.seconds = self.traffic, self.seconds
         self._joined = group
         return group
 
     def _group(self) -> Group:
-        """The workers, after a look whether they are still those that were met.
+        """The process group, checked to be the one that was joined.
 
         Raises:
             RuntimeError: they are not.
@@ -113,40 +111,15 @@ class HookState:
         return self._process_group or (dist.group.WORLD if dist.is_initialized() else None)
 
     def _rank(self) -> int:
-        """This worker's, now; -1 in a group that is no more."""
+        """The current rank of this worker; -1 if its group was destroyed."""
         try:
             return dist.get_rank(self._process_group)
         except (RuntimeError, ValueError):
             return -1
 
-    def _agree_on_settings(self, group: Group) -> None:
-        settings = {**self.settings, "check_every": self.check_every}
-        own = digest(f"{settings} {self._names.order}")
-        others = [worker for worker, (told,) in enumerate(group.tell(own)) if told != own]
-        if others:
-            names = f" and {len(self._names.order)} names" if self._names.named else ""
-            fact = f"got {settings}{names} on worker {group.rank}, others on {others}"
-            raise ValueError(f"settings must be the same on all workers, {fact}")
-
-    def _try(self, group: Group) -> None:
-        """Exchange a matrix and a vector; what a backend lacks it says now."""
-        numbers = torch.arange(1.0, math.prod(TRIAL) + 1, device=group.device)
-        rng = Rng(self.seed, 0, "trial", group.rank, group.workers)
-        exchanges = [
-            self.compressor.exchange(grad, self.compressor.init(grad), rng)
-            for grad in (numbers.view(TRIAL), numbers)
-        ]
-        try:
-            drive(fused(exchanges), group)
-        except CollectiveError as error:
-            backend = dist.get_backend(group.group)
-            raise RuntimeError(
-                f"cannot exchange {self.compressor} over the backend {backend}: {error}"
-            ) from error
-
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same on all workers."""
+        """Settings that must be the same on all workers."""
         return {
             "compressor": str(self.compressor),
             "by": self.by,
@@ -187,7 +160,7 @@ class HookState:
     # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of this worker holds; each worker has memories of its own.
+        """The checkpoint of this worker; each worker has memories of its own.
 
         Dicts, lists, tuples, numbers and tensors on the CPU. Parameters go by their names, or by
         their numbers from the last of the model to the first, so that the buckets may differ where
@@ -212,21 +185,22 @@ class HookState:
         *,
         reshard: bool = False,
     ) -> IncompatibleKeys:
-        """Go on from a checkpoint of this worker; before the first backward pass.
+        """Load a checkpoint of this worker, before the first backward pass.
 
         Args:
-            saved: what `state_dict` gave on this worker; with `reshard` a list of what it gave on
-                all workers, in order.
-            strict: refuse a checkpoint of other parameters; without it the part that fits is
+            saved: The `state_dict()` of this worker; with `reshard` a list of those of all
+                workers, in order.
+            strict: Refuse a checkpoint of other parameters; without it the part that fits is
                 loaded, which takes names.
-            reshard: the number of workers has changed. What they had not sent is added up, so that
-                nothing is lost; refused where a memory does not allow it.
+            reshard: Set this if the number of workers has changed. What they had not sent is
+                added up, so that nothing is lost; some memories refuse this.
 
         Returns:
-            Names of parameters that the checkpoint lacks, and of those that it has too many.
+            Names of the parameters that the checkpoint lacks, and of those it has in excess.
 
         Raises:
-            ValueError: of other settings, of another worker, of other parameters, or too late.
+            ValueError: The checkpoint has other settings, is of another worker or of other
+                parameters, or a backward pass has run already.
         """
         if self._names.seen:
             rule = "load_state_dict must be called before the first backward pass"
@@ -259,12 +233,12 @@ class HookState:
         scaler: torch.amp.GradScaler | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
-        """Give a state that was pickled what does not travel.
+        """Give an unpickled state what a pickle cannot hold.
 
         Args:
-            process_group: where it had one of its own.
-            scaler: where it had one.
-            named_parameters: where it had names.
+            process_group: The group, if the state was not in the default one.
+            scaler: The GradScaler, if the state had one.
+            named_parameters: The names, if the state had names.
         """
         given = {
             "process_group": process_group,
@@ -313,29 +287,3 @@ class HookState:
             Names().match(saved["parameters"], saved["memories"], strict=True)
         except ValueError:  # they have names, or there is a doubt without
             self._lost = tuple(dict.fromkeys((*lost, "named_parameters")))
-
-
-def _checked(compressor: str | Compressor) -> tuple[Compressor, DenseRule | None]:
-    """The compressor, and the rule it was written with in `per-parameter(…)`."""
-    method, rule = without_parts(from_spec(compressor))
-    if "loss" in method.contract.needs:
-        raise ValueError(f"compressor must not need the loss, which no hook gets, got {method}")
-    return method, rule
-
-
-def _rule(arguments: DenseRule, written: DenseRule | None) -> DenseRule:
-    """The rule of the compressor, else the rule of the arguments.
-
-    Raises:
-        ValueError: Both were given, and differ.
-    """
-    if written and arguments not in (DenseRule(), written):
-        rule = "min_numel and min_dims must stand in per-parameter(…) or in the arguments"
-        raise ValueError(f"{rule}, got {written} there and {arguments} as arguments")
-    return written or arguments
-
-
-def _device(process_group: Any) -> torch.device:
-    if "nccl" in dist.get_backend(process_group):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

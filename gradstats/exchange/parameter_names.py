@@ -97,15 +97,15 @@ class Names:
     def match(
         self, saved: Iterable[Sequence[Any]], remembered: Collection[Key], *, strict: bool
     ) -> tuple[dict[Key, Key], IncompatibleKeys]:
-        """Which parameter of a checkpoint is which here.
+        """Match the parameters of a checkpoint with the parameters of this model.
 
         Args:
             saved: key, shape and dtype of what the checkpoint's state trained.
-            remembered: keys of parameters that have a memory there.
+            remembered: Keys of the checkpoint whose parameters have a memory.
             strict: refuse what does not fit; else take the part that does.
 
         Returns:
-            For each key there that fits the key here, and what does not fit.
+            The key in this model for each key of the checkpoint that fits, and what does not fit.
 
         Raises:
             ValueError: it does not fit, or that cannot be known without names.
@@ -129,18 +129,18 @@ class Names:
         self, theirs: list[Described], remembered: set[Key], strict: bool
     ) -> tuple[dict[Key, Key], IncompatibleKeys]:
         ours = self.described()
-        trained, here, there = set(ours), set(self._keys.values()), set(theirs)
+        trained, own, saved = set(ours), set(self._keys.values()), set(theirs)
         # a parameter that was frozen when it was saved may have a memory from before
         frozen = remembered - {key for key, _, _ in theirs}
-        missing = [_written(each) for each in ours if each not in there and each[0] not in frozen]
+        missing = [_written(each) for each in ours if each not in saved and each[0] not in frozen]
         unexpected = [_written(each) for each in theirs if each not in trained]
-        unexpected += sorted(map(str, frozen - here))
+        unexpected += sorted(map(str, frozen - own))
         if strict and (missing or unexpected):
             facts = [f"it lacks {', '.join(missing)}"] * bool(missing)
             facts += [f"it has {', '.join(unexpected)}, not trained here"] * bool(unexpected)
             remedy = "strict=False loads the part that fits"
             raise ValueError(f"cannot load the checkpoint: {'; '.join(facts)}: {remedy}")
-        fitting = {key: key for key, *_ in there & trained} | {key: key for key in frozen & here}
+        fitting = {key: key for key, *_ in saved & trained} | {key: key for key in frozen & own}
         return fitting, IncompatibleKeys(missing, unexpected)
 
     def _by_number(self, theirs: list[Described]) -> dict[Key, Key]:
@@ -151,14 +151,14 @@ class Names:
             raise ValueError(f"cannot load the checkpoint: {fact}")
         return {key: own for (key, _, _), (own, _, _) in zip(theirs, ours, strict=True)}
 
-    def _check(self, found: Described) -> None:
-        number = int(found[0])
+    def _check(self, parameter: Described) -> None:
+        number = int(parameter[0])
         if not self._expected:
             return
-        if number >= len(self._expected) or self._expected[number] != found:
+        if number >= len(self._expected) or self._expected[number] != parameter:
             has = self._expected[number : number + 1]
             fact = f"its number {number} is {_written(has[0]) if has else 'none'}"
-            got = f"got {_written(found)}"
+            got = f"got {_written(parameter)}"
             raise ValueError(f"{UNKNOWN}: {fact}, {got}: {REMEDY}")
 
 
@@ -168,12 +168,12 @@ def _pairs(named: Any) -> list[tuple[str, Tensor]]:
     Raises:
         ValueError: they are none.
     """
-    found = list(named.items() if isinstance(named, Mapping) else named)
-    for pair in found:
+    pairs = list(named.items() if isinstance(named, Mapping) else named)
+    for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
             rule = "named_parameters must be pairs of a name and a parameter"
             raise ValueError(f"{rule}, got {pair!r}")
-    return found
+    return pairs
 
 
 def _described(key: Key, parameter: Tensor) -> Described:

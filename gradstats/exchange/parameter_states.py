@@ -67,7 +67,7 @@ class Memories:
         if keys not in self._entries:
             self._known.update(keys)
             state = self._gathered(keys, grads, together)
-            for key in keys:  # what it was made of goes
+            for key in keys:  # the parts of the old memory go
                 self._entries.pop((key,), None)
                 self._saved.pop(key, None)
             self._entries[keys] = _Entry(state, tuple(grad.shape for grad in grads))
@@ -81,22 +81,22 @@ class Memories:
         self._entries[keys] = _Entry(state, old.shapes)
 
     def settle(self, *, skipped: bool) -> None:
-        """End a step of the optimizer; if it was skipped, the states of before come back."""
+        """End a step of the optimizer; if it was skipped, the states before it come back."""
         if skipped:
             self._entries |= self._before
         self._before = {}
 
     def saved(self) -> dict[Key, Any]:
         """The states by parameter, in dicts, tuples, numbers and tensors on the CPU."""
-        found = dict(self._saved)
+        saved = dict(self._saved)
         for keys, entry in self._entries.items():
             parts = divided(entry.state, entry.numels) if len(keys) > 1 else [entry.state]
             for key, part, shape in zip(keys, parts, entry.shapes, strict=True):
-                found[key] = _saved(part, shape)
-        return found
+                saved[key] = _saved(part, shape)
+        return saved
 
     def load(self, saved: Mapping[Key, Any]) -> None:
-        """Begin with what `saved` gave, which stays as it is."""
+        """Begin with the memories that `saved` returned; they are not changed."""
         self._saved, self._entries, self._before = dict(saved), {}, {}
         self._known = set(saved)
 
@@ -135,12 +135,12 @@ class Memories:
 def resharded(
     compressor: Compressor, saved: Sequence[Mapping[Key, Any]], worker: int, workers: int
 ) -> dict[Key, Any]:
-    """What one of `workers` begins with, from what `Memories.saved` gave on all of another number.
+    """The memories of one worker of `workers`, from those saved on another number of workers.
 
     Raises:
         ValueError: the compressor's memory does not allow it.
     """
-    found = {}
+    memories = {}
     for key in dict.fromkeys(key for each in saved for key in each):
         shape = next(each[key]["shape"] for each in saved if key in each)
         blank = torch.zeros(shape)
@@ -150,8 +150,9 @@ def resharded(
             else compressor.init(blank)  # this worker never had a gradient of it
             for each in saved
         ]
-        found[key] = _saved(compressor.resharded(states, worker, workers), torch.Size(shape))
-    return found
+        state = compressor.resharded(states, worker, workers)
+        memories[key] = _saved(state, torch.Size(shape))
+    return memories
 
 
 def _saved(state: State, shape: torch.Size) -> dict[str, Any]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from gradstats.families.base import Family, FitError
+from gradstats.families.base import (
+    Family,
+    FitError,
+    Floats,
+    did_you_mean,
+    magnitudes,
+    require,
+    shares,
+)
 from gradstats.families.dgamma import DGamma
 from gradstats.families.dgenpareto import DGenPareto
 from gradstats.families.dweibull import DWeibull
 from gradstats.families.gennorm import GenNorm
 from gradstats.families.laplace import Laplace
+from gradstats.families.likelihood import highest
 from gradstats.families.lognorm import LogNorm
 from gradstats.families.normal import Normal
 from gradstats.families.t import T
@@ -19,12 +28,17 @@ __all__ = [
     "DWeibull",
     "Family",
     "FitError",
+    "Floats",
     "GenNorm",
     "Laplace",
     "LogNorm",
     "Normal",
     "T",
     "family",
+    "highest",
+    "magnitudes",
+    "require",
+    "shares",
 ]
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -40,12 +54,20 @@ FAMILIES: tuple[type[Family], ...] = (
 
 
 def family(name: str) -> type[Family]:
-    """Return the family of that name.
+    """Look up a family by name.
+
+    Args:
+        name: The family's name, such as "laplace"; names are scipy's, but for "dgenpareto".
 
     Raises:
-        ValueError: no such family.
+        ValueError: No family has this name; the error names the nearest one.
+
+    Example:
+        >>> family("laplace").__name__
+        'Laplace'
     """
-    families = {law.name: law for law in FAMILIES}
+    families = {each.name: each for each in FAMILIES}
     if name not in families:
-        raise ValueError(f"family must be one of {', '.join(families)}, got {name!r}")
+        rule = f"family must be one of {', '.join(families)}"
+        raise ValueError(f"{rule}, got {name!r}{did_you_mean(name, families)}")
     return families[name]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +20,12 @@ Floats = NDArray[np.float64]
 FEWEST_DISTINCT = 10  # magnitudes (bins of the grid) from which a shape can be told
 TINY = 1e-300  # a magnitude at which every density that is not 0 at 0 has a logarithm
 AT_BOUND = 1e-4  # relative to the bound, or absolute near 0
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean laplace?` with the nearest of the names; empty if none is near."""
+    near = get_close_matches(str(name).lower(), list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class FitError(ValueError):
@@ -86,7 +94,8 @@ class Family(ABC):
     def check_method(cls, method: str) -> None:
         """Raise ValueError unless the family has an estimator of that name."""
         if method not in cls.methods:
-            raise ValueError(f"method of {cls.name} must be one of {cls.methods}, got {method!r}")
+            rule = f"method of {cls.name} must be one of {', '.join(cls.methods)}"
+            raise ValueError(f"{rule}, got {method!r}{did_you_mean(method, cls.methods)}")
 
     @classmethod
     @abstractmethod

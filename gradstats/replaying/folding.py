@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradstats.compressors import Compressor, Rng
 from gradstats.exchange import simulate
-from gradstats.exchange.collectives import Traffic
+from gradstats.exchange.counts import Traffic
 from gradstats.metrics import closeness
 from gradstats.replaying.columns import Measured
 

@@ -9,7 +9,7 @@ from gradstats.compressors import Part, PerParameter, Rng, compressor
 from gradstats.compressors.matrices import as_matrix
 from gradstats.compressors.methods.atomo import probabilities
 from gradstats.exchange import fused, simulate
-from gradstats.exchange.collectives import Traffic
+from gradstats.exchange.counts import Traffic
 from gradstats.payloads.low_rank import LowRank
 
 N1, N2 = 24, 18

@@ -12,7 +12,8 @@ from gradstats.compressors import AllReduce, Rng, compressor
 from gradstats.compressors.rounds import alone
 from gradstats.compressors.states import divided, joined
 from gradstats.exchange import simulate
-from gradstats.exchange.collectives import Traffic, incoming, outgoing
+from gradstats.exchange.counts import Traffic
+from gradstats.exchange.reducing import incoming, outgoing
 from gradstats.payloads.codebooks import CLIP, Lattice
 
 D = 4000

@@ -7,20 +7,36 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gradstats.families import Laplace
 from gradstats.fitting.rows import fit_rows
 from gradstats.summary import summarize
-from gradstats.testing import check_family
+from gradstats.testing import check_family, family_checks
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-family.md"
 
 
 @pytest.fixture(scope="module")
 def logistic():
-    law, suite = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return page()["Logistic"]
+
+
+def page():
+    """The names that the page's code defines, once the suite it calls has run."""
+    law, suite, own_tests = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(law.splitlines()) < 60
+    faces = set(re.findall(r"from (gradstats[\w.]*) import", law))
+    assert faces == {"gradstats.families", "gradstats.summary"}
     names = {"__name__": "logistic"}
-    exec(law + suite, names)
-    return names["Logistic"]
+    exec(law + suite + own_tests, names)
+    return names
+
+
+def test_the_tests_of_the_page_are_one_per_law():
+    names = page()
+    checks, obeys = names["CHECKS"], names["test_logistic_obeys"]
+    assert [each.id for each in checks] == [name for name, _ in family_checks(Laplace(1.0))]
+    for each in checks:
+        obeys(*each.values)
 
 
 def test_the_law_of_the_page_obeys_the_laws(logistic):

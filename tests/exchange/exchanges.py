@@ -4,7 +4,8 @@ import torch
 
 from gradstats.compressors import COMPRESSORS, Rng, compressor, compressors
 from gradstats.exchange import drive, fused, simulate
-from gradstats.exchange.collectives import Group, Traffic
+from gradstats.exchange.collectives import Group
+from gradstats.exchange.counts import Traffic
 
 SHAPES = {"matrix": (48, 40), "bias": (30,), "conv": (16, 8, 3, 3)}
 STEPS = 2

@@ -6,7 +6,8 @@ import torch
 from gradstats.compressors import compressor
 from gradstats.compressors.states import plain
 from tests.exchange.launching import launch
-from tests.exchange.trainings import RESUMED, SPECS, STEPS, simulated
+from tests.exchange.nets import STEPS, simulated
+from tests.exchange.trainings import RESUMED, SPECS
 
 pytestmark = pytest.mark.slow
 
@@ -209,18 +210,18 @@ def test_bytes_and_seconds_are_counted(launched):
 
 
 def test_fsdp_is_told_what_is_possible(tmp_path):
-    for told in launch("tests.exchange.trainings", "sharded", 2, tmp_path):
+    for told in launch("tests.exchange.refusals", "sharded", 2, tmp_path):
         assert told.startswith("TypeError: compress_hook must be given a bucket")
         assert "hybrid-sharded" in told
 
 
 def test_sparse_gradients_are_refused(tmp_path):
-    for told in launch("tests.exchange.trainings", "sparse", 2, tmp_path):
+    for told in launch("tests.exchange.refusals", "sparse", 2, tmp_path):
         assert "gradients must be dense to be compressed" in told
 
 
 def test_a_state_may_be_made_before_the_process_group(tmp_path):
     meeting = str(tmp_path / "second")
     expected = simulated("ef(topk(0.05))", 2, range(STEPS))
-    for found in launch("tests.exchange.trainings", "early", 2, tmp_path, meeting):
+    for found in launch("tests.exchange.refusals", "early", 2, tmp_path, meeting):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -8,7 +8,7 @@ from gradstats.ddp_hooks import CompressorState
 from gradstats.exchange.collectives import Group
 from tests.exchange.exchanges import SHAPES, SPECS, in_simulation
 from tests.exchange.launching import launch
-from tests.exchange.trainings import Bucket
+from tests.exchange.nets import Bucket
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,10 @@ import uuid
 import pytest
 import torch
 
+from tests.exchange.counting import ROUNDS
 from tests.exchange.launching import launch, work
-from tests.exchange.situations import KINDS, MOMENTA, ROUNDS, moderate
+from tests.exchange.unusual import KINDS
+from tests.exchange.values import MOMENTA, moderate
 from tests.processes import run_workers
 
 pytestmark = pytest.mark.slow
@@ -360,7 +362,9 @@ def test_all_passes_of_a_skipped_step_are_taken_back(launched):
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_state_of_another_group_is_refused(tmp_path, monkeypatch, workers):
     monkeypatch.setenv("MEETING_AGAIN", str(tmp_path / uuid.uuid4().hex))
-    for worker, found in enumerate(launch(MODULE, "another_group", workers, tmp_path)):
+    for worker, found in enumerate(
+        launch("tests.exchange.counting", "another_group", workers, tmp_path)
+    ):
         text, kept, again = found
         assert f"the process group must be the one in which this was worker {worker}" in text
         assert "make a new CompressorState" in text
@@ -370,7 +374,7 @@ def test_a_state_of_another_group_is_refused(tmp_path, monkeypatch, workers):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_worker_that_dies_is_an_error_of_the_others(tmp_path, workers):
-    args = (MODULE, "dying", str(tmp_path), ())
+    args = ("tests.exchange.unusual", "dying", str(tmp_path), ())
     ends = run_workers(work_and_leave, workers, tmp_path, *args)
     assert [code for code, _, _ in ends] == [0] * workers, ends
     for worker in range(workers - 1):

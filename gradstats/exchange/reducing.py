@@ -1,0 +1,98 @@
+"""What goes into an all-reduce and what comes out: shares of a mean, and packed integers."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors import AllReduce
+from gradstats.kernels import coding
+
+WORD = 8  # bytes of an integer
+MOST_DIGITS = 1 << 16  # levels of what is packed
+INT32 = 1 << 31
+
+
+def outgoing(request: AllReduce, workers: int) -> Tensor:
+    """The tensor that one worker puts into an all-reduce; never the tensor of the request itself.
+
+    A mean is divided before the sum, as DistributedDataParallel does, so that no sum leaves the
+    range of which every operand and the mean are. Integers to be added become digits of a base
+    that holds their sums.
+    """
+    tensor, levels = request.tensor, request.levels
+    if not levels:
+        return _share(tensor, workers) if request.op == "mean" else tensor.clone()
+    if request.op == "max":  # of packed digits the first would decide for all in its word
+        return tensor.to(_integers(levels), copy=True)
+    base = _base(levels, workers)
+    symbols = tensor.reshape(-1)
+    if base > MOST_DIGITS:
+        return symbols.to(torch.int32 if base <= INT32 else torch.int64, copy=True)
+    packed = coding.pack(symbols, base)
+    return torch.nn.functional.pad(packed, (0, -len(packed) % WORD)).view(torch.int64)
+
+
+def incoming(total: Tensor, request: AllReduce, workers: int) -> Tensor:
+    """The result of an all-reduce, from the sum (or maximum) of what went out."""
+    if not request.levels:
+        return total
+    if request.op == "max":
+        return total.to(torch.int64)
+    base, numel = _base(request.levels, workers), request.tensor.numel()
+    if base <= MOST_DIGITS:
+        packed = total.view(torch.uint8)[: coding.packed_nbytes(numel, base)]
+        total = coding.unpack(packed, numel, base)
+    total = total.view(request.tensor.shape)
+    return total.float() / workers if request.op == "mean" else total.to(torch.int64)
+
+
+def _share(tensor: Tensor, workers: int) -> Tensor:
+    """x/n; in 16 bits never so far from 0 that the rounded sum of n of them is not finite."""
+    share = tensor / workers
+    if share.element_size() > 2 or workers == 1:
+        return share
+    most = _largest_share(share.dtype, workers)
+    return torch.where(share.isinf(), share, share.clamp(-most, most))
+
+
+@cache
+def _largest_share(dtype: torch.dtype, workers: int) -> float:
+    """The largest number of which n have a finite sum, one by one and in pairs of pairs.
+
+    Example:
+        >>> _largest_share(torch.float16, 2), _largest_share(torch.float16, 3)  # of at most 65,504
+        (32752.0, 21824.0)
+    """
+    share = torch.tensor(torch.finfo(dtype).max / workers).to(dtype).reshape(1)
+    while True:
+        in_turn, pairs = torch.zeros_like(share), [share] * workers
+        for _ in range(workers):
+            in_turn = in_turn + share
+        while len(pairs) > 1:
+            pairs = [sum(pairs[i + 1 : i + 2], pairs[i]) for i in range(0, len(pairs), 2)]
+        if (in_turn + pairs[0] * 0).isfinite():
+            return float(share)
+        share = (share.view(torch.int16) - 1).view(dtype)  # the next one down
+
+
+def _integers(levels: int) -> torch.dtype:
+    """The smallest integers that all backends compare, from 0 to `levels` - 1."""
+    if levels <= 1 << 8:
+        return torch.uint8
+    return torch.int32 if levels <= INT32 else torch.int64
+
+
+def _base(levels: int, workers: int) -> int:
+    """At least n (levels - 1) + 1, such that no digit lies across two words."""
+    base = workers * (levels - 1) + 1
+    while base <= MOST_DIGITS and not _within_words(base):
+        base = (1 << (base - 1).bit_length()) + 1
+    return base
+
+
+def _within_words(base: int) -> bool:
+    bits = (base - 1).bit_length()
+    return coding.bits_per_symbol(base) != bits or 8 * WORD % bits == 0
