@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from typing import Any
 import trainings
 from trainings import Plan
 
-from gradstats.runs.copying import Smaller, copy
+from gradstats.runs.copying import copy
+from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore
 
 FOLDER = Path(__file__).parent
@@ -62,7 +64,7 @@ class Capture:
 CAPTURES = {
     "resnet20": Capture(
         "ResNet-20, batch 128, SGD with momentum 0.9, learning rate 0.1 after a warm-up; "
-        "gradients as `optimizer.step()` finds them",
+        "gradients as `optimizer.step()` receives them",
         CIFAR,
         CIFAR_LICENCE,
         trainings.resnet20,
@@ -98,7 +100,7 @@ CAPTURES = {
     ),
     "demo": Capture(
         "the demo's transformer over bytes, batch 12, AdamW with learning rate 0.002; gradients "
-        "as `optimizer.step()` finds them",
+        "as `optimizer.step()` receives them",
         "the Python standard library's own source",
         "PSF licence",
         trainings.bytes_model,
@@ -208,8 +210,9 @@ def section(name: str, entry: dict[str, Any]) -> str:
         "File": f"`{entry['file']}`, {entry['bytes']:,} bytes, sha256 `{entry['sha256']}`",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in lines.items())
-    what = entry["what"][0].upper() + entry["what"][1:]
-    return f"\n## {name}\n\n{what}.\n\n| | |\n|---|---|\n{table}"
+    what = entry["what"][0].upper() + entry["what"][1:] + "."
+    prose = textwrap.fill(what, 100, break_long_words=False, break_on_hyphens=False)
+    return f"\n## {name}\n\n{prose}\n\n| | |\n|---|---|\n{table}"
 
 
 def cut(options: argparse.Namespace) -> None:

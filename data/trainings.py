@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import gradstats
-from gradstats.cli.app import demo
+from gradstats.cli import demo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analyses/03_resnet20"))
 from train import ResNet20, augmented, pictures

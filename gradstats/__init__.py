@@ -58,7 +58,7 @@ __all__ = [
 
 _HOMES = {
     "compressor": "compressors",
-    "fit": "fitting",
+    "fit": "fitting.run",
     "at_steps": "recording",
     "capture": "recording",
     "close_all": "recording",
@@ -66,8 +66,8 @@ _HOMES = {
     "log_spaced": "recording",
     "window": "recording",
     "equal_bits": "replaying.equal_bits",
-    "factorised_rows": "replaying",
-    "replay": "replaying",
+    "factorised_rows": "replaying.factorised",
+    "replay": "replaying.run",
     "report": "reporting.report",
     "load_example": "runs.examples",
     "open": "runs",

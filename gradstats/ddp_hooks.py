@@ -65,8 +65,11 @@ class CompressorState(HookState):
         process_group: as DistributedDataParallel has it; None is the default one.
         compressor: a spec such as "ef(exact-threshold(0.01))", or an instance.
         by: "bucket" compresses what is compressed of a bucket as one vector, "parameter" each
-            parameter for itself, which methods that need matrices do in any case.
-        min_numel: parameters of fewer elements, and those of one dimension, are sent as they are.
+            parameter for itself, which methods that need matrices do in any case, and those
+            written `per-parameter(…)`.
+        min_numel: Parameters of fewer elements are sent dense, see `DenseRule`.
+        min_dims: Parameters of fewer dimensions are sent dense. Both rules are those of a replay
+            per parameter; `per-parameter(…, min_numel=…, min_dims=…)` brings its own.
         start_step: everything is, in the steps before.
         named_parameters: `model.named_parameters()`, by which memories find their parameters in
             the next process. Without it they go by number, and a checkpoint is loaded only where
@@ -134,7 +137,7 @@ class CompressorState(HookState):
         if buffer.is_sparse:
             fact = "got sparse ones, make the embedding with sparse=False"
             raise ValueError(f"gradients must be dense to be compressed, {fact}")
-        members = members_of(buffer, bucket.parameters(), self._names, self.min_numel)
+        members = members_of(buffer, bucket.parameters(), self._names, self.dense_rule)
         layout = [(member.key, *member.grad.shape, member.grad.dtype) for member in members]
         work.layout = digest(f"{self.step} {layout}")
         work.members = members

@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its gradient; sums in float64."""
+"""Distances of a reconstruction from its gradient; sums in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SAFE = (2.0**-450, 2.0**450)  # magnitudes whose sums of squares stay in float64
 
 
 def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
-    """‖g - ĝ‖ / ‖g‖: 0 is exact, 1 is what sending nothing costs.
+    """Compute ‖g - ĝ‖ / ‖g‖: 0 is exact, 1 is the error of sending nothing.
 
     For g = 0 it is 0 if ĝ = 0 and inf otherwise.
 
@@ -25,7 +25,7 @@ def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
 
 
 def cosine(grad: Tensor, reconstruction: Tensor) -> float:
-    """⟨g, ĝ⟩ / ‖g‖‖ĝ‖, in [-1, 1]; NaN if either is zero.
+    """Compute ⟨g, ĝ⟩ / ‖g‖‖ĝ‖, in [-1, 1]; NaN if either is zero.
 
     Example:
         >>> cosine(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])) > 0.999999
@@ -37,12 +37,12 @@ def cosine(grad: Tensor, reconstruction: Tensor) -> float:
 
 
 def closeness(grad: Tensor, sent: Tensor, residual: Tensor | None) -> dict[str, float]:
-    """What a replay measures, from six inner products.
+    """Compute the errors that a replay reports, from six inner products.
 
     Args:
         grad: g, `[n]`.
-        sent: ĝ, what was sent of g + old residual, `[n]`.
-        residual: e, what was left of it; None without error feedback.
+        sent: ĝ, the part of g + old residual that was sent, `[n]`.
+        residual: e, the part that was not sent; None without error feedback.
 
     Returns:
         error = ‖g - ĝ‖/‖g‖, cosine of g and ĝ, error_compensated = ‖e‖/‖ĝ + e‖ (which is error
@@ -67,7 +67,7 @@ def closeness(grad: Tensor, sent: Tensor, residual: Tensor | None) -> dict[str, 
 
 
 def _in_range(*vectors: Tensor) -> list[Tensor]:
-    """Flat and in float64; over a power of two where their squares leave its range."""
+    """Flatten and convert to float64; divide by a power of two if squares leave its range."""
     flat = [vector.double().reshape(-1) for vector in vectors]
     largest = max((float(x.abs().max()) for x in flat if len(x)), default=0.0)
     if not SAFE[0] <= largest <= SAFE[1] and 0 < largest < math.inf:

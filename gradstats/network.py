@@ -1,4 +1,4 @@
-"""Alpha-beta cost models of the collectives: what an exchange would take on a given network."""
+"""Cost models of collectives (alpha-beta): seconds of an exchange on a given network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Network:
 
     Attributes:
         workers: n, data-parallel workers.
-        bandwidth: of a link, in bytes a second.
-        latency: alpha, of a message, in seconds.
+        bandwidth: bandwidth of a link, in bytes per second.
+        latency: alpha, seconds per message.
     """
 
     workers: int = 8

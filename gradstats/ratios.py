@@ -1,11 +1,12 @@
-"""Target ratios: k, and what they may be."""
+"""What is kept of a gradient: the target ratio, its k, and which parameters are sent dense."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
-
-import numpy as np
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -24,22 +25,64 @@ def kept_count(numel: int, ratio: float) -> int:
 
 def check_ratio(name: str, ratio: Any) -> None:
     """Raise ValueError unless `ratio` is a fraction of kept elements, in (0, 1]."""
-    if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1:
+    if not isinstance(ratio, Real) or not 0 < float(ratio) <= 1:
         raise ValueError(f"{name} must lie in (0, 1], the fraction that is kept, got {ratio!r}")
 
 
-MIN_NUMEL = 1024
+MIN_NUMEL, MIN_DIMS = 1024, 2
+
+
+@dataclass(frozen=True)
+class DenseRule:
+    """Which parameters are sent dense, that is uncompressed: the small and the one-dimensional.
+
+    Replay per parameter, the communication hook and the report all use the default rule; a rule
+    of your own is written `per-parameter(topk(0.01), min_numel=512, min_dims=1)`.
+
+    Args:
+        min_numel: Number of elements from which a parameter is compressed.
+        min_dims: Number of dimensions from which a parameter is compressed.
+
+    Raises:
+        ValueError: A setting is no whole number, or too small.
+
+    Example:
+        >>> rule = DenseRule()
+        >>> rule.is_dense((64, 32)), rule.is_dense((2048,)), rule.is_dense((10, 10))
+        (False, True, True)
+        >>> print(rule)
+        fewer than 1024 elements or 2 dimensions
+    """
+
+    min_numel: int = MIN_NUMEL
+    min_dims: int = MIN_DIMS
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("min_numel", self.min_numel, 1),
+            ("min_dims", self.min_dims, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+
+    def is_dense(self, shape: Sequence[int]) -> bool:
+        """Whether a parameter of this shape is sent dense."""
+        return len(shape) < self.min_dims or math.prod(shape) < self.min_numel
+
+    def __str__(self) -> str:
+        dims = f" or {self.min_dims} dimensions" if self.min_dims else ""
+        return f"fewer than {self.min_numel} elements{dims}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A parameter's place in the flat gradient.
+    """A parameter's share of the flat gradient.
 
     Attributes:
-        name: of the parameter.
-        numel: elements in the vector.
-        dense: sent as it is, because it is too small to be worth compressing.
-        shape: of the parameter; () where the vector holds a sample of it.
+        name: Name of the parameter.
+        numel: Number of its elements in the vector.
+        dense: Whether it is sent as it is, see `DenseRule`.
+        shape: Shape of the parameter; () where the vector holds a sample of it.
     """
 
     name: str

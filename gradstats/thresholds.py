@@ -1,7 +1,7 @@
-"""SIDCo thresholds: from a Summary and a target ratio to the magnitude above which to send.
+"""SIDCo thresholds: the magnitude above which to send, from a Summary and a target ratio.
 
-This module is the only owner of the zero policy: families are fitted to finite non-zero
-magnitudes, and the target is corrected here for the zeros, which no positive threshold keeps.
+Only this module handles zeros: families are fitted to finite non-zero magnitudes, and the target
+is corrected for the zeros, which no positive threshold keeps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from gradstats.families import DGamma, DGenPareto, Family, FitError, Laplace
 from gradstats.ratios import check_ratio
-from gradstats.summary.summary import Moments, Summary, summarize
+from gradstats.summary.moments import Moments
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 
 FIRST_RATIO = 0.25
 VARIANTS: dict[str, tuple[type[Family], type[Family]]] = {
@@ -29,14 +31,14 @@ VARIANTS: dict[str, tuple[type[Family], type[Family]]] = {
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold and how it was come by. `float(threshold)` is its value.
+    """A threshold, and how it was estimated. `float(threshold)` is its value.
 
     Attributes:
         value: send the elements with |g| > value, in the unit of the gradient.
-        target_ratio: the fraction of all elements that was asked for.
+        target_ratio: the requested fraction of all elements.
         variant: "e", "gp" or "p".
-        stages: the number of stages that were fitted; fewer than asked for when a guard fired.
-        guards: what had to be decided for the data, in words; empty for an ordinary gradient.
+        stages: the number of stages that were fitted; fewer than requested if a guard fired.
+        guards: the special cases that were handled, in words; empty for an ordinary gradient.
     """
 
     value: float
@@ -60,8 +62,8 @@ def sidco_threshold(
     r"""Estimate the threshold that keeps `target_ratio` of a gradient, without sorting it.
 
     With δ the target ratio over the non-zero elements, M stages and :math:`\delta = \prod
-    \delta_m`, stage 1 fits the variant's law to the magnitudes and every later stage fits one to
-    the excesses over the threshold before it:
+    \delta_m`, stage 1 fits the variant's distribution to the magnitudes, and every later stage
+    fits one to the excesses over the previous threshold:
 
     .. math:: \eta_m = \eta_{m-1} + F_m^{-1}(1 - \delta_m), \quad
               \delta_1 = \text{first\_ratio}, \quad \delta_m = (\delta/\delta_1)^{1/(M-1)}.
@@ -77,7 +79,7 @@ def sidco_threshold(
         first_ratio: δ₁, in (0, 1).
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
 
     References:
         Abdelmoniem et al., MLSys 2021; departures are listed in
@@ -133,9 +135,9 @@ def check_settings(variant: str, stages: int, first_ratio: float) -> None:
 
 
 def stage_ratios(ratio: float, stages: int, first_ratio: float = FIRST_RATIO) -> tuple[float, ...]:
-    """δ_1 … δ_M, whose product is `ratio`.
+    """Return the ratios of the stages, δ_1 … δ_M, whose product is `ratio`.
 
-    One stage if one is asked for, or if `ratio` is not below `first_ratio`.
+    There is one stage if one is requested, or if `ratio` is not below `first_ratio`.
 
     Example:
         >>> stage_ratios(0.01, 3)
@@ -164,7 +166,10 @@ def _data_guards(summary: Summary) -> Iterator[str]:
 
 
 def _fitted(law: type[Family], moments: Moments) -> tuple[Family, str]:
-    """The fitted law, or the exponential where the law is undetermined; the guard that fired."""
+    """The fitted distribution, or the exponential where the distribution is undetermined.
+
+    The guard that fired.
+    """
     try:
         fitted = law.from_moments(moments)
     except FitError as error:
@@ -197,8 +202,8 @@ class Stages:
         previous: mean k̂/k of the window before, None in the first.
 
     References:
-        Abdelmoniem et al., MLSys 2021, Algorithm 1; the rules are the three that the authors' code
-        knows.
+        Abdelmoniem et al., MLSys 2021, Algorithm 1; the three rules are those of the authors'
+        code.
 
     Example:
         >>> stages = Stages()
@@ -215,7 +220,7 @@ class Stages:
     previous: float | None = None
 
     def update(self, khat_over_k: float, *, target_ratio: float) -> Stages:
-        """The state after a step that selected `khat_over_k` of its target."""
+        """Return the state after a step that selected `khat_over_k` of its target."""
         window = (*self.window, khat_over_k)
         if len(window) < WINDOW:
             return replace(self, window=window)
@@ -240,7 +245,7 @@ TOLERANCE = 0.2
 
 
 def most_stages(target_ratio: float) -> int:
-    """The largest number of stages, ⌈log₂(1/ratio)⌉ and at least 1.
+    """Return the largest number of stages, ⌈log₂(1/ratio)⌉ and at least 1.
 
     Example:
         >>> [most_stages(ratio) for ratio in (1, 0.1, 0.01, 0.001)]

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import gradstats
-from gradstats.cli.app import app as cli
+from gradstats.cli import app as cli
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.store.rows import pack
 from tests.store.s3 import server, url  # noqa: F401  (fixtures)

@@ -115,7 +115,7 @@ def test_the_command_line_takes_and_prints_such_names(bracketed, call, tmp_path,
     assert code == 0, err
     assert f"  {name}  200" in shown
     for words in (
-        ("fit", "--families", "laplace", "--by", "parameter"),
+        ("fit", "--families", "laplace", "--group-by", "parameter"),
         ("replay", "--compressors", "topk"),
     ):
         code, shown, err = call(

@@ -17,7 +17,7 @@ NAMES = {
         Payload PayloadError PerParameter Pipe REFERENCE Rng STAGES SUPPORTED Stage Step
         compressor compressors from_bytes""",
     "gradstats.ddp_hooks": "CompressorState compress_hook",
-    "gradstats.exchange.driving": "DisagreementError drive fused simulate",
+    "gradstats.exchange": "DisagreementError drive fused simulate",
     "gradstats.families": """DGamma DGenPareto DWeibull FAMILIES Family FitError GenNorm Laplace
         LogNorm Normal T family""",
     "gradstats.integrations": "LightningCallback TransformersCallback",
@@ -32,10 +32,10 @@ NAMES = {
         thresholds winners""",
     "gradstats.recording": """Capture Schedule Stats at_steps capture close_all every log_spaced
         window""",
-    "gradstats.runs.run": "Run open",
+    "gradstats.runs": "Run open",
     "gradstats.store": "FORMAT_VERSION GradientStore Parameter Row StoreFormatError Stream",
-    "gradstats.summary.summary": "Moments Summary summarize summarize_segments",
-    "gradstats.testing.family_laws": "check_compressor check_family",
+    "gradstats.summary": "Moments Summary summarize summarize_segments",
+    "gradstats.testing": "check_compressor check_family compressor_checks family_checks",
     "gradstats.thresholds": "Threshold sidco_threshold",
 }
 # importable by name, and there after `import gradstats` alone
@@ -53,8 +53,8 @@ def test_the_list_of_the_package_is_the_one_above():
 
 
 def test_tables_over_steps_are_a_name_too():
-    assert callable(gradstats.fitting.over_steps.rank_table)
-    assert callable(gradstats.fitting.over_steps.over_steps)
+    assert callable(gradstats.over_steps.rank_table)
+    assert callable(gradstats.over_steps.over_steps)
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ from gradstats.fitting.ranking import (
 )
 from gradstats.replaying.ranking import ranking
 
-NAMES = ("fits", "fits_by_part", "fits_compensated", "methods", "thresholds", "structure", "reuse")
+NAMES = ("fits", "fits_by_part", "fits_compensated", "methods", "thresholds", "reuse")
+NAMES += ("structure_by_part",)
 COLUMNS = [
     "compressor",
     "feedback",
@@ -48,7 +49,7 @@ def collect(folder: Path) -> dict[str, object]:
         "laws_by_part": records(best_by_group(tables["fits_by_part"])),
         "winners": records(winners(tables["fits_by_part"])[["step", "group", "family", "shape"]]),
         "laws_compensated": records(best_law(tables["fits_compensated"])),
-        "structure": records(structure_table(tables["structure"])),
+        "structure": records(structure_table(tables["structure_by_part"])),
         "reuse": records(reuse_table(tables["reuse"])),
         "thresholds": records(thresholds),
         "ranking": records(ranked[["rank", *COLUMNS, "behind", "exchange_seconds"]]),
@@ -71,7 +72,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "gradstats.cli.app",
+            "gradstats.cli",
             "demo",
             "--out",
             f"{folder}/demo.zarr",

@@ -14,7 +14,8 @@ from train import train
 import gradstats
 from gradstats.fitting.over_steps import over_steps, rank_table
 from gradstats.fitting.ranking import best_law, by_ratio, reuse_table, structure_table, winners
-from gradstats.fitting.run import FitSettings, fit_tables
+from gradstats.fitting.run import fit_tables
+from gradstats.fitting.settings import FitSettings
 
 LAWS = ["family", "wins", "transfer", "tail", "ks", "anderson_darling", "shape", "shape_se"]
 LAWS += ["shape_spread", 0.1, 0.01, 0.001]

@@ -117,7 +117,7 @@ def table(report: dict[str, Any] | None) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     rows = "".join(f"| {' | '.join(each)} |\n" for each in lines(report))
     head = f"{report['device']}, {report['threads']} threads; {versions}; {report['pictures']}."
-    return f"{head}\n\n| | measured | asked |\n|---|---|---|\n{rows}"
+    return f"{head}\n\n| | measured | limit |\n|---|---|---|\n{rows}"
 
 
 def filled(page: str, text: str) -> str:

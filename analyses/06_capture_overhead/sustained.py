@@ -16,7 +16,7 @@ from timing import Training, clocked
 import gradstats
 from gradstats.store import GradientStore, Row, parameter_table
 
-ONE, MANY = "append_rows, a row a commit", "append_rows, 32 rows a commit"
+ONE, MANY = "append_rows, one row per commit", "append_rows, 32 rows a commit"
 CAPTURE = "the whole of capture"
 
 

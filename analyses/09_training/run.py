@@ -155,7 +155,7 @@ def main() -> None:
     options.batch, options.held_out = (4, 20) if options.quick else (128, 2_000)
     options.warm_up = 1 if options.quick else 5  # steps that are not timed
     report: dict[str, Any] = {
-        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
+        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, one thread per worker",
         "versions": {"gradstats": gradstats.__version__, "torch": torch.__version__},
         "steps": options.steps,
         "batch": options.batch,

@@ -116,7 +116,7 @@ def main() -> None:
     )
     options.judged, options.timed = (2, 2) if options.quick else (8, 10)
     report: dict[str, Any] = {
-        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, a thread a worker",
+        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, one thread per worker",
         "workers": WORKERS,
         "versions": {"gradstats": gradstats.__version__, "torch": torch.__version__},
         "steps": options.steps,

@@ -23,10 +23,19 @@ def checks(where: Where) -> Checks:
     path = Path(folder.name, "run.zarr")
     yield "a language model is trained and captured", partial(captured, where, path, folder)
     command = ["replay", str(path), "--compressors", "exact-threshold,sidco-e,qsgd"]
-    command += ["--ratios", "0.01", "--by", "model", "--device", where.device.type]
+    command += ["--ratios", "0.01", "--granularity", "model", "--device", where.device.type]
     yield "gradstats replay", partial(run, where, path, command)
     command = ["report", str(path), "--device", where.device.type]
-    few = ["--budget", "2s", "--ratios", "0.01", "--by", "model", "--compressors", "none,topk"]
+    few = [
+        "--budget",
+        "2s",
+        "--ratios",
+        "0.01",
+        "--group-by",
+        "model",
+        "--compressors",
+        "none,topk",
+    ]
     command += few if where.quick else ["--budget", "20s"]
     yield "gradstats report", partial(reported, where, path, command)
 
@@ -66,7 +75,7 @@ def run(where: Where, path: Path, command: list[str]) -> dict[str, Any]:
     path_of = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path_of)}
     ran = subprocess.run(
-        [sys.executable, "-m", "gradstats.cli.app", *command],
+        [sys.executable, "-m", "gradstats.cli", *command],
         capture_output=True,
         text=True,
         env=environment,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import gradstats
-from gradstats.cli.app import demo
+from gradstats.cli import demo
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
 from trainings import DilocoWorker

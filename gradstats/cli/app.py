@@ -1,44 +1,41 @@
 """The command line: parses, calls one function, prints. Heavy imports wait for their command."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gradstats.cli.generated import command as command_of
 from gradstats.cli.options import (
-    By,
+    AsJson,
+    Axis,
     Device,
+    Form,
+    GroupBy,
     Kernels,
+    NetworkGbits,
+    NetworkWorkers,
+    Order,
     Out,
     Parameters,
     Point,
     Ratios,
+    Replacing,
     RunPath,
     Seed,
     Specs,
     Steps,
     Worker,
-    Workers,
-    check_axis,
-    check_counts,
-    check_kernels,
-    check_network,
-    chosen_specs,
+    network_of,
     open_run,
-    parse_ratios,
-    parse_seconds,
-    parse_steps,
     selected,
-    split_specs,
-    usage,
-    words,
 )
+from gradstats.cli.parsing import chosen_specs, parse_ratios, parse_seconds, parse_steps, words
 from gradstats.cli.printing import (
     bar,
+    counted,
     err_console,
     print_aggregates,
     print_demo,
@@ -50,8 +47,10 @@ from gradstats.cli.printing import (
     remark,
     say,
 )
+from gradstats.cli.usage import usage
 
 if TYPE_CHECKING:
+    from gradstats.recording.settings import CaptureSettings
     from gradstats.runs import Run
 
 app = typer.Typer(
@@ -68,7 +67,7 @@ def main() -> None:
     """Run the command line; exit with 0, 1 (it failed) or 2 (it was called wrongly)."""
     sys.path.insert(0, os.getcwd())  # compressors of one's own: my_module:Mine
     try:
-        app()
+        app(prog_name="gradstats")
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -80,86 +79,75 @@ def _plain(error: BaseException) -> str:
     return escape(str(error) or type(error).__name__)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import gradstats
+
+        say(gradstats.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What do my gradients look like, and which compressor should carry them?"""
+
+
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option(help="About 20 seconds; feedback is unsettled.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Take about 20 seconds; error feedback does not settle in them.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The run to write.")] = Path("demo.zarr"),
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Train a small language model, capture its gradients, and report on them."""
     from gradstats.cli import demo as demo_module
-    from gradstats.reporting.report import report as make_report
 
     if out.exists() and not overwrite:
         raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
-    chosen = demo_module.QUICK if quick else demo_module.DEMO
+    plan = demo_module.QUICK if quick else demo_module.DEMO
     with bar() as advance:
         loss = demo_module.train(
-            chosen,
+            plan,
             out,
             seed=seed,
             if_exists="overwrite" if overwrite else "error",
             progress=lambda step, total, loss: advance(f"train, loss {loss:.2f}", step, total),
         )
-    with open_run(out) as run:
-        with bar() as advance:
-            path = make_report(run, budget=chosen.budget, seed=seed, progress=advance)
-        print_demo(path.parent, loss)
+    with open_run(out) as run, bar() as advance:
+        path = demo_module.report_on(run, plan, seed=seed, progress=advance)
+    print_demo(path.parent, loss)
     say(f"report: {path}")
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+@command_of(
+    app,
+    "gradstats.recording.settings:CaptureSettings",
+    without=("on_summary", "local_by"),
+    context={"allow_interspersed_args": False},
+)
 def capture(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND", help="The training command to run.")
+    ],
+    settings: "CaptureSettings",
     out: Annotated[
-        Path, typer.Option(help="The run to write; a second training: run-2.zarr.")
+        Path, typer.Option(help="The run to write; a second training writes run-2.zarr.")
     ] = Path("run.zarr"),
-    full_every: Annotated[
-        int, typer.Option(help="Keep the whole gradient every n steps; 0: never.")
-    ] = 500,
-    track: Annotated[int, typer.Option(help="Elements kept at every step; 0: none.")] = 65_536,
-    summary: Annotated[bool, typer.Option(help="Keep a Summary a parameter and step.")] = False,
-    shadow: Annotated[
-        str, typer.Option(metavar="SPECS", help="Compressors that run beside the training.")
-    ] = "",
-    weights: Annotated[
-        bool, typer.Option(help="Keep the weights too, with every whole gradient.")
-    ] = False,
-    at: Annotated[
-        str, typer.Option(help="auto, or local, reduced, clipped, several with commas.")
-    ] = "auto",
-    parameters: Parameters = "*",
-    max_bytes: Annotated[str, typer.Option(help="Most that is written.")] = "20GB",
-    if_exists: Annotated[str, typer.Option(help="error, resume or overwrite.")] = "error",
-    when_full: Annotated[
-        str, typer.Option(help="When the disk is behind: block, drop or thin.")
-    ] = "block",
-    seed: Seed = 0,
 ) -> None:
     """Run an unmodified training command and capture its gradients."""
     from gradstats.recording.script.command import run_command
 
-    if if_exists not in ("error", "resume", "overwrite"):
-        raise typer.BadParameter(
-            f"if_exists must be error, resume or overwrite, got {if_exists!r}"
-        )
     with usage():
-        code = run_command(
-            command,
-            out=out,
-            full_every=full_every or None,
-            track=track or None,
-            summary=summary,
-            shadow=split_specs(shadow),
-            weights=weights,
-            at=words(at),
-            parameters=parameters,
-            max_bytes=max_bytes,
-            if_exists=if_exists,
-            when_full=when_full,
-            seed=seed,
-        )
+        code = run_command(command, settings, out=out)
     raise typer.Exit(code)
 
 
@@ -170,68 +158,79 @@ def import_(
         typer.Argument(help="Files, folders or patterns: .npy, .npz, .pt, .safetensors, .h5 …"),
     ],
     out: Annotated[Path, typer.Option(help="The run to write.")],
-    workers: Annotated[
+    files_per_step: Annotated[
         int,
-        typer.Option(help="Number of consecutive files of one step, one per worker."),
+        typer.Option(
+            min=1, help="Number of consecutive files that belong to one step, one per worker."
+        ),
     ] = 1,
     order: Annotated[
-        str, typer.Option(help="natural: by the numbers in the paths; given: as they are given.")
-    ] = "natural",
+        Order, typer.Option(help="natural: by the numbers in the paths; given: as listed.")
+    ] = Order.natural,
     step_from: Annotated[
-        str, typer.Option(metavar="REGEX", help="Its group in the path is the step's number.")
+        str,
+        typer.Option(
+            metavar="REGEX", help="Pattern whose group, in each path, is the number of the step."
+        ),
     ] = "",
     rows: Annotated[
         bool, typer.Option(help="The first axis of every array counts the steps.")
     ] = False,
     key: Annotated[
-        str, typer.Option(metavar="NAME", help="Entry that holds the gradients; *: all entries.")
+        str,
+        typer.Option(metavar="NAME", help="Entry of each file that holds the gradients; *: all."),
     ] = "",
-    if_exists: Annotated[str, typer.Option(help="error or overwrite.")] = "error",
+    if_exists: Annotated[
+        Replacing, typer.Option(help="What to do if the run exists already.")
+    ] = Replacing.error,
 ) -> None:
     """Make a run of gradients that were saved elsewhere, one file per step and worker."""
-    from gradstats.runs.importing import ORDERS, import_gradients
+    from gradstats.runs.importing import import_gradients
 
-    if if_exists not in ("error", "overwrite"):
-        raise typer.BadParameter(f"if_exists must be error or overwrite, got {if_exists!r}")
-    if order not in ORDERS:
-        raise typer.BadParameter(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     with bar() as advance:
         store = import_gradients(
             files,
             out,
-            workers=workers,
-            order=order,
+            workers=files_per_step,
+            order=order.value,
             step_from=step_from,
             rows=rows,
             key=key,
-            if_exists=if_exists,
-            progress=lambda i, n: advance("import", i, n),
+            if_exists=if_exists.value,
+            progress=lambda done, total: advance("import", done, total),
             say=say,
         )
     with store:
-        written, of_each = len(store.stream()), len(store.workers)
-    noun = "row" if written == 1 else "rows"
-    say(f"{out}: {written} {noun}" + (f" of {of_each} workers each" if of_each > 1 else ""))
+        workers, number = len(store.workers), len(store.stream())
+    say(f"{out}: {counted(number, 'row')}" + (f" for each of {workers} workers" * (workers > 1)))
 
 
 @app.command()
 def copy(
     run: RunPath,
-    out: Annotated[Path, typer.Argument(help="A folder, OUT.zarr.zip or a URL.")],
+    out: Annotated[Path, typer.Argument(help="What to write: a folder, OUT.zarr.zip or a URL.")],
     steps: Steps = "::",
-    dtype: Annotated[str, typer.Option(help="Convert gradients, e.g. to bfloat16.")] = "",
-    mode: Annotated[
-        str, typer.Option(help="full, track, summary, shadow: kinds of rows, with commas.")
+    dtype: Annotated[
+        str, typer.Option(help="Convert gradients to this dtype, for example bfloat16.")
     ] = "",
-    track: Annotated[int, typer.Option(help="Keep this many tracked elements; 0: all.")] = 0,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="KINDS",
+            help="Kinds of rows: full, track, summary, shadow (comma-separated); default: all.",
+        ),
+    ] = "",
+    track: Annotated[
+        int, typer.Option(min=0, help="Number of tracked elements to keep; 0: all.")
+    ] = 0,
     allow_loss: Annotated[
-        bool, typer.Option(help="Accept what a narrower dtype makes infinite or 0.")
+        bool, typer.Option(help="Accept elements that the dtype turns into infinity or 0.")
     ] = False,
     seed: Seed = 0,
 ) -> None:
     """Copy a run, or less of it, for sharing. Gradients can reveal training examples."""
-    from gradstats.runs.copying import Smaller
     from gradstats.runs.copying import copy as copy_run
+    from gradstats.runs.smaller import Smaller
     from gradstats.store.addresses import restored
 
     with usage():
@@ -239,14 +238,14 @@ def copy(
         smaller = Smaller(parse_steps(steps), dtype, kinds, track or None, seed, allow_loss)
     with bar() as advance:
         rows = copy_run(run, out, smaller, progress=lambda i, n: advance("copy", i, n), say=say)
-    say(f"{restored(out)}: {rows} {'row' if rows == 1 else 'rows'}")
+    say(f"{restored(out)}: {counted(rows, 'row')}")
 
 
 @app.command()
-def info(run: RunPath) -> None:
-    """Say what a run holds."""
+def info(run: RunPath, as_json: AsJson = False) -> None:
+    """Print what a run holds, and which parameters have unusual gradients."""
     with open_run(run) as opened:
-        print_info(opened)
+        print_info(opened, as_json=as_json)
 
 
 @app.command()
@@ -254,60 +253,57 @@ def fit(
     run: RunPath,
     families: Annotated[str, typer.Option(help="Laws, with commas.")] = "",
     method: Annotated[str, typer.Option(help="mle or moments.")] = "mle",
-    by: By = "model",
+    group_by: GroupBy = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
     point: Point = "",
     worker: Worker = 0,
     ratios: Ratios = "0.1,0.01,0.001",
     axis: Annotated[
-        str, typer.Option(help="elements: one step's vector; steps: one element over steps.")
-    ] = "elements",
+        Axis,
+        typer.Option(help="elements: all elements of one step; steps: one element over steps."),
+    ] = Axis.elements,
     compensated: Annotated[
         str, typer.Option(metavar="SPEC", help="Fit what this compressor gets with feedback.")
     ] = "",
     bootstrap: Annotated[
-        int, typer.Option(help="Replicates of a parametric bootstrap of 2,000 elements; slow.")
+        int,
+        typer.Option(min=0, help="Replicates of a parametric bootstrap; 0: none."),
     ] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes that summarise and fit.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that summarise and fit.")] = 1,
     device: Device = "cpu",
     out: Out = None,
 ) -> None:
     """Fit distributions and derive SIDCo thresholds; an interrupted fit goes on where it was."""
     from gradstats import extras
-    from gradstats.families import FAMILIES
-    from gradstats.fitting.resumable import fit_into, series_into
-    from gradstats.fitting.run import fit_settings
-    from gradstats.runs.results import results_folder
+    from gradstats.fitting.resumable import fit_into
+    from gradstats.fitting.settings import FitSettings
     from gradstats.runs.tasks import workers
+    from gradstats.settings import from_keywords
 
     for module in ("pandas", "pyarrow", "statsmodels"):
         extras.load(module)  # what is missing is said before the work
-    check_axis(axis)
-    check_counts(jobs, bootstrap)
     wanted = parse_ratios(ratios)
     with usage():
-        settings = fit_settings(
-            families=words(families) if families else FAMILIES,
-            ratios=wanted,
-            by=by,
-            method=method,
-            bootstrap=bootstrap,
-            compensated=compensated or None,
-        )
+        given = {
+            "families": words(families) if families else None,
+            "ratios": wanted,
+            "by": group_by,
+            "method": method,
+            "bootstrap": bootstrap,
+            "compensated": compensated or None,
+        }
+        settings = from_keywords(FitSettings, given, verb="fit")
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
-        over_elements = axis == "elements"
-        folder = out or results_folder(opened) / ("fit" if over_elements else "over-steps")
         with bar() as advance, workers(jobs) as executor, usage():
-            if over_elements:
-                fit_into(opened, settings, folder, executor=executor, progress=advance)
-            else:
-                series_into(opened, folder, executor=executor, progress=advance)
+            fitted = fit_into(
+                opened, settings, out, axis=axis.value, executor=executor, progress=advance
+            )
         for text in opened.remarks:
             remark(text)
-    (print_fits if over_elements else print_series)(folder)
-    remark(f"tables: {folder}")
+    (print_fits if axis is Axis.elements else print_series)(fitted)
+    remark(f"tables: {fitted.folder}")
 
 
 @app.command()
@@ -315,12 +311,16 @@ def replay(
     run: RunPath,
     compressors: Specs = "",
     feedback: Annotated[str, typer.Option(help="none, ef or both with a comma.")] = "none,ef",
-    by: Annotated[str, typer.Option(help="One threshold a model, parameter or both.")] = "model",
+    granularity: Annotated[
+        str, typer.Option(help="Threshold per model, per parameter, or both (comma-separated).")
+    ] = "model",
     parameters: Parameters = "*",
     steps: Steps = "::",
     point: Point = "",
     worker: Worker = 0,
-    workers: Workers = 1,
+    workers: Annotated[
+        int, typer.Option(help="Number of captured workers whose gradients are exchanged.")
+    ] = 1,
     ratios: Ratios = "0.1,0.01,0.001",
     rank_ratio: Annotated[
         float, typer.Option(help="Rows of a factorised model of this rank ratio too; 0: none.")
@@ -330,77 +330,42 @@ def replay(
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    kernels: Kernels = "auto",
+    kernels: Kernels = Form.auto,
     out: Out = None,
 ) -> None:
     """Replay captured gradients through compressors and compare them."""
     from gradstats import extras
     from gradstats.kernels.forms import use
-    from gradstats.network import Network
-    from gradstats.replaying import planning
-    from gradstats.replaying import ranking as tables
-    from gradstats.replaying import run as jobs
-    from gradstats.replaying.factorised import factorised_rows
+    from gradstats.replaying.into import replay_into
+    from gradstats.replaying.resumable import FactorisedSettings
+    from gradstats.replaying.settings import ReplaySettings
     from gradstats.runs import open as open_native
-    from gradstats.runs.results import results_folder
+    from gradstats.settings import from_keywords
 
-    pandas = extras.load("pandas")  # what is missing is said before the work
-    specs = chosen_specs(compressors)
-    check_kernels(kernels)
-    wanted = parse_ratios(ratios)
+    extras.load("pandas")  # what is missing is said before the work
+    with usage():
+        given = {
+            "compressors": chosen_specs(compressors),
+            "ratios": parse_ratios(ratios),
+            "feedback": words(feedback),
+            "granularity": words(granularity),
+            "workers": workers,
+            "seed": seed,
+        }
+        settings = from_keywords(ReplaySettings, given, verb="replay")
+    native = open_native(factorised) if factorised and rank_ratio else None
+    low_rank = FactorisedSettings(rank_ratio, native) if rank_ratio else None
     selection = selected(parameters, steps, point, worker, device)
     with open_run(run, **selection) as opened:
-        with usage():
-            planned = planning.plan(
-                opened,
-                specs,
-                ratios=wanted,
-                feedback=words(feedback),
-                granularity=words(by),
-            )
-            opened.beside(workers)
-        with bar() as advance, use(kernels):
-            rows = jobs.replay_jobs(
-                opened,
-                planned,
-                workers=workers,
-                seed=seed,
-                progress=lambda i, n: advance("replay", i, n),
-            )
-            advance("time", 0, 1)
-            timings = jobs.timing_rows(opened, specs, ratios=wanted, seed=seed)
-        low_rank = None
-        if rank_ratio:
-            with usage():
-                native = open_native(factorised) if factorised else None
-                low_rank = factorised_rows(opened, rank_ratio=rank_ratio, native=native)
+        with bar() as advance, use(kernels.value), usage():
+            replayed = replay_into(opened, settings, out, low_rank=low_rank, progress=advance)
         _remark_point(opened)
-        folder = out or results_folder(opened) / "replay"
-    folder.mkdir(parents=True, exist_ok=True)
-    replayed = pandas.DataFrame(rows)
-    replayed.to_parquet(folder / "replay.parquet", index=False)
-    methods = tables.methods_table(replayed, tables.timing_table(timings), Network())
-    methods.to_parquet(folder / "methods.parquet", index=False)
-    settings = {
-        "specs": specs,
-        "ratios": wanted,
-        "feedback": feedback,
-        "by": by,
-        "parameters": parameters,
-        "steps": steps,
-        "seed": seed,
-        "device": device,
-        "kernels": kernels,
-        "workers": workers,
-    }
-    (folder / "settings.json").write_text(_json(settings))
-    print_methods(methods)
+    print_methods(replayed.methods)
     if workers > 1:
-        print_aggregates(methods)
-    if low_rank is not None:
-        low_rank.to_parquet(folder / "factorised.parquet", index=False)
-        print_low_rank(low_rank)
-    remark(f"tables: {folder}")
+        print_aggregates(replayed.methods)
+    if replayed.factorised is not None:
+        print_low_rank(replayed.factorised)
+    remark(f"tables: {replayed.folder}")
 
 
 @app.command()
@@ -408,12 +373,12 @@ def report(
     run: RunPath,
     budget: Annotated[str, typer.Option(help="Time for what is missing: 90s, 5min, 1h.")] = "5min",
     compressors: Specs = "",
-    workers: Annotated[int, typer.Option(help="Workers of the network to project on.")] = 8,
-    gbits: Annotated[float, typer.Option(help="Gbit/s of its links.")] = 10.0,
+    network_workers: NetworkWorkers = 8,
+    network_gbits: NetworkGbits = 10.0,
     factorised: Annotated[
         Path | None, typer.Option(metavar="RUN", help="A run of the same model in factors.")
     ] = None,
-    by: By = "module-type",
+    group_by: GroupBy = "module-type",
     parameters: Parameters = "*",
     steps: Steps = "::",
     point: Point = "",
@@ -421,30 +386,32 @@ def report(
     ratios: Ratios = "0.1,0.01,0.001",
     seed: Seed = 0,
     device: Device = "cpu",
-    kernels: Kernels = "auto",
+    kernels: Kernels = Form.auto,
     out: Out = None,
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
     from gradstats.kernels.forms import use
-    from gradstats.network import Network
+    from gradstats.reporting.report import CONTENT, render_folder
     from gradstats.reporting.report import report as make_report
     from gradstats.runs import run as runs
     from gradstats.runs.groups import check_by
 
-    check_network(workers, gbits)
-    check_kernels(kernels)
+    if (run / CONTENT).is_file():  # a folder of results: its page again, without the run
+        say(str(render_folder(run)))
+        return
+    network = network_of(network_workers, network_gbits)
     selection = selected(parameters, steps, point, worker, device)
-    with open_run(run, **selection) as opened, bar() as advance, use(kernels):
+    with open_run(run, **selection) as opened, bar() as advance, use(kernels.value):
         with usage():
-            check_by(opened, by)
+            check_by(opened, group_by)
         native = runs.open(factorised) if factorised else None
         path = make_report(
             opened,
             factorised=native,
             budget=parse_seconds(budget),
             compressors=chosen_specs(compressors),
-            network=Network(workers=workers, bandwidth=gbits * 1e9 / 8),
-            by=by,
+            network=network,
+            by=group_by,
             out=out,
             ratios=parse_ratios(ratios),
             seed=seed,
@@ -453,8 +420,8 @@ def report(
     say(str(path))
 
 
-def _remark_point(run: Run) -> None:
-    """Say what was replayed, where that is not what a communication hook would get."""
+def _remark_point(run: "Run") -> None:
+    """Print what was replayed, if that is not what a communication hook would get."""
     from gradstats.replaying.planning import UNDER_A_SCALE
 
     for text in run.remarks:
@@ -475,15 +442,3 @@ def _remark_point(run: Run) -> None:
             f"these gradients are {point}: a DDP communication hook does not receive them, it "
             "gets each worker's own; capture with at='local' to replay those"
         )
-
-
-def _json(settings: dict[str, Any]) -> str:
-    import json
-
-    import gradstats
-
-    return json.dumps({"gradstats": gradstats.__version__, **settings}, indent=1)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradstats.recording import capture, every
+from gradstats.runs import Run
 
 BYTES = 256
 CORPUS_BYTES = 4_000_000
@@ -25,7 +26,7 @@ class Plan:
     Attributes:
         steps: optimizer steps, all of them tracked.
         full_rows: whole gradients kept, evenly spaced.
-        batch: sequences a step.
+        batch: sequences per step.
         budget: seconds for replays in the report.
     """
 
@@ -77,7 +78,7 @@ class ByteModel(nn.Module):
         self.head = nn.Linear(width, BYTES)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Mean cross-entropy, in nats a byte, of the next bytes of `[batch, context + 1]` text."""
+        """Mean cross-entropy, in nats per byte, of next bytes; text `[batch, 1 + context]`."""
         source, target = text[:, :-1], text[:, 1:]
         x = self.token(source) + self.position.weight
         for block in self.blocks:
@@ -110,7 +111,7 @@ def train(
     if_exists: Literal["error", "resume", "overwrite"] = "error",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> float:
-    """Train the model and capture its gradients; returns the last loss, in nats a byte.
+    """Train the model and capture its gradients; returns the last loss, in nats per byte.
 
     Args:
         plan: how long.
@@ -140,3 +141,12 @@ def train(
             if progress:
                 progress(step + 1, plan.steps, value)
     return value
+
+
+def report_on(
+    run: Run, plan: Plan, *, seed: int, progress: Callable[[str, int, int], None]
+) -> Path:
+    """Write the report of a demo's run, within the plan's budget; returns its path."""
+    from gradstats.reporting.report import report
+
+    return report(run, budget=plan.budget, seed=seed, progress=progress)

@@ -1,31 +1,80 @@
-"""Options that commands share, and how their values are read; a wrong one exits with 2."""
+"""Options that commands share beside their settings, and the run that they open."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gradstats.cli.parsing import parse_steps
+from gradstats.cli.usage import usage
+
 if TYPE_CHECKING:
+    from gradstats.network import Network
     from gradstats.runs import Run
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A captured run, e.g. run.zarr.")]
-By = Annotated[
+
+class Order(StrEnum):
+    """Order of the files of an import."""
+
+    natural = "natural"
+    given = "given"
+
+
+class Replacing(StrEnum):
+    """What to do with a run that exists already."""
+
+    error = "error"
+    overwrite = "overwrite"
+
+
+class Axis(StrEnum):
+    """Axis of sampling."""
+
+    elements = "elements"
+    steps = "steps"
+
+
+class Form(StrEnum):
+    """Form of the kernels."""
+
+    auto = "auto"
+    eager = "eager"
+
+
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A captured run, for example run.zarr.")
+]
+Parameters = Annotated[
+    str, typer.Option(metavar="GLOB", help="Which parameters, by a glob on their names.")
+]
+Steps = Annotated[
+    str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps; one number: that step.")
+]
+Point = Annotated[
+    str,
+    typer.Option(
+        help="Which gradients: local, outer, reduced or clipped; default: the first of these that "
+        "the run has."
+    ),
+]
+Worker = Annotated[int, typer.Option(help="Whose rows: the number of the worker.")]
+NetworkWorkers = Annotated[
+    int, typer.Option(min=2, help="Number of workers in the network that exchanges are timed for.")
+]
+NetworkGbits = Annotated[
+    float, typer.Option(help="Bandwidth of each link of that network, in Gbit/s.")
+]
+GroupBy = Annotated[
     str,
     typer.Option(
         help="model, module-type, parameter, or a regular expression whose match groups."
     ),
 ]
-Parameters = Annotated[str, typer.Option(metavar="GLOB", help="Which parameters to look at.")]
-Steps = Annotated[str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps.")]
-Point = Annotated[
-    str, typer.Option(help="local, outer, reduced or clipped; by default the first there is.")
-]
-Worker = Annotated[int, typer.Option(help="Which worker's rows.")]
 Ratios = Annotated[str, typer.Option(help="Target ratios k/d, the fraction kept, with commas.")]
 Specs = Annotated[
     str,
@@ -33,42 +82,13 @@ Specs = Annotated[
         help="Compressors with commas, e.g. topk,sidco-e(0.01); all: the reference methods too."
     ),
 ]
-Workers = Annotated[
-    int, typer.Option(help="How many workers exchange; their local gradients must be there.")
-]
-Kernels = Annotated[str, typer.Option(help="auto, or eager: the plain torch that defines them.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random choices.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
-Out = Annotated[Path | None, typer.Option(help="Where to write; default RUN.results.")]
-
-
-@contextmanager
-def usage() -> Iterator[None]:
-    """What is wrong in here is the value of an option, unless it is the store."""
-    from gradstats.store import StoreFormatError
-
-    try:
-        yield
-    except StoreFormatError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def check_axis(axis: str) -> None:
-    """Refuse an unknown axis of sampling."""
-    from gradstats.fitting.run import AXES
-
-    if axis not in AXES:
-        raise typer.BadParameter(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
-
-
-def check_counts(jobs: int, bootstrap: int) -> None:
-    """Refuse a number of processes or of replicates that nothing can be done with."""
-    if jobs < 1:
-        raise typer.BadParameter(f"jobs must be at least 1, got {jobs!r}")
-    if bootstrap < 0:
-        raise typer.BadParameter(f"bootstrap must be at least 0, got {bootstrap!r}")
+Out = Annotated[Path | None, typer.Option(help="Folder to write; default: RUN.results.")]
+Kernels = Annotated[
+    Form, typer.Option(help="auto: the fastest for the device; eager: plain torch, the reference.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 
 def check_device(device: str) -> None:
@@ -82,81 +102,13 @@ def check_device(device: str) -> None:
         raise typer.BadParameter(f"device must be there, got {device!r}: {fact}") from error
 
 
-def words(text: str) -> list[str]:
-    """The words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+def network_of(workers: int, gbits: float) -> Network:
+    """The network of `--network-workers` and `--network-gbits`."""
+    from gradstats.network import Network
 
-
-def split_specs(text: str) -> list[str]:
-    """Split at the commas outside brackets."""
-    specs, depth = [""], 0
-    for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            specs.append("")
-        else:
-            specs[-1] += letter
-    return [spec.strip() for spec in specs if spec.strip()]
-
-
-def chosen_specs(text: str) -> list[str]:
-    """The compressors of `--compressors`: those supported by default, or all of them."""
-    from gradstats.compressors import COMPRESSORS, SUPPORTED
-
-    known = {"": SUPPORTED, "all": COMPRESSORS}
-    return list(known[text]) if text in known else split_specs(text)
-
-
-def check_kernels(form: str) -> None:
-    """Raise a usage error unless `--kernels` is one of the forms there are."""
-    from gradstats.kernels.forms import FORMS
-
-    if form not in FORMS:
-        raise typer.BadParameter(f"kernels must be one of {', '.join(FORMS)}, got {form!r}")
-
-
-def parse_ratios(text: str) -> list[float]:
-    """Target ratios between commas."""
-    from gradstats.ratios import check_ratio
-
-    ratios = []
-    for word in words(text):
-        try:
-            ratio = float(word)
-            check_ratio("ratio", ratio)
-        except ValueError as error:
-            raise typer.BadParameter(f"ratios must be numbers in (0, 1], got {word!r}") from error
-        ratios.append(ratio)
-    if not ratios:
-        raise typer.BadParameter(f"ratios must name at least one ratio, got {text!r}")
-    return ratios
-
-
-def parse_steps(text: str) -> tuple[int | None, int | None, int]:
-    """`START:STOP:STRIDE`, any of them left out, or one step."""
-    found = re.fullmatch(r"(\d*)(?::(\d*)(?::(\d*))?)?", text)
-    if not found or (found[1] == "" and ":" not in text) or found[3] == "0":
-        raise typer.BadParameter(f"steps must look like 100:500:10, got {text!r}")
-    if ":" not in text:
-        return int(text), int(text) + 1, 1
-    start, stop, stride = (int(word) if word else None for word in found.groups())
-    return start, stop, stride or 1
-
-
-def parse_seconds(text: str) -> float:
-    """A time with its unit: 90s, 5min, 1h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)?", text.strip())
-    if not found:
-        raise typer.BadParameter(f"budget must look like 90s, 5min or 1h, got {text!r}")
-    return float(found[1]) * {"min": 60, "m": 60, "h": 3600}.get(found[2] or "s", 1)
-
-
-def check_network(workers: int, gbits: float) -> None:
-    """Refuse a network that nothing can be projected on."""
-    if workers < 2:
-        raise typer.BadParameter(f"workers must be at least 2, got {workers!r}")
     if not gbits > 0:
-        raise typer.BadParameter(f"gbits must be positive, got {gbits!r}")
+        raise typer.BadParameter(f"network-gbits must be positive, got {gbits!r}")
+    return Network(workers=workers, bandwidth=gbits * 1e9 / 8)
 
 
 def selected(parameters: str, steps: str, point: str, worker: int, device: str) -> dict[str, Any]:

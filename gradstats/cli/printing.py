@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from gradstats.cli.describing import described, lines
+from gradstats.cli.json_output import print_json
 
+if TYPE_CHECKING:
+    from gradstats.fitting.resumable import Fitted
     from gradstats.runs import Run
-    from gradstats.store import Parameter
 
 out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
 err_console = Console(stderr=True)
@@ -35,6 +34,16 @@ def say(text: str) -> None:
 def remark(text: str) -> None:
     """Print what is not a result."""
     err_console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> counted(1, "row"), counted(20_000, "row")
+        ('1 row', '20,000 rows')
+    """
+    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 @contextmanager
@@ -73,14 +82,11 @@ def print_table(title: str, table: Any) -> None:
     out_console.print(rich_table)
 
 
-def print_fits(folder: Path) -> None:
+def print_fits(fitted: Fitted) -> None:
     """Print the laws of every group, SIDCo's thresholds, and what failed."""
     from gradstats.fitting.ranking import best_law, by_ratio, reuse_table
-    from gradstats.fitting.resumable import read_table
 
-    fits, thresholds, reuse = (
-        read_table(folder, name) for name in ("fits", "thresholds", "reuse")
-    )
+    fits, thresholds, reuse = (fitted.table(name) for name in ("fits", "thresholds", "reuse"))
     for group, rows in fits.groupby("group", sort=False):
         good = rows[rows["status"] == "ok"]
         if len(good):
@@ -103,11 +109,9 @@ def ratios_of(rows: Any) -> list[float]:
     return sorted(rows["target_ratio"].unique(), reverse=True)
 
 
-def print_series(folder: Path) -> None:
+def print_series(fitted: Fitted) -> None:
     """Print the medians of every parameter's elements over the steps."""
-    from gradstats.fitting.resumable import read_table
-
-    series = read_table(folder, "series")
+    series = fitted.table("series")
     columns = ["mean", "variance", "snr", "tail_index", "autocorrelation", "zeros"]
     by_parameter = series.groupby("parameter", sort=False)
     table = by_parameter[columns].median()
@@ -145,68 +149,25 @@ def print_methods(methods: Any) -> None:
     print_table("Replay: medians over steps", methods[columns])
 
 
-def print_info(run: Run) -> None:
-    """Print what a run holds, and which parameters are not well."""
-    from gradstats.runs.health import findings
-    from gradstats.runs.run import FITTED
-
-    store = run.store
-    say(f"{run!r}, {store.nbytes / 1e6:,.1f} MB")
-    for name, value in store.provenance.items():
-        say(f"  {name}: {value}")
-    for worker in store.workers:
-        for kind in ("full", "track", "summary", "shadow"):
-            of_worker = replace(run, worker=worker)
-            stream = of_worker.stream(kind)
-            if len(stream):
-                steps = f"steps {stream.steps[0]}–{stream.steps[-1]}"
-                points = ", ".join(sorted(set(stream.coordinates["point"])))
-                inner = _inner_steps(stream.coordinates["inner_steps"])
-                say(f"  worker {worker}: {len(stream)} {kind} rows, {steps}, {points}{inner}")
-                for text in of_worker.reader(kind).remarks(range(len(stream))):
-                    say(f"    {text}")
-                undone = of_worker.undone(kind)
-                if undone:
-                    fact = f"{undone} of them undone by a later segment, which readers leave out"
-                    say(f"    {fact}: {len(stream) - undone} rows are read")
-    for stage in run.stages or (store.workers,):
-        of_stage = replace(run, worker=stage[0]) if stage else run
-        if len(run.stages) > 1:
-            say(f"  worker {', '.join(map(str, stage))}: parameters that other workers lack")
-        if any(of_stage.holds(kind) for kind in FITTED):
-            for one in findings(of_stage):
-                say(f"  {one.parameter}: {one.state}, {one.detail}")
-        print_parameters(of_stage.table)
-
-
-def print_parameters(table: Iterable[Parameter]) -> None:
-    """Print one line for each parameter."""
-    for parameter in table:
-        shape = "×".join(map(str, parameter.shape)) or "scalar"
-        sparse = "  sparse gradients" if parameter.layout != "dense" else ""
-        tied = f"  tied with {', '.join(parameter.aliases)}" if parameter.aliases else ""
-        kind = f"{parameter.dtype}  {parameter.module_type}"
-        say(f"  {parameter.name}  {shape}  {kind}{sparse}{tied}")
-
-
-def _inner_steps(counts: NDArray[np.int64]) -> str:
-    """The inner steps that pseudo-gradients sum, where there are any."""
-    known = counts[counts > 0]
-    if not len(known):
-        return ""
-    span = f"{known.min()}" if known.min() == known.max() else f"{known.min()} to {known.max()}"
-    return f", {span} inner steps"
+def print_info(run: Run, *, as_json: bool = False) -> None:
+    """Print what a run holds, and which parameters have unusual gradients."""
+    document = described(run)
+    if as_json:
+        print_json(document)
+        return
+    for line in lines(document):
+        say(line)
 
 
 def print_demo(folder: Path, loss: float) -> None:
     """Print what the demo found, in about ten lines."""
     from gradstats import extras
-    from gradstats.cli.summary_lines import lines
+    from gradstats.cli.summary_lines import closing_lines
 
     say(f"trained to {loss:.2f} nats a byte")
     methods, fits, thresholds = (
         extras.load("pandas").read_parquet(folder / f"{name}.parquet")
         for name in ("methods", "fits", "thresholds")
     )
-    for line in lines(methods, fits, thresholds):
+    for line in closing_lines(methods, fits, thresholds):
         say(line)

@@ -13,20 +13,21 @@ from gradstats.reporting.advice import advice, law_sentence
 Table = Any
 
 
-def lines(methods: Table, fits: Table, thresholds: Table) -> Iterator[str]:
-    """About ten lines: the law, SIDCo's variants, the ranking and the advice."""
+def closing_lines(methods: Table, fits: Table, thresholds: Table) -> Iterator[str]:
+    """About ten lines: the distribution, SIDCo's variants, the ranking and the advice."""
     yield law_sentence(best_law(fits), thresholds, float(thresholds["target_ratio"].min()))
     yield from sidco_lines(methods)
     ranked = ranking(methods)
     for line in ranked[ranked["rank"].notna()].head(4).to_dict("records"):
         name = f"ef({line['compressor']})" if line["feedback"] == "ef" else line["compressor"]
         yield (
-            f"{line['rank']:.0f}. {name}: {line['bits']:.3g} bits an element, "
-            f"{1e3 * line['exchange_seconds']:.3g} ms an exchange"
+            f"{line['rank']:.0f}. {name}: {line['bits']:.3g} bits per element, "
+            f"{1e3 * line['exchange_seconds']:.3g} ms per exchange"
         )
     unsettled = int((methods["feedback"].eq("ef") & methods["settled"].ne(True)).sum())
     if unsettled:
-        yield f"{unsettled} of {int(methods['feedback'].eq('ef').sum())} feedback lines unsettled"
+        with_feedback = int(methods["feedback"].eq("ef").sum())
+        yield f"{unsettled} of {with_feedback} methods with error feedback have not settled"
     yield advice(ranked, Network())
 
 
@@ -41,5 +42,5 @@ def sidco_lines(methods: Table) -> Iterator[str]:
             continue
         misses = rows.groupby("method")["miss"].median().sort_values()
         values = ", ".join(f"{method} {miss:.3f}" for method, miss in misses.items())
-        note = "" if feedback == "none" or (rows["settled"] == True).all() else " (unsettled)"  # noqa: E712
+        note = "" if feedback == "none" or (rows["settled"] == True).all() else " (not settled)"  # noqa: E712
         yield f"SIDCo {words}, median |ln((k̂+½)/(k+½))|: {values}{note}"

@@ -1,12 +1,23 @@
-"""Gradient compressors, one a file. To add one: write its file, add a line to `COMPRESSORS`."""
+"""Gradient compressors by name, and everything that the author of one imports.
+
+To add a method: write its file in `methods/`, and add a line to `REFERENCE`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from gradstats.compressors.base import Compressor
-from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.base import Compressor, Joint, Stateless, needs_rng
+from gradstats.compressors.checks import check_choice, check_whole
+from gradstats.compressors.contracts import (
+    DENSE_BITS,
+    KEPT_SHARE,
+    SPARSE_BITS,
+    SPARSIFIER,
+    Bound,
+    Contract,
+)
 from gradstats.compressors.grammar import build
 from gradstats.compressors.methods.acp_sgd import ACPSGD
 from gradstats.compressors.methods.adacomp import AdaComp
@@ -50,7 +61,17 @@ from gradstats.compressors.methods.thc import THC
 from gradstats.compressors.methods.threelc import ThreeLC
 from gradstats.compressors.methods.topk import TopK
 from gradstats.compressors.methods.wangni import Wangni
-from gradstats.compressors.rounds import AllGather, AllReduce, Broadcast, Collective, Step
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    in_buckets,
+    own_levels,
+    quantized,
+    within_float32,
+)
+from gradstats.compressors.rounds import AllGather, AllReduce, Broadcast, Collective, State, Step
+from gradstats.compressors.states import Mean, first_state, own_share
 from gradstats.compressors.wrappers.adaquant import AdaQuant
 from gradstats.compressors.wrappers.ef21 import EF21
 from gradstats.compressors.wrappers.error_feedback import ErrorFeedback
@@ -65,15 +86,19 @@ from gradstats.payloads import from_bytes
 from gradstats.payloads.base import Payload
 from gradstats.payloads.index_codes import CODES
 from gradstats.payloads.wire import PayloadError
-from gradstats.ratios import MIN_NUMEL, Part
+from gradstats.ratios import MIN_NUMEL, DenseRule, Part, check_ratio, kept_count
 from gradstats.rng import Rng
 
 __all__ = [
     "COMPRESSORS",
+    "DENSE_BITS",
+    "KEPT_SHARE",
     "MEMORIES",
     "MIN_NUMEL",
     "POLICIES",
     "REFERENCE",
+    "SPARSE_BITS",
+    "SPARSIFIER",
     "STAGES",
     "SUPPORTED",
     "AllGather",
@@ -83,8 +108,11 @@ __all__ = [
     "Collective",
     "Compressor",
     "Contract",
+    "DenseRule",
     "ErrorFeedback",
     "ExactThreshold",
+    "Joint",
+    "Mean",
     "Memory",
     "Part",
     "Payload",
@@ -93,10 +121,26 @@ __all__ = [
     "Pipe",
     "Rng",
     "Stage",
+    "State",
+    "Stateless",
     "Step",
+    "bucket_of",
+    "check_bucket",
+    "check_choice",
+    "check_ratio",
+    "check_whole",
+    "coded_bits",
     "compressor",
     "compressors",
+    "first_state",
     "from_bytes",
+    "in_buckets",
+    "kept_count",
+    "needs_rng",
+    "own_levels",
+    "own_share",
+    "quantized",
+    "within_float32",
 ]
 
 SUPPORTED: dict[str, Callable[..., Compressor]] = {
@@ -162,6 +206,7 @@ MEMORIES: dict[str, Callable[..., Compressor]] = {
     "velocity": Velocity,
 }
 POLICIES: dict[str, Callable[..., Compressor]] = {"warmup": WarmUp, "adaquant": AdaQuant}
+GRANULARITIES: dict[str, Callable[..., Compressor]] = {"per-parameter": PerParameter}
 STAGES: dict[str, Callable[..., Stage]] = {
     **{code: partial(IndexCode, code) for code in CODES},
     "ans": EntropyCode,
@@ -188,10 +233,10 @@ def compressor(spec: str | Compressor) -> Compressor:
 
 
 def compressors(spec: str, ratios: Iterable[float]) -> list[Compressor]:
-    """The compressors a spec stands for: one a ratio where it leaves the ratio open.
+    """Make the compressors that a spec stands for: one per ratio if it leaves the ratio open.
 
     Example:
         >>> [str(each) for each in compressors("ef(topk)", [0.1, 0.01])]
         ['ef(topk(0.1))', 'ef(topk(0.01))']
     """
-    return build(spec, {**COMPRESSORS, **MEMORIES, **POLICIES, **STAGES}, ratios)
+    return build(spec, {**COMPRESSORS, **MEMORIES, **POLICIES, **GRANULARITIES, **STAGES}, ratios)

@@ -1,4 +1,4 @@
-"""What a compressor is: a pure step from a gradient to messages, all state held by the caller."""
+"""Compressor, and its two short forms for authors: Stateless and Joint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.contracts import Contract
-from gradstats.compressors.rounds import AllGather, AllReduce, Collective, State, Step
+from gradstats.compressors.rounds import AllGather, AllReduce, Collective, State, Step, alone
 from gradstats.kernels.ranges import saturated
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.sparse import Masked
@@ -22,21 +22,39 @@ from gradstats.rng import Rng
 class Compressor(ABC):
     """A gradient compressor. Subclasses are frozen dataclasses whose fields are the settings.
 
-    A method that sends one message writes `encode` alone; one that needs several rounds writes
-    `exchange`. `encode` consumes the state that it takes, while `exchange` leaves it as it was,
-    since the step may still be called off. `grad` is never written, and a payload owns its values.
+    A compressor is a pure step: the caller holds all state. Authors write one of three forms:
+
+    - `Stateless`: one message per gradient and no state. Write `message`.
+    - `Compressor`: one message, and a state from step to step. Write `init` and `encode`.
+    - `Joint`: the message depends on all workers. Write `exchange`.
+
+    `encode` consumes the state that it gets. `exchange` leaves it unchanged, because the step may
+    still be called off. `grad` is never written, and a payload owns its values.
 
     Attributes:
-        steers: its memory is a part of the optimizer, as a momentum is: it must see every
-            gradient, also those that are sent dense.
+        steers: whether its memory is a part of the optimizer, as a momentum is. Such a memory must
+            see every gradient, including those that are sent dense.
     """
 
-    name: ClassVar[str]
-    contract: ClassVar[Contract]
     steers: ClassVar[bool] = False
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name in the grammar; subclasses set a class attribute or define a property."""
+
+    @property
+    @abstractmethod
+    def contract(self) -> Contract:
+        """Promises for every input; subclasses set a class attribute or define a property."""
+
+    @staticmethod
+    def flattened(grad: Tensor) -> Tensor:
+        """Return the elements of a gradient as a vector: `[d]`, contiguous, detached."""
+        return grad.detach().reshape(-1).contiguous()
+
     def init(self, grad: Tensor) -> State:
-        """The state before the first step, for gradients like `grad`."""
+        """Return the state before the first step, for gradients shaped as `grad`."""
         return None
 
     @abstractmethod
@@ -46,7 +64,7 @@ class Compressor(ABC):
         Args:
             grad: of any shape; read only.
             state: from `init` or from the step before.
-            rng: needed where the contract says random.
+            rng: random numbers; needed if the contract says `random=True`.
 
         Returns:
             The payload, and the state for the next step.
@@ -55,7 +73,10 @@ class Compressor(ABC):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """The step over all workers: yields collectives, is sent their results, returns a Step."""
+        """Run one step over all workers.
+
+        A generator: it yields collectives, receives their results, and returns a `Step`.
+        """
         payload, state = self.encode(grad, state, rng)
         payloads: list[Payload]
         if isinstance(payload, Dense | Masked) and payload.summable:
@@ -66,50 +87,58 @@ class Compressor(ABC):
         return Step(_mean(payloads, grad), payload, state)
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
-        """The step of a gradient that is sent as it is, such as that of a small parameter.
+        """Run the step of a gradient that is sent uncompressed, such as a small parameter's.
 
-        Where the memory is a part of the optimizer (`steers`), it goes on here too.
+        A memory that is a part of the optimizer (`steers`) must be updated here too.
         """
-        sent = Dense(grad.detach().reshape(-1).clone())
+        sent = Dense(self.flattened(grad).clone())
         mean = yield AllReduce(sent.values, "mean")
         return Step(mean.view(grad.shape), sent, state)
 
     def uncompressed(self, grad: Tensor, state: State) -> Tensor:
-        """What the optimizer would be given of this gradient alone; state stays as it is."""
+        """Return what the optimizer would get from this gradient on one worker, uncompressed.
+
+        The state stays unchanged.
+        """
         return grad
 
     def observe(self, state: State, loss: float) -> State:
-        """The state once the loss of the coming step is known; of use where `needs` has "loss"."""
+        """Return the state once the loss of the next step is known, for `needs=("loss",)`."""
         return state
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
-        """The state of one of `workers`, from those of all workers of another number.
+        """Return the state of one worker after the number of workers has changed.
+
+        Args:
+            states: of all workers before the change, in worker order.
+            worker: index of the worker among the new ones.
+            workers: new number of workers.
 
         Raises:
-            ValueError: it is not known what becomes of this compressor's memory.
+            ValueError: this compressor does not define what becomes of its memory.
         """
         if self.contract.has_memory:
             raise ValueError(f"the number of workers must stay, got another one for {self}")
         return states[0]
 
     def __or__(self, stage: object) -> Compressor:
-        """What is left of this compressor's payload after another stage, see `pipe.Pipe`."""
+        """Return a pipe of this compressor and another stage, see `Pipe`."""
         from gradstats.compressors.wrappers.pipe import Pipe  # which is a compressor itself
 
         return Pipe((self, stage))  # type: ignore[arg-type]
 
     @property
     def ratio_asked(self) -> float | None:
-        """The target ratio k/d; None where the method has none."""
+        """Target ratio k/d, or None if the method has no ratio."""
         return getattr(self, "ratio", None)
 
     def target_count(self, numel: int) -> int:
-        """k, the elements that should be kept of `numel`; all of them where there is no ratio."""
+        """Number k of elements to keep of `numel`: all of them if the method has no ratio."""
         return numel if self.ratio_asked is None else kept_count(numel, self.ratio_asked)
 
     @property
     def spec(self) -> str:
-        """The compressor in the grammar; `gradstats.compressor(spec)` makes it again."""
+        """Text in the grammar, from which `gradstats.compressor(spec)` makes the same again."""
         arguments = [
             f"{value}" if i == 0 else f"{field.name}={value}"
             for i, field in enumerate(fields(self))  # type: ignore[arg-type]
@@ -127,13 +156,46 @@ class Compressor(ABC):
             check_ratio("ratio", self.ratio_asked)
 
 
+class Stateless(Compressor):
+    """A compressor that keeps nothing from step to step: its author writes `message`."""
+
+    @abstractmethod
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Payload:
+        """Encode one gradient.
+
+        Args:
+            flat: the gradient, `[d]`, contiguous and detached. Read only, and it may share memory
+                with the parameter's gradient: copy what goes into the payload.
+            rng: random numbers; needed if the contract says `random=True`.
+        """
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
+        """Encode the flat gradient by `message`."""
+        return self.message(self.flattened(grad), rng), state
+
+
+class Joint(Compressor):
+    """A compressor whose message depends on all workers: its author writes `exchange`."""
+
+    @abstractmethod
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """See `Compressor.exchange`."""
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
+        """Return what a single worker sends: its `exchange` with no other worker."""
+        step = alone(self.exchange(grad, state, rng))
+        return step.sent, step.state
+
+
 def _written(value: object) -> str:
     # numpy's float64 is a float too, but writes itself as a call
     return float.__repr__(value) if isinstance(value, float) else str(value)
 
 
 def _mean(payloads: list[Payload], grad: Tensor) -> Tensor:
-    """The mean of what payloads decode to, like `grad`: of 16 bits it is taken in float32."""
+    """Mean of the decoded payloads, like `grad`; for 16-bit gradients it is taken in float32."""
     wide = torch.float32 if grad.dtype.itemsize == 2 else grad.dtype
     mean = torch.zeros(grad.numel(), dtype=wide, device=grad.device)
     for received in payloads:
@@ -142,7 +204,11 @@ def _mean(payloads: list[Payload], grad: Tensor) -> Tensor:
 
 
 def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:
-    """The rng, or ValueError: a random compressor was called without one."""
+    """Return the rng.
+
+    Raises:
+        ValueError: the rng is None, but the compressor draws random numbers.
+    """
     if rng is None:
         raise ValueError(
             f"rng must be given to {compressor}, which draws random numbers, got None"

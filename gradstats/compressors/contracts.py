@@ -1,4 +1,4 @@
-"""What a compressor promises, and the bounds that follow from a payload."""
+"""Contract: what a compressor promises; Bound: a number that follows from a payload."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a compressor promises, for every input; what it does not say is not promised.
+    """What a compressor promises for every input. An absent entry promises nothing.
 
     Attributes:
         collective: how its payloads are combined over workers.

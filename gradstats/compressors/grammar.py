@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.wrappers.pipe import Pipe, Stage
 
 WORDS = {"True": True, "False": False}
+NEAR = 0.6  # similarity from which a known name is suggested for a misspelt one
 TOKEN = re.compile(r"\s*(3lc|[A-Za-z_][\w.:-]*|[-+]?[\d.][\w.+-]*|[(),=]|\S)")
 
 
 @dataclass(frozen=True)
 class Call:
-    """`name(arguments)` as written; `arguments` is None where there are no brackets."""
+    """`name(arguments)` as written; `arguments` is None without brackets."""
 
     name: str
     arguments: tuple[tuple[str | None, Argument], ...] | None
@@ -33,13 +35,14 @@ class Piped:
 Argument = Call | Piped | int | float
 Factory = Callable[..., Compressor | Stage]
 Known = dict[str, Factory]
+Parameters = Mapping[str, inspect.Parameter]
 
 
 def build(spec: str, known: Known, ratios: Iterable[float] = ()) -> list[Compressor]:
-    """The compressors that a spec stands for: one, or one a ratio where it leaves that open.
+    """The compressors that a spec stands for: one, or one per ratio if it leaves the ratio open.
 
     Args:
-        spec: in the grammar; `pkg.module:Class` names a class of one's own.
+        spec: in the grammar; `pkg.module:Class` names your own class.
         known: the compressors and stages by name.
         ratios: for a method that takes a ratio and was given none.
 
@@ -136,24 +139,46 @@ def _leaf_wants_ratio(call: Call | Piped, known: Known, spec: str) -> bool:
 def _arguments(call: Call, known: Known, spec: str) -> Iterator[tuple[str | None, Argument, bool]]:
     """Key, value, and whether the value is a compressor.
 
-    A name alone is one if it is known, unless the setting is a word: `ef(fp8)`, but `co3(fp8)`.
+    A name alone is one if the setting is declared as a `Compressor`, or if the name is known and
+    the setting is no word: `ef(fp8)`, but `co3(fp8)`.
     """
     signature = inspect.signature(_factory(call.name, known, spec)).parameters
     names = list(signature)
-    for place, (key, value) in enumerate(call.arguments or ()):
-        setting = signature.get(key or (names[place] if place < len(names) else ""))
+    for index, (key, value) in enumerate(call.arguments or ()):
+        _check_setting(call.name, key, signature, spec)
+        setting = signature.get(key or (names[index] if index < len(names) else ""))
         word = setting is not None and isinstance(setting.default, str)
         bare = isinstance(value, Call) and value.arguments is None
         known_name = isinstance(value, Call) and (value.name in known or ":" in value.name)
-        nested = isinstance(value, Call | Piped) and not (bare and (word or not known_name))
+        inner = setting is not None and setting.annotation in ("Compressor", Compressor)
+        nested = isinstance(value, Call | Piped) and (
+            inner or not (bare and (word or not known_name))
+        )
         yield key, value, nested
+
+
+def _check_setting(name: str, key: str | None, signature: Parameters, spec: str) -> None:
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.values())
+    if key is None or key in signature or takes_any:
+        return
+    names = f"be one of {', '.join(signature)}" if signature else "not be given"
+    rule = f"settings of {name} must {names}"
+    raise ValueError(f"{rule}, got {key!r} in {spec!r}{_did_you_mean(key, signature)}")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean topk?` with the first of the nearest names; empty where none is near."""
+    likeness = {each: SequenceMatcher(None, name.lower(), each).ratio() for each in known}
+    nearest = max(likeness, key=lambda each: likeness[each], default="")
+    return f"; did you mean {nearest}?" if likeness.get(nearest, 0) >= NEAR else ""
 
 
 def _factory(name: str, known: Known, spec: str) -> Factory:
     if name in known:
         return known[name]
     if ":" not in name:
-        raise ValueError(f"compressor must be one of {', '.join(known)}, got {name!r} in {spec!r}")
+        rule = f"compressor must be one of {', '.join(known)}"
+        raise ValueError(f"{rule}, got {name!r} in {spec!r}{_did_you_mean(name, known)}")
     module, _, attribute = name.partition(":")
     try:
         factory: Factory = getattr(importlib.import_module(module), attribute)
@@ -168,10 +193,10 @@ def _factory(name: str, known: Known, spec: str) -> Factory:
 def _compressor(call: Call | Piped, known: Known, spec: str, ratio: float | None) -> Compressor:
     if isinstance(call, Piped):
         return Pipe(tuple(_make(stage, known, spec, ratio) for stage in call.stages))
-    made = _make(call, known, spec, ratio)
-    if not isinstance(made, Compressor):
+    part = _make(call, known, spec, ratio)
+    if not isinstance(part, Compressor):
         raise ValueError(f"{call.name} must follow a compressor, got {spec!r}")
-    return made
+    return part
 
 
 def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compressor | Stage:
@@ -198,9 +223,9 @@ def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compresso
     ):
         named["ratio"] = ratio
     try:
-        made = factory(*positional, **named)
+        part = factory(*positional, **named)
     except TypeError as error:
         raise ValueError(f"cannot make compressor {spec!r}: {error}") from error
-    if not isinstance(made, Compressor | Stage):
-        raise ValueError(f"compressor {call.name!r} must make a Compressor, got {made!r}")
-    return made
+    if not isinstance(part, Compressor | Stage):
+        raise ValueError(f"compressor {call.name!r} must make a Compressor, got {part!r}")
+    return part

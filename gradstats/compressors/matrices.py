@@ -1,4 +1,4 @@
-"""What the methods on matrices share."""
+"""Matrices, factors and ranks of the low-rank methods."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound
 from gradstats.kernels.ranges import from_unit, in_range, unit_of
 from gradstats.payloads.base import Dense
@@ -26,8 +27,7 @@ def _factor_bits(payload: LowRank | Dense) -> float:
 
 def check_rank(rank: int) -> None:
     """Raise ValueError unless it is the rank of a matrix."""
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a whole number from 1, got {rank!r}")
+    check_whole("rank", rank, 1)
 
 
 def as_matrix(grad: Tensor, rank: int) -> Tensor | None:

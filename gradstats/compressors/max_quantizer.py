@@ -1,4 +1,4 @@
-"""The best levels for a law: the quantiser of Max and Lloyd, by Newton's method."""
+"""Best levels for a distribution: the quantiser of Max and Lloyd, by Newton's method."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ HALVINGS = 20
 
 @cache
 def levels(law: str, shape: float, bits: int, m: float = 0.0) -> Floats:
-    r"""The positive levels of the best symmetric quantiser of a law of scale 1, `[2^(bits-1)]`.
+    r"""Positive levels of the best symmetric quantiser of a distribution, `[2^(bits-1)]`.
+
+    The distribution has the scale 1.
 
     A level is :math:`\int x^{M+1} f / \int x^M f` over its cell, and cells meet halfway. Newton's
     method on the logarithms of the levels, from quantiles of :math:`(x^M f)^{1/3}`.
 
     Args:
         law: "gennorm" or "dweibull".
-        shape: of the law.
+        shape: of the distribution.
         bits: for 2^bits levels.
         m: M.
 
@@ -36,7 +38,7 @@ def levels(law: str, shape: float, bits: int, m: float = 0.0) -> Floats:
         Panter and Dite, "Quantization distortion in pulse-count modulation", 1951.
 
     Example:
-        >>> (levels("gennorm", 2.0, 2) * 2**0.5).round(4).tolist()  # of the standard normal law
+        >>> (levels("gennorm", 2.0, 2) * 2**0.5).round(4).tolist()  # standard normal
         [0.4528, 1.5104]
     """
     weight = Weight(shape, GAMMA_SHAPES[law](shape, m))
@@ -62,11 +64,11 @@ GAMMA_SHAPES: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """What an error at x > 0 counts: the generalized gamma density, x^c ~ Gamma(a).
+    """Weight of an error at x > 0: the generalized gamma density, x^c ~ Gamma(a).
 
     Attributes:
         c: the power of x.
-        a: shape of the gamma law.
+        a: shape of the gamma distribution.
     """
 
     c: float

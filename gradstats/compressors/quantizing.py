@@ -1,4 +1,4 @@
-"""What the quantisers share."""
+"""Buckets, scales and payloads of the quantisers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from gradstats.compressors.contracts import Bound
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import bounded, saturated
-from gradstats.payloads.codebooks import Alphabet
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.symbol_codes import Packed
 
 
-def flattened(grad: Tensor) -> Tensor:
-    """The elements one after another, those of float64 within the range of float32."""
-    return bounded(grad.detach().reshape(-1).contiguous(), torch.float32)
+def within_float32(flat: Tensor) -> Tensor:
+    """Return the elements, with float64 ones limited to the range of float32."""
+    return bounded(flat, torch.float32)
 
 
 def coded_bits(text: str) -> Bound:

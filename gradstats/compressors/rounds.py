@@ -1,15 +1,15 @@
-"""What a worker asks of all in a round, and what drives the rounds of one worker."""
+"""Collectives that a worker requests in a round, and the driver of one worker's rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from gradstats.payloads.base import Bundle, Dense, Payload
+from gradstats.payloads.base import Bundle, Payload
 
 State = Any
 
@@ -19,7 +19,7 @@ class AllReduce:
     """Combine equal-shaped tensors of all workers element by element; the result is a tensor.
 
     Attributes:
-        tensor: floating-point; integers in [0, levels) where there are levels.
+        tensor: floating-point; integers in [0, levels) if levels is not 0.
         op: what is done; a mean of integers is float32.
         levels: of the integers of one worker; 0 for a floating-point tensor. Their sums over n
             workers travel in base n (levels - 1) + 1, so that they cannot overflow.
@@ -32,7 +32,7 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class AllGather:
-    """Give every worker the payloads of all, which may differ in length: a list, by worker."""
+    """Give every worker a list of all workers' payloads, which may differ in length."""
 
     payload: Payload
 
@@ -57,7 +57,7 @@ Exchange = Generator[Collective, Any, T]
 
 @dataclass(frozen=True)
 class Step:
-    """What an exchange leaves.
+    """Result of an exchange.
 
     Attributes:
         update: the mean over workers that the optimizer gets, shaped as the gradient.
@@ -71,74 +71,81 @@ class Step:
 
 
 def answer(request: Collective) -> Any:
-    """The result of a collective of a worker that is alone."""
+    """Return the result of a collective on a worker that is alone."""
     if isinstance(request, AllReduce):
         mean_of_integers = request.levels and request.op == "mean"
         return request.tensor.float() if mean_of_integers else request.tensor.clone()
     return [request.payload] if isinstance(request, AllGather) else request.payload
 
 
-def alone(exchange: Generator[Collective, Any, Step]) -> Step:
-    """The step of a worker that has no other to exchange with."""
-    result: Any = None
-    while True:
+class Worker(Generic[T]):
+    """One worker's exchange under way, from collective to collective.
+
+    Args:
+        exchange: what `Compressor.exchange` or `fused` returned.
+
+    Attributes:
+        request: the collective that comes next; None at the end.
+        value: what the exchange returned, at the end.
+    """
+
+    request: Collective | None
+    value: T
+
+    def __init__(self, exchange: Exchange[T]) -> None:
+        self._exchange = exchange
+        self.advance(None)
+
+    def advance(self, result: Any) -> None:
+        """Go on to the next collective, given the result of the last one."""
         try:
-            request = exchange.send(result)
+            self.request = self._exchange.send(result)
         except StopIteration as end:
-            step: Step = end.value
-            return step
-        result = answer(request)
+            self.request, self.value = None, end.value
 
 
-def dense(grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
-    """The step of a gradient that is sent as it is."""
-    sent = Dense(grad.detach().reshape(-1).clone())
-    mean = yield AllReduce(sent.values, "mean")
-    return Step(mean.view(grad.shape), sent, state)
+def alone(exchange: Exchange[T]) -> T:
+    """Return what an exchange returns on a worker that has no other to exchange with."""
+    worker = Worker(exchange)
+    while worker.request is not None:
+        worker.advance(answer(worker.request))
+    return worker.value
 
 
 def fused(exchanges: Sequence[Exchange[T]]) -> Exchange[list[T]]:
-    """Several exchanges of one worker as one: what they ask for in a round goes together.
+    """Run several exchanges of one worker as one: what they request in a round travels together.
 
-    All-reduces of one operation, dtype and number of levels become one of the concatenated
-    tensors, gathers one of a bundle of payloads.
+    All-reduces of the same operation, dtype and number of levels become one all-reduce of the
+    concatenated tensors; gathers become one gather of a bundle of payloads.
 
     Args:
-        exchanges: such as those of a bucket's parameters, on every worker in the same order.
+        exchanges: for example of the parameters of a bucket, in the same order on every worker.
 
     Returns:
         An exchange that returns what each of them returns, in order.
     """
-    ended: dict[int, T] = {}
-    running = dict(enumerate(exchanges))
-    results: dict[int, Any] = dict.fromkeys(running)
-    while running:
-        requests: dict[int, Collective] = {}
-        for place, exchange in list(running.items()):
-            try:
-                requests[place] = exchange.send(results[place])
-            except StopIteration as end:
-                ended[place] = end.value
-                del running[place]
-        results = {}
-        for places in _alike(requests):
-            together = [requests[place] for place in places]
-            found = yield from _together(together)
-            results |= zip(places, found, strict=True)
-    return [ended[place] for place in range(len(exchanges))]
+    running = [Worker(exchange) for exchange in exchanges]
+    while requests := {i: r.request for i, r in enumerate(running) if r.request is not None}:
+        results: dict[int, Any] = {}
+        for indices in _alike(requests):
+            together = yield from _together([requests[index] for index in indices])
+            results |= zip(indices, together, strict=True)
+        for index in requests:
+            running[index].advance(results[index])
+    return [each.value for each in running]
 
 
 def _alike(requests: dict[int, Collective]) -> Iterator[list[int]]:
-    """Places of the requests that can be one, in the order of the first of each."""
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for place, request in requests.items():
+    """Indices of the requests that can be one, in the order of the first of each."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, request in requests.items():
         key: tuple[Any, ...] = (type(request),)
         if isinstance(request, AllReduce):
             key += (request.op, request.tensor.dtype, request.levels)
         if isinstance(request, Broadcast):
             key += (request.root,)
-        found.setdefault(key, []).append(place)
-    yield from found.values()
+        groups.setdefault(key, []).append(index)
+    yield from groups.values()
 
 
 def _together(requests: list[Any]) -> Generator[Collective, Any, list[Any]]:

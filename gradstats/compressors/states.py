@@ -14,16 +14,16 @@ from gradstats.compressors.rounds import State
 
 
 class Mean(float):
-    """A leaf that is a mean over the elements of a vector; 0 while nothing is known.
+    """A leaf that is a mean over the elements of a vector; 0 while it is unknown.
 
-    A part has that of its whole until it knows better, a whole the mean of its parts'.
+    A part starts with the mean of its vector; a joined vector gets the mean over its parts.
     """
 
 
 def mapped(function: Callable[..., Any], *states: State) -> State:
-    """A tree of what the function gives for the leaves at one place of trees of one form.
+    """Apply a function to the corresponding leaves of trees of one form.
 
-    Where tuples differ in length, the first one counts.
+    If tuples differ in length, the function gets the leaf of the first tree only.
     """
     first = states[0]
     if is_dataclass(first) and not isinstance(first, type):
@@ -40,7 +40,9 @@ def mapped(function: Callable[..., Any], *states: State) -> State:
 
 
 def divided(state: State, numels: Sequence[int]) -> list[State]:
-    """The states of consecutive parts of a vector: what has an element for each of its is cut.
+    """Split a state into those of consecutive parts of a vector.
+
+    A tensor with one element per element of the vector is cut; other leaves are copied.
 
     Example:
         >>> divided((7, torch.arange(3)), [1, 2])
@@ -48,18 +50,21 @@ def divided(state: State, numels: Sequence[int]) -> list[State]:
     """
     total = sum(numels)
 
-    def piece(leaf: Any, place: int) -> Any:
+    def piece(leaf: Any, part: int) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if leaf.numel() != total:
             return leaf.clone()
-        return torch.split(leaf.reshape(-1), list(numels))[place].clone()
+        return torch.split(leaf.reshape(-1), list(numels))[part].clone()
 
     return [mapped(lambda leaf, i=i: piece(leaf, i), state) for i in range(len(numels))]
 
 
 def joined(states: Sequence[State], numels: Sequence[int]) -> State:
-    """The state of a vector, from those of its parts; what has no element for each is the first's.
+    """Join the states of consecutive parts into the state of the vector.
+
+    Tensors with one element per element of their part are concatenated; of other leaves the first
+    part's is taken.
 
     Example:
         >>> joined([(7, torch.arange(1)), (8, torch.arange(2))], [1, 2])
@@ -79,7 +84,7 @@ def joined(states: Sequence[State], numels: Sequence[int]) -> State:
 
 
 def _mean(means: Sequence[Mean], numels: Sequence[int]) -> Mean:
-    """Over the parts of which something is known; to the bit where they are alike."""
+    """Mean over the parts whose mean is known; bit for bit if they are all equal."""
     known = [(mean, numel) for mean, numel in zip(means, numels, strict=True) if mean]
     if len({mean for mean, _ in known}) < 2:
         return known[0][0] if known else Mean()
@@ -88,14 +93,14 @@ def _mean(means: Sequence[Mean], numels: Sequence[int]) -> Mean:
 
 
 def first_state(compressor: object, states: Sequence[State], worker: int, workers: int) -> State:
-    """`Compressor.resharded` where all workers have the same state, or none needs its own."""
+    """Define `Compressor.resharded` for methods whose workers all have the same state."""
     return states[0]
 
 
 def own_share(tensors: Sequence[Tensor], worker: int, workers: int) -> Tensor:
-    r"""What worker w of n' takes over from n: :math:`\frac{n'}{n} \sum_{v \equiv w} x_v`.
+    r"""Return worker w's share of n' after a change: :math:`\frac{n'}{n} \sum_{v \equiv w} x_v`.
 
-    The mean over the workers stays, and with it what is still to be delivered.
+    The mean over the workers stays the same, and so does what is still to be sent.
 
     Example:
         >>> own_share([torch.ones(1), torch.zeros(1), torch.full((1,), 3.0)], 0, 2)
@@ -108,7 +113,7 @@ def own_share(tensors: Sequence[Tensor], worker: int, workers: int) -> Tensor:
 
 
 def plain(state: State) -> Any:
-    """The state in dicts, tuples, tensors and numbers, which `torch.load` reads without code."""
+    """Return the state as dicts, tuples, tensors and numbers, which `torch.load` reads safely."""
     if is_dataclass(state) and not isinstance(state, type):
         return {field.name: plain(getattr(state, field.name)) for field in fields(state)}
     if isinstance(state, tuple | list):
@@ -119,16 +124,16 @@ def plain(state: State) -> Any:
 
 
 def restored(template: State, saved: Any) -> State:
-    """The state of which `plain` is `saved`, with tensors of its own.
+    """Return the state whose `plain` form is `saved`, with its own tensors.
 
-    `template` has its form, as a first state has.
+    `template` has the same form, for example the state that `init` returns.
     """
     if is_dataclass(template) and not isinstance(template, type):
-        found = {
+        values = {
             field.name: restored(getattr(template, field.name), saved[field.name])
             for field in fields(template)
         }
-        return replace(template, **found)
+        return replace(template, **values)
     if isinstance(template, tuple | list):
         pairs = zip(chain(template, repeat(None)), saved, strict=False)
         return type(template)(restored(*pair) for pair in pairs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradstats.exchange.parameter_names import Key, Names
+from gradstats.ratios import DenseRule
 
 CHUNK = 1 << 20  # words of a digest at a time
 
@@ -62,7 +63,7 @@ class Unit:
 
 
 def members_of(
-    buffer: Tensor, parameters: Sequence[Tensor], names: Names, min_numel: int
+    buffer: Tensor, parameters: Sequence[Tensor], names: Names, rule: DenseRule
 ) -> list[Member]:
     """The parameters of a bucket, from the last of the model.
 
@@ -70,7 +71,7 @@ def members_of(
         buffer: the bucket, one after the other in `parameters`.
         parameters: of the bucket.
         names: of the parameters.
-        min_numel: parameters of fewer elements are not large, nor are those of one dimension.
+        rule: Which parameters are sent dense.
 
     Raises:
         ValueError: the parameters do not add up to the buffer.
@@ -78,9 +79,7 @@ def members_of(
     names.see(parameters)
     views = list(_views(buffer, parameters))
     pairs = sorted(zip(parameters, views, strict=True), key=lambda pair: names.place(pair[0]))
-    return [
-        Member(names.key(p), view, p.dim() > 1 and p.numel() >= min_numel) for p, view in pairs
-    ]
+    return [Member(names.key(p), view, not rule.is_dense(p.shape)) for p, view in pairs]
 
 
 def units_of(members: Sequence[Member], *, together: bool, scale: float) -> list[Unit]:

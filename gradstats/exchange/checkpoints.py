@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PARTS = ("settings", "worker", "step", "parameters", "memories")
+WRITTEN_BEFORE = {"min_dims": 2}  # settings that checkpoints of earlier versions do not name
 WORKERS_REMEDY = "load_state_dict([those of all workers, in order], reshard=True)"
 
 
@@ -26,7 +27,8 @@ def check_checkpoints(
         if not set(PARTS) <= set(each):
             raise ValueError(f"a checkpoint must be what state_dict() gives, got {list(each)}")
         expected = {**own, "workers": len(saved), "worker": place} if reshard else own
-        _check_settings({**each["settings"], "worker": each["worker"]}, expected)
+        theirs = {**WRITTEN_BEFORE, **each["settings"], "worker": each["worker"]}
+        _check_settings(theirs, expected)
         for name in ("step", "parameters"):
             if each[name] != saved[0][name]:
                 rule = f"checkpoints of all workers must have the same {name}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from gradstats.compressors import Collective
-from gradstats.compressors.rounds import Exchange, fused
+from gradstats.compressors.rounds import Exchange, Worker, fused
 from gradstats.exchange.collectives import (
     CollectiveError,
     Group,
@@ -53,21 +53,16 @@ def simulate(
         tensor([2., 1.])
     """
     ledgers = [Traffic() for _ in exchanges] if ledgers is None else ledgers
-    results: list[Any] = [None] * len(exchanges)
-    while True:
-        requests: list[Collective] = []
-        ended: list[T] = []
-        for exchange, result in zip(exchanges, results, strict=True):
-            try:
-                requests.append(exchange.send(result))
-            except StopIteration as end:
-                ended.append(end.value)
-        if not requests:
-            return ended
-        kinds = [describe(request) for request in requests] + ["done"] * len(ended)
+    workers = [Worker(exchange) for exchange in exchanges]
+    while requests := [each.request for each in workers if each.request is not None]:
+        ended = ["done"] * (len(workers) - len(requests))
+        kinds = [describe(request) for request in requests] + ended
         if len(set(kinds)) > 1:
             raise RuntimeError(f"workers must ask for the same collective, got {', '.join(kinds)}")
         results = simulated(requests, ledgers, fp16=fp16)
+        for worker, result in zip(workers, results, strict=True):
+            worker.advance(result)
+    return [each.value for each in workers]
 
 
 class Rounds(Generic[T]):

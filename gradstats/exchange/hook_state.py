@@ -11,12 +11,13 @@ from torch import Tensor
 
 from gradstats.compressors import Compressor, Rng
 from gradstats.compressors import compressor as from_spec
+from gradstats.compressors.wrappers.per_parameter import without_parts
 from gradstats.exchange.checkpoints import check_checkpoints
 from gradstats.exchange.collectives import CollectiveError, Group, Seconds, Traffic, digest
 from gradstats.exchange.driving import drive, fused
 from gradstats.exchange.parameter_names import IncompatibleKeys, Names
 from gradstats.exchange.parameter_states import Memories, resharded
-from gradstats.ratios import MIN_NUMEL
+from gradstats.ratios import MIN_DIMS, MIN_NUMEL, DenseRule
 
 By = Literal["bucket", "parameter"]
 TRIAL = (64, 48)  # of a matrix that is exchanged before the training
@@ -33,21 +34,22 @@ class HookState:
         min_numel: int = MIN_NUMEL,
         start_step: int = 0,
         *,
+        min_dims: int = MIN_DIMS,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
         seed: int = 0,
         scaler: torch.amp.GradScaler | None = None,
         check_every: int = 100,
     ) -> None:
-        self.compressor = _checked(compressor)
+        self.compressor, written = _checked(compressor)
+        self.dense_rule = _rule(DenseRule(min_numel, min_dims), written)
         if by not in get_args(By):
             raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
-        numbers = {"min_numel": min_numel, "start_step": start_step, "check_every": check_every}
-        for name, number in numbers.items():
-            least = 1 if name == "min_numel" else 0
-            if not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
-        self.by: By = "parameter" if "matrix" in self.compressor.contract.needs else by
-        self.min_numel, self.start_step, self.check_every = min_numel, start_step, check_every
+        for name, number in (("start_step", start_step), ("check_every", check_every)):
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(f"{name} must be a whole number from 0, got {number!r}")
+        alone = written is not None or "matrix" in self.compressor.contract.needs
+        self.by: By = "parameter" if alone else by
+        self.start_step, self.check_every = start_step, check_every
         self.seed, self.scaler = seed, scaler
         self._process_group = process_group
         self._names = Names(named_parameters)
@@ -65,6 +67,16 @@ class HookState:
         self._memories = Memories(self.compressor, reversible=self.scaler is not None)
         self._joined: Group | None = None
         self._met: weakref.ref[Any] | None = None
+
+    @property
+    def min_numel(self) -> int:
+        """Number of elements from which a parameter is compressed."""
+        return self.dense_rule.min_numel
+
+    @property
+    def min_dims(self) -> int:
+        """Number of dimensions from which a parameter is compressed."""
+        return self.dense_rule.min_dims
 
     # --- the workers ---
 
@@ -139,6 +151,7 @@ class HookState:
             "compressor": str(self.compressor),
             "by": self.by,
             "min_numel": self.min_numel,
+            "min_dims": self.min_dims,
             "start_step": self.start_step,
             "seed": self.seed,
             "workers": self._place()[1],
@@ -279,7 +292,7 @@ class HookState:
             "scaler": self.scaler is not None,
             "named_parameters": self._names.named,
         }
-        kept = ("compressor", "by", "min_numel", "start_step", "check_every", "seed", "nonfinite")
+        kept = ("compressor", "by", "dense_rule", "start_step", "check_every", "seed", "nonfinite")
         lost = tuple(dict.fromkeys([*self._lost, *(name for name, had in has.items() if had)]))
         return {
             **{name: getattr(self, name) for name in kept},
@@ -302,11 +315,24 @@ class HookState:
             self._lost = tuple(dict.fromkeys((*lost, "named_parameters")))
 
 
-def _checked(compressor: str | Compressor) -> Compressor:
-    found = from_spec(compressor)
-    if "loss" in found.contract.needs:
-        raise ValueError(f"compressor must not need the loss, which no hook is told, got {found}")
-    return found
+def _checked(compressor: str | Compressor) -> tuple[Compressor, DenseRule | None]:
+    """The compressor, and the rule it was written with in `per-parameter(…)`."""
+    method, rule = without_parts(from_spec(compressor))
+    if "loss" in method.contract.needs:
+        raise ValueError(f"compressor must not need the loss, which no hook gets, got {method}")
+    return method, rule
+
+
+def _rule(arguments: DenseRule, written: DenseRule | None) -> DenseRule:
+    """The rule of the compressor, else the rule of the arguments.
+
+    Raises:
+        ValueError: Both were given, and differ.
+    """
+    if written and arguments not in (DenseRule(), written):
+        rule = "min_numel and min_dims must stand in per-parameter(…) or in the arguments"
+        raise ValueError(f"{rule}, got {written} there and {arguments} as arguments")
+    return written or arguments
 
 
 def _device(process_group: Any) -> torch.device:

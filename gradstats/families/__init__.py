@@ -1,4 +1,4 @@
-"""Sparsity-inducing laws, one a file. To add one: write its file, add it to `FAMILIES`."""
+"""Sparsity-inducing distributions, one per file; docs/adding-a-family.md shows how to add one."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ FAMILIES: tuple[type[Family], ...] = (
 
 
 def family(name: str) -> type[Family]:
-    """The family of that name.
+    """Return the family of that name.
 
     Raises:
         ValueError: no such family.
     """
-    found = {law.name: law for law in FAMILIES}
-    if name not in found:
-        raise ValueError(f"family must be one of {', '.join(found)}, got {name!r}")
-    return found[name]
+    families = {law.name: law for law in FAMILIES}
+    if name not in families:
+        raise ValueError(f"family must be one of {', '.join(families)}, got {name!r}")
+    return families[name]

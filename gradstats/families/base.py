@@ -1,4 +1,4 @@
-"""What a family is: a symmetric law about zero, fitted to the magnitudes of a gradient."""
+"""The base of families: distributions symmetric about zero, fitted to a gradient's magnitudes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ AT_BOUND = 1e-4  # relative to the bound, or absolute near 0
 
 
 class FitError(ValueError):
-    """The data do not determine the parameters of a family."""
+    """Raised if the data do not determine the parameters of a family."""
 
 
 class Family(ABC):
-    """A law of G, symmetric about 0; subclasses are frozen dataclasses of its parameters.
+    """A distribution of G, symmetric about 0; subclasses are frozen dataclasses of its parameters.
 
     A family writes four things: `log_kept` and its inverse `threshold`, `logpdf`, and its
     estimators. Names and signs of the parameters are those of scipy.stats; `scale` has the unit of
     the gradient, `shape` has none.
 
     Attributes:
-        name: as in the grammar, tables and legends.
-        methods: the estimators there are: "moments", the closed form that SIDCo uses, and "mle",
+        name: its name in the grammar, tables and legends.
+        methods: the available estimators: "moments", the closed form that SIDCo uses, and "mle",
             maximum likelihood.
-        bounds: (lowest, highest) value that `mle` tries of each parameter it searches for.
+        bounds: the (lowest, highest) value that `mle` tries, for each parameter that it searches
+            for.
         positive: parameters that must be above 0; all must be finite.
     """
 
@@ -52,7 +53,7 @@ class Family(ABC):
 
     @classmethod
     def fit(cls, data: Tensor | NDArray[np.floating] | Summary, *, method: str = "mle") -> Self:
-        """Fit to the finite non-zero magnitudes of a gradient or of its Summary.
+        """Fit the family to the finite non-zero magnitudes of a gradient or of its Summary.
 
         Args:
             data: a gradient of any shape, or a Summary.
@@ -90,7 +91,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def from_moments(cls, moments: Moments) -> Self:
-        """The closed-form estimate from moments of the magnitudes.
+        """Estimate the parameters from moments of the magnitudes, in closed form.
 
         Raises:
             FitError: the moments do not determine the parameters.
@@ -99,7 +100,10 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def from_likelihood(cls, summary: Summary) -> Self:
-        """The maximum-likelihood estimate; FitError where it is undetermined."""
+        """Estimate the parameters by maximum likelihood.
+
+        FitError if the data do not determine them.
+        """
 
     @abstractmethod
     def logpdf(self, x: ArrayLike) -> Floats:
@@ -109,7 +113,7 @@ class Family(ABC):
     def log_kept(self, magnitude: ArrayLike) -> Floats:
         """ln P(|G| > magnitude), accurate in tails where the probability itself underflows.
 
-        0 for a negative magnitude, as `magnitudes` has it.
+        It is 0 for a negative magnitude.
         """
 
     @abstractmethod
@@ -117,12 +121,12 @@ class Family(ABC):
         """The magnitude that keeps `ratio` of the elements: the inverse of `kept`.
 
         Raises:
-            ValueError: a ratio outside [0, 1], as `shares` has it.
+            ValueError: a ratio is outside [0, 1].
         """
 
     @abstractmethod
     def scipy(self) -> Any:
-        """The same law as a frozen scipy.stats distribution."""
+        """The same distribution as a frozen scipy.stats distribution."""
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -131,7 +135,7 @@ class Family(ABC):
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """Parameters at an end of the range that `mle` searches, or beyond it."""
+        """The parameters at an end of the range that `mle` searches, or beyond it."""
         return tuple(
             name
             for name, ends in self.bounds.items()
@@ -141,13 +145,13 @@ class Family(ABC):
         )
 
     def log_scale(self, logs: Floats, weights: Floats) -> float:
-        """Ln of the likeliest scale of magnitudes, the shape kept.
+        """Return ln of the likeliest scale of these magnitudes, with the shape kept.
 
         Families whose scale has a closed form override it.
 
         Args:
             logs: ln of the magnitudes, `[m]`.
-            weights: of each, `[m]`, with sum 1.
+            weights: the weight of each, `[m]`, with sum 1.
         """
         unit = replace(self, scale=1.0)  # type: ignore[type-var]
 
@@ -161,7 +165,7 @@ class Family(ABC):
 
     @property
     def tail_index(self) -> float:
-        """E|G|^r is finite exactly for r below it; inf for a tail lighter than any power."""
+        """The number below which E|G|^r is finite; inf for a tail lighter than any power."""
         return math.inf
 
     def kept(self, magnitude: ArrayLike) -> Floats:
@@ -198,21 +202,21 @@ class Family(ABC):
 
 
 def magnitudes(values: ArrayLike) -> Floats:
-    """Magnitudes as float64; those below 0, which every element exceeds, as 0."""
+    """Convert magnitudes to float64; those below 0, which every element exceeds, become 0."""
     return np.maximum(np.asarray(values, np.float64), 0.0)
 
 
 def shares(values: ArrayLike, name: str = "ratio") -> Floats:
-    """Shares of elements as float64.
+    """Convert shares of elements to float64.
 
     Raises:
-        ValueError: one outside [0, 1], or NaN.
+        ValueError: a share is outside [0, 1], or NaN.
     """
-    found = np.asarray(values, np.float64)
-    wrong = found[~((found >= 0) & (found <= 1))]
+    ratios = np.asarray(values, np.float64)
+    wrong = ratios[~((ratios >= 0) & (ratios <= 1))]
     if wrong.size:
         raise ValueError(f"{name} must lie in [0, 1], got {float(wrong.flat[0])!r}")
-    return found
+    return ratios
 
 
 def require(condition: bool, family: type[Family], fact: str) -> None:

@@ -17,7 +17,7 @@ SMALLEST_TAIL = 1e-290  # below it the incomplete gamma function loses digits to
 
 @dataclass(frozen=True)
 class DGamma(Family):
-    r"""The double gamma law: magnitudes are gamma distributed. Shape 1 is Laplace.
+    r"""The double gamma distribution: magnitudes are gamma distributed. Shape 1 is Laplace.
 
     .. math:: f(g) = |g|^{a-1} e^{-|g|/b} / 2 b^a \Gamma(a), \qquad P(|G| > m) = Q(a, m/b)
 

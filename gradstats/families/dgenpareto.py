@@ -17,14 +17,18 @@ from gradstats.summary import Moments, Summary
 
 LOWEST_SHAPE = -0.5  # below it maximum likelihood is not regular
 HIGHEST_SHAPE = 5.0
-BOUNDED = (-36.0, -0.5, 24)  # ln(1 - max|g|/end) tried for bounded laws: e^-36 is float64's limit
-LAPLACE = math.log(1e-9)  # ln|θ| max|g| below which the law cannot be told from Laplace
+BOUNDED = (
+    -36.0,
+    -0.5,
+    24,
+)  # ln(1 - max|g|/end) tried for a bounded support; e^-36: float64's limit
+LAPLACE = math.log(1e-9)  # ln|θ| max|g| below which the fit equals Laplace in float64
 HALF_BIN = 2.0**-8  # of ln|g|
 
 
 @dataclass(frozen=True)
 class DGenPareto(Family):
-    r"""The double generalized Pareto law: heavy-tailed for a > 0, Laplace at a = 0.
+    r"""The double generalized Pareto distribution: heavy-tailed for a > 0, Laplace at a = 0.
 
     For a < 0 its support ends at b/|a|.
 
@@ -34,10 +38,10 @@ class DGenPareto(Family):
 
     .. math:: a = \tfrac12 (1 - \mu^2/s^2), \qquad b = \tfrac12 \mu (\mu^2/s^2 + 1).
 
-    The law of excesses over a high threshold (Pickands-Balkema-de Haan), hence every stage of
-    SIDCo-P and the later stages of SIDCo-GP. `mle` maximises the binned likelihood over shapes in
-    [-1/2, 5]; for a given θ = a/b the best shape is the mean of ln(1 + θ|g|) (Grimshaw), so that
-    one parameter remains to be searched for.
+    The distribution of excesses over a high threshold (Pickands-Balkema-de Haan), hence every
+    stage of SIDCo-P and the later stages of SIDCo-GP. `mle` maximises the binned likelihood over
+    shapes in [-1/2, 5]; for a given θ = a/b the best shape is the mean of ln(1 + θ|g|)
+    (Grimshaw), so that one parameter remains to be searched for.
 
     Args:
         shape: a, positive for heavy tails (scipy's sign).
@@ -143,7 +147,7 @@ class DGenPareto(Family):
         return np.asarray(-self.scale * special.boxcox(shares(ratio), -self.shape))
 
     def scipy(self) -> Any:
-        """`dgenpareto` as a scipy law (scipy has only the one-sided `genpareto`)."""
+        """`dgenpareto` as a scipy distribution (scipy has only the one-sided `genpareto`)."""
         return _scipy_law()(self.shape, scale=self.scale)
 
 

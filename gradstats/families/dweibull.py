@@ -19,7 +19,7 @@ STARTS = np.geomspace(LOWEST_SHAPE, HIGHEST_SHAPE, 24)
 
 @dataclass(frozen=True)
 class DWeibull(Family):
-    r"""The double Weibull law: magnitudes are Weibull distributed. Shape 1 is Laplace.
+    r"""The double Weibull distribution: magnitudes are Weibull distributed. Shape 1 is Laplace.
 
     .. math:: f(g) = \frac{c}{2b} \left(\frac{|g|}{b}\right)^{c-1} e^{-(|g|/b)^c}, \qquad
               P(|G| > m) = e^{-(m/b)^c}
@@ -106,5 +106,5 @@ class DWeibull(Family):
 
 
 def _moment_ratio(shape: float) -> float:
-    """E g²/(E|g|)² of the law of that shape; it falls as the shape rises."""
+    """E g²/(E|g|)² of the distribution of that shape; it falls as the shape rises."""
     return math.exp(math.lgamma(1 + 2 / shape) - 2 * math.lgamma(1 + 1 / shape))

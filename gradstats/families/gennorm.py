@@ -21,7 +21,7 @@ STARTS = np.geomspace(LOWEST_SHAPE, HIGHEST_SHAPE, 24)
 
 @dataclass(frozen=True)
 class GenNorm(Family):
-    r"""The generalized normal law, or exponential power law: shape 1 is Laplace, 2 is normal.
+    r"""The generalized normal (exponential power) distribution; shape 1 is Laplace, 2 normal.
 
     .. math:: f(g) = \frac{\beta}{2b\,\Gamma(1/\beta)} e^{-(|g|/b)^\beta}, \qquad
               P(|G| > m) = Q(1/\beta, (m/b)^\beta)
@@ -113,6 +113,6 @@ class GenNorm(Family):
 
 
 def _moment_ratio(shape: float) -> float:
-    """E g²/(E|g|)² of the law of that shape; it falls as the shape rises."""
+    """E g²/(E|g|)² of the distribution of that shape; it falls as the shape rises."""
     first, second, third = (math.lgamma(order / shape) for order in (1, 2, 3))
     return math.exp(first + third - 2 * second)

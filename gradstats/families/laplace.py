@@ -15,7 +15,7 @@ from gradstats.summary import Moments, Summary
 
 @dataclass(frozen=True)
 class Laplace(Family):
-    r"""The Laplace law: magnitudes are exponential.
+    r"""The Laplace distribution: magnitudes are exponential.
 
     .. math:: f(g) = e^{-|g|/b} / 2b, \qquad P(|G| > m) = e^{-m/b}
 

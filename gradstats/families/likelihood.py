@@ -14,15 +14,15 @@ Floats = NDArray[np.float64]
 
 
 def highest(family: type[Family], profile: Callable[[float], float], starts: Floats) -> float:
-    """The argument that maximises a profile log-likelihood: a scan, then Brent about its best.
+    """Maximise a profile log-likelihood: scan all starts, then Brent's method about the best.
 
     The scan makes every start compete, so that a local maximum is not taken for the highest; the
     search then stays between the neighbours of the best start, and at an end of the range it may
     end there.
 
     Args:
-        family: to name in an error.
-        profile: ln likelihood an element with all other parameters at their best.
+        family: the family to name in an error.
+        profile: the log-likelihood per element, with all other parameters at their best.
         starts: rising arguments, from the lowest to the highest that is allowed.
 
     Raises:
@@ -32,8 +32,8 @@ def highest(family: type[Family], profile: Callable[[float], float], starts: Flo
     require(bool(np.isfinite(values).any()), family, "the likelihood is finite nowhere")
     best = int(np.nanargmax(np.where(np.isfinite(values), values, -np.inf)))
     bounds = float(starts[max(best - 1, 0)]), float(starts[min(best + 1, len(starts) - 1)])
-    found = optimize.minimize_scalar(
+    peak = optimize.minimize_scalar(
         lambda x: -profile(x), bounds=bounds, method="bounded", options={"xatol": 1e-9}
     )
-    ends = (float(found.x), float(starts[0]), float(starts[-1]), float(starts[best]))
+    ends = (float(peak.x), float(starts[0]), float(starts[-1]), float(starts[best]))
     return max(ends, key=profile)

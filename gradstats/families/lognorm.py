@@ -16,14 +16,16 @@ from gradstats.summary import Moments, Summary
 
 @dataclass(frozen=True)
 class LogNorm(Family):
-    r"""The law whose magnitudes are log-normal: ln|G| is normal, the sign is a coin.
+    r"""The distribution whose magnitudes are log-normal.
+
+    Ln|G| is normal, both signs are equally likely.
 
     .. math:: f(g) = \frac{1}{2\sqrt{2\pi}\,s\,|g|} e^{-\ln^2(|g|/b) / 2s^2}, \qquad
               P(|G| > m) = \Phi(-\ln(m/b)/s)
 
     By `moments`, :math:`s^2 = \ln(E g^2/(E|g|)^2)` and :math:`b = E|g|\,e^{-s^2/2}`; by `mle`, b
     is the geometric mean of the magnitudes and s² the variance of their logarithms. Products of
-    many factors tend to it; its density vanishes at 0, where that of gradients does not.
+    many factors converge to it; its density vanishes at 0, unlike the density of gradients.
 
     Args:
         shape: scipy's s > 0, the standard deviation of ln|G|.
@@ -83,7 +85,7 @@ class LogNorm(Family):
         return np.asarray(self.scale * np.exp(-self.shape * special.ndtri(shares(ratio))))
 
     def scipy(self) -> Any:
-        """`dlognorm` as a scipy law (scipy has only the one-sided `lognorm`)."""
+        """`dlognorm` as a scipy distribution (scipy has only the one-sided `lognorm`)."""
         return _scipy_law()(self.shape, scale=self.scale)
 
 

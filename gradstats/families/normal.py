@@ -15,7 +15,7 @@ from gradstats.summary import Moments, Summary
 
 @dataclass(frozen=True)
 class Normal(Family):
-    r"""The normal law about 0: the foil, which trained gradients are not expected to follow.
+    r"""The normal distribution about 0, for comparison: trained gradients rarely follow it.
 
     .. math:: f(g) = e^{-g^2/2\sigma^2} / \sqrt{2\pi}\sigma, \qquad
               P(|G| > m) = \mathrm{erfc}(m/\sqrt{2}\sigma)

@@ -14,7 +14,7 @@ LONGEST = 4096.0  # nats: float64 spans 1,455 of them
 
 
 def log_power_mean(logs: Floats, weights: Floats, power: float = 1.0) -> float:
-    r"""Ln of the power mean, :math:`\ln(\overline{x^p})^{1/p}`.
+    r"""Return ln of the power mean, :math:`\ln(\overline{x^p})^{1/p}`.
 
     Args:
         logs: ln x, `[m]`.
@@ -37,12 +37,12 @@ def softplus(x: Floats) -> Floats:
 def falling_root(
     gap: Callable[[float], tuple[float, float]], low: float, high: float, start: float
 ) -> float:
-    """The root of a falling function, by Newton's method inside a bracket that shrinks.
+    """Find the root of a falling function, by Newton's method inside a bracket that shrinks.
 
     Args:
         gap: the function and its slope.
-        low: where it is not negative.
-        high: where it is not positive.
+        low: an argument at which it is not negative.
+        high: an argument at which it is not positive.
         start: any guess.
     """
     at, last = min(max(start, low), high), math.inf
@@ -62,7 +62,7 @@ def falling_root(
 
 
 def peak(value: Callable[[float], float], start: float) -> float:
-    """The argument that maximises a function with one peak, however far from `start` it lies.
+    """Maximise a function with one peak, however far from `start` the peak is.
 
     The bracket grows until the peak is inside.
 
@@ -85,7 +85,7 @@ def peak(value: Callable[[float], float], start: float) -> float:
             ends[i] = middle + sign * step
         if step >= LONGEST:
             raise ValueError(f"cannot maximise: the function still rises {LONGEST:g} from {start}")
-    found = optimize.minimize_scalar(
+    optimum = optimize.minimize_scalar(
         lambda x: min(-value(x), 1e200), bounds=ends, method="bounded", options={"xatol": 1e-10}
     )
-    return max(float(found.x), middle, key=value)
+    return max(float(optimum.x), middle, key=value)

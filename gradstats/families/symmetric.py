@@ -1,4 +1,4 @@
-"""The scipy law of G from the scipy law of |G|, where scipy has only the one-sided one."""
+"""Symmetric scipy distributions, made of one-sided ones that scipy has."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Floats = NDArray[np.float64]
 
 
 def symmetric_law(half: Any, name: str) -> Any:
-    """A `scipy.stats.rv_continuous` symmetric about 0 whose magnitudes follow `half`.
+    """Make a `scipy.stats.rv_continuous` symmetric about 0 whose magnitudes follow `half`.
 
     Args:
-        half: a scipy law of positive values with one shape parameter.
-        name: of the new law.
+        half: a scipy distribution of positive values with one shape parameter.
+        name: the name of the new distribution.
     """
     from scipy import stats
 

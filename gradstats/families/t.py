@@ -22,7 +22,7 @@ LOWEST_WITH_VARIANCE = 2 + 1e-6
 
 @dataclass(frozen=True)
 class T(Family):
-    r"""Student's t law: a power-law tail of index ν; ν = 1 is Cauchy's law, ν → ∞ the normal.
+    r"""Student's t distribution: a power-law tail of index ν; ν = 1 is Cauchy, ν → ∞ normal.
 
     .. math:: f(g) = \frac{\Gamma(\frac{\nu+1}2)}{\sqrt{\pi\nu}\,b\,\Gamma(\frac\nu2)}
               \left(1 + \frac{g^2}{\nu b^2}\right)^{-\frac{\nu+1}2}, \qquad
@@ -167,5 +167,5 @@ def _mean(shape: float) -> float:
 
 
 def _moment_ratio(shape: float) -> float:
-    """E g²/(E|g|)² of the law with these degrees of freedom; it falls as they rise."""
+    """E g²/(E|g|)² of the distribution with these degrees of freedom; it falls as they rise."""
     return shape / (shape - 2) / _mean(shape) ** 2

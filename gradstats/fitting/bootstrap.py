@@ -15,7 +15,7 @@ from gradstats.fitting.goodness import ks_distance
 from gradstats.summary import Summary, summarize
 
 SUBSAMPLE = 2_000
-MOST_LOST = 0.05  # of a law, that rounding makes 0
+MOST_LOST = 0.05  # of a distribution, that rounding makes 0
 
 
 def bootstrap_p_value(
@@ -29,13 +29,13 @@ def bootstrap_p_value(
 ) -> float:
     """Parametric bootstrap of the Kolmogorov-Smirnov distance, refitted each time.
 
-    A random subsample of the magnitudes is fitted; samples as large are drawn from the fitted law,
-    fitted in turn, and their distances compared with that of the subsample. Meant for few
-    elements: with millions every law is rejected, which is why the subsample's size is part of
-    the result. Elements are taken as independent.
+    A random subsample of the magnitudes is fitted; samples as large are drawn from the fitted
+    distribution, fitted in turn, and their distances compared with that of the subsample. It is
+    meant for few elements: with millions every distribution is rejected, which is why the
+    subsample's size is part of the result. Elements are taken as independent.
 
     Args:
-        family: the law under test.
+        family: the distribution under test.
         summary: of the gradient.
         rng: the generator of the subsample and of the replicates.
         replicates: simulated samples; the smallest p-value is 1/(replicates + 1).
@@ -47,9 +47,9 @@ def bootstrap_p_value(
         the family can be fitted to, as it can to the data.
 
     Raises:
-        FitError: more than 5 % of the fitted law is rounded to 0, as float16 rounds what is below
-            3e-8, and which zeros were elements is not known; or the family cannot be fitted to
-            the subsample, or to no replicate.
+        FitError: more than 5 % of the fitted distribution is rounded to 0, as float16 rounds
+            magnitudes below 3e-8, so that it is not known which zeros were elements; or the
+            family cannot be fitted to the subsample, or to no replicate.
 
     References:
         Stute, Manteiga and Quindimil, "Bootstrap based goodness-of-fit-tests", 1993.
@@ -85,9 +85,13 @@ def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             p_values.setdefault(row["family"], {})[row["group"]] = row["bootstrap_p"]
     holm = {
         family: dict(
-            zip(found, multitest.multipletests([*found.values()], method="holm")[1], strict=True)
+            zip(
+                p_by_group,
+                multitest.multipletests([*p_by_group.values()], method="holm")[1],
+                strict=True,
+            )
         )
-        for family, found in p_values.items()
+        for family, p_by_group in p_values.items()
     }
     return [
         {

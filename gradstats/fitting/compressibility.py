@@ -1,4 +1,4 @@
-"""Is a gradient compressible: do its sorted magnitudes fall as a power of their rank?"""
+"""Compressibility: whether sorted magnitudes fall as a power of their rank."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _quadratic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def best_k_error(summary: Summary, ratio: float) -> float:
-    r"""The relative error of keeping the k largest, :math:`\sigma_k / \lVert g \rVert_2`.
+    r"""Compute the relative error of keeping the k largest, :math:`\sigma_k / \lVert g \rVert_2`.
 
     :math:`\sigma_k^2 = \sum_{j > k} |g|_{(j)}^2` with k the `kept_count` of the ratio: no
     sparsifier that sends k elements of g does better.
@@ -160,13 +160,13 @@ def best_k_error(summary: Summary, ratio: float) -> float:
 
 
 def decay_row(summary: Summary) -> dict[str, Any]:
-    """The decay as a flat row with its verdict; where it cannot be fitted, NaN and why."""
+    """Return the decay as a flat row with its verdict; NaN and a reason if it has no fit."""
     try:
-        found = decay(summary)
+        fit = decay(summary)
     except ValueError as error:
         return {"decay_exponent": math.nan, "power_law": None, "decay": str(error)}
     return {
-        "decay_exponent": found.exponent,
-        "power_law": found.power_law,
-        "decay": found.verdict,
+        "decay_exponent": fit.exponent,
+        "power_law": fit.power_law,
+        "decay": fit.verdict,
     }

@@ -1,4 +1,4 @@
-"""Effective rank: how many directions a matrix-shaped gradient has."""
+"""Effective ranks: the number of directions of a matrix-shaped gradient."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How well a law describes a gradient, from its Summary; effect sizes, never a p-value.
+"""Distances between a distribution and a gradient's Summary: effect sizes, never a p-value.
 
-With millions of elements every wrong law is rejected, however close it is; what matters is how far
-off it is, above all in the tail where thresholds live.
+With millions of elements every wrong distribution is rejected, however close it is; what matters
+is how far off it is, above all in the tail, where thresholds lie.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ NODES, WEIGHTS = (each / 2 for each in np.polynomial.legendre.leggauss(2))
 TAIL_POWERS = np.concatenate([np.arange(1.0, 65.0), 64 * 1.25 ** np.arange(1, 13)])
 LEAST = math.log(5e-324)  # of ln P(|G| <= m), where the probability itself underflows
 MOST = math.log(1.79e308)  # ln of the largest scale
-STEEPEST = 1e3  # times that the data are denser than the law, above which a bin is a point mass
+# a bin is a point mass if the data are this many times denser than the distribution
+STEEPEST = 1e3
 
 
 def ks_distance(law: Family, summary: Summary) -> float:
-    """Kolmogorov-Smirnov distance between the law and the finite non-zero magnitudes, in [0, 1].
+    """Compute the Kolmogorov-Smirnov distance to the finite non-zero magnitudes, in [0, 1].
 
     The largest |P(|G| > m) - share of magnitudes above m|, over the edges of the bins.
     """
@@ -43,7 +44,7 @@ def ad_distance(law: Family, summary: Summary) -> float:
     :math:`p^2 \ln\frac{u_0}{u_1} + (p+q)^2 \ln\frac{1-u_1}{1-u_0} - q^2 (u_0-u_1)`.
 
     Returns:
-        The distance; inf where a magnitude lies beyond the end of the law's support.
+        The distance; inf where a magnitude lies beyond the end of the distribution's support.
     """
     magnitudes, above = _survival(summary)
     c = np.concatenate([[1.0], above, [0.0]])
@@ -74,11 +75,11 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
 
     .. math:: W_r = \frac{1}{E|g|} \left( \int_0^1 |Q_n(p) - Q(p)|^r\,dp \right)^{1/r}
 
-    Q and Q_n are the quantiles of the law and of the data, which are linear inside a bin.
+    Q and Q_n are the quantiles of the distribution and of the data, which are linear inside a bin.
 
     Returns:
-        The distance, without unit; inf where the law has no moment of that order, or one that
-        leaves float64.
+        The distance, without unit; inf where the distribution has no moment of that order, or one
+        that leaves float64.
     """
     if law.tail_index <= order:
         return math.inf
@@ -107,9 +108,9 @@ def _survival(summary: Summary) -> tuple[Floats, Floats]:
 
 
 def log_likelihood(law: Family, summary: Summary) -> float:
-    """Mean ln f(g) of the finite non-zero elements, in nats an element, at the centres of bins.
+    """Mean ln f(g) of the finite non-zero elements, in nats per element, at the centres of bins.
 
-    It is -inf where the law ends before the largest magnitude.
+    It is -inf where the distribution ends before the largest magnitude.
     """
     if float(law.threshold(0.0)) < summary.max_abs * (1 - 1e-12):
         return -math.inf
@@ -118,9 +119,10 @@ def log_likelihood(law: Family, summary: Summary) -> float:
 
 
 def rescaled(law: Family, summary: Summary) -> Family:
-    """The law with its shape and the scale that is likeliest for other data.
+    """Refit the scale of a distribution to other data, and keep its shape.
 
-    Between two steps the scale of gradients drifts; what of a fit carries over is its shape.
+    Between two steps the scale of gradients drifts; the shape is the part of a fit that carries
+    over.
     """
     log_scale = law.log_scale(summary.logs, summary.counts / summary.nonzero)
     end = float(replace(law, scale=1.0).threshold(0.0))  # type: ignore[type-var]
@@ -132,7 +134,7 @@ def rescaled(law: Family, summary: Summary) -> Family:
 
 
 def tail_error(law: Family, summary: Summary, ratio: float) -> tuple[float, float]:
-    """The threshold at which the law keeps `ratio` of all elements, and its k̂/k in fact.
+    """Return the threshold that should keep `ratio` of all elements, and the k̂/k it has.
 
     Zeros count as elements that no positive threshold keeps. The threshold is 0 where the target
     exceeds the share of non-zero elements.
@@ -143,7 +145,7 @@ def tail_error(law: Family, summary: Summary, ratio: float) -> tuple[float, floa
 
 
 def quantile_pairs(law: Family, summary: Summary, points: int = 200) -> tuple[Floats, Floats]:
-    """Magnitudes of the law and of the data at equal shares, for a q-q plot: `[points]` each.
+    """Return magnitudes of distribution and data at equal shares, for a q-q plot, `[points]`.
 
     The shares above run evenly in logarithm from 0.99 to that of the two largest elements.
     """

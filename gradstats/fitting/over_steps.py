@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from gradstats import extras
-from gradstats.fitting.effective_rank import EffectiveRank, effective_rank
+from gradstats.fitting.columns import RankRow, SeriesRow
+from gradstats.fitting.effective_rank import effective_rank
 from gradstats.fitting.series import series_columns
 from gradstats.lowrank.rules import blocks_of
 from gradstats.runs import Run
+from gradstats.runs.results import Results
+from gradstats.runs.tables import Made, frame
 from gradstats.runs.tasks import in_order
 from gradstats.store import Parameter, StoreFormatError
 
@@ -37,7 +40,7 @@ def over_steps(
         progress: called with (blocks done, blocks).
 
     Returns:
-        A pandas DataFrame, a line an element: axis, parameter, module_type, element (its place in
+        A pandas DataFrame, a row per element: axis, parameter, module_type, element (its index in
         the flattened parameter), and the columns of `gradstats.fitting.series.series_columns`.
 
     Raises:
@@ -105,8 +108,8 @@ def rank_table(
         progress: called with (rows done, rows).
 
     Returns:
-        A pandas DataFrame, one row per captured step and matrix: step, parameter, module_type, the
-        fields of `EffectiveRank`, and status: "ok", or why there is no rank. An LSTM weight counts
+        A pandas DataFrame, one row per captured step and matrix, with the columns of
+        `gradstats.fitting.columns.RankRow`. An LSTM weight counts
         as four matrices, one per gate (`weight_hh_l0[2]`), fused attention as three, a convolution
         as one per group where the run says how many.
     """
@@ -120,8 +123,7 @@ def rank_table(
         lines += found
         if progress:
             progress(done, len(chosen))
-    columns = ["step", "parameter", "module_type", *EffectiveRank.__dataclass_fields__, "status"]
-    return extras.load("pandas").DataFrame(lines, columns=columns)
+    return frame(lines, RankRow)
 
 
 def _of_gates(found: Tensor, part: Parameter) -> Iterator[Row]:
@@ -130,19 +132,56 @@ def _of_gates(found: Tensor, part: Parameter) -> Iterator[Row]:
     count = part.matrices or blocks_of(part.module_type, own)
     for gate, matrix in enumerate(found.chunk(count)):
         name = {"parameter": f"{part.name}[{gate}]"} if count > 1 else {}
-        yield {**name, **asdict(effective_rank(matrix)), "status": "ok"}
+        yield {**name, **asdict(effective_rank(matrix))}
 
 
 def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
-    stream, lines = run.stream("full"), []
+    stream = run.stream("full")
+    lines: list[RankRow] = []
     for part in run.reader("full").parameters:
         if len(part.shape) < 2 or min(part.shape[:2]) < 2:
             continue
         line: Row = {"step": int(stream.steps[row]), "parameter": part.name}
         line["module_type"] = part.module_type
         try:
-            found = run.parameter(row, part.name, quantity)
-            lines += [{**line, **each} for each in _of_gates(found, part)]
+            tensor = run.parameter(row, part.name, quantity)
+            lines += [RankRow(**{**line, **each}) for each in _of_gates(tensor, part)]
         except (ValueError, LookupError, StoreFormatError) as error:
-            lines.append({**line, "status": str(error)})
-    return lines
+            lines.append(RankRow(**line, status=str(error)))
+    return [vars(each) for each in lines]
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """What the ranks of a run depend on, beside the run.
+
+    Attributes:
+        quantity: "grad" or "weight".
+        most_rows: at most that many captured rows, evenly spaced.
+    """
+
+    quantity: str = "grad"
+    most_rows: int = 32
+
+
+def _make_ranks(results: Results, settings: RankSettings, key: Row, *, name: str) -> None:
+    table = rank_table(
+        results.opened,
+        quantity=settings.quantity,
+        most_rows=settings.most_rows,
+        executor=results.executor,
+        progress=results.stage(name.replace("_", " ")),
+    )
+    results.keep(name, table, key)
+
+
+def _make_series(results: Results, settings: object, key: Row) -> None:
+    advance = results.stage("over steps")
+    table = over_steps(results.opened, executor=results.executor, progress=advance)
+    results.keep("series", table, key)
+
+
+RANK_KEY = ("quantity", "most_rows")
+RANKS = Made({"ranks": RankRow}, partial(_make_ranks, name="ranks"), RANK_KEY)
+WEIGHT_RANKS = Made({"weight_ranks": RankRow}, partial(_make_ranks, name="weight_ranks"), RANK_KEY)
+SERIES = Made({"series": SeriesRow}, _make_series)

@@ -1,4 +1,4 @@
-"""Fit rows → one line a family: which law describes the gradients best, and how well."""
+"""Fit rows → one row per family: which one describes the gradients best, and how well."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MEDIANS += ["scale"]
 
 
 def scores(fits: Table) -> Table:
-    """The two scores that rank laws, a line a step, group and family.
+    """The two scores that rank families, a row per step, group and family.
 
-    `transfer` is how many nats an element a law loses to the best one on the next captured step,
+    `transfer` is how many nats per element a family loses to the best on the next captured step,
     its shape kept and its scale refitted, so that drift of the scale favours nobody; at a step
     without a next one, on itself. `tail` is the median of |ln (k̂+½)/(k+½)| over ratios. `rank` is
-    the mean of a law's two ranks; equals are ordered by transfer. A law that failed has none.
+    the mean of a family's two ranks; equals are ordered by transfer. One that failed has none.
 
     Args:
         fits: rows of `gradstats.fitting.run.fit`.
@@ -71,7 +71,7 @@ def best_law(fits: Table) -> Table:
 
 
 def best_by_group(fits: Table) -> Table:
-    """The best law of every group, with its medians."""
+    """The best family of every group, with its medians."""
     pandas = extras.load("pandas")
     best = [
         best_law(rows).head(1).assign(group=group)

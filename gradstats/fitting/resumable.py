@@ -1,162 +1,205 @@
-"""A folder of fits that grows row by row, and goes on where it was interrupted."""
+"""The tables of a fit in a folder of results: they grow row by row, and go on where they were."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradstats import extras
-from gradstats.fitting.over_steps import over_steps, rank_table
+from gradstats.fitting.columns import ELEMENTS, FitRow, ReuseRow, StructureRow, ThresholdRow
+from gradstats.fitting.over_steps import RANKS, SERIES, RankSettings
 from gradstats.fitting.ranking import best_law, reuse_table
-from gradstats.fitting.run import TABLES, FitSettings, StepFits, fit_steps, rows_to_fit
+from gradstats.fitting.run import StepFits, check_axis, fit_steps, rows_to_fit, spread, with_spread
+from gradstats.fitting.settings import FitSettings
 from gradstats.fitting.threshold_reuse import Reuse
 from gradstats.runs import Run
-from gradstats.runs.results import run_settings
+from gradstats.runs.results import (
+    Progress,
+    Results,
+    in_json,
+    mark,
+    read_json,
+    results_folder,
+    write_json,
+)
+from gradstats.runs.tables import Made, Row, Table, frame
+from gradstats.settings import in_words
 
-Progress = Callable[[str, int, int], None]  # stage, done, of how many
 FLUSH_ROWS = 5_000  # of fits, kept in memory before they are written
+ROWS = {"fits": FitRow, "thresholds": ThresholdRow, "structure": StructureRow, "reuse": ReuseRow}
+
+
+def fits(suffix: str = "", deadline: float = math.inf) -> Made:
+    """The tables of a fit; past the deadline (of `time.monotonic`) they are left unfinished."""
+    tables = {f"{name}{suffix}": row for name, row in ROWS.items()}
+    depends = tuple(each.name for each in fields(FitSettings))
+    return Made(tables, partial(_make_fits, deadline=deadline), depends)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit has put into a folder.
+
+    Attributes:
+        results: the folder.
+        suffix: of the names of its tables, see `FitSettings.suffix`.
+    """
+
+    results: Results
+    suffix: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where the tables lie."""
+        return self.results.folder
+
+    def table(self, name: str) -> Table:
+        """A table of the fit by its plain name: fits, thresholds, structure, reuse, ranks."""
+        return self.results.read(f"{name}{self.suffix}" if name in ROWS else name)
 
 
 def fit_into(
     run: Run,
     settings: FitSettings,
-    folder: Path,
+    folder: Path | None = None,
     *,
+    axis: str = ELEMENTS,
     executor: Executor | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> Fitted:
     """Fit a run into files, in bounded memory; an interrupted fit goes on where it was.
 
     Args:
         run: selects parameters and steps.
         settings: what to fit.
-        folder: gets fits, thresholds, structure, reuse and ranks `.parquet`, settings.json,
-            and fit.json with the medians. One of other settings is begun anew.
+        folder: gets the tables, settings.json, and fit.json with the medians; default
+            `RUN.results`. Tables that are there under the same settings are not computed again.
+        axis: of sampling: "elements", or "steps" for the table `series` of every tracked element.
         executor: any `concurrent.futures.Executor`.
-        progress: called with (stage, rows done, rows).
+        progress: called with (stage, done, of how many).
     """
-    written = run_settings(run, **settings.names)
-    parts = folder / "parts"
-    first, followed = _state(folder, parts, written)
-    total, buffer = rows_to_fit(run, settings), []
-    for step in fit_steps(run, settings, first=first, followed=followed, executor=executor):
+    check_axis(axis)
+    results = Results(run, folder or results_folder(run), progress, executor)
+    if axis != ELEMENTS:
+        results.ensure(SERIES, settings)
+        results.remember("fit", {"axis": axis})
+        return Fitted(results)
+    results.ensure(fits(settings.suffix), settings)
+    results.ensure(RANKS, RankSettings())
+    words = in_words(vars(settings))
+    results.remember("fit", words)
+    fitted = Fitted(results, settings.suffix)
+    medians = {"settings": {**results.identity, **in_json(words)}, **_medians(fitted)}
+    write_json(results.folder / f"fit{settings.suffix}.json", medians)
+    return fitted
+
+
+def _make_fits(results: Results, settings: FitSettings, key: Row, *, deadline: float) -> None:
+    name = f"fits{settings.suffix}"
+    run, parts = results.opened, results.parts(name, key)
+    first, followed = _state(parts)
+    total, buffer, done = rows_to_fit(run, settings), [], first
+    advance = results.stage(f"fit{settings.suffix}".replace("_", " "))
+    steps = fit_steps(run, settings, first=first, followed=followed, executor=results.executor)
+    for step in steps:
         buffer.append(step)
+        done = step.index + 1
         if sum(len(each.rows["fits"]) for each in buffer) >= FLUSH_ROWS:
             _flush(parts, buffer)
             buffer = []
-        if progress:
-            progress("fit", step.index + 1, total)
+        advance(done, total)
+        if time.monotonic() > deadline:
+            break
     if buffer:
         _flush(parts, buffer)
-    still = _read_json(parts / "state.json")["followed"]
-    _write_tables(parts, "open", {"reuse": [Reuse(**each).row for each in still]})
-    for name in TABLES:
-        _join(parts, folder, name)
-    ranks = rank_table(run, executor=executor)
-    ranks.to_parquet(folder / "ranks.parquet", index=False)
-    _write_json(folder / "fit.json", {"settings": written, **_medians(folder)})
-    shutil.rmtree(parts)
+    whole = done >= total
+    _join_all(results, settings.suffix, parts, key if whole else {**key, "rows": [done, total]})
+    if whole:
+        results.remove_parts(name)
+    else:
+        fact = f"{done:,} of {total:,} rows, its share was spent"
+        results.skipped.append(f"{name} in part, {fact}.")
 
 
-def series_into(
-    run: Run, folder: Path, *, executor: Executor | None = None, progress: Progress | None = None
-) -> None:
-    """The steps axis into `series.parquet`: every tracked element over the steps."""
-    told = partial(progress, "over steps") if progress else None
-    table = over_steps(run, executor=executor, progress=told)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(folder / "series.parquet", index=False)
-    _write_json(folder / "settings.json", run_settings(run))
-
-
-def _state(folder: Path, parts: Path, written: dict[str, Any]) -> tuple[int, list[Reuse]]:
-    """Rows that are done, and the thresholds followed after them; clears what is not ours."""
-    settings = json.loads(json.dumps(written))
-    state = parts / "state.json"
-    if state.exists() and _read_json(folder / "settings.json") == settings:
-        kept = _read_json(state)
-        return kept["rows"], [Reuse(**each) for each in kept["followed"]]
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    _write_json(folder / "settings.json", settings)
-    return 0, []
+def _state(parts: Path) -> tuple[int, list[Reuse]]:
+    """Rows that are done, and the thresholds followed after them."""
+    state = read_json(parts / "state.json")
+    return state.get("rows", 0), [Reuse(**each) for each in state.get("followed", [])]
 
 
 def _flush(parts: Path, steps: Sequence[StepFits]) -> None:
     """Write the rows of some steps, then that they are there."""
     last = steps[-1]
-    tables = {name: [row for step in steps for row in step.rows[name]] for name in TABLES}
+    tables = {name: [row for step in steps for row in step.rows[name]] for name in ROWS}
     _write_tables(parts, f"{last.index:09d}", tables)
     done = {"rows": last.index + 1, "followed": [asdict(each) for each in last.followed]}
-    _write_json(parts / "state.json", done)
+    write_json(parts / "state.json", done)
 
 
-def _write_tables(parts: Path, part: str, tables: dict[str, list[dict[str, Any]]]) -> None:
+def _write_tables(parts: Path, part: str, tables: dict[str, list[Row]]) -> None:
     pandas = extras.load("pandas")
     for name, rows in tables.items():
         if rows:
             pandas.DataFrame(rows).to_parquet(parts / f"{name}-{part}.parquet", index=False)
 
 
-def _join(parts: Path, folder: Path, name: str) -> None:
+def _join_all(results: Results, suffix: str, parts: Path, key: Row) -> None:
+    """The tables of the folder from the parts that are done."""
+    pandas = extras.load("pandas")
+    done, followed = _state(parts)
+    (parts / "reuse-open.parquet").unlink(missing_ok=True)
+    _write_tables(parts, "open", {"reuse": [each.row for each in followed]})
+    for name, row in ROWS.items():
+        files = [
+            file
+            for file in sorted(parts.glob(f"{name}-*.parquet"))
+            if (part := file.stem.partition("-")[2]) == "open" or int(part) < done
+        ]
+        if not files:
+            results.keep(f"{name}{suffix}", frame([], row), key)
+            continue
+        if name == "fits":
+            columns = ["step", "group", "family", "shape", "scale"]
+            every = pandas.concat([pandas.read_parquet(file, columns=columns) for file in files])
+            for file in files:
+                with_spread(pandas.read_parquet(file), spread(every)).to_parquet(file, index=False)
+        _join(files, results.path(f"{name}{suffix}"), key)
+
+
+def _join(files: Sequence[Path], path: Path, key: Row) -> None:
     """One file of all parts, one part in memory at a time."""
     arrow, parquet = (extras.load(module) for module in ("pyarrow", "pyarrow.parquet"))
-    done = _read_json(parts / "state.json")["rows"]
-    files = [
-        file
-        for file in sorted(parts.glob(f"{name}-*.parquet"))
-        if (number := file.stem.partition("-")[2]) == "open" or int(number) < done
-    ]
-    path = folder / f"{name}.parquet"
-    if not files:
-        path.unlink(missing_ok=True)
-        return
     schema = arrow.unify_schemas(
         [parquet.read_schema(file) for file in files], promote_options="permissive"
-    ).remove_metadata()
-    with parquet.ParquetWriter(path, schema) as writer:
+    ).with_metadata(mark(key))
+    new = path.with_suffix(".new")
+    with parquet.ParquetWriter(new, schema) as writer:
         for file in files:
-            table = parquet.read_table(file).replace_schema_metadata(None)
+            table = parquet.read_table(file).replace_schema_metadata(mark(key))
             writer.write_table(table.cast(schema) if table.schema != schema else table)
+    new.replace(path)
 
 
-def read_table(folder: Path, name: str) -> Any:
-    """A table of the folder, an empty one where there is no row."""
-    pandas, path = extras.load("pandas"), folder / f"{name}.parquet"
-    return pandas.read_parquet(path) if path.exists() else pandas.DataFrame()
-
-
-def _medians(folder: Path) -> dict[str, Any]:
+def _medians(fitted: Fitted) -> dict[str, Any]:
     """What the tables come to, as JSON has it."""
-    fits = read_table(folder, "fits")
-    failed = fits.loc[fits["status"] != "ok", "status"].value_counts()
+    table = fitted.table("fits")
+    failed = table.loc[table["status"] != "ok", "status"].value_counts()
     return {
         "laws": {
             str(group): _records(best_law(rows))
-            for group, rows in fits.groupby("group", sort=False)
+            for group, rows in table.groupby("group", sort=False)
         },
-        "reuse": _records(reuse_table(read_table(folder, "reuse"))),
+        "reuse": _records(reuse_table(fitted.table("reuse"))),
         "failed": {str(reason): int(count) for reason, count in failed.items()},
     }
 
 
 def _records(table: Any) -> Any:
     return json.loads(table.rename(columns=str).to_json(orient="records"))
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """In one step: a file that is half written is not there."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=1))
-    os.replace(new, path)

@@ -11,6 +11,7 @@ import torch
 
 from gradstats.families import FAMILIES, Family, FitError
 from gradstats.fitting.bootstrap import bootstrap_p_value
+from gradstats.fitting.columns import Counted, Fit, Structure, Threshold
 from gradstats.fitting.compressibility import best_k_error, decay_row
 from gradstats.fitting.goodness import (
     ad_distance,
@@ -23,13 +24,13 @@ from gradstats.fitting.goodness import (
 from gradstats.fitting.tail_index import stable_index
 from gradstats.fitting.uncertainty import standard_errors
 from gradstats.ratios import RATIOS, kept_count
-from gradstats.summary.summary import Summary, summarize
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 from gradstats.thresholds import VARIANTS, sidco_threshold
 
 Row = dict[str, Any]
 STAGES = (1, 2, 3)
 NOTHING = summarize(torch.zeros(0))
-ELEMENTS = "elements"  # the axis of sampling: the elements of one step's gradient
 
 
 def fit_rows(
@@ -46,23 +47,21 @@ def fit_rows(
     Args:
         summary: of the gradient or of a part of it.
         following: of the same part at the next captured step, on which the fit is scored.
-        families: laws to fit.
+        families: distributions to fit.
         ratios: target ratios, each in (0, 1].
         method: "mle" or "moments".
         bootstrap: replicates of the parametric bootstrap; 0 for none.
 
     Yields:
-        Rows with axis ("elements": those of one vector are the sample), family, method, the
-        parameters and their standard errors (as if elements were independent), every score of
-        `gradstats.fitting.goodness`, target_ratio, threshold, khat_over_k, counts, mean,
-        sign_asymmetry, notes, and status ("ok" or the reason of the failure).
+        Rows with the columns of `gradstats.fitting.columns.Fit`.
     """
-    counted = _counted(summary)
+    counted: Row = vars(_counted(summary))
     for family in families:
         base = {**counted, "family": family.name, "method": method}
         family.check_method(method)
         law: Family | None = None
-        scored, status = {}, "ok"
+        scored: Row = {}
+        status = "ok"
         try:
             fitted = family.fit(summary, method=method)
             scored, law = _scored(fitted, summary, following, method, bootstrap), fitted
@@ -72,20 +71,19 @@ def fit_rows(
             status = f"cannot score {family.name}: {type(error).__name__}: {error}"
         for ratio in ratios:
             threshold, khat_over_k = tail_error(law, summary, ratio) if law else (math.nan,) * 2
-            tail = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
-            yield {**base, **NOT_FITTED, **scored, **tail, "status": status}
+            tail: Row = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
+            yield vars(Fit(**base, **scored, **tail, status=status))
 
 
-def _counted(summary: Summary) -> Row:
-    """What every row tells of its sample, whose axis it names."""
-    return {
-        "axis": ELEMENTS,
-        "n": summary.n,
-        "zeros": summary.zeros,
-        "nonfinite": summary.nonfinite,
-        "mean": summary.mean,
-        "sign_asymmetry": sign_asymmetry(summary),
-    }
+def _counted(summary: Summary) -> Counted:
+    """What every row says of its sample, whose axis it names."""
+    return Counted(
+        n=summary.n,
+        zeros=summary.zeros,
+        nonfinite=summary.nonfinite,
+        mean=summary.mean,
+        sign_asymmetry=sign_asymmetry(summary),
+    )
 
 
 def failed_rows(
@@ -96,33 +94,13 @@ def failed_rows(
     method: str = "mle",
 ) -> Iterator[Row]:
     """The rows of `fit_rows` where there is no gradient to fit, with the reason."""
-    counted = _counted(NOTHING)
+    counted = vars(_counted(NOTHING))
     for family in families:
         for ratio in ratios:
-            tail = {"target_ratio": ratio, "threshold": math.nan, "khat_over_k": math.nan}
-            base = {**counted, "family": family.name, "method": method}
-            yield {**base, **NOT_FITTED, **tail, "status": reason}
-
-
-NOT_FITTED = dict.fromkeys(
-    (
-        "shape",
-        "scale",
-        "shape_se",
-        "scale_se",
-        "ks",
-        "anderson_darling",
-        "wasserstein_1",
-        "wasserstein_2",
-        "log_likelihood",
-        "aic",
-        "bic",
-        "next_log_likelihood",
-        "next_log_likelihood_rescaled",
-        "bootstrap_p",
-    ),
-    math.nan,
-) | {"notes": ""}
+            fit = Fit(
+                **counted, family=family.name, method=method, target_ratio=ratio, status=reason
+            )
+            yield vars(fit)
 
 
 def _scored(
@@ -196,24 +174,24 @@ def sign_asymmetry(summary: Summary) -> float:
 
 
 def structure_row(summary: Summary, ratios: Sequence[float] = RATIOS) -> Row:
-    """One row of what needs no law: moments, symmetry, tail index, decay and best-k errors.
+    """One row of what needs no distribution: moments, tail index, decay and best-k errors.
 
     Args:
         summary: of the gradient or of a part of it.
         ratios: at which the error of keeping the k largest is told, a column each.
 
     Returns:
-        axis, n, zeros, nonfinite, mean, mean_abs, max_abs, sign_asymmetry, stable_index, the
-        columns of `gradstats.fitting.compressibility.decay_row`, and best_k_error_RATIO.
+        The columns of `gradstats.fitting.columns.Structure`, and best_k_error_RATIO.
     """
-    return {
-        **_counted(summary),
-        "mean_abs": summary.moments().mean,
-        "max_abs": summary.max_abs,
-        "stable_index": stable_index(summary),
+    row = Structure(
+        **vars(_counted(summary)),
+        mean_abs=summary.moments().mean,
+        max_abs=summary.max_abs,
+        stable_index=stable_index(summary),
         **decay_row(summary),
-        **{f"best_k_error_{ratio:g}": best_k_error(summary, ratio) for ratio in ratios},
-    }
+    )
+    errors = {f"best_k_error_{ratio:g}": best_k_error(summary, ratio) for ratio in ratios}
+    return {**vars(row), **errors}
 
 
 def threshold_rows(
@@ -227,20 +205,20 @@ def threshold_rows(
         stages: fixed numbers of stages.
 
     Yields:
-        Rows with variant, stages (asked for), stages_used, target_ratio, threshold, khat_over_k
-        and guards.
+        Rows with the columns of `gradstats.fitting.columns.Threshold`.
     """
     for variant in VARIANTS:
         for count in stages:
             for ratio in ratios:
-                found = sidco_threshold(summary, ratio, variant=variant, stages=count)
+                threshold = sidco_threshold(summary, ratio, variant=variant, stages=count)
                 k = kept_count(summary.n, ratio)
-                yield {
-                    "variant": variant,
-                    "stages": count,
-                    "stages_used": found.stages,
-                    "target_ratio": ratio,
-                    "threshold": found.value,
-                    "khat_over_k": summary.kept(found.value) / k if k else math.nan,
-                    "guards": "; ".join(found.guards),
-                }
+                row = Threshold(
+                    variant=variant,
+                    stages=count,
+                    stages_used=threshold.stages,
+                    target_ratio=ratio,
+                    threshold=threshold.value,
+                    khat_over_k=summary.kept(threshold.value) / k if k else math.nan,
+                    guards="; ".join(threshold.guards),
+                )
+                yield vars(row)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, pairwise
 from typing import Any
 
 from gradstats import extras
-from gradstats.compressors import Compressor, compressor
-from gradstats.families import FAMILIES, Family, family
 from gradstats.fitting.bootstrap import corrected
+from gradstats.fitting.columns import ELEMENTS
 from gradstats.fitting.compensated import compensated_groups
 from gradstats.fitting.over_steps import over_steps
 from gradstats.fitting.rows import (
-    ELEMENTS,
     STAGES,
     Row,
     failed_rows,
@@ -24,54 +22,17 @@ from gradstats.fitting.rows import (
     structure_row,
     threshold_rows,
 )
+from gradstats.fitting.settings import FitSettings
 from gradstats.fitting.threshold_reuse import Reuse, new_thresholds, reuse
-from gradstats.ratios import RATIOS, check_ratio
 from gradstats.runs import Run
 from gradstats.runs.groups import Group, groups
 from gradstats.runs.tasks import in_order
+from gradstats.settings import from_keywords
 from gradstats.summary.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
 AXES = (ELEMENTS, "steps")
 TABLES = ("fits", "thresholds", "structure", "reuse")
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """What the rows of a fit depend on, beside the run.
-
-    Attributes:
-        by: grouping: "model", "module-type", "parameter" or a regular expression.
-        families: laws to fit.
-        ratios: target ratios, each in (0, 1].
-        method: "mle" or "moments".
-        bootstrap: replicates of the parametric bootstrap; 0 for none.
-        compensated: fit gradient + residual of this compressor with error feedback; None: the
-            gradient.
-        kind: "full", "track", or None for full rows (tracked ones where there is none).
-        stride: rows from one fit to the next; thresholds are followed over all rows.
-        seed: of the compressor.
-    """
-
-    by: str = "model"
-    families: tuple[type[Family], ...] = FAMILIES
-    ratios: tuple[float, ...] = RATIOS
-    method: str = "mle"
-    bootstrap: int = 0
-    compensated: Compressor | None = None
-    kind: str | None = None
-    stride: int = 1
-    seed: int = 0
-
-    @property
-    def names(self) -> dict[str, Any]:
-        """The settings in words and numbers, as JSON has them."""
-        return {
-            **{each.name: getattr(self, each.name) for each in fields(self)},
-            "families": [each.name for each in self.families],
-            "ratios": list(self.ratios),
-            "compensated": self.compensated and str(self.compensated),
-        }
 
 
 @dataclass
@@ -235,7 +196,7 @@ def fit(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Any:
-    """Fit families to every selected row: one line a step, group, family and ratio.
+    """Fit families to every selected row: one row per step, group, family and ratio.
 
     Args:
         run: an open run.
@@ -243,65 +204,44 @@ def fit(
             over the steps; the table is then that of `gradstats.fitting.over_steps.over_steps`.
         executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
         progress: called with (done, of how many).
-        **settings: fields of `FitSettings`: by, families (names or classes), ratios, method,
-            bootstrap, compensated …
+        **settings: fields of `gradstats.fitting.settings.FitSettings`: by, families (names or
+            classes), ratios, method, bootstrap, compensated …
 
     Returns:
-        A pandas DataFrame with step, group, and the columns of
-        `gradstats.fitting.rows.fit_rows`, whose axis of sampling is "elements": those of one
-        step's vector. Beside the standard errors stands the spread between steps, shape_spread and
-        scale_spread.
+        A pandas DataFrame with the columns of `gradstats.fitting.columns.FitRow`.
 
     Raises:
         ValueError: unknown axis, grouping, family or method, or a ratio outside (0, 1].
+        TypeError: an unknown setting.
     """
-    if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+    chosen = from_keywords(FitSettings, settings, verb="fit")
+    check_axis(axis)
     if axis != ELEMENTS:
         if settings:
             given = ", ".join(settings)
-            raise ValueError(f"axis {axis!r} must come without {given}: no law is fitted over it")
+            raise ValueError(
+                f"axis {axis!r} must come without {given}: no family is fitted over it"
+            )
         return over_steps(run, executor=executor, progress=progress)
-    tables = fit_tables(run, fit_settings(**settings), executor=executor, progress=progress)
-    return with_spread(tables["fits"])
+    tables = fit_tables(run, chosen, executor=executor, progress=progress)
+    return with_spread(tables["fits"], spread(tables["fits"]))
 
 
-def fit_settings(
-    *,
-    families: str | type[Family] | Iterable[str | type[Family]] = FAMILIES,
-    ratios: float | Iterable[float] = RATIOS,
-    compensated: str | Compressor | None = None,
-    **others: Any,
-) -> FitSettings:
-    """Checked settings, from names, specs or objects.
-
-    Raises:
-        ValueError: unknown family, method or compressor, none, or a number out of its range.
-    """
-    several = [families] if isinstance(families, str | type) else families
-    chosen = tuple(family(each) if isinstance(each, str) else each for each in several)
-    kept = (ratios,) if isinstance(ratios, int | float) else tuple(ratios)
-    for ratio in kept:
-        check_ratio("ratio", ratio)
-    for name, given in (("families", chosen), ("ratios", kept)):
-        if not given:
-            raise ValueError(f"{name} must name at least one, got none")
-    for name, least in (("bootstrap", 0), ("stride", 1), ("seed", 0)):
-        number = others.get(name, least)
-        if not isinstance(number, int) or number < least:
-            raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
-    method = others.get("method", "mle")
-    for each in chosen:
-        if method not in each.methods:
-            rule = f"one of {', '.join(each.methods)}"
-            raise ValueError(f"method of {each.name} must be {rule}, got {method!r}")
-    fed = compressor(compensated) if isinstance(compensated, str) else compensated
-    return FitSettings(families=chosen, ratios=kept, compensated=fed, **others)
+def check_axis(axis: str) -> None:
+    """Raise ValueError unless it is an axis of sampling."""
+    if axis not in AXES:
+        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
 
 
-def with_spread(fits: Any) -> Any:
-    """The table with shape_spread and scale_spread: standard deviations between steps."""
+def spread(fits: Any) -> Any:
+    """Standard deviations between steps, shape_spread and scale_spread, by group and family."""
     key = ["group", "family"]
     once = fits.drop_duplicates(["step", *key])
-    spread = once.groupby(key, sort=False)[["shape", "scale"]].std().add_suffix("_spread")
-    return fits.merge(spread.reset_index(), on=key, how="left")
+    between = once.groupby(key, sort=False)[["shape", "scale"]].std().add_suffix("_spread")
+    return between.reset_index()
+
+
+def with_spread(fits: Any, between: Any) -> Any:
+    """The rows with what `spread` gives for their group and family."""
+    there = fits.columns.intersection(["shape_spread", "scale_spread"])
+    return fits.drop(columns=there).merge(between, on=["group", "family"], how="left")

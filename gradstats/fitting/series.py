@@ -1,4 +1,4 @@
-"""One element over steps: the other axis of sampling."""
+"""Statistics of each element over the steps (the axis of sampling `steps`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEWEST_STEPS = 20  # for a tail index
 
 @np.errstate(over="ignore", under="ignore")
 def series_columns(values: NDArray[np.floating], *, consecutive: bool) -> dict[str, Floats]:
-    r"""Statistics of every element over the steps.
+    r"""Compute statistics of every element over the steps.
 
     The signal-to-noise ratio is :math:`|\bar g| / s`; the tail index is McCulloch's α of the
     deviations from the median; the autocorrelation, at lag 1, is
@@ -21,10 +21,11 @@ def series_columns(values: NDArray[np.floating], *, consecutive: bool) -> dict[s
 
     Args:
         values: `[steps, elements]`; NaN and inf are left out.
-        consecutive: whether each step follows the one before; if not there is no autocorrelation.
+        consecutive: whether each step follows the previous one; if not, there is no
+            autocorrelation.
 
     Returns:
-        By name, one value an element: n (finite steps), zeros (their share), mean, variance, snr,
+        By name, one value per element: n (finite steps), zeros (their share), mean, variance, snr,
         tail_index, autocorrelation; NaN where undefined: an element that never changes, fewer than
         two steps, or 20 for the tail index.
     """
@@ -57,8 +58,8 @@ def _tail_index(x: Floats, n: Floats) -> Floats:
     enough = np.flatnonzero(n >= FEWEST_STEPS)
     if not len(enough):
         return index
-    there = x[:, enough]
-    magnitudes = np.abs(there - np.nanmedian(there, axis=0))
+    columns = x[:, enough]
+    magnitudes = np.abs(columns - np.nanmedian(columns, axis=0))
     high, middle = np.nanquantile(magnitudes, [0.9, 0.5], axis=0)
     known = middle > 0
     index[enough[known]] = index_of_ratio(high[known] / middle[known])

@@ -1,4 +1,4 @@
-"""The tail index of a symmetric α-stable law, as a diagnostic of heavy tails."""
+"""The tail index of a symmetric α-stable distribution, as a diagnostic of heavy tails."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gradstats.summary import Summary
 
 Floats = NDArray[np.float64]
 
-# (α, 5-95 % range over 25-75 % range) of the symmetric law, its distribution function integrated
-# by Nolan's formula to 1e-12; α = 1 is tan(0.45π), α = 2 is z.95/z.75.
+# (α, 5-95 % range over 25-75 % range) of the symmetric distribution, its distribution function
+# integrated by Nolan's formula to 1e-12; α = 1 is tan(0.45π), α = 2 is z.95/z.75.
 NODES = np.array(
     [
         (0.50, 44.63511824796559),
@@ -51,8 +51,9 @@ def stable_index(summary: Summary) -> float:
     .. math:: \nu_\alpha = \frac{q_{0.95} - q_{0.05}}{q_{0.75} - q_{0.25}}
               = \frac{Q_{|g|}(0.9)}{Q_{|g|}(0.5)}
 
-    α = 2 is the normal law, α = 1 Cauchy's. It describes the middle of a distribution, from which
-    a stable law's tail would follow; a law that is not stable may have any other tail.
+    α = 2 is the normal distribution, α = 1 Cauchy's. It describes the middle of a distribution,
+    from which a stable distribution's tail would follow; a distribution that is not stable may
+    have any other tail.
 
     Args:
         summary: of the gradient; its finite non-zero magnitudes count.

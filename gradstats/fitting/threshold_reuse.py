@@ -1,4 +1,4 @@
-"""How fits and thresholds move over training."""
+"""Reuse of thresholds: for how many later steps an exact threshold stays good."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstats.fitting.columns import ReuseRow
 from gradstats.ratios import kept_count
 from gradstats.summary.summary import Summary
 
@@ -21,14 +22,14 @@ class Reuse:
     """An exact threshold of one step, tried on later steps until it no longer keeps k.
 
     Attributes:
-        group: of parameters.
-        step: at which the threshold keeps k elements, or, where several have that magnitude, the
-            most that are fewer.
+        group: the group of parameters.
+        step: the step at which the threshold keeps k elements (or, if several have that magnitude,
+            the largest possible number below k).
         target_ratio: k over the elements of the group.
         threshold: in the unit of the gradient.
         last_good: last step at which k̂/k was within 20 % of 1.
         ended: the step that ended it; -1 while it still holds.
-        khat_over_k: at the last step it was tried on.
+        khat_over_k: k̂/k at the last step it was tried on.
     """
 
     group: str
@@ -42,7 +43,7 @@ class Reuse:
     @property
     def row(self) -> dict[str, Any]:
         """The fields, with reusable_steps: for how many steps the threshold was good."""
-        return {**asdict(self), "reusable_steps": self.last_good - self.step}
+        return vars(ReuseRow(**asdict(self), reusable_steps=self.last_good - self.step))
 
 
 def reuse(open_: Iterable[Reuse], step: int, name: str, summary: Summary) -> list[Reuse]:
@@ -68,7 +69,7 @@ def reuse(open_: Iterable[Reuse], step: int, name: str, summary: Summary) -> lis
 def new_thresholds(
     step: int, name: str, summary: Summary, ratios: Sequence[float]
 ) -> Iterable[Reuse]:
-    """The exact thresholds of one gradient, to be tried on later ones; none if k̂ cannot be k."""
+    """Yield the exact thresholds of one gradient; none for a ratio whose k it does not have."""
     for ratio in ratios:
         k = kept_count(summary.n, ratio)
         if 1 < k <= summary.nonzero:

@@ -1,4 +1,4 @@
-"""How far the parameters of a fit may be off, if elements were independent."""
+"""Standard errors of the parameters of a fit, as if elements were independent."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
 
     the observed information, by central differences of the binned log-likelihood in the
     logarithms of the shape and the scale (in the shape itself where it may be negative). Elements
-    of a gradient are not independent, and every law is a little wrong: the spread between steps is
-    the honest uncertainty.
+    of a gradient are not independent, and every distribution is a little wrong: the spread
+    between steps is the honest uncertainty.
 
     Args:
         law: fitted by "mle" to `summary`.
         summary: of the gradient.
 
     Returns:
-        By parameter, in its unit; NaN for one at a bound of its search, and for all where the
-        likelihood has no maximum that can be told.
+        By parameter, in its unit; NaN for a parameter at a bound of its search, and for all if the
+        likelihood has no clear maximum.
 
     References:
         Efron and Hinkley, "Assessing the accuracy of the maximum likelihood estimator: observed
@@ -46,8 +46,8 @@ def standard_errors(law: Family, summary: Summary) -> dict[str, float]:
         return unknown
     variances = np.diag(np.linalg.inv(information))
     units = {name: law.parameters[name] for name in law.positive if name in law.parameters}
-    found = zip(names, np.sqrt(variances), strict=True)
-    return unknown | {name: float(error) * units.get(name, 1.0) for name, error in found}
+    errors = zip(names, np.sqrt(variances), strict=True)
+    return unknown | {name: float(error) * units.get(name, 1.0) for name, error in errors}
 
 
 def _hessian(law: Family, summary: Summary, names: list[str]) -> Floats:

@@ -1,4 +1,4 @@
-"""The few loops that run at memory speed.
+"""Loops that run at memory speed: counting, selecting and coding.
 
 Three jobs in three forms, and a file is named by both: `counting_`, `selecting_` or `coding_` and
 `eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda` (triton). The
@@ -40,7 +40,7 @@ def count(values: Tensor) -> Tally:
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
-    """Count each segment of a vector as `count` would, short ones at little more than their share.
+    """Count each segment of a vector as `count` would; short segments cost little.
 
     Args:
         values: as in `count`.
@@ -54,7 +54,7 @@ def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
 
 
 def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """The elements with |value| > threshold and every NaN, in one pass.
+    """Select the elements with |value| > threshold and every NaN, in one pass.
 
     A NaN is selected so that a sparsifier delivers it, as a dense all-reduce would, instead of
     hiding it.
@@ -83,11 +83,11 @@ def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest magnitudes exactly; of equal ones the first, and NaN counts as the largest.
+    """Select the k largest magnitudes exactly; of equal ones the first, and NaN as the largest.
 
     Args:
         values: `[n]`, contiguous, floating point, any device.
-        k: how many; all where there are fewer.
+        k: number of elements to select; all if there are fewer.
 
     Returns:
         Indices, int64 `[min(k, n)]`, rising, and the elements there.

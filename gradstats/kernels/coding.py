@@ -1,7 +1,7 @@
 """Quantise and pack, unpack and dequantise: what all quantisers share.
 
-As in `gradstats.kernels` the same functions stand in `eager_codes` (torch), `cpu_codes` (numba)
-and `cuda_codes` (triton); packed bytes are identical.
+As in `gradstats.kernels`, the same functions are in `coding_eager` (torch), `coding_cpu` (numba)
+and `coding_cuda` (triton); packed bytes are identical.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
         ValueError: a symbol out of range.
     """
     if symbols.numel() and not (0 <= int(symbols.min()) and int(symbols.max()) < levels):
-        raise ValueError(f"symbols must be below {levels}, got {int(symbols.max())}")
-    found: Tensor = _form(symbols).pack(symbols, levels)
-    return found
+        got = f"{int(symbols.min())} to {int(symbols.max())}"
+        raise ValueError(f"symbols must lie in [0, {levels}), got {got}")
+    packed: Tensor = _form(symbols).pack(symbols, levels)
+    return packed
 
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
@@ -63,8 +64,8 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
         ValueError: bytes that `pack` does not give.
     """
     _check_length(packed, n, levels)
-    found: Tensor = _form(packed).unpack(packed, n, levels)
-    return found
+    symbols: Tensor = _form(packed).unpack(packed, n, levels)
+    return symbols
 
 
 def quantize(
@@ -102,8 +103,8 @@ def quantize(
         uint8 `[packed_nbytes(n, L)]`.
     """
     values, how = _how(values, scales, bucket, levels, rounding, key)
-    found: Tensor = _form(values).quantize(values, how)
-    return found
+    packed: Tensor = _form(values).quantize(values, how)
+    return packed
 
 
 def to_symbols(
@@ -117,8 +118,8 @@ def to_symbols(
 ) -> Tensor:
     """The symbols that `quantize` packs: uint8 `[n]`, int32 above 256 levels."""
     values, how = _how(values, scales, bucket, levels, rounding, key)
-    found: Tensor = _form(values).to_symbols(values, how)
-    return found
+    symbols: Tensor = _form(values).to_symbols(values, how)
+    return symbols
 
 
 def _how(
@@ -222,8 +223,8 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    found: Tensor = _form(values).bucket_norms(values, bucket, kind)
-    return found
+    norms: Tensor = _form(values).bucket_norms(values, bucket, kind)
+    return norms
 
 
 def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
@@ -244,15 +245,15 @@ def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
         ValueError: the block is not a power of two.
     """
     _check_block(block)
-    found: Tensor = _form(values).rotate(values, block, key)
-    return found
+    rotated: Tensor = _form(values).rotate(values, block, key)
+    return rotated
 
 
 def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
     """The inverse of `rotate`, float32 `[n]`."""
     _check_block(block)
-    found: Tensor = _form(rotated).unrotate(rotated, n, block, key)
-    return found
+    values: Tensor = _form(rotated).unrotate(rotated, n, block, key)
+    return values
 
 
 def _check_length(packed: Tensor, n: int, levels: int) -> None:

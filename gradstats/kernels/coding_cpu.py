@@ -147,8 +147,8 @@ def add_dequantized(
         symbols, wrong = np.empty(RUN, np.uint16), 0
         for run in runs:
             size = run.stop - run.start
-            here = data[_byte(rule, run.start) :]
-            wrong += loops.unpack(here, rule.bits, rule.digits, rule.levels, symbols[:size])
+            tail = data[_byte(rule, run.start) :]
+            wrong += loops.unpack(tail, rule.bits, rule.digits, rule.levels, symbols[:size])
             loops.add(symbols, books, factors, bucket, run.start, factor, target[run])
         return wrong
 
@@ -161,18 +161,18 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
     n = values.numel()
     wide = values if values.dtype.itemsize > 2 else values.to(FLOAT32)
     if bucket <= CHUNK:
-        found = _gathered(wide, bucket, kind)
+        sums = _gathered(wide, bucket, kind)
     else:
         parts = [_gathered(part, CHUNK, kind) for part in torch.split(wide, bucket) if n]
-        found = np.array([part.max() if kind == "max" else part.sum() for part in parts])
+        sums = np.array([part.max() if kind == "max" else part.sum() for part in parts])
     if kind == "max":
-        largest = torch.from_numpy(found.astype(_patterns(wide).dtype)).view(wide.dtype)
+        largest = torch.from_numpy(sums.astype(_patterns(wide).dtype)).view(wide.dtype)
         return saturated(largest, FLOAT32)
     if kind == "l2":
-        return saturated(torch.from_numpy(np.sqrt(found)), FLOAT32)
-    sizes = np.full(len(found), bucket)
-    sizes[-1:] = n - (len(found) - 1) * bucket
-    return saturated(torch.from_numpy(found / sizes), FLOAT32)
+        return saturated(torch.from_numpy(np.sqrt(sums)), FLOAT32)
+    sizes = np.full(len(sums), bucket)
+    sizes[-1:] = n - (len(sums) - 1) * bucket
+    return saturated(torch.from_numpy(sums / sizes), FLOAT32)
 
 
 def _gathered(values: Tensor, piece: int, kind: str) -> NDArray[Any]:
@@ -180,20 +180,20 @@ def _gathered(values: Tensor, piece: int, kind: str) -> NDArray[Any]:
     array, patterns = values.numpy(), _patterns(values)
     # as integers, so that a NaN is the largest
     dtype = patterns.dtype if kind == "max" else np.dtype(np.float64)
-    found = np.zeros(-(-len(array) // piece), dtype)
+    results = np.zeros(-(-len(array) // piece), dtype)
 
     def work(runs: Iterator[slice]) -> None:
         for run in runs:
-            here = found[run.start // piece : -(-run.stop // piece)]
+            part = results[run.start // piece : -(-run.stop // piece)]
             if kind == "max":
-                loops.largest(patterns[run], piece, here)
+                loops.largest(patterns[run], piece, part)
             elif kind == "l2":
-                loops.squares(array[run], piece, here)
+                loops.squares(array[run], piece, part)
             else:
-                loops.magnitudes(array[run], piece, here)
+                loops.magnitudes(array[run], piece, part)
 
     _in_runs(work, len(array), piece, CHUNK)
-    return found
+    return results
 
 
 def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:

@@ -65,9 +65,9 @@ def _quantize(
     power = tl.full([WORDS], 1, tl.int64)
     for j in range(GROUP):
         places = which * GROUP + j
-        there = places < n
-        x = tl.load(values + places, mask=there, other=0.0).to(tl.float32)
-        y = x * tl.load(inverse + places // bucket, mask=there, other=0.0)
+        inside = places < n
+        x = tl.load(values + places, mask=inside, other=0.0).to(tl.float32)
+        y = x * tl.load(inverse + places // bucket, mask=inside, other=0.0)
         low = tl.zeros([WORDS], tl.int64)  # boundaries that are surely below
         high = tl.full([WORDS], M, tl.int64)
         for _ in range(HALVINGS):
@@ -84,7 +84,7 @@ def _quantize(
             share = (y.to(tl.float64) - tl.load(levels + symbol)) * tl.load(gaps + symbol)
             symbol += (drawn.to(tl.float64) < share * 4294967296.0).to(tl.int64)
         symbol = tl.where(y != y, LEVELS // 2, symbol)
-        word += tl.where(there, symbol, 0) * power
+        word += tl.where(inside, symbol, 0) * power
         power *= BASE
     tl.store(words + which, word, mask=which * GROUP < n)
 
@@ -109,7 +109,7 @@ def _add(
     word = tl.load(words + which, mask=which * GROUP < n, other=0)
     for j in range(GROUP):
         places = which * GROUP + j
-        there = places < n
+        inside = places < n
         if POWER:
             symbol = word & (BASE - 1)
             word = (word >> tl.cast(POWER, tl.int64)) & 0x7FFFFFFFFFFFFFFF
@@ -120,11 +120,11 @@ def _add(
         symbol = tl.minimum(symbol, LEVELS - 1)  # never read behind the levels
         where = places // bucket
         row = where * LEVELS if OWN else where * 0
-        level = tl.load(books + row + symbol, mask=there, other=0.0)
+        level = tl.load(books + row + symbol, mask=inside, other=0.0)
         if not OWN:
-            level *= tl.load(scales + where, mask=there, other=0.0)
-        before = tl.load(out + places, mask=there, other=0.0)
-        tl.store(out + places, before + (level * weight).to(before.dtype), mask=there)
+            level *= tl.load(scales + where, mask=inside, other=0.0)
+        before = tl.load(out + places, mask=inside, other=0.0)
+        tl.store(out + places, before + (level * weight).to(before.dtype), mask=inside)
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:

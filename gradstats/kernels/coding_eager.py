@@ -56,17 +56,17 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
         digits = words[:, np.newaxis] // powers
         if (digits[:, -1] >= levels).any():
             raise ValueError(f"a packed word must be below {levels}^{rule.digits}")
-        found = (digits % np.uint64(levels)).ravel()
+        symbols = (digits % np.uint64(levels)).ravel()
     else:
         bits = np.unpackbits(data, bitorder="little")
         weights = np.uint64(1) << np.arange(rule.bits, dtype=np.uint64)
-        found = (_filled(bits, rule.bits) * weights).sum(axis=1, dtype=np.uint64)
+        symbols = (_filled(bits, rule.bits) * weights).sum(axis=1, dtype=np.uint64)
         if bits[n * rule.bits :].any():
             raise ValueError("bits behind the last symbol must be 0")
-    if found[n:].any() or (found >= levels).any():
+    if symbols[n:].any() or (symbols >= levels).any():
         raise ValueError(f"a symbol must be below {levels}, and 0 behind the last")
     kind = np.uint8 if levels <= 256 else np.int32
-    return torch.from_numpy(found[:n].astype(kind)).to(packed.device)
+    return torch.from_numpy(symbols[:n].astype(kind)).to(packed.device)
 
 
 def _filled(data: NDArray[Any], width: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The kernels in numba, threaded by us; `cpu_loops` has those that count."""
+"""The kernels in numba, threaded by us; `counting_cpu_loops` has those that count."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels import counting_cpu_loops as loops
+from gradstats.kernels import counting_cpu_tables as over_tables
 from gradstats.kernels.counting_cpu_loops import BLOCK, PADDING
 from gradstats.kernels.grid import (
     GRIDS,
@@ -53,18 +54,18 @@ def _in_threads(work: Callable[[Iterator[slice]], Any], n: int) -> list[Any]:
     A thread that has to wait for its core, as after an operation of torch whose threads still
     spin, takes fewer chunks and holds nobody up.
     """
-    found = []
+    results = []
     for first in range(0, n, MOST):
         starts = range(first, min(first + MOST, n), CHUNK)
         chunks = iter([slice(start, min(start + CHUNK, n)) for start in starts])
         others = min(torch.get_num_threads(), len(starts) // 2) - 1
         if others < 1:
-            found.append(work(chunks))
+            results.append(work(chunks))
             continue
         with ThreadPoolExecutor(others) as pool:
             waiting = [pool.submit(work, chunks) for _ in range(others)]
-            found += [work(chunks), *(each.result() for each in waiting)]
-    return found
+            results += [work(chunks), *(each.result() for each in waiting)]
+    return results
 
 
 def count(values: Tensor) -> Tally:
@@ -87,7 +88,7 @@ def count(values: Tensor) -> Tally:
     special = np.append(sum(zeros), [0, 0, 0])
     rows = _rows(_added(tables), keys, special)
     if rows[1:].sum() + special.sum() < len(array):
-        loops.count_nonfinite(patterns, keys, special)
+        over_tables.count_nonfinite(patterns, keys, special)
     return Tally(*rows, *special.tolist(), *_combined(np.concatenate(by_block)))
 
 
@@ -109,7 +110,7 @@ def _tally_run(values: Tensor, ends: NDArray[np.int64]) -> list[Tally]:
     """Of segments that one thread counts one after another, in a table that they share."""
     grid, patterns, sizes = GRIDS[values.dtype], _patterns(values), np.diff(ends)
     narrow = grid.bits == 16
-    found = loops.Segments(
+    segments = loops.Segments(
         specials=np.zeros((len(sizes), 5), np.int64),
         largest=np.zeros(len(sizes), patterns.dtype),
         rows=np.empty((3, int(np.minimum(sizes, grid.first_nonfinite).sum())), np.int32),
@@ -117,23 +118,23 @@ def _tally_run(values: Tensor, ends: NDArray[np.int64]) -> list[Tally]:
         listed=np.empty((2, int(np.minimum(sizes, narrow << 16).sum())), np.int32),
         listed_ends=np.zeros(len(ends), np.int64),
     )
-    sums = (_tally_narrow if narrow else _tally_wide)(values, patterns, ends, found)
-    places, specials = pairwise(found.row_ends.tolist()), found.specials.tolist()
+    sums = (_tally_narrow if narrow else _tally_wide)(values, patterns, ends, segments)
+    places, specials = pairwise(segments.row_ends.tolist()), segments.specials.tolist()
     return [
-        Tally(*found.rows[:, start:end], *special, *numbers)
+        Tally(*segments.rows[:, start:end], *special, *numbers)
         for (start, end), special, numbers in zip(places, specials, sums, strict=True)
     ]
 
 
 def _tally_wide(
-    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], found: loops.Segments
+    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: loops.Segments
 ) -> list[Sequence[float]]:
     """Sums and the largest magnitude of every segment, from those of its blocks."""
     keys = _keys(GRIDS[values.dtype])
     starts = np.append(0, (-(-np.diff(ends) // BLOCK)).cumsum()).tolist()
     blocks = sums, largest, _ = _blocks(starts[-1], patterns.dtype)
     heads, tables = _heads(patterns, keys), _own_tables(GRIDS[values.dtype])
-    loops.tally_wide(patterns, values.numpy(), *heads, ends, keys, tables, blocks, found)
+    over_tables.tally_wide(patterns, values.numpy(), *heads, ends, keys, tables, blocks, segments)
     _put_largest(sums, largest)
     rows = sums.tolist()
     return [
@@ -143,20 +144,20 @@ def _tally_wide(
 
 
 def _tally_narrow(
-    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], found: loops.Segments
+    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: loops.Segments
 ) -> list[Sequence[float]]:
     """Sums and the largest magnitude of every segment, from how often each value occurs."""
     every = values_16_bit(values.dtype)
     grid = GRIDS[values.dtype]
-    loops.tally_16_bit(patterns, ends, _keys(grid), _own_tables(grid), found)
-    listed, counts = found.listed[:, : found.listed_ends[-1]]
+    over_tables.tally_16_bit(patterns, ends, _keys(grid), _own_tables(grid), segments)
+    listed, counts = segments.listed[:, : segments.listed_ends[-1]]
     finite = np.isfinite(every[listed])
-    starts = np.append(0, finite.cumsum())[found.listed_ends].tolist()
+    starts = np.append(0, finite.cumsum())[segments.listed_ends].tolist()
     present, often = every[listed[finite]], counts[finite].astype(np.float64)
     return [
         (*sums_16_bit(present[start:end], often[start:end]), largest)
         for (start, end), largest in zip(
-            pairwise(starts), every[found.largest].tolist(), strict=True
+            pairwise(starts), every[segments.largest].tolist(), strict=True
         )
     ]
 
@@ -232,9 +233,9 @@ def _rows(
     counts: NDArray[np.int64], keys: loops.Keys, special: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Bins and the elements of either sign in them, of tables that become empty."""
-    loops.drop_zeros(counts[:, np.newaxis], keys, special)
+    over_tables.drop_zeros(counts[:, np.newaxis], keys, special)
     rows = np.empty((3, counts.size // 2), np.int64)
-    return rows[:, : loops.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
+    return rows[:, : over_tables.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
 
 
 def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int64]:

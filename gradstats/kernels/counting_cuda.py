@@ -55,11 +55,11 @@ def _count(
     largest = tl.zeros([BLOCK], tl.float64)
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
         places = tl.full([BLOCK], BLOCK, tl.int64) * block + tl.arange(0, BLOCK)
-        there = places < n
-        bits = tl.load(patterns + places, mask=there, other=0)
+        valid = places < n
+        bits = tl.load(patterns + places, mask=valid, other=0)
         key = (bits >> SHIFT).to(tl.int32) & (KEYS - 1)
         negative = key >= KEYS // 2
-        zero = there & ((bits << 1) == 0)
+        zero = valid & ((bits << 1) == 0)
         positive_zeros += (zero & ~negative).to(tl.int32)
         negative_zeros += (zero & negative).to(tl.int32)
         place = (key & (KEYS // 2 - 1)) - low
@@ -67,17 +67,17 @@ def _count(
         kind = ((bits & ((1 << SHIFT) - 1)) != 0).to(tl.int32)
         inside = (place >= 0) & (place < WINDOW // 2) & (kind == counted)
         slot = tl.where(inside, place + tl.where(negative, WINDOW // 2, 0), 0)
-        tl.atomic_add(row + slot, 1, mask=there & ~zero & inside, sem="relaxed")
-        outside = there & ~zero & ~inside
+        tl.atomic_add(row + slot, 1, mask=valid & ~zero & inside, sem="relaxed")
+        outside = valid & ~zero & ~inside
         tl.atomic_add(counts + kind * KEYS + key, 1, mask=outside, sem="relaxed")
         if FLOAT is not None:
             x = bits.to(FLOAT, bitcast=True).to(tl.float64)
-            nan = there & (x != x)
-            infinite = there & (tl.abs(x) == float("inf"))
+            nan = valid & (x != x)
+            infinite = valid & (tl.abs(x) == float("inf"))
             tl.atomic_add(specials + places * 0, 1, mask=nan, sem="relaxed")
             which = tl.where(negative, 2, 1)
             tl.atomic_add(specials + which, 1, mask=infinite, sem="relaxed")
-            x = tl.where(there & ~nan & ~infinite, x, 0.0)
+            x = tl.where(valid & ~nan & ~infinite, x, 0.0)
             total += x
             total_abs += tl.abs(x)
             total_sq += x * x
@@ -117,13 +117,13 @@ def count(values: Tensor) -> Tally:
         counts[:size].index_add_(0, first + slots % (WINDOW // 2), near.sum(0))
     # one transfer, so that the host waits once
     both = torch.cat([counts, sums.view(torch.int64).reshape(-1)]).cpu().numpy()
-    found, every = both[:size], both[size + 5 :].view("float64").reshape(-1, 4)
+    by_key, every = both[:size], both[size + 5 :].view("float64").reshape(-1, 4)
     nan, infinite, negative_infinite, zeros, negative_zeros = both[size : size + 5].tolist()
     if not wide:
-        found[[0, keys // 2]] += [zeros, negative_zeros]
-        return tally_16_bit(*sparse(found), values.dtype)
+        by_key[[0, keys // 2]] += [zeros, negative_zeros]
+        return tally_16_bit(*sparse(by_key), values.dtype)
     total, total_abs, total_sq = (float(column.sum()) for column in every.T[:3])
-    by_bin = found.reshape(grid.kinds, keys).T.ravel()
+    by_bin = by_key.reshape(grid.kinds, keys).T.ravel()
     return Tally(
         *rows(*sparse(by_bin), grid),
         positive_zeros=zeros,

@@ -51,8 +51,8 @@ def _counted(values: Tensor, grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.
     size = 2 * grid.bins
     keys = (grid.keys(block) for block in torch.split(values, BLOCK))
     if 8 * len(values) < size:  # sorting them is cheaper than a table
-        found = torch.unique(next(keys), return_counts=True)
-        return found[0].cpu().numpy(), found[1].cpu().numpy()
+        unique = torch.unique(next(keys), return_counts=True)
+        return unique[0].cpu().numpy(), unique[1].cpu().numpy()
     counts = torch.zeros(size, dtype=torch.int64, device=values.device)
     for block in keys:
         counts += torch.bincount(block, minlength=size)

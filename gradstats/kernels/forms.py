@@ -27,6 +27,7 @@ def use(form: str) -> Iterator[None]:
 
     Example:
         >>> import torch
+        >>> from gradstats.kernels import largest
         >>> with use("eager"):
         ...     indices, values = largest(torch.tensor([1.0, -3.0, 2.0]), 2)
         >>> indices.tolist()
@@ -39,6 +40,11 @@ def use(form: str) -> Iterator[None]:
         yield
     finally:
         _form.reset(before)
+
+
+def form() -> str:
+    """The form in use: "auto" or "eager"."""
+    return _form.get()
 
 
 def in_numba(values: Tensor) -> bool:

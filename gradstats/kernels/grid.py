@@ -157,8 +157,8 @@ def rows(
     """
     first = np.flatnonzero(np.diff(keys, prepend=-1))
     keys, counts = keys[first], np.add.reduceat(counts, first)
-    there = (counts > 0) & (keys & (grid.bins - 1) < grid.first_nonfinite)
-    keys, counts = keys[there], counts[there]
+    finite = (counts > 0) & (keys & (grid.bins - 1) < grid.first_nonfinite)
+    keys, counts = keys[finite], counts[finite]
     negatives = int(np.searchsorted(keys, grid.bins))
     of_key = keys & (grid.bins - 1)
     bins = np.sort(of_key, kind="stable")  # which merges the two signs: each rises by itself

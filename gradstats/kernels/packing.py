@@ -69,5 +69,5 @@ def bits_per_symbol(levels: int) -> float:
         >>> [bits_per_symbol(levels) for levels in (2, 3, 11, 15, 16)]
         [1.0, 1.6, 3.5555555555555554, 4.0, 4.0]
     """
-    found = packing(levels)
-    return WORD / found.digits if found.digits else float(found.bits)
+    rule = packing(levels)
+    return WORD / rule.digits if rule.digits else float(rule.bits)

@@ -85,9 +85,9 @@ def summed(a: Tensor, b: Tensor) -> Tensor:
 
 def times(values: Tensor, factor: float) -> Tensor:
     """values · factor in their own dtype, finite where they are."""
-    found = values * factor
+    products = values * factor
     most = torch.finfo(values.dtype).max
-    return torch.where(values.isfinite(), found.clamp(-most, most), found)
+    return torch.where(values.isfinite(), products.clamp(-most, most), products)
 
 
 def in_range(values: Tensor, window: int = WINDOW) -> tuple[Tensor, float]:

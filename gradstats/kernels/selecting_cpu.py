@@ -32,8 +32,8 @@ Found = tuple[NDArray[np.int64], NDArray[Any]]
 def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.compact`."""
     limit = torch.tensor([round_down(threshold, values.dtype)], dtype=values.dtype)
-    indices, found = _above(_patterns(values.detach()), int(_patterns(limit)[0]))
-    return torch.from_numpy(indices), _values(found, values.dtype)
+    indices, kept = _above(_patterns(values.detach()), int(_patterns(limit)[0]))
+    return torch.from_numpy(indices), _values(kept, values.dtype)
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -47,10 +47,10 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     k = min(k, patterns.size)
     infinity = patterns.dtype.type(INFINITY[values.dtype])
     guess = _guess(patterns, k)
-    found = None if guess is None else _above(patterns, guess - 1)
-    if found is None or found[0].size < k:
-        found = _by_digits(patterns, k, infinity)
-    indices, bits = _ranked(*found, k, infinity)
+    candidates = None if guess is None else _above(patterns, guess - 1)
+    if candidates is None or candidates[0].size < k:
+        candidates = _by_digits(patterns, k, infinity)
+    indices, bits = _ranked(*candidates, k, infinity)
     return torch.from_numpy(indices), _values(bits, values.dtype)
 
 
@@ -66,16 +66,16 @@ def _above(patterns: NDArray[Any], limit: int) -> Found:
 
     def work(chunks: Iterator[slice]) -> dict[int, Found]:
         places, kept = np.empty(CHUNK + 1, np.int32), np.empty(CHUNK + 1, patterns.dtype)
-        found = {}
+        runs = {}
         for chunk in chunks:
             count = _compact(patterns[chunk], magnitude, least, places, kept)
-            found[chunk.start] = places[:count] + np.int64(chunk.start), kept[:count].copy()
-        return found
+            runs[chunk.start] = places[:count] + np.int64(chunk.start), kept[:count].copy()
+        return runs
 
-    found: dict[int, Found] = reduce(or_, _in_threads(work, patterns.size), {})
-    if not found:
+    runs: dict[int, Found] = reduce(or_, _in_threads(work, patterns.size), {})
+    if not runs:
         return np.zeros(0, np.int64), patterns[:0].copy()
-    places, kept = zip(*(found[start] for start in sorted(found)), strict=True)
+    places, kept = zip(*(runs[start] for start in sorted(runs)), strict=True)
     return np.concatenate(places), np.concatenate(kept)
 
 
@@ -108,12 +108,12 @@ def _by_digits(patterns: NDArray[Any], k: int, infinity: Any) -> Found:
         digit = len(counts) - 1 - int(np.searchsorted(from_top, k - above))
         above += int(counts[digit + 1 :].sum())
         prefix = prefix << DIGIT | digit
-    indices, found = _above(patterns, prefix)
+    indices, larger = _above(patterns, prefix)
     equal = np.empty(k - above, np.int64)
     _first_equal(patterns, patterns.dtype.type(prefix), equal)
     indices = np.concatenate([indices, equal])
     order = indices.argsort()
-    return indices[order], np.concatenate([found, patterns[equal]])[order]
+    return indices[order], np.concatenate([larger, patterns[equal]])[order]
 
 
 def _nonfinite(patterns: NDArray[Any], infinity: Any) -> Found:

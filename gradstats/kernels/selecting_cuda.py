@@ -22,9 +22,9 @@ SIGMAS = 6.0  # by which more of the sample are taken than their share
 
 
 @triton.jit
-def _magnitude(patterns, places, there, INFINITE: tl.constexpr, MASK: tl.constexpr):
+def _magnitude(patterns, places, inside, INFINITE: tl.constexpr, MASK: tl.constexpr):
     # finite < inf < NaN, and all NaN are equal
-    bits = tl.load(patterns + places, mask=there, other=0).to(tl.int64) & MASK
+    bits = tl.load(patterns + places, mask=inside, other=0).to(tl.int64) & MASK
     return tl.minimum(bits, INFINITE + 1)
 
 
@@ -44,10 +44,10 @@ def _digits(
     row = counts + tl.program_id(0) * BINS
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
         places = tl.full([BLOCK], BLOCK, tl.int64) * block + tl.arange(0, BLOCK)
-        there = places < n
-        digits = _magnitude(patterns, places, there, INFINITE, MASK) >> SHIFT
-        here = there & (digits // BINS == wanted)
-        tl.atomic_add(row + digits % BINS, 1, mask=here, sem="relaxed")
+        inside = places < n
+        digits = _magnitude(patterns, places, inside, INFINITE, MASK) >> SHIFT
+        wanted_ones = inside & (digits // BINS == wanted)
+        tl.atomic_add(row + digits % BINS, 1, mask=wanted_ones, sem="relaxed")
 
 
 @triton.jit
@@ -62,11 +62,11 @@ def _classes(
     BLOCK: tl.constexpr,
 ):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = places < n
-    bits = _magnitude(patterns, places, there, INFINITE, MASK)
+    inside = places < n
+    bits = _magnitude(patterns, places, inside, INFINITE, MASK)
     limit = tl.load(kth)
-    tl.store(above + tl.program_id(0), tl.sum((there & (bits > limit)).to(tl.int64)))
-    tl.store(equal + tl.program_id(0), tl.sum((there & (bits == limit)).to(tl.int64)))
+    tl.store(above + tl.program_id(0), tl.sum((inside & (bits > limit)).to(tl.int64)))
+    tl.store(equal + tl.program_id(0), tl.sum((inside & (bits == limit)).to(tl.int64)))
 
 
 @triton.jit
@@ -85,11 +85,11 @@ def _write_largest(
     BLOCK: tl.constexpr,
 ):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = places < n
-    bits = _magnitude(patterns, places, there, INFINITE, MASK)
+    inside = places < n
+    bits = _magnitude(patterns, places, inside, INFINITE, MASK)
     limit, most = tl.load(kth), tl.load(missing)
-    larger = (there & (bits > limit)).to(tl.int64)
-    same = (there & (bits == limit)).to(tl.int64)
+    larger = (inside & (bits > limit)).to(tl.int64)
+    same = (inside & (bits == limit)).to(tl.int64)
     larger_before = tl.load(above + tl.program_id(0)) + tl.cumsum(larger) - larger
     same_before = tl.load(equal + tl.program_id(0)) + tl.cumsum(same) - same
     chosen = (larger > 0) | ((same > 0) & (same_before < most))
@@ -135,9 +135,11 @@ def _largest_of(indices: Tensor, near: Tensor, k: int) -> tuple[Tensor, Tensor]:
     larger = magnitudes > kth
     chosen = larger | (equal & (equal.cumsum(0) <= k - larger.sum()))
     target = torch.where(chosen, chosen.cumsum(0) - 1, k)  # place k takes what is not chosen
-    found = torch.empty(k + 1, dtype=torch.int64, device=near.device).scatter_(0, target, indices)
+    ordered = torch.empty(k + 1, dtype=torch.int64, device=near.device).scatter_(
+        0, target, indices
+    )
     kept = torch.empty(k + 1, dtype=near.dtype, device=near.device).scatter_(0, target, near)
-    return found[:k], kept[:k]
+    return ordered[:k], kept[:k]
 
 
 def _by_radix(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -205,8 +207,8 @@ def above(values: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         _above[(len(kept),)](values, limit, kept, n, BLOCK=BLOCK, **OPTIONS)
     ends = kept.cumsum(0)
     indices = torch.empty(int(ends[-1]) if n else 0, dtype=torch.int64, device=device)
-    found = torch.empty(len(indices), dtype=values.dtype, device=device)
+    selected = torch.empty(len(indices), dtype=values.dtype, device=device)
     if len(indices):
-        where = (values, limit, ends - kept, indices, found)
+        where = (values, limit, ends - kept, indices, selected)
         _write[(len(kept),)](*where, n, BLOCK=BLOCK, **OPTIONS)
-    return indices, found
+    return indices, selected

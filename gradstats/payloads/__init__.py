@@ -1,14 +1,49 @@
-"""Reads payloads from bytes."""
+"""Messages: what a compressor sends, and how it is read from bytes."""
 
 from __future__ import annotations
 
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.base import Bundle, Constant, Dense, Payload
+from gradstats.payloads.codebooks import (
+    DynamicTree,
+    Exponential,
+    Gauss,
+    Powers,
+    Sign,
+    Uniform,
+)
 from gradstats.payloads.low_rank import LowRank
 from gradstats.payloads.planes import Planes
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.sketch import Sketch
 from gradstats.payloads.sparse import Masked, Sparse
-from gradstats.payloads.wire import Reader, unseal
+from gradstats.payloads.symbol_codes import Packed
+from gradstats.payloads.wire import PayloadError, Reader, unseal
+
+__all__ = [
+    "KINDS",
+    "MAX_NUMEL",
+    "Alphabet",
+    "Bundle",
+    "Coded",
+    "Constant",
+    "Dense",
+    "DynamicTree",
+    "Exponential",
+    "Gauss",
+    "LowRank",
+    "Masked",
+    "Packed",
+    "Payload",
+    "PayloadError",
+    "Planes",
+    "Powers",
+    "Sign",
+    "Sketch",
+    "Sparse",
+    "Uniform",
+    "from_bytes",
+]
 
 KINDS: tuple[type[Payload], ...] = (
     Dense,

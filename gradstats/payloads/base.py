@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -31,7 +31,13 @@ class Payload(ABC):
     """
 
     kind: ClassVar[int]
-    numel: int
+
+    if TYPE_CHECKING:  # at run time a property would be the default of a dataclass's field
+
+        @property
+        @abstractmethod
+        def numel(self) -> int:
+            """Number of elements of the gradient; a field of some payloads."""
 
     @property
     @abstractmethod
@@ -119,9 +125,9 @@ def _moved(part: Any, device: torch.device) -> Any:
         return tuple(_moved(each, device) for each in part)
     if not is_dataclass(part) or isinstance(part, type):
         return part
-    found = {field.name: getattr(part, field.name) for field in fields(part)}
-    moved = {name: _moved(value, device) for name, value in found.items()}
-    return part if all(moved[name] is found[name] for name in found) else replace(part, **moved)
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    moved = {name: _moved(value, device) for name, value in values.items()}
+    return part if all(moved[name] is values[name] for name in values) else replace(part, **moved)
 
 
 def written(payload: Payload) -> Iterator[Section]:
@@ -142,7 +148,7 @@ class Dense(Payload):
     kind = 0
 
     @property
-    def numel(self) -> int:  # type: ignore[override]
+    def numel(self) -> int:
         """Number of elements."""
         return self.values.numel()
 
@@ -232,7 +238,7 @@ class Bundle(Payload):
     kind = 4
 
     @property
-    def numel(self) -> int:  # type: ignore[override]
+    def numel(self) -> int:
         """Elements of all parts."""
         return sum(part.numel for part in self.parts)
 
@@ -256,12 +262,12 @@ class Bundle(Payload):
     @classmethod
     def read(cls, reader: Reader) -> Self:
         """See `Payload.read`."""
-        found: list[Payload] = []
+        payloads: list[Payload] = []
         left = reader.max_numel
         for _ in range(reader.number(reader.rest(), "number of parts")):
-            found.append(reader.payload(left))
-            left -= found[-1].numel
-        return cls(tuple(found))
+            payloads.append(reader.payload(left))
+            left -= payloads[-1].numel
+        return cls(tuple(payloads))
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""

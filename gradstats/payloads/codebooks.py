@@ -2,77 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import astuple, dataclass, fields
-from functools import cache, lru_cache
-from importlib.resources import files
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from torch import Tensor
 
-Floats = NDArray[np.float64]
-Code = tuple[int, int, int]
-TABLES = 64  # kept in memory: whoever sends payloads chooses how many there are
-
-
-@dataclass(frozen=True)
-class Alphabet(ABC):
-    """A set of levels. Subclasses have up to two integers as fields, which determine it.
-
-    Attributes:
-        kind: what tells its class apart in bytes.
-    """
-
-    kind: ClassVar[int]
-
-    @property
-    def code(self) -> Code:
-        """Its kind and its integers."""
-        first, second, *_ = (*astuple(self), 0, 0)
-        return self.kind, first, second
-
-    @property
-    def largest(self) -> float:
-        """The largest level."""
-        return float(self.levels()[-1])
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """L, the number of levels, which are not built for it."""
-
-    @lru_cache(TABLES)  # noqa: B019  (alphabets are small)
-    def levels(self) -> Tensor:
-        """Float32 `[L]`, strictly rising."""
-        return torch.from_numpy(self.exact_levels().astype(np.float32))
-
-    @abstractmethod
-    def exact_levels(self) -> Floats:
-        """Float64 `[L]`, strictly rising."""
-
-
-@cache
-def codebooks() -> dict[str, NDArray[Any]]:
-    """The levels that take long to find: constants of the format, made by data/codebooks.py.
-
-    `gauss` holds the 2^(b-1) positive levels of every `Gauss(b)` one behind the other, b = 1 … 8;
-    `lattice` the 2^b integers of every `Lattice(b, g)`, in the order of b and then of g.
-    """
-    with (files(__package__) / "codebooks.npz").open("rb") as file:
-        return dict(np.load(file))
-
-
-def _both_signs(magnitudes: Floats) -> Floats:
-    return np.concatenate([-magnitudes[::-1], [0.0], magnitudes])
-
-
-def _check(holds: bool, alphabet: Alphabet) -> None:
-    if not holds:
-        raise ValueError(f"alphabet must have its numbers in range, got {alphabet}")
+from gradstats.payloads.alphabet import Alphabet, Code, Floats, _both_signs, _check, codebooks
 
 
 @dataclass(frozen=True)
@@ -159,7 +95,7 @@ class Powers(Alphabet):
 class Gauss(Alphabet):
     """The Lloyd-Max quantiser of the standard normal law.
 
-    Each level is the mean of the law in its cell, and cells meet halfway between levels.
+    Each level is the mean of the distribution in its cell, and cells meet halfway between levels.
 
     Attributes:
         bits: 1 to 8, for 2^bits levels.
@@ -254,8 +190,8 @@ class DynamicTree(Alphabet):
             for z in range(7)
             for edges in [np.linspace(0.1, 1, (1 << (6 - z)) + 1)]
         ]
-        found = _both_signs(np.sort(np.concatenate(magnitudes)))
-        return np.append(found, 1.0)
+        levels = _both_signs(np.sort(np.concatenate(magnitudes)))
+        return np.append(levels, 1.0)
 
 
 @dataclass(frozen=True)
@@ -263,8 +199,8 @@ class Lattice(Alphabet):
     r"""Some of the points of an even grid from -1 to 1, best for a clipped normal law.
 
     Levels are z / (g/2) - 1 for 2^bits integers z in 0 … g with both ends among them. Values are
-    those of a standard normal law over `CLIP`, and they are rounded at random to a neighbouring
-    level without bias; the integers are those that lose least of it,
+    those of a standard normal distribution over `CLIP`, and they are rounded at random to a
+    neighbouring level without bias; the integers are those that lose least of it,
 
     .. math:: \sum_j \int_{l_j}^{l_{j+1}} (x - l_j)(l_{j+1} - x) \varphi(x) dx,
 

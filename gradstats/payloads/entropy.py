@@ -68,14 +68,14 @@ def decode_symbols(data: bytes, n: int, freq: NDArray[np.int64]) -> NDArray[np.i
         raise ValueError("the last word of coded symbols must not be 0")
     together = _together(freq)
     coder = extras.load("constriction").stream.stack.AnsCoder(words)
-    found = coder.decode(_model(_joint(freq, together)), -(-n // together))
-    found = found.astype(np.uint8 if freq.size**together <= 256 else np.int32)
+    symbols = coder.decode(_model(_joint(freq, together)), -(-n // together))
+    symbols = symbols.astype(np.uint8 if freq.size**together <= 256 else np.int32)
     if together == 2:
-        upper, lower = np.divmod(found, found.dtype.type(freq.size))
-        found = np.stack([lower, upper], axis=1).ravel()
-    if not coder.is_empty() or found[n:].any():
+        upper, lower = np.divmod(symbols, symbols.dtype.type(freq.size))
+        symbols = np.stack([lower, upper], axis=1).ravel()
+    if not coder.is_empty() or symbols[n:].any():
         raise ValueError(f"coded symbols must end after {n}")
-    return np.asarray(found[:n].astype(np.uint8 if freq.size <= 256 else np.int32))
+    return np.asarray(symbols[:n].astype(np.uint8 if freq.size <= 256 else np.int32))
 
 
 def _together(freq: NDArray[np.int64]) -> int:
@@ -115,12 +115,12 @@ def decompress_bytes(data: bytes, nbytes: int) -> bytes:
     zstd = extras.load("zstandard")
     try:
         claimed = zstd.frame_content_size(data)
-        found = zstd.ZstdDecompressor().decompress(data) if claimed == nbytes else b""
+        plain = zstd.ZstdDecompressor().decompress(data) if claimed == nbytes else b""
     except zstd.ZstdError as error:
         raise ValueError(f"cannot decompress: {error}") from error
-    if claimed != nbytes or len(found) != nbytes:
+    if claimed != nbytes or len(plain) != nbytes:
         raise ValueError(f"compressed bytes must be {nbytes}, got {claimed}")
-    return bytes(found)
+    return bytes(plain)
 
 
 def byte_planes(data: bytes, width: int) -> bytes:

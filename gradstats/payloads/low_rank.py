@@ -29,13 +29,13 @@ class LowRank(Payload):
     kind = 7
 
     @property
-    def numel(self) -> int:  # type: ignore[override]
+    def numel(self) -> int:
         """n1 n2."""
         return len(self.left) * len(self.right)
 
     @property
     def count(self) -> int:
-        """Every element is spoken of."""
+        """Every element is covered."""
         return self.numel
 
     @property

@@ -56,7 +56,7 @@ class Planes(Payload):
     def read(cls, reader: Reader) -> Self:
         """See `Payload.read`."""
         dtype, numel = reader.float_dtype(), reader.numel()
-        found = cls(bytes(reader.blob()), numel, dtype)
+        payload = cls(bytes(reader.blob()), numel, dtype)
         if reader.checks(numel):
-            found.decode()
-        return found
+            payload.decode()
+        return payload

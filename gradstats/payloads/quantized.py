@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import from_unit, unit_of
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.base import Payload
-from gradstats.payloads.codebooks import Alphabet, alphabet_of
+from gradstats.payloads.codebooks import alphabet_of
 from gradstats.payloads.symbol_codes import CODERS, Coder
 from gradstats.payloads.wire import (
     PayloadError,
@@ -84,10 +85,10 @@ class Coded(Payload):
 
     def _scaled(self) -> Tensor:
         if not self.rotation:
-            found = coding.dequantize(self._packed(), self.numel, *self._tables())
+            values = coding.dequantize(self._packed(), self.numel, *self._tables())
             if self.offsets is not None:
-                found += self.offsets.repeat_interleave(self.bucket)[: self.numel]
-            return found
+                values += self.offsets.repeat_interleave(self.bucket)[: self.numel]
+            return values
         rotated = coding.dequantize(self._packed(), self.symbols, *self._tables())
         return coding.unrotate(rotated, self.numel, self.bucket, self.rotation)
 
@@ -142,12 +143,9 @@ class Coded(Payload):
         unit = reader.real()
         flags = reader.number(ROTATED + MOVED, "flags")
         rotation = reader.key() if flags & ROTATED else None
-        if (
-            bucket < 1
-            or flags == ROTATED + MOVED
-            or (rotation and (bucket > max(numel, 1) or bucket & (bucket - 1)))
-        ):
-            raise PayloadError(f"bucket must be at least 1, got {bucket} of {numel} elements")
+        if flags == ROTATED + MOVED:
+            raise PayloadError("cannot decode payload: it has both a rotation and offsets")
+        _check_bucket(bucket, numel, rotated=rotation is not None)
         symbols = _padded(numel, bucket) if rotation else numel
         buckets = -(-symbols // bucket)
         dtype = reader.dtype()
@@ -156,21 +154,31 @@ class Coded(Payload):
             scales = scales.view(buckets, levels)
         offsets = reader.tensor(buckets, torch.float32) if flags & MOVED else None
         coder = CODERS[reader.number(len(CODERS) - 1, "coder")]
-        found = coder.read(reader, symbols, alphabet, levels)
-        return cls(found, numel, alphabet, scales, bucket, unit, rotation, offsets)
+        packed = coder.read(reader, symbols, alphabet, levels)
+        return cls(packed, numel, alphabet, scales, bucket, unit, rotation, offsets)
 
 
 def _read_alphabet(reader: Reader) -> tuple[Alphabet | None, int]:
     kind, first, second = (reader.number(MOST_LEVELS, "alphabet") for _ in range(3))
     if kind == OWN_LEVELS:
-        if not 2 <= first <= MOST_LEVELS or second:
+        if not 2 <= first <= MOST_LEVELS:
             raise PayloadError(f"levels must be 2 … {MOST_LEVELS}, got {first}")
+        if second:
+            raise PayloadError(f"levels of buckets must have one number, got {second} as well")
         return None, first
     try:
         alphabet = alphabet_of((kind, first, second))
     except ValueError as error:
         raise PayloadError(f"cannot decode payload: {error}") from error
     return alphabet, alphabet.size
+
+
+def _check_bucket(bucket: int, numel: int, *, rotated: bool) -> None:
+    if bucket < 1:
+        raise PayloadError(f"bucket must be at least 1, got {bucket}")
+    if rotated and (bucket > max(numel, 1) or bucket & (bucket - 1)):
+        rule = f"bucket of a rotation must be a power of two up to the {numel} elements"
+        raise PayloadError(f"{rule}, got {bucket}")
 
 
 def _padded(numel: int, bucket: int) -> int:

@@ -38,7 +38,7 @@ class Sketch(Payload):
 
     @property
     def count(self) -> int:
-        """Every element is spoken of."""
+        """Every element is covered."""
         return self.numel
 
     def decode(self) -> Tensor:
@@ -76,7 +76,7 @@ class Sketch(Payload):
 def hashes(
     key: tuple[int, int], shape: tuple[int, ...], places: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each row the bucket and the sign of the elements at these places."""
+    """Return, for each row, the bucket and the sign of the elements at these indices."""
     rows, columns = shape
     for pair in range(-(-rows // 2)):
         words = philox((key[0], key[1] ^ pair), places)

@@ -1,11 +1,12 @@
-"""Payloads of some of the elements: their places, and a payload of their values."""
+"""Payloads of some of the elements: their indices, and a payload of their values."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -28,15 +29,21 @@ from gradstats.rng import Stream
 
 
 class Scattered(Payload):
-    """Some of the elements; what is said of their values is a payload of its own.
+    """Some of the elements; their values are a payload of their own.
 
     Attributes:
         kept: payload of the `count` values.
-        indices: places of the elements, int64 `[count]`, rising.
+        indices: indices of the elements, int64 `[count]`, rising.
     """
 
     kept: Payload
-    indices: Tensor
+
+    if TYPE_CHECKING:  # see `Payload`
+
+        @property
+        @abstractmethod
+        def indices(self) -> Tensor:
+            """Int64 `[count]`, rising; a field of some payloads."""
 
     @property
     def count(self) -> int:
@@ -95,6 +102,36 @@ class Sparse(Scattered):
     index_code: str | None = None
     kind = 2
 
+    @classmethod
+    def at(cls, flat: Tensor, indices: Tensor) -> Self:
+        """Return the payload of a gradient's elements at some indices.
+
+        Args:
+            flat: the gradient, `[d]`.
+            indices: int64, in any order, without repetition.
+
+        Example:
+            >>> Sparse.at(torch.tensor([3.0, 0.0, -5.0]), torch.tensor([2, 0])).values
+            tensor([ 3., -5.])
+        """
+        rising = indices.sort().values
+        return cls(Dense(flat[rising]), flat.numel(), rising)
+
+    @classmethod
+    def above(cls, flat: Tensor, threshold: float) -> Self:
+        """Return the payload of the elements with |x| > threshold, and of every NaN.
+
+        Args:
+            flat: the gradient, `[d]`, contiguous.
+            threshold: a magnitude.
+
+        Example:
+            >>> Sparse.above(torch.tensor([3.0, 0.0, -5.0]), 4.0).indices
+            tensor([2])
+        """
+        indices, values = kernels.compact(flat, threshold)
+        return cls(Dense(values), flat.numel(), indices)
+
     @cached_property
     def _chosen(self) -> str:
         return self.index_code or index_codes.cheapest(self._places, self.numel)
@@ -134,13 +171,13 @@ class Sparse(Scattered):
 
 @dataclass(frozen=True, eq=False)
 class Masked(Scattered):
-    """Elements at places that all workers draw from the same key: no index travels.
+    """Elements at indices that all workers draw from the same key: no index travels.
 
     Attributes:
         kept: payload of the values.
         numel: number of elements of the gradient.
-        stream: the shared stream whose `subset(count, numel)` the places are.
-        drawn: those places, where they were drawn already; they do not travel.
+        stream: the shared stream whose `subset(count, numel)` are the indices.
+        drawn: those indices, if they were drawn already; they do not travel.
     """
 
     kept: Payload
@@ -150,7 +187,7 @@ class Masked(Scattered):
     kind = 3
 
     @cached_property
-    def indices(self) -> Tensor:  # type: ignore[override]
+    def indices(self) -> Tensor:
         """Int64 `[count]`."""
         if self.drawn is not None:
             return self.drawn
@@ -175,18 +212,6 @@ class Masked(Scattered):
         stream = Stream(reader.key())
         count = reader.number(numel, "count")
         return cls(_read_kept(reader, count), numel, stream)
-
-
-def sparse(flat: Tensor, indices: Tensor) -> Sparse:
-    """The payload of the elements of `flat` at `indices`, which need not rise."""
-    places = indices.sort().values
-    return Sparse(Dense(flat[places]), flat.numel(), places)
-
-
-def above(flat: Tensor, threshold: float) -> Sparse:
-    """The payload of the elements of `flat` with |x| > threshold, and of every NaN."""
-    indices, values = kernels.compact(flat, threshold)
-    return Sparse(Dense(values), flat.numel(), indices)
 
 
 def _read_kept(reader: Reader, count: int) -> Payload:

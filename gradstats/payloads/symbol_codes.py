@@ -1,4 +1,4 @@
-"""How the symbols of a quantised gradient travel: packed, or entropy-coded under a model."""
+"""Codes of the symbols of a quantised gradient: packed, or entropy-coded under a model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from gradstats.kernels import coding
 from gradstats.payloads import entropy
-from gradstats.payloads.codebooks import Alphabet
+from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.symbol_model import NARROWEST, WIDEST, symbol_probabilities
 from gradstats.payloads.wire import PayloadError, Reader, Section, blob, real, refused
 
 
 class Coder(ABC):
-    """Symbols 0 … L-1 of an alphabet under way.
+    """The coded symbols 0 … L-1 of an alphabet.
 
     Attributes:
-        kind: what tells its class apart in bytes.
+        kind: the code of its class in the bytes.
     """
 
     kind: ClassVar[int]
 
     @abstractmethod
     def packed(self, n: int, levels: int) -> Tensor:
-        """The n symbols as `kernels.codes.pack` packs them, uint8."""
+        """The n symbols as `kernels.coding.pack` packs them, uint8."""
 
     @abstractmethod
     def sections(self) -> Iterator[Section]:
@@ -108,19 +108,19 @@ class ANS(Coder):
         frequencies = np.frombuffer(reader.take(2 * levels), "<u2").astype(np.int64) + 1
         if frequencies.sum() != 1 << entropy.BITS:
             raise PayloadError(f"frequencies must sum to 2^16, got {frequencies.sum()}")
-        found = cls(bytes(reader.blob()), frequencies)
+        packed = cls(bytes(reader.blob()), frequencies)
         if reader.checks(n):
-            found.packed(n, levels)
-        return found
+            packed.packed(n, levels)
+        return packed
 
 
 @dataclass(frozen=True, eq=False)
 class ModelANS(ANS):
-    """The same under a generalized normal law, of which two numbers are sent instead of a table.
+    """Entropy code under a generalized normal distribution: two numbers travel, not a table.
 
     Attributes:
-        shape: β of the law.
-        scale: of what was quantised: α of the law in units of the alphabet.
+        shape: β of the distribution.
+        scale: of what was quantised: α of the distribution in units of the alphabet.
     """
 
     shape: float
@@ -145,14 +145,17 @@ class ModelANS(ANS):
         """See `Coder.read`."""
         shape, scale = reader.real(), reader.real()
         data = bytes(reader.blob())
-        if alphabet is None or not (NARROWEST <= shape <= WIDEST and 1e-6 < scale < 1e6):
-            raise PayloadError(f"model must have a shape and a scale, got {shape}, {scale}")
+        if alphabet is None:
+            raise PayloadError("a model must have an alphabet, got levels of buckets")
+        if not (NARROWEST <= shape <= WIDEST and 1e-6 < scale < 1e6):
+            rule = f"model must have a shape from {NARROWEST:g} to {WIDEST:g}, a scale near 1"
+            raise PayloadError(f"{rule} (1e-6 to 1e6), got {shape}, {scale}")
         if levels > MODELLED:
             raise PayloadError(f"model must have at most {MODELLED} levels, got {levels}")
-        found = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
+        packed = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
         if reader.checks(n):
-            found.packed(n, levels)
-        return found
+            packed.packed(n, levels)
+        return packed
 
 
 @lru_cache(maxsize=256)
@@ -210,7 +213,8 @@ class ZeroRuns(Coder):
         data = bytes(reader.blob())
         fives = int(REPEATS[np.frombuffer(data, np.uint8)].sum(dtype=np.int64))
         if fives != -(-n // DIGITS):
-            raise PayloadError(f"runs must hold {n} symbols, got {fives} bytes of five")
+            rule = f"runs must hold {n} symbols in {-(-n // DIGITS)} bytes of five"
+            raise PayloadError(f"{rule}, got {fives} bytes")
         return cls(data)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import gamma, gammainc
 
-from gradstats.payloads.codebooks import Alphabet
+from gradstats.payloads.alphabet import Alphabet
 
 Floats = NDArray[np.float64]
 GRID = 64  # shapes are multiples of 1/64
@@ -45,12 +45,12 @@ def optimal_scale(shape: float, alphabet: Alphabet) -> float:
         return float(good[np.abs(np.log(good)).argmin()])
     lowest = int(errors.argmin())
     bounds = np.log(SCALES[[max(lowest - 1, 0), min(lowest + 1, len(SCALES) - 1)]])
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda log: relative_error(shape, float(np.exp(log)), alphabet),
         bounds=tuple(bounds),
         method="bounded",
     )
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
 def relative_error(shape: float, scale: float, alphabet: Alphabet) -> float:

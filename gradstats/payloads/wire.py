@@ -1,4 +1,4 @@
-"""How payloads lie in bytes: a checked envelope, numbers as varints, tensors as they are."""
+"""The byte format of payloads: a checked envelope, numbers as varints, tensors as they are."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Section = bytes | Tensor
 
 
 class PayloadError(ValueError):
-    """Bytes that are not a payload, or not an intact one."""
+    """Raised for bytes that are not a payload, or not an intact one."""
 
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """A ValueError is a PayloadError."""
+    """Raise ValueErrors of the block as PayloadError."""
     try:
         yield
     except ValueError as error:
@@ -46,7 +46,7 @@ def refused() -> Iterator[None]:
 
 
 def varint(number: int) -> bytes:
-    """LEB128: seven bits a byte, the least significant first.
+    """Encode an integer as LEB128: seven bits per byte, the least significant first.
 
     Example:
         >>> varint(300).hex()
@@ -61,7 +61,7 @@ def varint(number: int) -> bytes:
 
 
 def size(section: Section) -> int:
-    """Length of a section in bytes."""
+    """Return the length of a section in bytes."""
     return section.nbytes if isinstance(section, Tensor) else len(section)
 
 
@@ -76,13 +76,13 @@ def raw(section: Section) -> bytes:
 
 
 def seal(sections: Iterable[Section]) -> bytes:
-    """The sections in an envelope."""
+    """Put sections into an envelope."""
     body = b"".join(map(raw, sections))
     return ENVELOPE.pack(MAGIC, VERSION, _checksum(body)) + body
 
 
 def unseal(data: bytes) -> memoryview:
-    """What is in an envelope.
+    """Return the content of an envelope.
 
     Raises:
         PayloadError: truncated, corrupted, or of another version.
@@ -107,7 +107,7 @@ def _checksum(body: bytes | memoryview) -> int:
 
 
 class Reader:
-    """Reads a payload's body from its start; believes nothing.
+    """A reader of a payload's body, from its start; it checks every claim.
 
     Time and memory go with the length of the body, whatever it claims.
 
@@ -131,10 +131,10 @@ class Reader:
         kind = self._kinds[self.number(len(self._kinds) - 1, "kind")]
         before, self.max_numel = self.max_numel, max_numel
         self._depth += 1
-        found = kind.read(self)
+        payload = kind.read(self)
         self._depth -= 1
         self.max_numel = before
-        return found
+        return payload
 
     def rest(self) -> int:
         """Bytes that are left."""
@@ -152,8 +152,8 @@ class Reader:
     def checks(self, elements: int) -> bool:
         """Whether to decode these entropy-coded elements now, so that bad ones are refused.
 
-        A few bytes may claim any number of them. Those of a whole body are checked up to 65,536
-        and 64 a byte; more than that are found to be bad when they are decoded.
+        A few bytes may claim any number of elements. Up to 65,536 elements and 64 per byte of a
+        body are checked; beyond that, bad ones are detected when they are decoded.
         """
         affordable = elements <= self._checkable
         self._checkable -= elements * affordable
@@ -161,18 +161,18 @@ class Reader:
 
     def number(self, most: int, what: str) -> int:
         """A varint, at most `most`."""
-        found = shift = 0
+        value = shift = 0
         while True:
             byte = self.take(1)[0]
-            found |= (byte & 0x7F) << shift
+            value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 break
             if shift > 63:
                 raise PayloadError(f"cannot decode payload: {what} does not end")
-        if found > most or (byte == 0 and shift > 7):
-            raise PayloadError(f"cannot decode payload: {what} is {found}, at most {most}")
-        return found
+        if value > most or (byte == 0 and shift > 7):
+            raise PayloadError(f"cannot decode payload: {what} is {value}, at most {most}")
+        return value
 
     def numel(self) -> int:
         """Elements of a gradient."""

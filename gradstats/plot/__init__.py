@@ -1,4 +1,4 @@
-"""Figures of rows and Summaries; never drawn from millions of points.
+"""Figures of tables and Summaries; never drawn from millions of points.
 
 Each function draws into `ax`, a new one if None, and returns it.
 """

@@ -1,4 +1,4 @@
-"""What every figure needs: axes, seaborn, and how many points are enough."""
+"""Common parts of all figures: axes, seaborn, legends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_INSIDE = 9  # names in a legend inside the axes
 
 
 def new_axes(ax: Axes) -> Axes:
-    """The axes given, or those of a new figure."""
+    """Return the given axes, or the axes of a new figure."""
     if ax is not None:
         return ax
     return extras.load("matplotlib.pyplot").subplots(figsize=(6.4, 4.2), layout="constrained")[1]
@@ -47,7 +47,7 @@ def estimated_over_target(rows: Table, name: str, ax: Axes) -> None:
 
 
 def legend(ax: Axes, **settings: Any) -> None:
-    """A small legend, where there is something to name; beside the axes where there is much."""
+    """Draw a small legend if there is something to name; beside the axes if it is long."""
     names = ax.get_legend_handles_labels()[1]
     if len(names) > MOST_INSIDE:
         beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "x-small"}

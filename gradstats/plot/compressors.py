@@ -32,7 +32,7 @@ def estimation(replayed: Table, ax: Axes = None) -> Axes:
 
 @lettered
 def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
-    """Relative error of what is waiting to be sent against bits an element, a line a method.
+    """Draw the relative error of the compensated gradient over bits per element, by method.
 
     Args:
         methods: lines of `gradstats.replaying.ranking.methods_table` of one setting.
@@ -50,7 +50,7 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
         dashes=False,
         ax=ax,
     )
-    ax.set(xscale="log", yscale="log", xlabel="bits an element", ylabel="relative error")
+    ax.set(xscale="log", yscale="log", xlabel="bits per element", ylabel="relative error")
     ax.set(title="Error against bytes sent")
     legend(ax, ncols=2)
     return ax
@@ -58,7 +58,7 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
 
 @lettered
 def equal_bits(rows: Table, ax: Axes = None) -> Axes:
-    """Error over that of exact Top-k with as many bytes, against bits an element.
+    """Draw the error over that of exact Top-k with as many bytes, by bits per element.
 
     Args:
         rows: from `gradstats.replaying.equal_bits.equal_bits`.
@@ -78,7 +78,7 @@ def equal_bits(rows: Table, ax: Axes = None) -> Axes:
         ax=ax,
     )
     ax.axhline(1, color="0.5", lw=1)
-    ax.set(xscale="log", yscale="log", xlabel="bits an element", ylabel="error / Top-k's")
+    ax.set(xscale="log", yscale="log", xlabel="bits per element", ylabel="error / Top-k's")
     ax.set(title="Error at equal bits")
     legend(ax, ncols=2)
     return ax
@@ -105,9 +105,9 @@ def overhead(timings: Table, ax: Axes = None) -> Axes:
 
 @lettered
 def residuals(replayed: Table, ax: Axes = None) -> Axes:
-    """‖e‖/‖g‖ of the error-feedback memory over steps, a line a method.
+    """Draw ‖e‖/‖g‖ of the error-feedback memory over steps, one line per method.
 
-    Of a long run some 300 steps are shown, evenly spaced.
+    For a long run some 300 steps are shown, evenly spaced.
     """
     ax = new_axes(ax)
     rows = named(replayed[replayed["residual_ratio"] > 0], "method")

@@ -1,4 +1,4 @@
-"""Figures of one gradient: its magnitudes against laws, and how compressible it is."""
+"""Figures of one gradient: its magnitudes against distributions, and how compressible it is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def density(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Ax
 
     Args:
         summary: of one gradient.
-        laws: fitted laws by name.
+        laws: fitted distributions by name.
         ax: where to draw; a new figure if None.
     """
     ax = new_axes(ax)
@@ -44,7 +44,10 @@ def density(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Ax
 
 @lettered
 def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
-    """P(|G| > m) of the magnitudes and of fitted laws, log-log: thresholds live in the tail."""
+    """P(|G| > m) of the magnitudes and of fitted distributions, log-log.
+
+    Thresholds live in the tail.
+    """
     ax = new_axes(ax)
     shares = np.geomspace(1, min(max(2 / summary.nonzero, 1e-6), 1), CURVE_POINTS)
     magnitudes = np.array([summary.quantile(share) for share in shares])
@@ -62,29 +65,37 @@ def survival(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> A
 
 @lettered
 def qq(summary: Summary, laws: Mapping[str, Family], ax: Axes = None) -> Axes:
-    """Magnitudes of the data against those of each law at equal shares; the right law is the line.
+    """Magnitudes of the data against those of each distribution at equal shares.
+
+    The right distribution is the line.
 
     Args:
         summary: of one gradient.
-        laws: fitted laws by name.
+        laws: fitted distributions by name.
         ax: where to draw.
     """
     ax = new_axes(ax)
     pairs = {name: quantile_pairs(law, summary) for name, law in laws.items()}
-    for name, (expected, found) in pairs.items():
-        ax.plot(expected, found, label=shown(name), lw=1.3)
+    for name, (expected, observed) in pairs.items():
+        ax.plot(expected, observed, label=shown(name), lw=1.3)
     data = next(iter(pairs.values()))[1] if pairs else np.array([1.0])
     ends = [data[data > 0].min(), data.max()] if (data > 0).any() else [1.0, 1.0]
     ax.plot(ends, ends, color="0.3", lw=1, ls=":")
     ax.set(xscale="log", yscale="log", xlim=(ends[0] / 3, ends[1] * 3))
-    ax.set(xlabel="|g| of the law", ylabel="|g| captured", title="Quantiles against quantiles")
+    ax.set(
+        xlabel="|g| of the distribution",
+        ylabel="|g| captured",
+        title="Quantiles against quantiles",
+    )
     legend(ax)
     return ax
 
 
 @lettered
 def tail_error(fits: Table, ax: Axes = None) -> Axes:
-    """k̂/k of each law's threshold by ratio: median over steps, bars from 10 to 90 %; 1 is right.
+    """k̂/k of each distribution's threshold by ratio: median over steps, bars from 10 to 90 %.
+
+    1 is right.
 
     Args:
         fits: rows of `gradstats.fit`.
@@ -92,7 +103,7 @@ def tail_error(fits: Table, ax: Axes = None) -> Axes:
     """
     ax = new_axes(ax)
     estimated_over_target(fits, "family", ax)
-    ax.set(title="What the laws' thresholds keep")
+    ax.set(title="What the fitted thresholds keep")
     return ax
 
 
@@ -108,12 +119,12 @@ def sorted_magnitudes(summary: Summary, ax: Axes = None) -> Axes:
     ranks = np.geomspace(1, summary.nonzero, CURVE_POINTS)
     magnitudes = np.array([summary.quantile(rank / summary.nonzero) for rank in ranks])
     ax.plot(ranks, magnitudes / summary.max_abs, color="k", lw=2, label="captured")
-    if (found := _decay(summary)) is not None:
-        window = np.array([found.first_rank, found.last_rank])
+    if (decay_fit := _decay(summary)) is not None:
+        window = np.array([decay_fit.first_rank, decay_fit.last_rank])
         middle = math.sqrt(window.prod())
         height = summary.quantile(middle / summary.nonzero) / summary.max_abs
-        line = height * (window / middle) ** -found.exponent
-        ax.plot(window, line, "C1--", lw=2, label=f"rank$^{{-{found.exponent:.2f}}}$")
+        line = height * (window / middle) ** -decay_fit.exponent
+        ax.plot(window, line, "C1--", lw=2, label=f"rank$^{{-{decay_fit.exponent:.2f}}}$")
     ax.plot(ranks, ranks**-COMPRESSIBLE, color="0.6", lw=1, ls=":", label="rank$^{-1/2}$")
     ax.set(xscale="log", yscale="log", xlabel="rank j", ylabel="|g| of rank j / largest")
     ax.set(ylim=(1e-5, 2), title="Sorted magnitudes")

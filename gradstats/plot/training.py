@@ -1,4 +1,4 @@
-"""Figures over training: laws, thresholds, ranks, and elements over the steps."""
+"""Figures over training: distributions, thresholds, ranks, and elements over the steps."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def heat(rows: Table, value: str, ax: Axes = None) -> Axes:
     k̂/k is shown as a number of doublings about 1.
 
     Args:
-        rows: step, group and the column; one line a step and group.
+        rows: step, group and the column; one row per step and group.
         value: name of the column.
         ax: where to draw.
     """
@@ -150,14 +150,14 @@ def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
     """Share of elements below a value, by module type: signal-to-noise, tail index and others.
 
     Args:
-        series: a line an element, of `gradstats.fitting.over_steps.over_steps`.
+        series: one row per element, of `gradstats.fitting.over_steps.over_steps`.
         value: name of the column.
         ax: where to draw.
     """
     ax = new_axes(ax)
     shares = np.linspace(0, 1, CDF_POINTS)
-    for name, found in series[series[value].notna()].groupby("module_type", sort=False)[value]:
-        ax.plot(np.quantile(found, shares), shares, label=shown(f"{name} ({len(found):,})"))
+    for name, column in series[series[value].notna()].groupby("module_type", sort=False)[value]:
+        ax.plot(np.quantile(column, shares), shares, label=shown(f"{name} ({len(column):,})"))
     ax.set(xscale="log" if value == "snr" else "linear", xlabel=value, ylabel="share of elements")
     ax.set(title="Elements over the steps")
     legend(ax)

@@ -4,11 +4,10 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from gradstats.recording.provenance import provenance
 from gradstats.recording.pseudo import names_of
 from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.registry import make_way, register
-from gradstats.recording.schedules import Schedule, as_schedule, every
+from gradstats.recording.schedules import Schedule, as_schedule
 from gradstats.recording.selection import (
     Selected,
     left_out,
@@ -41,21 +40,16 @@ from gradstats.recording.selection import (
     unwrap_model,
     unwrap_optimizer,
 )
+from gradstats.recording.settings import CaptureSettings, IfExists
 from gradstats.recording.sharding import backward_counter, tables
 from gradstats.recording.slots import KINDS, Kind, Point
 from gradstats.recording.staging import Source
 from gradstats.recording.writer import BATCH_ROWS, OnSummary, Shadowing, Writer
+from gradstats.settings import takes_settings
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
 from gradstats.summary import Summary
 
-IfExists = Literal["error", "resume", "overwrite"]
-WhenFull = Literal["block", "drop", "thin"]
-LocalBy = Literal["hooks", "comm_hook"]
-Full = Callable[[int], bool] | Iterable[int] | None
 Optimizers = Optimizer | Sequence[Optimizer]
-
-DEFAULT_FULL = every(500)
-DEFAULT_TRACK = 65_536
 
 #: Rows of each kind that may wait for the writer before the training does.
 _WAITING: Mapping[Kind, int] = {"full": 2, "track": 2 * BATCH_ROWS, "summary": 2}
@@ -64,31 +58,17 @@ _WAITING: Mapping[Kind, int] = {"full": 2, "track": 2 * BATCH_ROWS, "summary": 2
 _TABLE_BYTES = 600_000
 
 
+@takes_settings(CaptureSettings)
 def capture(
     model: nn.Module,
     optimizer: Optimizers,
     path: str | os.PathLike[str],
-    *,
-    full: Full = DEFAULT_FULL,
-    track: int | None = DEFAULT_TRACK,
-    summary: bool = False,
-    on_summary: OnSummary | None = None,
-    shadow: Sequence[str] = (),
-    weights: bool = False,
-    at: str | Sequence[str] = "auto",
-    parameters: str | Sequence[str] = "*",
-    max_bytes: int | str = "20GB",
-    if_exists: IfExists = "error",
-    when_full: WhenFull = "block",
-    local_by: LocalBy = "hooks",
-    start_step: int = 0,
-    seed: int = 0,
-    quiet: bool = False,
+    settings: CaptureSettings,
 ) -> Capture | Idle:
     """Record the gradients of a training, from now until ``close()``.
 
     The gradients themselves are never touched, and nothing is raised into the training: rows that
-    cannot be stored are counted and said once. The many keywords are those of one recording.
+    cannot be stored are counted and logged once.
 
     Args:
         model: The module whose parameter names the rows go by; wrapped ones are unwrapped.
@@ -97,6 +77,7 @@ def capture(
             when one of them is called again.
         path: The store to write, by custom ``NAME.zarr``: a folder, or a URL such as
             ``s3://bucket/run.zarr``, to which rows are sent in the background.
+        settings: Keywords, one per field of `CaptureSettings`, as follows.
         full: Which steps get a whole row: ``every(n)``, ``log_spaced(n)``, ``window(a, b)``, a
             list of steps, any callable step -> bool, or None.
         track: How many elements to keep at every step, the same random ones; 0 or None for none.
@@ -124,7 +105,7 @@ def capture(
             which must be the only one of the DistributedDataParallel model and reduces alike.
         start_step: Number of the first optimizer step.
         seed: Seed of the choice of tracked elements.
-        quiet: Say nothing on stderr but faults.
+        quiet: Print nothing on stderr but errors and warnings.
 
     Returns:
         The handle: ``log(loss=...)``, ``record(...)``, ``step``, ``stats``, ``close()``; a context
@@ -140,40 +121,44 @@ def capture(
             optimizer is alive; `close_all` closes that.
         RuntimeError: The processes of a training do not agree on the store.
     """
-    check_choice("when_full", when_full, WhenFull)
-    check_choice("local_by", local_by, LocalBy)
+    return capture_by(model, optimizer, path, settings)
+
+
+def capture_by(
+    model: nn.Module,
+    optimizer: Optimizers,
+    path: str | os.PathLike[str],
+    settings: CaptureSettings,
+) -> Capture | Idle:
+    """Record as `capture` does, by settings that are one value already."""
     inner = unwrap_optimizers(optimizer)
-    chosen = select(model, inner, parameters)
+    chosen = select(model, inner, settings.parameters)
     tensors = [one.tensor for one in chosen]
     spread = distribution(model, chosen)
-    points = spread.points(at)
-    by_comm_hook = local_by == "comm_hook" and "local" in points
+    points = spread.points(settings.at)
+    by_comm_hook = settings.local_by == "comm_hook" and "local" in points
     if by_comm_hook:
         check_comm_hook(spread.ddp)
-    reports, place = Reports(quiet=quiet), as_place(path)
+    reports, place = Reports(quiet=settings.quiet), as_place(path)
     whole, own = tables(model, chosen)
     if not points:
         if group_is_missing():
             write_line(_idle_by_environment(spread))
         if not another_model(spread, place, own):
-            return Idle(start_step)
+            return Idle(settings.start_step)
         spread = replace(spread, first=True)
-        points = spread.points(at)
+        points = spread.points(settings.at)
     scattered = False
     if spread.fully and "local" in points:  # whole gradients, not shards
         scattered, spread = check_reduce_scatter(model, chosen), replace(spread, sharded=False)
-        if weights:
+        if settings.weights:
             raise ValueError(f"weights must be off: {spread.by} leaves shards of them here")
-    schedule = as_schedule(full)
-    summary = summary or on_summary is not None
-    check_rows_wanted(whole=full is not None or summary, track=track)
-    if shadow and not track:
-        raise ValueError(f"shadow runs on tracked elements: track must be on, got {track!r}")
-    shadows = _shadows(shadow, points, seed)
-    if weights:
+    schedule = as_schedule(settings.full)
+    shadows = _shadows(settings.shadow, points, settings.seed)
+    if settings.weights:
         _check_weights(chosen, own)
     own = own if spread.sharded else whole
-    ids = _tracked(own, track, seed, share=_size(own) / max(1, _size(whole)), spread=spread)
+    ids = _tracked(own, settings, share=_size(own) / max(1, _size(whole)), spread=spread)
     sources = [
         Source(
             own,
@@ -182,27 +167,27 @@ def capture(
             point,
             slots=_WAITING[kind],
             element_ids=ids if kind == "track" else None,
-            wait=when_full == "block",
-            weights=weights,
+            wait=settings.when_full == "block",
+            weights=settings.weights,
         )
         for point in points
-        for kind in _kinds(full=full is not None, track=bool(ids), summary=summary)
+        for kind in _kinds(settings, track=bool(ids))
     ]
     if not sources:
         fact = "all parameters get sparse gradients, of which no elements are tracked"
         raise ValueError(f"full or summary must be on, got neither: {fact}")
-    limit = _checked_limit(max_bytes, sources)
-    story = provenance(unwrap_model(model), inner[0], seed=seed, command=sys.argv)
+    limit = _checked_limit(settings.max_bytes, sources)
+    story = provenance(unwrap_model(model), inner[0], settings.plain, command=sys.argv)
 
     make_way(place)
-    create = partial(_created, place, whole, story, if_exists, own)
+    create = partial(_created, place, whole, story, settings.if_exists, own)
     with contextlib.ExitStack() as undo:
         store, segment = shared_store(spread, place, create)
         # with several processes, others may write there from now on
         undo.callback(_give_back, store, removable=spread.world_size == 1)
         if spread.rank:
             store.claim(spread.rank, own)
-        _declare(store, spread.rank, ids, {"summary": summary, "shadow": bool(shadows)})
+        _declare(store, spread.rank, ids, {"summary": settings.summaries, "shadow": bool(shadows)})
         alone = {"local", "outer"}.isdisjoint(points) and spread.one_model
         budget = Budget(max(0, (limit - store.nbytes) // (1 if alone else spread.world_size)))
         for line in _surprises(model, inner, chosen):
@@ -214,15 +199,16 @@ def capture(
             reports.news(_who(spread, points) + source)
         plan = Plan(
             schedule,
-            start_step,
+            settings.start_step,
             budget,
-            thin=when_full == "thin",
+            thin=settings.when_full == "thin",
             world_size=spread.world_size,
             by_comm_hook=by_comm_hook or scattered,
             count_backwards=backward_counter(model) if spread.by else None,
             names=names_of(model, chosen) if "outer" in points else {},
         )
-        lost, told = partial(_lost, budget, reports), on_summary and _guarded(on_summary, reports)
+        lost = partial(_lost, budget, reports)
+        told = settings.on_summary and _guarded(settings.on_summary, reports)
         writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
         undo.callback(_ended, writer)
         handle = Capture(unwrap_model(model), inner, tensors, sources, writer, plan, reports, told)
@@ -344,41 +330,20 @@ def _size(table: Sequence[Parameter]) -> int:
     return sum(parameter.numel for parameter in table)
 
 
-def _kinds(**wanted: bool) -> list[Kind]:
+def _kinds(settings: CaptureSettings, *, track: bool) -> list[Kind]:
+    wanted = {"full": settings.full is not None, "track": track, "summary": settings.summaries}
     return [kind for kind in KINDS if wanted[kind]]
 
 
 def _tracked(
-    table: Sequence[Parameter], track: int | None, seed: int, *, share: float, spread: Distribution
+    table: Sequence[Parameter], settings: CaptureSettings, *, share: float, spread: Distribution
 ) -> dict[str, np.ndarray]:
     """The elements to track; every process draws its part of them from its own shards."""
-    if not track:
+    if not settings.track:
         return {}
-    source = [seed, spread.rank] if spread.sharded else seed
-    count = round(track * share) if spread.sharded else track
+    source = [settings.seed, spread.rank] if spread.sharded else settings.seed
+    count = round(settings.track * share) if spread.sharded else settings.track
     return sample_elements(table, count, np.random.default_rng(source))
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Check a setting against the values of its Literal.
-
-    Raises:
-        ValueError: It is none of them.
-    """
-    if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
-
-
-def check_rows_wanted(*, whole: bool, track: int | None) -> None:
-    """Check that there is something to record.
-
-    Raises:
-        ValueError: ``track`` is not a number of elements, or neither whole rows nor elements.
-    """
-    if track is not None and (not isinstance(track, int) or track < 0):
-        raise ValueError(f"track must be a number of elements or None, got {track!r}")
-    if not whole and not track:
-        raise ValueError(f"full and track must not both be off, got None and {track!r}")
 
 
 def recorded_streams(store: GradientStore) -> Iterator[Stream]:

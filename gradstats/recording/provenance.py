@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,20 @@ def _redact_inside(word: str) -> str:
 
 
 def provenance(
-    model: nn.Module, optimizer: Optimizer, *, seed: int, command: Sequence[str]
+    model: nn.Module,
+    optimizer: Optimizer,
+    settings: Mapping[str, Any],
+    *,
+    command: Sequence[str],
 ) -> dict[str, Any]:
-    """Describe a recording that begins now, as JSON values."""
+    """Describe a recording that begins now, as JSON values.
+
+    Args:
+        model: What is trained.
+        optimizer: What updates it.
+        settings: Those of the recording, as JSON values.
+        command: The words that started this process; secrets among them are left out.
+    """
     # by the method of torch's class: a model's own parameters() may need an argument
     _, parameter = next(nn.Module.named_parameters(model))
     device = parameter.device
@@ -82,7 +93,8 @@ def provenance(
         "model": type(model).__qualname__,
         "optimizer": type(optimizer).__qualname__,
         "device": torch.cuda.get_device_name(device) if on_cuda else str(device),
-        "seed": seed,
+        "seed": settings["seed"],
+        "settings": dict(settings),
         "versions": {"python": platform.python_version(), **versions, "cuda": torch.version.cuda},
         "platform": f"{platform.system()} {platform.machine()}",
         **_below_a_command(),

@@ -1,9 +1,11 @@
 """Which steps get a full row: callables `step -> bool` with a readable `repr`."""
 
+import ast
 import bisect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 #: Later than any step: a schedule that is over answers this.
 NEVER = 2**63 - 1
@@ -133,3 +135,23 @@ def as_schedule(full: Callable[[int], bool] | Iterable[int] | None) -> Schedule:
     if isinstance(full, Iterable):
         return at_steps(full)
     raise TypeError(f"full must be a schedule such as every(500), steps or None, got {full!r}")
+
+
+def parse(text: str) -> Schedule:
+    """Read a schedule from its expression, which is its ``repr``.
+
+    Example:
+        >>> parse("log_spaced(per_decade=2)")
+        log_spaced(per_decade=2)
+
+    Raises:
+        ValueError: ``text`` is no such expression.
+    """
+    makers = {made.__name__: made for made in (every, log_spaced, window, at_steps)}
+    try:
+        call: Any = ast.parse(text, mode="eval").body
+        make = makers[call.func.id]
+        keywords = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+        return make(*map(ast.literal_eval, call.args), **keywords)
+    except (AttributeError, KeyError, SyntaxError, TypeError) as error:
+        raise ValueError(f"full must be one of {', '.join(makers)}, got {text!r}") from error

@@ -19,7 +19,10 @@ from gradstats.compressors import (
     Rng,
     compressors,
 )
+from gradstats.compressors.wrappers.per_parameter import without_parts
 from gradstats.metrics import relative_error
+from gradstats.replaying.columns import EqualBitsRow
+from gradstats.settings import several
 
 Row = dict[str, Any]
 RATIOS = (0.1, 0.01, 0.001)
@@ -31,9 +34,9 @@ MOST_ELEMENTS = 4_000_000  # of a gradient that is encoded so many times
 
 def equal_bits(
     grad: Tensor,
-    specs: Iterable[str | Compressor] = (*SUPPORTED, *HYBRIDS),
+    specs: str | Compressor | Iterable[str | Compressor] = (*SUPPORTED, *HYBRIDS),
     *,
-    ratios: Iterable[float] = RATIOS,
+    ratios: float | Iterable[float] = RATIOS,
     seed: int = 0,
 ) -> list[Row]:
     """Encode one gradient by every method, and by exact Top-k at the same number of bytes.
@@ -49,20 +52,19 @@ def equal_bits(
         seed: of the random methods.
 
     Returns:
-        A row a method and setting, the best first: compressor, method, target_ratio, bits
-        (measured, an element), error = ‖g - ĝ‖/‖g‖, averaged_error (of the mean of 8 encodings:
-        what is left of it over workers), topk_error (of exact Top-k at these bits) and over_topk
-        (error over topk_error: below 1 is better than Top-k, NaN where Top-k sends everything).
+        A row per method and setting, the best first, with the columns of
+        `gradstats.replaying.columns.EqualBitsRow`. over_topk is NaN where Top-k sends everything.
     """
-    chosen = tuple(ratios)
-    members = [each for spec in specs for each in _settings(spec, chosen)]
+    chosen = several(ratios)
+    members = [each for spec in several(specs) for each in _settings(spec, chosen)]
     vectors = [member for member in members if "matrix" not in member.contract.needs]
     rows = [_row(member, grad, seed) for member in vectors]
     return sorted(rows, key=lambda row: (math.isnan(row["over_topk"]), row["over_topk"]))
 
 
 def _settings(spec: str | Compressor, ratios: tuple[float, ...]) -> Iterator[Compressor]:
-    for member in compressors(spec, ratios) if isinstance(spec, str) else (spec,):
+    for written in compressors(spec, ratios) if isinstance(spec, str) else (spec,):
+        member, _ = without_parts(written)  # the gradient is one vector here
         if isinstance(member, Memory):
             raise ValueError(f"compressor must have no memory here, got {member}")
         bare = isinstance(spec, str) and "(" not in spec
@@ -82,16 +84,17 @@ def _row(member: Compressor, grad: Tensor, seed: int) -> Row:
     payload = _encoded(member, grad, Rng(seed))
     error = relative_error(grad, payload.decode())
     yardstick = _topk_error(grad, payload.nbytes)
-    return {
-        "compressor": str(member),
-        "method": member.name,
-        "target_ratio": math.nan if member.ratio_asked is None else member.ratio_asked,
-        "bits": 8 * payload.nbytes / grad.numel(),
-        "error": error,
-        "averaged_error": _averaged(member, grad, seed) if member.contract.random else error,
-        "topk_error": yardstick,
-        "over_topk": error / yardstick if yardstick else math.nan,
-    }
+    row = EqualBitsRow(
+        compressor=str(member),
+        method=member.name,
+        target_ratio=math.nan if member.ratio_asked is None else member.ratio_asked,
+        bits=8 * payload.nbytes / grad.numel(),
+        error=error,
+        averaged_error=_averaged(member, grad, seed) if member.contract.random else error,
+        topk_error=yardstick,
+        over_topk=error / yardstick if yardstick else math.nan,
+    )
+    return vars(row)
 
 
 def _encoded(member: Compressor, grad: Tensor, rng: Rng) -> Payload:

@@ -9,42 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats import extras
 from gradstats.lowrank.tables import Replaced, replaced_in
+from gradstats.replaying.columns import FactorisedRow
 from gradstats.runs.run import Progress, Run
+from gradstats.runs.tables import frame
 
 Row = dict[str, Any]
 FLOAT_BYTES = 4
-COLUMNS = [
-    "method",
-    "kind",
-    "step",
-    "error_on",
-    "floats",
-    "nbytes",
-    "amortised_nbytes",
-    "error",
-    "cosine",
-    "captured",
-    "weight_error",
-    "encode_seconds",
-    "decode_seconds",
-    "step_seconds",
-    "status",
-]
-NOTHING: Row = {
-    **dict.fromkeys(COLUMNS, math.nan),
-    "error_on": "not applicable",
-    "step": -1,
-    "status": "ok",
-}
 NO_WEIGHTS = "skipped: the run holds no weights, capture with weights=True"
 NOT_FINITE = "skipped: a weight is NaN or inf"
 ROUNDING = 1e-6  # of the largest singular value of a float32 weight: below it is no direction
@@ -69,7 +47,7 @@ class Share:
             )
 
     def amortised(self, full: float, low: float) -> float:
-        """The mean over the training of what is `full` a step first and `low` later.
+        """The mean over the training of what is `full` per step first and `low` later.
 
         Example:
             >>> round(Share(80, 300).amortised(11_173_834, 3_336_138))
@@ -135,9 +113,9 @@ def factorised_rows(
         progress: called with (rows done, rows).
 
     Returns:
-        A pandas DataFrame with `COLUMNS`: nbytes are float32 a step; encode and decode take no
-        time, because nothing is encoded; step_seconds is the median of the captured steps, of
-        native rows.
+        A pandas DataFrame with the columns of `gradstats.replaying.columns.FactorisedRow`: encode
+        and decode take no time, because nothing is encoded; step_seconds is the median of the
+        captured steps, of native rows.
 
     Raises:
         ValueError: the ratio is out of range, no row is whole, or a loss scale is not known.
@@ -157,13 +135,13 @@ def factorised_rows(
     full = sum(part.numel for part in run.parts("full"))
     sizes = _sizes(full, full - sum(layer.saved for layer in replaced), share)
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
-    found: list[Row] = []
+    lines: list[FactorisedRow] = []
     for done, place in enumerate(places, 1):
-        found += _measured(run, rows[place], matrices, sizes, rank_ratio)
+        lines += _measured(run, rows[place], matrices, sizes, rank_ratio)
         if progress:
             progress(done, len(places))
-    found += [_native(native, full, share)] if native else []
-    return extras.load("pandas").DataFrame(found, columns=COLUMNS)
+    lines += [_native(native, full, share)] if native else []
+    return frame(map(vars, lines), FactorisedRow)
 
 
 def _sizes(full: float, low: float, share: Share) -> Row:
@@ -171,8 +149,6 @@ def _sizes(full: float, low: float, share: Share) -> Row:
         "floats": low,
         "nbytes": FLOAT_BYTES * low,
         "amortised_nbytes": FLOAT_BYTES * share.amortised(full, low),
-        "encode_seconds": 0.0,
-        "decode_seconds": 0.0,
     }
 
 
@@ -184,17 +160,18 @@ def _matrices(layer: Replaced) -> Iterator[_Matrix]:
 
 def _measured(
     run: Run, row: int, matrices: Sequence[_Matrix], sizes: Row, rank_ratio: float
-) -> Iterator[Row]:
+) -> Iterator[FactorisedRow]:
     step, whole = run.gradient(row)
     unit = float(whole.abs().max())  # all that is told are ratios
     total = float((whole.double() / unit).square().sum()) if unit else 0.0
     weights = "weight" in run.stream("full").quantities
-    common = {**NOTHING, **sizes, "step": step}
-    bound = {**common, "method": f"lowrank/bound({rank_ratio:g})", "kind": "bound"}
-    implied = {**common, "method": f"pufferfish/implied({rank_ratio:g})", "kind": "counterfactual"}
+    common = {**sizes, "step": step}
+    bound = FactorisedRow(**common, method=f"lowrank/bound({rank_ratio:g})", kind="bound")
+    name = f"pufferfish/implied({rank_ratio:g})"
+    implied = FactorisedRow(**common, method=name, kind="counterfactual")
     if not math.isfinite(total) or not total:
         status = "skipped: the gradient is zero, or not finite"
-        yield from ({**row, "status": status} for row in (bound, implied))
+        yield from (replace(row, status=status) for row in (bound, implied))
         return
     sums = torch.zeros(7, dtype=torch.float64)
     for matrix in matrices:
@@ -202,25 +179,25 @@ def _measured(
         sums += _sums(matrix.of(run, row) / unit, weight, matrix.rank)
     lost, captured, dg, dd, weight_lost, weight_total, inside = sums.tolist()
     rest = total - inside if total - inside > 1e-12 * total else 0.0  # of all other parameters
-    yield {
-        **bound,
-        "error_on": "captured gradient",
-        "error": math.sqrt(lost / total),
-        "captured": 1 - lost / total,
-        "weight_error": math.sqrt(weight_lost / weight_total) if weight_total else math.nan,
-    }
+    yield replace(
+        bound,
+        error_on="captured gradient",
+        error=math.sqrt(lost / total),
+        captured=1 - lost / total,
+        weight_error=math.sqrt(weight_lost / weight_total) if weight_total else math.nan,
+    )
     if not weights or math.isnan(weight_total):
-        yield {**implied, "status": NOT_FINITE if weights else NO_WEIGHTS}
+        yield replace(implied, status=NOT_FINITE if weights else NO_WEIGHTS)
         return
     length = math.sqrt((dd + rest) * total)
     cosine = (dg + rest) / length if length else math.nan
-    yield {
-        **implied,
-        "error_on": "product update",
-        "cosine": cosine,
-        "error": math.sqrt(max(1 - cosine**2, 0.0)),
-        "captured": (captured + rest) / total,
-    }
+    yield replace(
+        implied,
+        error_on="product update",
+        cosine=cosine,
+        error=math.sqrt(max(1 - cosine**2, 0.0)),
+        captured=(captured + rest) / total,
+    )
 
 
 def _sums(grad: Tensor, weight: Tensor | None, rank: int) -> Tensor:
@@ -263,18 +240,17 @@ def _spectrum(matrix: Tensor, *, vectors: bool) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp(min=0), found.flip(1)
 
 
-def _native(run: Run, full: float, share: Share) -> Row:
+def _native(run: Run, full: float, share: Share) -> FactorisedRow:
     """The factorised run itself."""
     low = sum(part.numel for part in run.parts("full"))
     stream = run.stream(run.kind)
     seconds = stream.coordinates["step_seconds"][run.rows(run.kind)]
     known = seconds[np.isfinite(seconds)]
-    return {
-        **NOTHING,
+    return FactorisedRow(
         **_sizes(full, low, share),
-        "method": "pufferfish/native",
-        "kind": "model-change",
-        "error_on": "own gradient",
-        "error": 0.0,
-        "step_seconds": float(np.median(known)) if len(known) else math.nan,
-    }
+        method="pufferfish/native",
+        kind="model-change",
+        error_on="own gradient",
+        error=0.0,
+        step_seconds=float(np.median(known)) if len(known) else math.nan,
+    )

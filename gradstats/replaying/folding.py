@@ -15,6 +15,7 @@ from gradstats.compressors import Compressor, Rng
 from gradstats.exchange import simulate
 from gradstats.exchange.collectives import Traffic
 from gradstats.metrics import closeness
+from gradstats.replaying.columns import Measured
 
 Row = dict[str, Any]
 SETTLED_CHANGE = 0.05
@@ -37,7 +38,7 @@ def replay_rows(
         losses: of the steps, for the methods that need them.
 
     Yields:
-        A row a step and compressor: what `measure` gives, with index (of the compressor), step and
+        A row per step and compressor: what `measure` gives, index (of the compressor), step and
         status: "ok", or why there is no measurement. A compressor that fails is not called again.
     """
     folded: list[_Fold] | None = None
@@ -48,15 +49,15 @@ def replay_rows(
         if folded is None and not broken:
             folded = [_Fold(compressor, workers) for compressor in compressors]
         for index in range(len(compressors)):
-            row: Row = {**NOT_MEASURED, "n": numel}
+            row = Measured(n=numel)
             if not numel:
                 status = "skipped: there is no element"
             elif broken or folded is None:
                 status = f"skipped: {broken} of {numel * len(workers)} elements are NaN or inf"
             else:
-                found_row, status = folded[index].step(step, workers, seed, losses or {})
-                row |= found_row
-            yield {"index": index, "step": step, **row, "status": status}
+                measured, status = folded[index].step(step, workers, seed, losses or {})
+                row = measured or row
+            yield {"index": index, "step": step, **vars(row), "status": status}
 
 
 class _Fold:
@@ -71,21 +72,21 @@ class _Fold:
 
     def step(
         self, step: int, workers: Sequence[Tensor], seed: int, losses: Mapping[int, float]
-    ) -> tuple[Row, str]:
+    ) -> tuple[Measured | None, str]:
         """What was measured, and the status."""
         if self._failed:
-            return {}, self._failed
+            return None, self._failed
         if "loss" in self._compressor.contract.needs:
             loss = losses.get(step, math.nan)
             if math.isnan(loss):
-                return {}, "skipped: the loss of this step was not captured"
+                return None, "skipped: the loss of this step was not captured"
             self._states = [self._compressor.observe(state, loss) for state in self._states]
         try:
             rng = Rng(seed, step, workers=len(workers))
             row, self._states = measure(self._compressor, workers, self._states, rng)
         except Exception as error:  # anyone's compressor may run here
             self._failed = failure(error, f"at step {step}")
-            return {}, self._failed
+            return None, self._failed
         return row, "ok"
 
 
@@ -94,27 +95,9 @@ def failure(error: Exception, where: str) -> str:
     return f"failed {where}: {type(error).__name__}: {error}"
 
 
-MEASURED = (
-    "k",
-    "khat_over_k",
-    "error",
-    "error_compensated",
-    "cosine",
-    "nmse",
-    "nmse_workers",
-    "nbytes",
-    "bits",
-    "wire",
-    "sum_bits",
-    "fp16_error",
-    "residual_ratio",
-)
-NOT_MEASURED: Row = dict.fromkeys(MEASURED, math.nan)
-
-
 def measure(
     compressor: Compressor, grads: Sequence[Tensor], states: Sequence[Any], rng: Rng
-) -> tuple[Row, list[Any]]:
+) -> tuple[Measured, list[Any]]:
     """One step of one compressor on all workers, and how good the update was.
 
     With g the mean of the workers' gradients g_w, ĝ the update and e the mean of the residuals:
@@ -148,19 +131,19 @@ def measure(
     near = closeness(mean, steps[0].update, _mean(residuals) if residuals else None)
     k, asked = compressor.target_count(numel), compressor.ratio_asked is not None
     nmse, nbytes = near["error"] * near["error"], fmean(ledger.nbytes for ledger in ledgers)
-    row = {
-        "n": numel,
-        "k": k,
-        "khat_over_k": fmean(s.sent.count for s in steps) / k if k and asked else math.nan,
-        "nbytes": nbytes,
-        "bits": 8 * nbytes / max(numel, 1),
-        "wire": fmean(ledger.wire for ledger in ledgers),
-        "sum_bits": ledgers[0].sum_bits,
-        "fp16_error": ledgers[0].fp16_error,
-        "nmse": nmse,
-        "nmse_workers": nmse * _agreement(mean, grads),
+    row = Measured(
+        n=numel,
+        k=k,
+        khat_over_k=fmean(s.sent.count for s in steps) / k if k and asked else math.nan,
+        nbytes=nbytes,
+        bits=8 * nbytes / max(numel, 1),
+        wire=fmean(ledger.wire for ledger in ledgers),
+        sum_bits=ledgers[0].sum_bits,
+        fp16_error=ledgers[0].fp16_error,
+        nmse=nmse,
+        nmse_workers=nmse * _agreement(mean, grads),
         **near,
-    }
+    )
     return row, after
 
 

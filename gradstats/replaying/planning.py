@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 from gradstats.compressors import (
     Compressor,
     ErrorFeedback,
     Memory,
-    Part,
     PerParameter,
     compressors,
 )
+from gradstats.compressors.wrappers.per_parameter import in_parts, without_parts
 from gradstats.ratios import RATIOS
+from gradstats.replaying.columns import Labels
+from gradstats.replaying.settings import ReplaySettings
 from gradstats.runs.run import Run
+from gradstats.settings import several
 
-GRANULARITIES = ("model", "parameter")
-FEEDBACKS = ("none", "ef")
 UNDER_A_SCALE = (
     "A DDP communication hook gets gradients multiplied by the loss scale, unless it is told of "
     "the GradScaler: float16 loses less there than in a replay."
@@ -50,15 +51,18 @@ class Job:
     def labels(self) -> dict[str, Any]:
         """The columns that name the job."""
         inner = _inner(self.compressor)
-        return {
-            "compressor": inner.spec,
-            "method": inner.name,
-            "target_ratio": inner.ratio_asked,
-            "feedback": self.feedback,
-            "granularity": self.granularity,
-            "rows": self.kind,
-            "wants_feedback": inner.contract.wants_feedback,
-        }
+        _, rule = without_parts(self.compressor)
+        labels = Labels(
+            compressor=inner.spec,
+            method=inner.name,
+            target_ratio=inner.ratio_asked,
+            feedback=self.feedback,
+            granularity=self.granularity,
+            dense="" if rule is None else str(rule),
+            rows=self.kind,
+            wants_feedback=inner.contract.wants_feedback,
+        )
+        return vars(labels)
 
 
 def _inner(compressor: Compressor) -> Compressor:
@@ -70,7 +74,7 @@ def _inner(compressor: Compressor) -> Compressor:
 
 def plan(
     run: Run,
-    specs: Iterable[str | Compressor],
+    specs: str | Compressor | Iterable[str | Compressor],
     *,
     ratios: Sequence[float] = RATIOS,
     feedback: Sequence[str] = ("none",),
@@ -79,48 +83,47 @@ def plan(
     """The jobs that a replay comes to: specs × ratios × feedback × granularity.
 
     Methods without memory run on full rows, methods with memory on consecutive ones: the tracked
-    elements. Methods that need matrices run on whole parameters.
+    elements. Methods that need matrices run on whole parameters, and so does what is written
+    `per-parameter(…)`, with its own rule for what goes dense.
 
     Raises:
         ValueError: unknown compressor, feedback or granularity.
     """
-    for name, values, known in (
-        ("feedback", feedback, FEEDBACKS),
-        ("granularity", granularity, GRANULARITIES),
-    ):
-        unknown = ", ".join(sorted(set(values) - set(known)))
-        if unknown or not values:
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {unknown or 'none'}")
-    made = _made(specs, ratios)
+    asked = ReplaySettings((), several(ratios), several(feedback), several(granularity))
+    made = _made(several(specs), asked.ratios)
     jobs = [
         _job(run, compressor, each_feedback, each_granularity)
-        for each_granularity in granularity
-        for each_feedback in feedback
+        for each_granularity in asked.granularity
+        for each_feedback in asked.feedback
         for compressor in made
     ]
     return list({tuple(job.labels.items()): job for job in jobs}.values())
 
 
+def planned(run: Run, settings: ReplaySettings) -> list[Job]:
+    """The jobs of a replay's settings."""
+    return plan(
+        run,
+        settings.compressors,
+        ratios=settings.ratios,
+        feedback=settings.feedback,
+        granularity=settings.granularity,
+    )
+
+
 def _job(run: Run, compressor: Compressor, feedback: str, granularity: str) -> Job:
+    compressor, rule = without_parts(compressor)
     if feedback == "ef" and not isinstance(compressor, Memory):
         compressor = ErrorFeedback(compressor)
     matrices = "matrix" in compressor.contract.needs
-    if matrices:
+    if matrices or rule:
         granularity = "parameter"  # a vector has no rank
     kind, skipped = _rows_for(run, compressor, matrices)
     if isinstance(compressor, Memory):
         feedback = compressor.label
     if granularity == "parameter":
-        compressor = _in_parts(compressor, run.parts(kind))
+        compressor = in_parts(compressor, run.parts(kind, rule), rule)
     return Job(compressor, feedback, granularity, kind, skipped)
-
-
-def _in_parts(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
-    """The method on every part; a memory stays outermost."""
-    if isinstance(compressor, Memory):
-        inside: dict[str, Any] = {"compressor": PerParameter(compressor.compressor, parts)}
-        return replace(compressor, **inside)  # type: ignore[type-var]
-    return PerParameter(compressor, parts)
 
 
 def _rows_for(run: Run, compressor: Compressor, matrices: bool) -> tuple[str, str]:
@@ -141,3 +144,11 @@ def _made(specs: Iterable[str | Compressor], ratios: Sequence[float]) -> list[Co
         for spec in specs
         for compressor in (compressors(spec, ratios) if isinstance(spec, str) else [spec])
     ]
+
+
+def ours(member: object) -> bool:
+    """Whether a compressor is made of classes of this package alone: its name says all of it."""
+    if not type(member).__module__.startswith("gradstats."):
+        return False
+    inside = (getattr(member, each.name) for each in fields(cast("Any", member)))
+    return all(ours(each) for each in inside if isinstance(each, Compressor))

@@ -1,4 +1,4 @@
-"""Replay rows → one line a method: what an engineer compares."""
+"""Replay rows → one row per method: what an engineer compares."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ import numpy as np
 
 from gradstats import extras
 from gradstats.network import Network
-from gradstats.replaying.folding import MEASURED, settled
+from gradstats.replaying.columns import Labels, Line, MethodRow, TimingRow
+from gradstats.replaying.folding import settled
+from gradstats.runs.tables import frame, names
 
 Table = Any
-METHOD = ["compressor", "method", "target_ratio", "feedback", "granularity", "rows"]
-METHOD += ["wants_feedback"]
+METHOD = names(Labels)
 TAIL = 4  # methods with memory are judged on the last quarter of their steps
+TIMED = [name for name in names(TimingRow) if name != "encode_over_topk"]
 MOST_RANKED = 10
 FAR_BEHIND = 1.5  # times what Top-k holds back
-LINE = ["steps", "khat_over_k", "khat_low", "khat_high", "miss", "error", "error_compensated"]
-LINE += ["cosine", "bits", "nmse", "nmse_workers", "wire", "sum_bits", "fp16_error"]
-LINE += ["residual_ratio", "settled", "skipped_rows", "status"]
-COSTS = ["encode_seconds", "decode_seconds", "collective", "rounds", "numel", "exchange_seconds"]
-TIMED = ["compressor", "method", "target_ratio", "feedback", "collective", "rounds", "n"]
-TIMED += ["encode_seconds", "decode_seconds"]
 
 
 def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
@@ -40,9 +36,9 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
     """
     pandas = extras.load("pandas")
     if not len(replayed):
-        return pandas.DataFrame(columns=[*METHOD, *LINE, *COSTS])
+        return frame([], MethodRow)
     lines = [
-        {**dict(zip(METHOD, key, strict=True)), **_line(rows)}
+        {**dict(zip(METHOD, key, strict=True)), **vars(_line(rows))}
         for key, rows in replayed.groupby(METHOD, dropna=False, sort=False)
     ]
     by = ["compressor", "feedback"]
@@ -52,14 +48,7 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
     return table
 
 
-def no_replay() -> Table:
-    """The rows of a replay of nothing."""
-    columns = [*METHOD, "workers", "step", "n", *MEASURED, "status", "sampling_fraction"]
-    columns += ["left_out", "whole"]
-    return extras.load("pandas").DataFrame(columns=columns)
-
-
-def _line(rows: Table) -> dict[str, Any]:
+def _line(rows: Table) -> Line:
     good = rows[rows["status"] == "ok"].sort_values("step")
     status = "ok" if len(good) else str(rows["status"].iloc[0])
     feedback = bool(good["residual_ratio"].notna().any())
@@ -67,26 +56,26 @@ def _line(rows: Table) -> dict[str, Any]:
     last = good.tail(max(1, len(good) // TAIL)) if steady else good
     ratio = rows["target_ratio"].fillna(1.0).iloc[0]
     khat = last["khat_over_k"] * last["k"]
-    return {
-        "steps": len(good),
-        "khat_over_k": last["khat_over_k"].median(),
-        "khat_low": last["khat_over_k"].quantile(0.1),
-        "khat_high": last["khat_over_k"].quantile(0.9),
-        "miss": float(np.abs(np.log((khat + 0.5) / (last["k"] + 0.5))).median()),
-        "error": last["error"].median(),
-        "error_compensated": last["error_compensated"].median(),
-        "cosine": last["cosine"].median(),
-        "bits": last["bits"].median(),
-        "nmse": last["nmse"].median(),
-        "nmse_workers": last["nmse_workers"].median(),
-        "wire": last["wire"].median(),
-        "sum_bits": last["sum_bits"].max(),
-        "fp16_error": last["fp16_error"].max(),
-        "residual_ratio": last["residual_ratio"].median(),
-        "settled": settled(list(good["residual_ratio"]), ratio) if feedback else None,
-        "skipped_rows": int((rows["step"] >= 0).sum()) - len(good),
-        "status": status,
-    }
+    return Line(
+        steps=len(good),
+        khat_over_k=last["khat_over_k"].median(),
+        khat_low=last["khat_over_k"].quantile(0.1),
+        khat_high=last["khat_over_k"].quantile(0.9),
+        miss=float(np.abs(np.log((khat + 0.5) / (last["k"] + 0.5))).median()),
+        error=last["error"].median(),
+        error_compensated=last["error_compensated"].median(),
+        cosine=last["cosine"].median(),
+        bits=last["bits"].median(),
+        nmse=last["nmse"].median(),
+        nmse_workers=last["nmse_workers"].median(),
+        wire=last["wire"].median(),
+        sum_bits=last["sum_bits"].max(),
+        fp16_error=last["fp16_error"].max(),
+        residual_ratio=last["residual_ratio"].median(),
+        settled=settled(list(good["residual_ratio"]), ratio) if feedback else None,
+        skipped_rows=int((rows["step"] >= 0).sum()) - len(good),
+        status=status,
+    )
 
 
 def _exchange(line: dict[str, Any], network: Network) -> float:
@@ -98,7 +87,7 @@ def _exchange(line: dict[str, Any], network: Network) -> float:
 
 
 def low_rank(rows: Table) -> Table:
-    """Medians over steps of the rows of factorised training, one line a kind."""
+    """Medians over steps of the rows of factorised training, one row per kind."""
     keys = ["method", "kind", "error_on", "status"]
     columns = ["error", "cosine", "captured", "weight_error", "nbytes", "amortised_nbytes"]
     grouped = rows.groupby(keys, sort=False, dropna=False)
@@ -148,16 +137,18 @@ def headline_ratio(methods: Table) -> float:
     return 0.01 if 0.01 in ratios else float(ratios[len(ratios) // 2])
 
 
-def timing_table(rows: list[dict[str, Any]]) -> Table:
+def timing_table(rows: Any) -> Table:
     """Timings with `encode_over_topk`, the time over Top-k's at the same ratio.
 
     Methods without a ratio are compared with Top-k at the ratio of the ranking.
     """
     table = extras.load("pandas").DataFrame(rows, columns=TIMED)
+    if not len(table):
+        return frame([], TimingRow)
     key = ["target_ratio", "feedback"]
     topk = table[table["method"] == "topk"][[*key, "encode_seconds"]]
     asked = table[key].fillna({"target_ratio": headline_ratio(table)})
-    topk = asked.merge(topk, on=key, how="left")["encode_seconds"]
+    topk = asked.merge(topk.drop_duplicates(key), on=key, how="left")["encode_seconds"]
     return table.assign(encode_over_topk=table["encode_seconds"] / topk)
 
 

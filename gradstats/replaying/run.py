@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from gradstats import extras
 from gradstats.compressors import (
     Compressor,
     ErrorFeedback,
     Memory,
     Part,
 )
+from gradstats.compressors.wrappers.per_parameter import in_parts, without_parts
 from gradstats.ratios import RATIOS
-from gradstats.replaying.folding import NOT_MEASURED, replay_rows
-from gradstats.replaying.planning import Job, _in_parts, _inner, _made, plan
+from gradstats.replaying.columns import ReplayRow, TimingRow
+from gradstats.replaying.folding import replay_rows
+from gradstats.replaying.planning import Job, _inner, _made, planned
+from gradstats.replaying.settings import ReplaySettings
 from gradstats.replaying.timing import time_compressor
 from gradstats.runs.run import Progress, Run
+from gradstats.runs.tables import frame
+from gradstats.settings import from_keywords
 
 
 def replay_jobs(
@@ -32,7 +36,7 @@ def replay_jobs(
     progress: Progress | None = None,
     deadline: float = math.inf,
 ) -> list[dict[str, Any]]:
-    """Rows of the jobs, in one pass over each kind of rows; see `replaying.replay_rows`.
+    """Rows of the jobs, in one pass over each kind of rows; see `replay_rows`.
 
     Several workers exchange their local gradients of the steps that all of them have. Past the
     deadline (of `time.monotonic`) the pass ends early: see `rows_expected`.
@@ -41,8 +45,7 @@ def replay_jobs(
         ValueError: fewer workers were captured, or a loss scale is not known.
     """
     rows = [
-        {**job.labels, "workers": workers, "step": -1, **NOT_MEASURED, "n": 0}
-        | {"status": job.skipped}
+        vars(ReplayRow(**job.labels, workers=workers, status=job.skipped))
         for job in jobs
         if job.skipped
     ]
@@ -52,16 +55,18 @@ def replay_jobs(
             each.check(kind)
     total = rows_expected(run, jobs)
     for kind in ("full", "track"):
-        here = [job for job in todo if job.kind == kind]
-        if not here or (rows and time.monotonic() > deadline):
+        ours = [job for job in todo if job.kind == kind]
+        if not ours or (rows and time.monotonic() > deadline):
             continue
         fraction, left_out = run.stream(kind).sampling_fraction, run.reader(kind).left_out
         grads = run.gradients(kind) if workers == 1 else run.together(workers, kind)
         losses = _losses(run, kind)
-        made = [job.compressor for job in here]
-        for row in replay_rows(grads, made, seed=seed, losses=losses):
-            labels = {**here[row.pop("index")].labels, "workers": workers}
-            rows.append({**labels, **row, "sampling_fraction": fraction, "left_out": left_out})
+        members = [job.compressor for job in ours]
+        for row in replay_rows(grads, members, seed=seed, losses=losses):
+            labels = {**ours[row.pop("index")].labels, "workers": workers}
+            rows.append(
+                vars(ReplayRow(**labels, **row, sampling_fraction=fraction, left_out=left_out))
+            )
             if progress:
                 progress(len(rows), total)
             if time.monotonic() > deadline:
@@ -70,10 +75,10 @@ def replay_jobs(
 
 
 def _losses(run: Run, kind: str) -> dict[int, float]:
-    """The losses that were told at capture, by step."""
+    """The losses that were logged at capture, by step."""
     stream = run.stream(kind)
-    told = stream.coordinates["loss"]
-    return {int(stream.steps[row]): float(told[row]) for row in run.rows(kind)}
+    losses = stream.coordinates["loss"]
+    return {int(stream.steps[row]): float(losses[row]) for row in run.rows(kind)}
 
 
 def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
@@ -82,34 +87,36 @@ def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
 
 
 def replay(
-    run: Run,
-    compressors: Iterable[str | Compressor],
-    *,
-    ratios: Sequence[float] = RATIOS,
-    feedback: Sequence[str] = ("none",),
-    granularity: Sequence[str] = ("model",),
-    workers: int = 1,
-    seed: int = 0,
+    run: Run, compressors: str | Compressor | Iterable[str | Compressor], **settings: Any
 ) -> Any:
-    """Replay captured gradients through compressors: one line a step and compressor.
+    """Replay captured gradients through compressors: one row per step and compressor.
 
     Args:
         run: an open run.
         compressors: specs in the grammar or instances; a spec without a ratio runs at each of
             `ratios`.
-        ratios: target ratios, each in (0, 1].
-        feedback: "none", "ef" (error feedback) or both.
-        granularity: "model" (one threshold for all), "parameter" (one for each) or both.
-        workers: how many exchange; their local gradients must have been captured.
-        seed: of the random methods.
+        **settings: fields of `gradstats.replaying.settings.ReplaySettings`: ratios (target ratios,
+            each in (0, 1]), feedback ("none", "ef" or both), granularity ("model", one threshold
+            for all, "parameter", one for each, or both), workers (how many exchange; their local
+            gradients must have been captured) and seed (of the random methods).
 
     Returns:
-        A pandas DataFrame with the columns of `gradstats.replaying.folding.measure` and of
-        `Job.labels`, sampling_fraction and left_out, the parameters that tracked rows do not
-        hold, by name.
+        A pandas DataFrame with the columns of `gradstats.replaying.columns.ReplayRow`.
+
+    Raises:
+        ValueError: an unknown compressor, feedback or granularity, or fewer workers were captured.
+        TypeError: an unknown setting.
+
+    Example:
+        >>> import gradstats
+        >>> table = gradstats.replay(gradstats.load_example(), "topk", ratios=0.01, feedback="ef")
+        >>> sorted(set(table["compressor"]))
+        ['topk(0.01)']
     """
-    jobs = plan(run, compressors, ratios=ratios, feedback=feedback, granularity=granularity)
-    return extras.load("pandas").DataFrame(replay_jobs(run, jobs, workers=workers, seed=seed))
+    named = {"compressors": compressors, **settings}
+    asked = from_keywords(ReplaySettings, named, verb="replay")
+    rows = replay_jobs(run, planned(run, asked), workers=asked.workers, seed=asked.seed)
+    return frame(rows, ReplayRow).drop(columns="whole")
 
 
 def timing_rows(
@@ -118,43 +125,58 @@ def timing_rows(
     *,
     ratios: Sequence[float] = RATIOS,
     seed: int = 0,
+    known: Collection[tuple[str, str]] = (),
 ) -> list[dict[str, Any]]:
     """Encode and decode seconds on the last finite full row, whole model at once.
 
-    A row a method, without memory, with error feedback, and with the memory it was given; a method
-    that fails is a row without times.
+    A row per method, without memory, with error feedback, and with the memory it was given; a
+    method that fails is a row without times.
+
+    Args:
+        run: an open run.
+        specs: in the grammar, or instances.
+        ratios: of the specs without one.
+        seed: of the random methods.
+        known: (compressor, feedback) of rows that are there already.
     """
-    grad = last_finite(run)
+    missing = {key: each for key, each in timed(specs, ratios).items() if key not in known}
+    grad = last_finite(run) if missing else None
     if grad is None:
         return []
     parts = run.parts(run.kind)
     return [
-        {
-            "compressor": inner.spec,
-            "method": inner.name,
-            "target_ratio": inner.ratio_asked,
-            "feedback": feedback,
-            "collective": inner.contract.collective,
-            "rounds": inner.contract.rounds,
-            "n": grad.numel(),
-            **time_compressor(_timeable(compressor, parts), grad, seed=seed),
-        }
-        for (_, feedback), compressor in _timed(specs, ratios).items()
-        for inner in [_inner(compressor)]
+        vars(_timing(compressor, feedback, grad, parts, seed))
+        for (_, feedback), compressor in missing.items()
     ]
+
+
+def _timing(
+    compressor: Compressor, feedback: str, grad: Tensor, parts: tuple[Part, ...], seed: int
+) -> TimingRow:
+    inner = _inner(compressor)
+    return TimingRow(
+        compressor=inner.spec,
+        method=inner.name,
+        target_ratio=inner.ratio_asked,
+        feedback=feedback,
+        collective=inner.contract.collective,
+        rounds=inner.contract.rounds,
+        n=grad.numel(),
+        **time_compressor(_timeable(compressor, parts), grad, seed=seed),
+    )
 
 
 def _timeable(compressor: Compressor, parts: tuple[Part, ...]) -> Compressor:
     needs_matrices = "matrix" in compressor.contract.needs
-    return _in_parts(compressor, parts) if needs_matrices else compressor
+    return in_parts(compressor, parts) if needs_matrices else compressor
 
 
-def _timed(
+def timed(
     specs: Iterable[str | Compressor], ratios: Sequence[float]
 ) -> dict[tuple[str, str], Compressor]:
-    """What is timed, by method and memory."""
+    """What is timed, by compressor and feedback."""
     found: dict[tuple[str, str], Compressor] = {}
-    for made in _made(specs, ratios):
+    for made, _ in map(without_parts, _made(specs, ratios)):
         inner = _inner(made)
         found |= {(inner.spec, "none"): inner, (inner.spec, "ef"): ErrorFeedback(inner)}
         if isinstance(made, Memory):

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from gradstats.network import Network
+from gradstats.ratios import DenseRule
 from gradstats.replaying.ranking import break_even
 
 Table = Any
@@ -34,7 +35,7 @@ def advice(ranked: Table, network: Network) -> str:
     share = best["exchange_seconds"] / dense["exchange_seconds"]
     if share < WORTHWHILE:
         pays = "at any bandwidth" if math.isinf(limit) else f"below {limit:.2g} Gbit/s"
-        return f"Use {name}: {where}; it pays {pays}, and {held}."
+        return f"Use {name}: {where}; it pays {pays}, and {held}. {_hook(name)}"
     pays = f"would pay below {limit:.2g} Gbit/s" if limit > 0 else "would not pay on any network"
     if share < 1:
         pays = f"saves {1 - share:.0%}, too little for what it adds"
@@ -58,10 +59,16 @@ def _named(line: dict[str, Any]) -> tuple[str, str]:
     return f"{line['feedback']}({line['compressor']})", held
 
 
+def _hook(name: str) -> str:
+    """How the method is used in a training, and what is sent dense there."""
+    call = f'gradstats.ddp_hooks.CompressorState(None, "{name}")'
+    return f"In a training: {call}; parameters of {DenseRule()} are sent dense there."
+
+
 def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
-    """The law that ranks first and how well SIDCo's thresholds hit the smallest ratio."""
+    """The family that ranks first and how well SIDCo's thresholds hit the smallest ratio."""
     if not len(laws):
-        return "No law could be fitted."
+        return "No family could be fitted."
     best = laws.iloc[0]
     rows = thresholds[thresholds["target_ratio"] == ratio]
     pairs = rows.groupby(["variant", "stages"])["khat_over_k"].median()
@@ -78,9 +85,11 @@ def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
 
 
 def _scores(law: Any) -> str:
-    """What the two scores that rank a law mean, in words."""
+    """What the two scores that rank a family mean, in words."""
     off = f"its thresholds keep {math.expm1(law['tail']):.0%} too many or too few"
-    return f"{off}, and it loses {law['transfer']:.2g} nats an element to the best on the next row"
+    return (
+        f"{off}, and it loses {law['transfer']:.2g} nats per element to the best on the next row"
+    )
 
 
 def _runner_up(laws: Table) -> str:

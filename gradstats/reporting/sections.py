@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from gradstats import extras, plot
+from gradstats import plot
 from gradstats.families import FAMILIES, FitError
 from gradstats.fitting import ranking as laws
-from gradstats.replaying.ranking import headline_ratio, low_rank
+from gradstats.replaying.ranking import low_rank
+from gradstats.reporting.compressor_sections import (
+    compressor_figures,
+    equal_bits_tables,
+    methods_table,
+)
+from gradstats.reporting.drawing import Drawing
 from gradstats.reporting.page import Section
 from gradstats.summary import Summary
 
 Table = Any
 Tables = Mapping[str, Table]
-Drawing = tuple[str, str, Callable[..., Any]]  # name, caption, draw(ax=)
-SIZE = (6.4, 4.0)  # inches
-DPI = 110
-METHOD_COLUMNS = ["compressor", "feedback", "granularity", "rows", "steps", "khat_over_k", "miss"]
-METHOD_COLUMNS += ["error", "error_compensated", "cosine", "bits", "residual_ratio", "settled"]
-METHOD_COLUMNS += ["status"]
 
 
 def sections(last: Summary | None, tables: Tables) -> list[Section]:
@@ -33,9 +31,9 @@ def sections(last: Summary | None, tables: Tables) -> list[Section]:
         tables: by name, as the report keeps them.
     """
     every = (
-        Section("Compressors", list(_compressor_figures(tables)), list(_equal_bits(tables))),
+        Section("Compressors", list(compressor_figures(tables)), list(equal_bits_tables(tables))),
         Section(
-            "Laws over the elements of one step",
+            "Distributions over the elements of one step",
             list(_law_figures(last, tables)),
             list(_law_tables(tables)),
         ),
@@ -48,7 +46,7 @@ def sections(last: Summary | None, tables: Tables) -> list[Section]:
         Section("Low rank", list(_low_rank_figures(tables)), list(_low_rank(tables))),
         Section("With error feedback", *_compensated(tables)),
         Section("Elements over the steps", *_over_steps(tables)),
-        Section("All methods", [], [_methods(tables)]),
+        Section("All methods", [], [methods_table(tables)]),
     )
     return [section for section in every if section.figures or section.tables]
 
@@ -63,35 +61,35 @@ def _law_figures(last: Summary | None, tables: Tables) -> Iterator[Drawing]:
         )
         yield (
             "survival",
-            "The same in the tail, where thresholds live: a law that leaves the grey line here "
-            "misses its target there.",
+            "The same in the tail, where thresholds live: a distribution that leaves the grey "
+            "line here misses its target there.",
             partial(plot.survival, last, fitted),
         )
         yield (
             "qq",
-            "Quantiles of the last captured gradient against those of the laws; a law that leaves "
-            "the dotted line at the top right misses in the tail.",
+            "Quantiles of the last captured gradient against those of the distributions; one that "
+            "leaves the dotted line at the top right misses in the tail.",
             partial(plot.qq, last, fitted),
         )
     good = _good(tables["fits"])
     if len(good):
         yield (
             "tail-error",
-            "What each law's threshold keeps over what it should, by target ratio.",
+            "What each family's threshold keeps over what it should, by target ratio.",
             partial(plot.tail_error, good),
         )
 
 
 def _law_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
     yield (
-        "Medians over rows. transfer: nats an element lost to the best law on the next row, shape "
-        "kept and scale refitted; tail: median |ln((k̂+½)/(k+½))| over ratios; ranked by both. "
-        "shape_se: standard error as if elements were independent; shape_spread: what rows differ "
-        "by.",
+        "Medians over rows. transfer: nats per element lost to the best family on the next row, "
+        "shape kept and scale refitted; tail: median |ln((k̂+½)/(k+½))| over ratios; ranked by "
+        "both. shape_se: standard error as if elements were independent; "
+        "shape_spread: what rows differ by.",
         laws.best_law(tables["fits"]),
     )
     yield (
-        "The best law of each part, ranked in the same way.",
+        "The best family of each part, ranked in the same way.",
         laws.best_by_group(tables["fits_by_part"]),
     )
     yield (
@@ -113,7 +111,7 @@ def _training_figures(tables: Tables) -> Iterator[Drawing]:
     if len(parts):
         yield (
             "winners",
-            "The law that ranks first, by part and over training.",
+            "The family that ranks first, by part and over training.",
             partial(plot.winners, laws.winners(parts)),
         )
         best = laws.best_law(parts[parts["shape"].notna()])["family"].head(1)
@@ -121,7 +119,7 @@ def _training_figures(tables: Tables) -> Iterator[Drawing]:
         if rows["shape"].notna().any():
             yield (
                 "heat-shape",
-                f"Shape of {best.iloc[0]}, the best law that has one, by part and over training.",
+                f"Shape of {best.iloc[0]}, the best family with one, by part and over training.",
                 partial(plot.heat, rows, "shape"),
             )
         smallest = parts["target_ratio"].min()
@@ -228,7 +226,7 @@ def _compensated(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]
     figures: list[Drawing] = [
         (
             "compensated-tail-error",
-            "What each law's threshold keeps of gradient + residual over what it should.",
+            "What each family's threshold keeps of gradient + residual over what it should.",
             partial(plot.tail_error, good),
         ),
         (
@@ -238,8 +236,8 @@ def _compensated(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]
         ),
     ]
     note = (
-        "Laws of gradient + residual, what a compressor sees under error feedback, here of Top-k "
-        "at 0.01. Sums of many steps look more normal: fewer large elements stand out."
+        "Distributions of gradient + residual, what a compressor sees under error feedback, here "
+        "of Top-k at 0.01. Sums of many steps look more normal: fewer large elements stand out."
     )
     later = good[good["step"] >= good["step"].median()]
     return figures, [(f"{note} Second half of the rows.", laws.best_law(later))]
@@ -271,73 +269,6 @@ def _over_steps(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]
     return figures, [(note, medians.reset_index())]
 
 
-def _compressor_figures(tables: Tables) -> Iterator[Drawing]:
-    replayed, methods, timings = (tables[name] for name in ("replay", "methods", "timings"))
-    whole = replayed[(replayed["granularity"] == "model") & (replayed["status"] == "ok")]
-    for feedback, words in (("none", "without"), ("ef", "with")):
-        rows = whole[whole["feedback"] == feedback]
-        if rows["target_ratio"].notna().any():
-            yield (
-                f"estimation-{feedback}",
-                f"k̂/k {words} error feedback: median over steps, bars from the 10th to the 90th "
-                "percentile. 1 is right.",
-                partial(plot.estimation, rows),
-            )
-    lines = methods[(methods["granularity"] == "model") & (methods["feedback"] == "none")]
-    if (lines["error_compensated"] > 0).any():
-        yield (
-            "error-bytes",
-            "Error of one step against bits an element, without feedback. All magnitude "
-            "sparsifiers lie on one curve: they differ in how many elements they send.",
-            partial(plot.error_against_bytes, lines),
-        )
-    equal = tables.get("equal_bits")
-    if equal is not None and equal["topk_error"].gt(0).any():
-        yield (
-            "equal-bits",
-            "Error of one step of the last captured gradient, without feedback, over that of "
-            "exact Top-k with as many bytes. Below the line a method is better than Top-k.",
-            partial(plot.equal_bits, equal),
-        )
-    if timings["encode_over_topk"].notna().any():
-        yield (
-            "overhead",
-            "Time to encode the whole gradient over that of torch.topk at the same ratio.",
-            partial(plot.overhead, timings[timings["feedback"] == "none"]),
-        )
-    memory = whole[
-        (whole["feedback"] == "ef") & (whole["target_ratio"] == headline_ratio(methods))
-    ]
-    if (memory["residual_ratio"] > 0).any():
-        yield (
-            "residuals",
-            f"The residual of error feedback at ratio {headline_ratio(methods):g}. A method is "
-            "judged only after its line has become flat.",
-            partial(plot.residuals, memory),
-        )
-
-
-def _equal_bits(tables: Tables) -> Iterator[tuple[str, Table]]:
-    equal = tables.get("equal_bits")
-    if equal is not None:
-        ratios = equal["target_ratio"]
-        at_headline = ratios.isna() | (ratios == headline_ratio(equal))
-        yield (
-            "Methods at equal bits, the best first: over_topk is the error over that of exact "
-            "Top-k with as many bytes (empty where Top-k sends everything), averaged_error that "
-            "of the mean over 8 workers with the same gradient and their own random numbers.",
-            equal[at_headline].drop(columns=["method", "target_ratio"]),
-        )
-
-
-def _methods(tables: Tables) -> tuple[str, Table]:
-    return (
-        "Medians over rows; see methods.parquet. One threshold a parameter on tracked elements: "
-        "most parts then keep one element, and headers weigh.",
-        tables["methods"][METHOD_COLUMNS],
-    )
-
-
 def _good(fits: Table) -> Table:
     return fits[fits["status"] == "ok"]
 
@@ -348,25 +279,3 @@ def _fitted(summary: Summary) -> Iterator[tuple[str, Any]]:
             yield family.name, family.fit(summary)
         except FitError:
             continue
-
-
-def draw(name: str, drawing: Callable[..., Any], folder: Path) -> bytes:
-    """Draw one figure, write it as PNG and PDF, and return the PNG.
-
-    The canvases are called themselves: `savefig` draws everything twice for each file. Numbers
-    that no axis can hold, such as 1.7e308, give a figure that says so.
-    """
-    agg, pdf = (extras.load(f"matplotlib.backends.backend_{each}") for each in ("agg", "pdf"))
-    made = extras.load("matplotlib.figure").Figure
-    figure = made(SIZE, DPI, layout="constrained")
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            drawing(ax=figure.subplots())
-            agg.FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
-    except (ArithmeticError, ValueError) as error:
-        figure = made(SIZE, DPI, layout="constrained")
-        figure.text(0.5, 0.5, f"cannot draw {name}:\n{error}", ha="center", wrap=True)
-        agg.FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
-    figure.set_layout_engine("none")  # it is laid out
-    pdf.FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf")
-    return (folder / f"{name}.png").read_bytes()

@@ -28,9 +28,10 @@ class Group:
     Attributes:
         step: optimizer step.
         name: "model", a module type, a parameter, or what the regular expression captured.
-        summary: of its elements; of none where there is no gradient.
+        summary: the Summary of its elements; of no elements if there is no gradient.
         status: "ok", or why there is no gradient.
-        left_out: names of its parameters that rows of this kind cannot hold.
+        left_out: names of its parameters that rows of this kind cannot hold (sparse ones in
+            tracks).
     """
 
     step: int
@@ -41,13 +42,13 @@ class Group:
 
 
 def group_of(by: str, names: Iterable[str] = ()) -> Callable[[Parameter], str | None]:
-    """The group that a parameter belongs to; None for none.
+    """Return the function that names the group of a parameter; None for no group.
 
     Args:
         by: "model", "module-type", "parameter", or a regular expression that is searched for in
             parameter names: its first group, or the whole match, names the group.
-        names: of the parameters; brackets that stand in one as they are, such as `layers[0]`, are
-            those of the name, and no class of letters.
+        names: names of the parameters; brackets that occur in a name, such as `layers[0]`, match
+            themselves and are no class of letters.
 
     Raises:
         ValueError: not a regular expression.
@@ -67,8 +68,8 @@ def group_of(by: str, names: Iterable[str] = ()) -> Callable[[Parameter], str | 
         raise ValueError(f"by must be {rule}, got {by!r}: {error}") from error
 
     def captured(parameter: Parameter) -> str | None:
-        found = pattern.search(parameter.name)
-        return found and (found[1] if pattern.groups else found[0])
+        match = pattern.search(parameter.name)
+        return match and (match[1] if pattern.groups else match[0])
 
     return captured
 
@@ -92,14 +93,14 @@ def groups(
     first: int = 0,
     executor: Executor | None = None,
 ) -> Iterator[list[Group]]:
-    """Summaries of the selected rows, one list a row, in order; few rows are in memory at a time.
+    """Summarise the selected rows, one list per row, in order, with few rows in memory at a time.
 
     Args:
         run: selects parameters and steps.
         by: see `group_of`.
-        kind: "full", "summary" or "track"; default: the first of them that there is.
-        first: how many of the rows to leave out.
-        executor: where the tasks run, one a row; default: here.
+        kind: "full", "summary" or "track"; default: the first of them that has rows.
+        first: number of rows to leave out at the beginning.
+        executor: runs the tasks, one per row; default: this process.
 
     Raises:
         ValueError: unknown grouping, no row or element to summarise, or a loss scale is not known.
@@ -114,49 +115,55 @@ def groups(
 
 
 def summarize_row(run: Run, kind: str, by: str, row: int) -> list[Group]:
-    """The summaries of one row, in one pass over it.
+    """Summarise one row by groups, in one pass over it.
 
-    A group without a gradient, and every group of a row that cannot be read, says so.
+    The status of a group names the reason if it has no gradient, or if the row cannot be read.
     """
     step, left_out = int(run.stream(kind).steps[row]), left_out_of(run, kind, by)
     try:
-        found, missing = _row_groups(run, kind, by, row), f"no gradient at step {step}"
+        summaries, missing = _row_groups(run, kind, by, row), f"no gradient at step {step}"
     except StoreFormatError as error:
-        found, missing = {}, str(error)
+        summaries, missing = {}, str(error)
     return [
         Group(
-            step, name, found.get(name, NOTHING), status_of(name in found, held, missing), without
+            step,
+            name,
+            summaries.get(name, NOTHING),
+            status_of(name in summaries, held, missing),
+            without,
         )
         for name, (held, without) in left_out.items()
     ]
 
 
-def status_of(found: bool, held: bool, missing: str) -> str:
-    """Whether a group has elements, or why not."""
+def status_of(summarized: bool, held: bool, missing: str) -> str:
+    """Return "ok" if a group has elements, else the reason."""
     if not held:
         return "tracks hold no sparse gradients; capture with full="
-    return "ok" if found else missing
+    return "ok" if summarized else missing
 
 
 def left_out_of(run: Run, kind: str, by: str) -> dict[str, tuple[bool, str]]:
     """By group: whether rows of a kind hold elements of it, and the names of what they cannot."""
     key, reader = group_of(by, run.names), run.reader(kind)
-    found: dict[str, tuple[bool, list[str]]] = {}
+    groups: dict[str, tuple[bool, list[str]]] = {}
     for part in reader.parameters:
         name, sparse = key(part), kind == "track" and part.layout != "dense"
         if name and (part.numel or sparse):
-            held, without = found.get(name, (False, []))
-            found[name] = held or part.numel > 0, [*without, part.name] if sparse else without
-    return {name: (held, ", ".join(without)) for name, (held, without) in found.items()}
+            held, without = groups.get(name, (False, []))
+            groups[name] = held or part.numel > 0, [*without, part.name] if sparse else without
+    return {name: (held, ", ".join(without)) for name, (held, without) in groups.items()}
 
 
 def _row_groups(run: Run, kind: str, by: str, row: int) -> dict[str, Summary]:
     stream, reader, key = run.stream(kind), run.reader(kind), group_of(by, run.names)
-    there = {part.name for part, has in zip(stream.table, stream.present[row], strict=True) if has}
-    selected = [part for part in reader.parameters if part.name in there]
+    present = {
+        part.name for part, has in zip(stream.table, stream.present[row], strict=True) if has
+    }
+    selected = [part for part in reader.parameters if part.name in present]
     if kind == "summary":
-        made = run.summaries(row)
-        return joined_summaries(key, [(part, made[part.name]) for part in selected])
+        by_name = run.summaries(row)
+        return joined_summaries(key, [(part, by_name[part.name]) for part in selected])
     dtypes = dict.fromkeys(part.dtype for part in selected)
     # the summaries of one grid add
     joint = None if by == "parameter" else _widest(dtypes)
@@ -186,8 +193,8 @@ def _summaries(
 ) -> Iterator[tuple[Parameter, Summary]]:
     """Of the parts of a flat gradient; the stretches between them are left out."""
     bounds = sorted({0, flat.numel(), *(p.offset for p in parts)} | {_end(p) for p in parts})
-    found = dict(zip(bounds, summarize_segments(flat, bounds, fraction=fraction), strict=False))
-    return ((part, found[part.offset]) for part in parts if part.numel)
+    segments = dict(zip(bounds, summarize_segments(flat, bounds, fraction=fraction), strict=False))
+    return ((part, segments[part.offset]) for part in parts if part.numel)
 
 
 def _end(part: Parameter) -> int:
@@ -198,9 +205,9 @@ def joined_summaries(
     key: Callable[[Parameter], str | None], summaries: Iterable[tuple[Parameter, Summary]]
 ) -> dict[str, Summary]:
     """The sum of the summaries of each group."""
-    found: dict[str, list[Summary]] = {}
+    parts_of: dict[str, list[Summary]] = {}
     for parameter, summary in summaries:
         name = key(parameter)
         if name:
-            found.setdefault(name, []).append(summary)
-    return {name: reduce(add, parts) for name, parts in found.items()}
+            parts_of.setdefault(name, []).append(summary)
+    return {name: reduce(add, parts) for name, parts in parts_of.items()}

@@ -1,4 +1,4 @@
-"""Parameters whose gradients are not well: dead, not finite, exploding."""
+"""Parameters with unhealthy gradients: dead, not finite, exploding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPLODING = 10.0  # times the median of the root mean square
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with the gradients of a parameter.
+    """A fault of the gradients of one parameter.
 
     Attributes:
         parameter: its name.
@@ -33,10 +33,10 @@ class Finding:
 
 
 def findings(run: Run) -> list[Finding]:
-    """Look at up to 16 rows of a run and name the parameters that are not well, in order.
+    """Look at up to 16 rows of a run and list the parameters with unhealthy gradients, in order.
 
-    Rows are whole gradients where there are any, else Summaries, else tracked elements, in which a
-    parameter may have too few elements to say. Rows whose loss scale is not known are left out.
+    Rows are whole gradients if there are any, else Summaries, else tracked elements, of which a
+    parameter may have too few for a finding. Rows whose loss scale is not known are left out.
     """
     kind = run.fitted_kind
     unknown = np.isnan(run.reader(kind).divisors)
@@ -53,17 +53,17 @@ def findings(run: Run) -> list[Finding]:
 
 
 def _of_one(name: str, groups: list[Group]) -> Iterator[Finding]:
-    there = [group for group in groups if group.status == "ok"]
-    if not any(group.summary.nonzero + group.summary.nonfinite for group in there):
-        with_gradient = f"a gradient in {len(there)} of {len(groups)} rows"
+    present = [group for group in groups if group.status == "ok"]
+    if not any(group.summary.nonzero + group.summary.nonfinite for group in present):
+        with_gradient = f"a gradient in {len(present)} of {len(groups)} rows"
         yield Finding(name, "dead", f"{with_gradient}, none of them but zeros")
         return
-    broken = [group for group in there if group.summary.nonfinite]
+    broken = [group for group in present if group.summary.nonfinite]
     if broken:
         first = broken[0]
         count = f"{first.summary.nonfinite} of {first.summary.n} elements at step {first.step}"
         yield Finding(name, "not finite", f"NaN or inf in {len(broken)} rows, first {count}")
-    sizes = [g.summary.norm / math.sqrt(g.summary.nonzero) for g in there if g.summary.nonzero]
+    sizes = [g.summary.norm / math.sqrt(g.summary.nonzero) for g in present if g.summary.nonzero]
     if len(sizes) > 2 and sizes[-1] > EXPLODING * median(sizes):
         detail = f"root mean square {sizes[-1]:.2g} at the end, {median(sizes):.2g} in the median"
         yield Finding(name, "exploding", detail)

@@ -1,4 +1,4 @@
-"""Gradients in a narrower dtype: what is lost is counted, and refused where it is much."""
+"""Gradients in a narrower dtype: losses are counted, and large losses refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_ZEROED = 1e-3  # share of the non-zero elements of a parameter
 
 @dataclass
 class Lost:
-    """What one parameter lost in all rows.
+    """The losses of one parameter in all rows.
 
     Attributes:
         name: of the parameter; "" for all together.
@@ -22,7 +22,7 @@ class Lost:
         zeroed: how many of them became zero.
         infinite: how many of them became infinite.
         smallest: magnitude of what became zero.
-        step: of the first row in which one became zero.
+        step: step of the first row in which one became zero.
     """
 
     name: str = ""
@@ -34,18 +34,18 @@ class Lost:
 
     @property
     def share(self) -> float:
-        """What became zero of what was not."""
+        """The share of the finite non-zero elements that became zero."""
         return self.zeroed / self.elements if self.elements else 0.0
 
     def __str__(self) -> str:
         percent = f"{100 * self.share:.3g}" if self.share >= 1e-5 else "less than 0.001"
         return f"{self.zeroed:,} of {_counted(self.elements, 'non-zero element')} ({percent} %)"
 
-    def add(self, values: Tensor, found: Tensor, step: int) -> int:
-        """Count the losses of a row; how many elements became infinite."""
+    def add(self, values: Tensor, narrow: Tensor, step: int) -> int:
+        """Count the losses of a row; return how many elements became infinite."""
         finite = values.isfinite() & (values != 0)
-        lost = values[(found == 0) & finite]
-        infinite = int((found.isinf() & finite).sum())
+        lost = values[(narrow == 0) & finite]
+        infinite = int((narrow.isinf() & finite).sum())
         if len(lost):
             self.step = self.step if self.zeroed else step
             self.smallest = min(self.smallest, float(lost.abs().min()))
@@ -58,13 +58,13 @@ class Lost:
 class Narrowing:
     """Converts elements to a dtype and counts those that become infinite or zero.
 
-    One infinite element makes every norm and mean of its row infinite, so that none is accepted
-    unless it is asked for. Elements that become zero are the smallest: in every parameter, whose
-    gradients may all be small, up to a share of `MOST_ZEROED` of the non-zero ones may.
+    One infinite element makes every norm and mean of its row infinite, so none is accepted without
+    `allow_loss`. Elements that become zero are the smallest: in each parameter, up to a share
+    `MOST_ZEROED` of the non-zero elements may become zero.
 
     Args:
         dtype: name of the dtype; "" leaves elements as they are.
-        allow_loss: accept any number of either.
+        allow_loss: accept any number of infinite and of zeroed elements.
     """
 
     def __init__(self, dtype: str, *, allow_loss: bool = False) -> None:
@@ -87,17 +87,17 @@ class Narrowing:
         Raises:
             ValueError: an element becomes infinite.
         """
-        found = values.to(getattr(torch, self.dtype)) if self.dtype else values
-        if found.dtype == values.dtype:
-            return found
+        narrow = values.to(getattr(torch, self.dtype)) if self.dtype else values
+        if narrow.dtype == values.dtype:
+            return narrow
         lost = self._lost.setdefault((name, quantity), Lost(name))
-        infinite = lost.add(values, found, step)
+        infinite = lost.add(values, narrow, step)
         if infinite and not self._allow_loss:
             largest = float(values[values.isfinite()].abs().max())
             what = f"{_counted(infinite, 'element')} of {name!r} at step {step} as {self.dtype}"
             fact = f"stored they are up to {largest:.3g}{note}"
             raise ValueError(f"cannot copy {what}: {fact}; {self._remedy(largest)}")
-        return found
+        return narrow
 
     def _remedy(self, magnitude: float) -> str:
         """A dtype that holds a magnitude which this one does not."""

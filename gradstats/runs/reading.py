@@ -1,8 +1,7 @@
-"""From rows as they are stored to gradients: loss scales are divided out, sparse ones get zeros.
+"""Gradients from stored rows: loss scales are divided out, sparse gradients get their zeros.
 
-`gradstats.store` gives what was captured, to the bit. What a loss scale still multiplies is no
-gradient, and what is kept as indices and values is no vector: every reader of gradients goes
-through here.
+`gradstats.store` returns what was captured, bit for bit: possibly multiplied by a loss scale, and
+sparse gradients as indices and values. Every reader of gradients uses this module instead.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ SHOWN = 5  # steps or names in a message
 
 
 def divisors(coordinates: Mapping[str, NDArray[Any]]) -> Floats:
-    """What each stored row must be divided by to be the gradient, `[rows]`; NaN: not known.
+    """Return the divisor that makes each stored row a gradient, `[rows]`; NaN: not known.
 
-    It is the loss scale where the gradients are still multiplied by it (`unscaled` 0), and 1 where
-    they are not (1). Rows that do not say (-1), as of gradients that were imported, are taken as
-    they are, unless they name a scale other than 1.
+    It is the loss scale if the gradients are still multiplied by it (`unscaled` 0), and 1 if they
+    are not (`unscaled` 1). Rows without this information (`unscaled` -1), such as imported
+    gradients, have divisor 1, or NaN if their loss scale is known and not 1.
 
     Args:
-        coordinates: of a stream.
+        coordinates: the coordinates of a stream.
 
     Example:
         >>> columns = {"loss_scale": np.array([8.0, 8.0, np.nan, np.nan, 8.0])}
@@ -42,21 +41,21 @@ def divisors(coordinates: Mapping[str, NDArray[Any]]) -> Floats:
         [8.0, 1.0, nan, 1.0, nan]
     """
     scale, unscaled = coordinates["loss_scale"], coordinates["unscaled"]
-    told = np.isfinite(scale) & (scale > 0)
-    found = np.where(unscaled == 0, np.where(told, scale, np.nan), 1.0)
-    found[(unscaled == -1) & told & (scale != 1)] = np.nan
-    return found
+    known = np.isfinite(scale) & (scale > 0)
+    divisor = np.where(unscaled == 0, np.where(known, scale, np.nan), 1.0)
+    divisor[(unscaled == -1) & known & (scale != 1)] = np.nan
+    return divisor
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
     """The gradients of some parameters in the rows of one stream.
 
-    Rows of float16 or bfloat16 are read as float32 where a loss scale multiplies any row of the
+    Rows of float16 or bfloat16 are read as float32 if a loss scale multiplies any row of the
     stream, so that dividing takes no element below the range of its dtype.
 
     Attributes:
-        stream: of the rows as they are stored.
+        stream: the stored rows.
         selected: names of the parameters.
     """
 
@@ -65,9 +64,9 @@ class Reader:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The selected parameters in table order; numel counts what a row has of them.
+        """The selected parameters in table order; numel counts their elements in a row.
 
-        Offsets are those of the stored vectors, in which a sparse gradient has no place.
+        Offsets refer to the stored vectors, which have no elements of sparse gradients.
         """
         # of a track the elements that are tracked, else all, those of sparse gradients too
         table = self.stream.parameters if self.stream.kind == "track" else self.stream.table
@@ -75,7 +74,7 @@ class Reader:
 
     @property
     def numel(self) -> int:
-        """Elements of a row."""
+        """The number of elements of a row."""
         return sum(p.numel for p in self.parameters)
 
     @cached_property
@@ -94,7 +93,7 @@ class Reader:
         return divisors(self.stream.coordinates)
 
     def check(self, rows: Sequence[int]) -> None:
-        """Check that the gradients of these rows can be told from what is stored.
+        """Check that the gradients of these rows can be computed from what is stored.
 
         Raises:
             ValueError: a loss scale is not known, or a row has no element of these parameters.
@@ -115,19 +114,20 @@ class Reader:
         )
 
     def remarks(self, rows: Sequence[int]) -> Iterator[str]:
-        """What a loss scale was done about in these rows, and what they leave out."""
-        kind, found = self.stream.kind, self.divisors[list(rows)]
-        scales, unknown = found[np.isfinite(found) & (found != 1)], int(np.isnan(found).sum())
+        """Describe which rows are divided by a loss scale, and what these rows leave out."""
+        kind, divisors = self.stream.kind, self.divisors[list(rows)]
+        scales = divisors[np.isfinite(divisors) & (divisors != 1)]
+        unknown = int(np.isnan(divisors).sum())
         if len(scales):
             low, high = f"{scales.min():,.6g}", f"{scales.max():,.6g}"
             scale = low if low == high else f"{low} to {high}"
             fact = f"stored multiplied by a loss scale of {scale}, divided when they are read"
             if kind == "shadow":
                 fact = f"compressors ran on gradients multiplied by a loss scale of {scale}"
-            yield f"{len(scales)} of {len(found)} {kind} rows: {fact}"
+            yield f"{len(scales)} of {len(divisors)} {kind} rows: {fact}"
         if unknown and kind != "shadow":
             fact = "the loss scale was not recorded, they are refused when they are read"
-            yield f"{unknown} of {len(found)} {kind} rows: {fact}; leave them out with steps="
+            yield f"{unknown} of {len(divisors)} {kind} rows: {fact}; leave them out with steps="
         if rows and self.left_out:
             yield f"track rows hold nothing of parameters with sparse gradients: {self.left_out}"
 
@@ -143,43 +143,43 @@ class Reader:
 
     @property
     def emptiness(self) -> str:
-        """Why rows have no element of the selected parameters."""
+        """Name the reason why rows have no element of the selected parameters."""
         if self.stream.kind == "track" and self.untracked:
             fact = f"tracks hold no sparse gradients, and those of {self._names} are"
             return f"{fact}; capture with full="
         return "they hold no element of the selected parameters"
 
     def gradient(self, row: int) -> Tensor:
-        """The selected parameters one after another, zeros where one has no gradient.
+        """Read the selected parameters one after another; zeros if one has no gradient.
 
-        In the narrowest dtype that holds every element of the stream.
+        The dtype is the narrowest that holds every element of the stream.
         """
         if self.sparse and self.stream.kind == "full":
             return self._true(row, self._joined(row))
-        found = self._true(row, self.stream.read(row))
-        return found if self._places is None else found[self._places]
+        values = self._true(row, self.stream.read(row))
+        return values if self._places is None else values[self._places]
 
     def parameter(self, row: int, name: str, quantity: str = "grad") -> Tensor:
-        """The gradient of one parameter as `Stream.read` gives it, a sparse one sparse."""
-        found = self.stream.read(row, name, quantity)
-        return self._true(row, found) if quantity == "grad" else found
+        """Read the gradient of one parameter, as `Stream.read` does; a sparse one stays sparse."""
+        values = self.stream.read(row, name, quantity)
+        return self._true(row, values) if quantity == "grad" else values
 
     def flat(self, row: int, dtype: str) -> Tensor:
-        """The gradients of one dtype as `Stream.read_flat` gives them."""
+        """Read the gradients of one dtype, as `Stream.read_flat` does."""
         return self._true(row, self.stream.read_flat(row, dtype))
 
     def elements(self, row: int, dtype: str, start: int, stop: int) -> Floats:
-        """A stretch of what `flat` gives, float64."""
-        found = self.stream.read_flat(row, dtype, start, stop)
-        return np.asarray(self._true(row, found.double()).numpy())
+        """Read a slice of the result of `flat`, as float64."""
+        values = self.stream.read_flat(row, dtype, start, stop)
+        return np.asarray(self._true(row, values.double()).numpy())
 
     def summaries(self, row: int) -> dict[str, Summary]:
-        """By name, the Summaries of one row: of the selected parameters with a gradient."""
+        """Read the Summaries of one row by name, for the selected parameters with a gradient."""
         stream, divisor = self.stream, self._divisor(row)
-        there = stream.present[row]
-        names = [p.name for p, has in zip(stream.table, there, strict=True) if has]
-        found = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
-        chosen = {name: summary for name, summary in found if name in self.selected}
+        present = stream.present[row]
+        names = [p.name for p, has in zip(stream.table, present, strict=True) if has]
+        pairs = zip(names, from_bytes(stream.read_bytes(row)), strict=True)
+        chosen = {name: summary for name, summary in pairs if name in self.selected}
         if divisor == 1:
             return chosen
         return {name: summary.scaled(1 / divisor) for name, summary in chosen.items()}
@@ -190,7 +190,7 @@ class Reader:
         return float(self.divisors[row])
 
     def _true(self, row: int, stored: Tensor) -> Tensor:
-        """What was stored of a row as the gradient."""
+        """Convert stored values of a row to the gradient."""
         divisor = self._divisor(row)
         if self._multiplied and stored.dtype in HALF:
             stored = stored.to(torch.float32)
@@ -201,7 +201,7 @@ class Reader:
         return bool((self.divisors != 1).any())
 
     def _joined(self, row: int) -> Tensor:
-        """A whole row, every sparse gradient with its zeros."""
+        """Read a whole row, with the zeros of every sparse gradient."""
         stream = self.stream
         flats = {dtype: stream.read_flat(row, dtype) for dtype in stream.dtypes}
         wide = reduce(torch.promote_types, (flat.dtype for flat in flats.values()))
@@ -209,18 +209,18 @@ class Reader:
 
     def _pieces(self, row: int, flats: Mapping[str, Tensor]) -> Iterator[Tensor]:
         table, present = self.stream.table, self.stream.present[row]
-        there = {p.name: has for p, has in zip(table, present, strict=True)}
+        has_gradient = {p.name: has for p, has in zip(table, present, strict=True)}
         for p in self.parameters:
             if p.layout == "dense":
                 yield flats[p.dtype][p.offset : p.offset + p.numel]
-            elif there[p.name]:
+            elif has_gradient[p.name]:
                 yield self.stream.read(row, p.name).to_dense().reshape(-1)
             else:
                 yield torch.zeros(p.numel, dtype=getattr(torch, p.dtype))
 
     @cached_property
     def _places(self) -> Tensor | None:
-        """Where the selected elements are in a row; None for all of them."""
+        """The indices of the selected elements in a row; None for all of them."""
         table = self.stream.parameters
         if len(self.parameters) == len(table):
             return None
@@ -233,15 +233,15 @@ def last_told(
     segments: NDArray[np.int64],
     begins: Mapping[int, int] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which rows belong to the training as it went in the end, `[rows]`.
+    """Return which rows belong to the final training, without undone steps, `[rows]`.
 
-    A restart from a checkpoint repeats steps: rows of an earlier segment from the first step of a
-    later one on were undone.
+    A restart from a checkpoint repeats steps: rows of an earlier segment, from the first step of a
+    later segment on, were undone.
 
     Args:
-        steps: of the rows.
-        segments: of the rows.
-        begins: the first step of each segment, where other rows than these tell it too.
+        steps: step of each row.
+        segments: segment of each row.
+        begins: the first step of each segment, if rows of other kinds determine it too.
 
     Example:
         >>> last_told(np.array([0, 1, 2, 1, 2]), np.array([0, 0, 0, 1, 1])).tolist()

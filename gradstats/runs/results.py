@@ -1,11 +1,15 @@
-"""The folder of a run's results: tables that are there already, and what they depend on."""
+"""The folder of a run's results: `fit`, `replay` and `report` use each other's tables in it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +18,160 @@ import torch
 import gradstats
 from gradstats import extras
 from gradstats.runs.run import FITTED, Run
+from gradstats.runs.tables import Made, Row, Table
+from gradstats.settings import in_words
 from gradstats.store import InZip, StoreFormatError
 from gradstats.store.layout import ragged_dtypes
 
-Table = Any
+Progress = Callable[[str, int, int], None]  # stage, done, of how many
+LAYOUT = 2  # of the folder: a table of another one is made anew, never misread
+VERBS = ("fit", "replay", "report")
+KEY = b"gradstats"  # where a file carries what its table depends on
 
 
 @dataclass
 class Results:
-    """A folder of results: tables that are there already, and what was left out.
+    """A folder of results: tables that are there already, and what makes those that are not.
 
-    Each table carries the settings it was made under, so that a table of other settings, or of
-    another command, is never taken for ours.
+    Each file carries the key it was made under: the run, the settings that its rows depend on, and
+    the contents of the tables it was made of. A table of another key is never taken for ours.
 
     Attributes:
+        run: what the tables are about; None to read a folder whose store is elsewhere.
         folder: `RUN.results`.
-        settings: what the tables depend on; a table made under other settings is made anew.
+        progress: called with (stage, done, of how many).
+        executor: where tasks run; None: in this process, one after another.
         skipped: what was left out, and why.
     """
 
+    run: Run | None
     folder: Path
-    settings: dict[str, Any]
+    progress: Progress | None = None
+    executor: Executor | None = None
     skipped: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "figures").mkdir(exist_ok=True)
-        (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
-
-    def table(self, name: str) -> Table:
-        """The table of that name, None unless it was made under the same settings."""
-        path = self.folder / f"{name}.parquet"
-        if not path.exists():
-            return None
-        table = extras.load("pandas").read_parquet(path)
-        return table if table.attrs.get("settings") == self._written else None
-
-    def keep(self, name: str, table: Table) -> Table:
-        """Write a table for the next time and for others."""
-        table.attrs = {"settings": self._written}
-        table.to_parquet(self.folder / f"{name}.parquet", index=False)
-        return table
+    @cached_property
+    def identity(self) -> Row:
+        """The run and what of it is selected."""
+        return dict(in_json(run_settings(self.opened)))
 
     @property
-    def _written(self) -> Any:
-        """The settings as they come back from a file."""
-        return json.loads(json.dumps(self.settings))
+    def opened(self) -> Run:
+        """The run.
+
+        Raises:
+            ValueError: the folder was opened without it.
+        """
+        if self.run is None:
+            raise ValueError(f"cannot compute tables of {self.folder}: its run is not open")
+        return self.run
+
+    def stage(self, name: str) -> Callable[[int, int], None]:
+        """Progress of one stage: call it with (done, of how many)."""
+        progress = self.progress or (lambda stage, done, total: None)
+        return lambda done, total: progress(name, done, total)
+
+    def key(self, made: Made, settings: Any) -> Row:
+        """What the tables depend on, as JSON has it."""
+        chosen = {name: in_words(getattr(settings, name)) for name in made.depends}
+        needs = {name: self.checksum(name) for name in made.needs}
+        key = {"layout": LAYOUT, "run": self.identity, "settings": chosen, "needs": needs}
+        return dict(in_json(key))
+
+    def ensure(self, made: Made, settings: Any) -> None:
+        """Make the tables, unless they are there."""
+        key = self.key(made, settings)
+        if made.grows or not all(self.holds(name, key) for name in made.tables):
+            made.make(self, settings, key)
+
+    def holds(self, name: str, key: Row) -> bool:
+        """Whether there is a table of that name that was made under the key."""
+        return self.key_of(name) == key
+
+    def key_of(self, name: str) -> Row | None:
+        """What a table was made under; None without it, or if it is none of ours."""
+        parquet = extras.load("pyarrow.parquet")
+        try:
+            found = parquet.read_schema(self.path(name)).metadata or {}
+            return dict(json.loads(found[KEY]))
+        except (FileNotFoundError, KeyError, ValueError):
+            return None
+
+    def read(self, name: str) -> Table:
+        """The table of that name; an empty one where there is none."""
+        pandas = extras.load("pandas")
+        if not self.path(name).exists():
+            return pandas.DataFrame()
+        return pandas.read_parquet(self.path(name))
+
+    def keep(self, name: str, table: Table, key: Row) -> None:
+        """Write a table and what it depends on; a file that is half written is not there."""
+        arrow, parquet = (extras.load(module) for module in ("pyarrow", "pyarrow.parquet"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = arrow.Table.from_pandas(table, preserve_index=False)
+        labelled = found.replace_schema_metadata({**(found.schema.metadata or {}), **mark(key)})
+        new = self.path(name).with_suffix(".new")
+        parquet.write_table(labelled, new)
+        os.replace(new, self.path(name))
+
+    def path(self, name: str) -> Path:
+        """Where a table lies."""
+        return self.folder / f"{name}.parquet"
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of a table's file; 0 without one."""
+        path = self.path(name)
+        return zlib.crc32(path.read_bytes()) if path.exists() else 0
+
+    def parts(self, name: str, key: Row) -> Path:
+        """A folder for the parts of a table that takes long; those of another key are removed."""
+        folder = self.folder / "parts" / name
+        if read_json(folder / "key.json") != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_json(folder / "key.json", key)
+        return folder
+
+    def remove_parts(self, name: str) -> None:
+        """Remove the parts of a table that is whole, and their folder where it is empty."""
+        folder = self.folder / "parts"
+        shutil.rmtree(folder / name)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+    def remember(self, verb: str, settings: Any) -> None:
+        """Write what reproduces the tables: the run, and the settings of each verb."""
+        path = self.folder / "settings.json"
+        before = read_json(path)
+        same = isinstance(before, dict) and self.identity.items() <= before.items()
+        verbs = {each: before[each] for each in VERBS if same and each in before}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**self.identity, **verbs, verb: in_words(settings)})
+
+
+def mark(key: Row) -> dict[bytes, bytes]:
+    """The key as metadata of a file."""
+    return {KEY: json.dumps(key).encode()}
+
+
+def in_json(value: Any) -> Any:
+    """A value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value))
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds; an empty dictionary without it, or if it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """In one step: a file that is half written is not there."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(new, path)
 
 
 def results_folder(run: Run) -> Path:

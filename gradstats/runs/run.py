@@ -1,9 +1,8 @@
-"""Open a run: a store, and the parameters, steps and worker of it to look at."""
+"""Opening a run: a store, and the selection of parameters, steps and worker to read."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,14 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from gradstats.patterns import matching
-from gradstats.ratios import MIN_NUMEL, Part
+from gradstats.ratios import DenseRule, Part
 from gradstats.runs.reading import SHOWN, Reader, last_told
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
 KINDS = ("full", "track")  # of rows that are gradients
-FITTED = ("full", "summary", "track")  # of rows that laws can be fitted to, best first
+FITTED = ("full", "summary", "track")  # of rows that distributions can be fitted to, best first
 PREFERRED = ("local", "outer", "reduced", "clipped", "unknown")
 OWN = ("local", "outer", "unknown")  # each worker has its own; the others are of all workers
 CONSECUTIVE = 0.99  # of the steps must follow the one before
@@ -31,19 +30,19 @@ CONSECUTIVE = 0.99  # of the steps must follow the one before
 class Run:
     """A captured run, opened for reading.
 
-    What it reads are gradients: a loss scale that still multiplies stored rows is divided out
+    It reads gradients: a loss scale that still multiplies stored rows is divided out
     (rows of float16 and bfloat16 are then read as float32), and a sparse gradient has its zeros.
-    `stream(kind).read` gives a row as it is stored.
+    `stream(kind).read` returns a row as it is stored.
 
     Attributes:
-        store: where it is.
+        store: the store of the run.
         parameters: name or glob of the parameters to look at, or several in a tuple; see
             `gradstats.patterns`.
         steps: (start, stop, stride): rows with start <= step < stop, every stride-th of them.
         worker: data-parallel worker.
-        point: where in the step the gradients were taken; "" for local ones where there are any,
-            since those are what a compressor gets, else outer, else reduced, else clipped.
-        device: where gradients are put when they are read.
+        point: the observation point; "" selects local rows if there are any, since a compressor
+            gets those, else outer, else reduced, else clipped.
+        device: the device of the gradients that are read.
     """
 
     store: GradientStore
@@ -55,8 +54,8 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.worker not in self.store.workers:
-            there = ", ".join(map(str, self.store.workers)) or "none that has written yet"
-            raise ValueError(f"worker must be one of {there}, got {self.worker!r}")
+            workers = ", ".join(map(str, self.store.workers)) or "none that has written yet"
+            raise ValueError(f"worker must be one of {workers}, got {self.worker!r}")
         if not self.names:
             known = [parameter.name for parameter in self.table]
             shown = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
@@ -96,27 +95,30 @@ class Run:
 
     @cached_property
     def stages(self) -> tuple[tuple[int, ...], ...]:
-        """The workers, those together whose rows hold the same parameters; worker 0's first."""
-        found: dict[Any, list[int]] = {}
+        """The workers, grouped by equal parameter tables (pipeline stages).
+
+        Worker 0's group first.
+        """
+        workers_by_table: dict[Any, list[int]] = {}
         for worker in self.store.workers:
             table = self.store.stream(worker).table
             key = tuple((p.name, p.global_shape or p.shape, p.dtype) for p in table)
-            found.setdefault(key, []).append(worker)
-        return tuple(map(tuple, found.values()))
+            workers_by_table.setdefault(key, []).append(worker)
+        return tuple(map(tuple, workers_by_table.values()))
 
     @cached_property
     def selected(self) -> frozenset[str]:
-        """The same names, to look one up: a model may have 10,000."""
+        """The selected names as a set, for look-ups: a model may have 10,000."""
         return frozenset(self.names)
 
     def stream(self, kind: str = "full") -> Stream:
-        """The rows of one kind that there were when it was first asked for, selected or not."""
+        """Return the rows of one kind, selected or not, as they were at the first call."""
         if kind not in self._streams:
             self._streams[kind] = self._opened(kind)
         return self._streams[kind]
 
     def reader(self, kind: str = "full") -> Reader:
-        """Reads the gradients of the selected parameters in the rows of one kind."""
+        """Return the reader of the selected parameters' gradients, for rows of one kind."""
         if kind not in self._readers:
             self._readers[kind] = Reader(self.stream(kind), self.selected)
         return self._readers[kind]
@@ -137,13 +139,15 @@ class Run:
 
     @cached_property
     def points(self) -> tuple[str, ...]:
-        """The points of the step at which there are rows."""
-        found = {str(each) for kind in FITTED for each in self.stream(kind).coordinates["point"]}
-        return tuple(point for point in PREFERRED if point in found)
+        """The observation points that have rows."""
+        captured = {
+            str(each) for kind in FITTED for each in self.stream(kind).coordinates["point"]
+        }
+        return tuple(point for point in PREFERRED if point in captured)
 
     @property
     def kind(self) -> str:
-        """The rows to look at one by one: "full", or "track" where no full row is selected.
+        """The kind of rows to read one by one: "full", or "track" if no full row is selected.
 
         Raises:
             ValueError: there is no row.
@@ -164,7 +168,7 @@ class Run:
 
     @property
     def remarks(self) -> list[str]:
-        """What loss scales were divided out of the selected rows, and what these leave out."""
+        """Describe loss scales divided out of the selected rows, and what rows leave out."""
         return [text for kind in FITTED for text in self.reader(kind).remarks(self.rows(kind))]
 
     @property
@@ -178,7 +182,9 @@ class Run:
 
     @property
     def fitted_kind(self) -> str:
-        """The rows to fit laws to: whole gradients, else Summaries, else tracked elements.
+        """The kind of rows to fit distributions to.
+
+        It is whole gradients, else Summaries, else tracked elements.
 
         Raises:
             ValueError: there is no row.
@@ -187,10 +193,10 @@ class Run:
 
     @property
     def consecutive(self) -> str:
-        """The rows that a memory can run on: those whose steps follow each other.
+        """The kind of rows with consecutive steps, which a memory needs.
 
         Raises:
-            ValueError: neither tracked nor full rows do.
+            ValueError: neither tracked nor full rows have consecutive steps.
         """
         for kind in ("track", "full"):
             steps = self.stream(kind).steps[self.rows(kind)]
@@ -203,7 +209,7 @@ class Run:
         raise ValueError(f"a method with memory needs consecutive steps; tracked rows {gaps}")
 
     def rows(self, kind: str = "full") -> list[int]:
-        """Indices of the selected rows, of one point; not those of steps that a scaler skipped."""
+        """Return the indices of the selected rows of one point, without skipped steps."""
         start, stop, stride = self.steps
         coordinates = self.stream(kind).coordinates
         steps = coordinates["step"]
@@ -217,20 +223,23 @@ class Run:
         return [int(row) for row in np.flatnonzero(inside)[::stride]]
 
     def undone(self, kind: str = "full") -> int:
-        """How many rows of one kind a later segment did again: stored, and left out by `rows`."""
+        """Count the rows of one kind that a later segment repeated.
+
+        Stored, but left out by `rows`.
+        """
         coordinates = self.stream(kind).coordinates
         kept = last_told(coordinates["step"], coordinates["segment"], self._begins)
         return int((~kept).sum())
 
     @cached_property
     def _begins(self) -> dict[int, int]:
-        """The first step of each segment, by rows of any kind."""
-        found: dict[int, int] = {}
+        """Return the first step of each segment, from rows of every kind."""
+        begins: dict[int, int] = {}
         for kind in FITTED:
             coordinates = self.stream(kind).coordinates
             for segment, step in zip(coordinates["segment"], coordinates["step"], strict=True):
-                found[int(segment)] = min(int(step), found.get(int(segment), int(step)))
-        return found
+                begins[int(segment)] = min(int(step), begins.get(int(segment), int(step)))
+        return begins
 
     @cached_property
     def _streams(self) -> dict[str, Stream]:
@@ -241,13 +250,14 @@ class Run:
         return {}
 
     def read(self, step: int, parameter: str | None = None, *, kind: str = "full") -> Tensor:
-        """The gradient of one step: flat, or of one parameter in its shape.
+        """Read the gradient of one step: flat, or one parameter in its shape.
 
-        Flat it is that of all parameters, in table order, sparse ones with their zeros; a sparse
-        gradient alone is a coalesced sparse tensor.
+        The flat gradient has all parameters, in table order, sparse ones with their zeros. One
+        sparse parameter is returned as a coalesced sparse tensor.
 
         Raises:
-            ValueError: no row of that step, no such parameter, or a loss scale is not known.
+            ValueError: the step has no row, there is no such parameter, or a loss scale is not
+                known.
         """
         stream = self.stream(kind)
         rows = [row for row in self.rows(kind) if stream.steps[row] == step]
@@ -257,41 +267,41 @@ class Run:
             raise ValueError(f"step must have a {kind} row, the nearest are {shown}, got {step}")
         reader = Reader(stream, frozenset(part.name for part in stream.table))
         row = rows[-1]
-        found = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
-        return found.to(self.device)
+        values = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
+        return values.to(self.device)
 
     def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
-        """(step, flat gradient of the selected parameters) of the selected rows, in order."""
+        """Iterate over (step, flat gradient of the selected parameters) of the selected rows."""
         self.check(kind)
         for row in self.rows(kind):
             yield self.gradient(row, kind)
 
     def beside(self, workers: int) -> tuple[Run, ...]:
-        """The first workers' rows of the same selection; itself for one.
+        """Return the same selection for the first `workers` workers; this run alone for 1.
 
         Raises:
-            ValueError: fewer were captured, or their gradients are those after a reduction.
+            ValueError: fewer workers were captured, or their gradients are reduced ones.
         """
         if workers == 1:
             return (self,)
-        there = next(stage for stage in self.stages if self.worker in stage)
-        if not 1 < workers <= len(there):
-            remedy = "gradstats import --workers makes some of micro-batches"
-            rule = f"workers must be from 1 to {len(there)}, those captured"
+        own_stage = next(stage for stage in self.stages if self.worker in stage)
+        if not 1 < workers <= len(own_stage):
+            remedy = "gradstats import --files-per-step makes some of micro-batches"
+            rule = f"workers must be from 1 to {len(own_stage)}, those captured"
             rule += " with the same parameters" if len(self.stages) > 1 else ""
             raise ValueError(f"{rule}, got {workers!r}; {remedy}")
-        found = tuple(replace(self, worker=worker) for worker in there[:workers])
-        points = {run.point or (run.points or ("unknown",))[0] for run in found}
+        runs = tuple(replace(self, worker=worker) for worker in own_stage[:workers])
+        points = {run.point or (run.points or ("unknown",))[0] for run in runs}
         if points - set(OWN):
             fact = f"got the point {', '.join(sorted(points))}"
             raise ValueError(f"gradients of several workers must be local ones, {fact}")
-        return found
+        return runs
 
     def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
-        """(step, flat gradient of each worker) of the selected steps that all of them have.
+        """Iterate over (step, flat gradient of each worker), for steps that all workers have.
 
         Raises:
-            ValueError: as `beside`, or they track other elements.
+            ValueError: see `beside`; or the workers track different elements.
         """
         runs = self.beside(workers)
         for run in runs:
@@ -307,57 +317,61 @@ class Run:
             yield step, [run.gradient(of[step], kind)[1] for run, of in pairs]
 
     def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
-        """(step, flat gradient of the selected parameters) of one row."""
+        """Return (step, flat gradient of the selected parameters) of one row."""
         grad = self.reader(kind).gradient(row)
         return int(self.stream(kind).steps[row]), grad.to(self.device)
 
     def parameter(self, row: int, name: str, quantity: str = "grad") -> Tensor:
-        """The gradient or the weight of one parameter in one full row, dense, in its shape.
+        """Read the gradient or the weight of one parameter in one full row, dense, in its shape.
 
         Raises:
             LookupError: it had no gradient in that row, or the row has no weights.
         """
         return self.reader("full").parameter(row, name, quantity).to_dense().to(self.device)
 
-    def parts(self, kind: str = "full") -> tuple[Part, ...]:
-        """The selected parameters as parts of what `gradients` yields.
+    def parts(self, kind: str = "full", rule: DenseRule | None = None) -> tuple[Part, ...]:
+        """Describe the selected parameters as parts of the vectors that `gradients` yields.
 
-        Small ones (fewer than 1,024 elements in the model) are dense, here as in the DDP hook.
+        Args:
+            kind: "full" or "track".
+            rule: Which parameters are dense, by their shape in the model; None is the default of
+                `DenseRule`, as in the communication hook.
         """
-        whole = {p.name: math.prod(p.global_shape or p.shape) for p in self.table}
+        rule = rule or DenseRule()
+        whole = {p.name: p.global_shape or p.shape for p in self.table}
         return tuple(
             Part(
                 parameter.name,
                 parameter.numel,
-                dense=whole[parameter.name] < MIN_NUMEL,
+                dense=rule.is_dense(whole[parameter.name]),
                 shape=parameter.shape if kind == "full" else (),
             )
             for parameter in self.reader(kind).parameters
         )
 
     def summaries(self, row: int) -> dict[str, Summary]:
-        """By name, the Summaries of one row of kind "summary": of parameters with a gradient."""
+        """Read one row of kind "summary": Summaries by name, of the parameters with a gradient."""
         return self.reader("summary").summaries(row)
 
     def shadow_rows(self) -> list[dict[str, Any]]:
-        """What compressors did that ran beside the training, one row a step and compressor.
+        """Return the results of shadow compressors, one row per step and compressor.
 
         Columns are those of a replay: compressor, step, error, bits, residual_ratio, status …
         """
         stream = self.stream("shadow")
         steps = stream.coordinates["step"]
-        found = []
+        rows = []
         for row in self.rows("shadow"):
             for line in json.loads(stream.read_bytes(row)):
-                found.append({**line, "step": int(steps[row])})
-        return found
+                rows.append({**line, "step": int(steps[row])})
+        return rows
 
 
 def open(path: str | Path, **selection: Any) -> Run:
     """Open a captured run.
 
     Args:
-        path: of the store.
+        path: the path or URL of the store.
         **selection: fields of `Run`: parameters, steps, worker, point, device; parameters may be
             any sequence of names and globs, as `gradstats.capture` takes them.
 
@@ -371,7 +385,7 @@ def open(path: str | Path, **selection: Any) -> Run:
 
 
 def without_elements(run: Run, chosen: Sequence[Parameter]) -> str:
-    """What a selection whose parameters are all empty must hold, and which parameters do.
+    """Word the error for a selection without elements: name a parameter, and others with elements.
 
     Example: "hold an element, got only e of shape (0, 7); with elements: l.weight, l.bias".
     """

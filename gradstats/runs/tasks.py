@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def in_order(
     task: Callable[[Item], Result], items: Iterable[Item], executor: Executor | None = None
 ) -> Iterator[Result]:
-    """Results in the order of the items, from tasks that run a little ahead of the reader.
+    """Yield results in the order of the items, from tasks that run a little ahead of the reader.
 
     Unlike `Executor.map` it submits only a few tasks before their results are taken, so that
     neither items nor results pile up.
@@ -38,7 +38,7 @@ def in_order(
 
 @contextmanager
 def workers(jobs: int) -> Iterator[Executor | None]:
-    """An executor of `jobs` processes with a thread each; None for one, which is this process."""
+    """Start an executor of `jobs` processes with one thread each; None for one job."""
     if jobs == 1:
         yield None
         return

@@ -2,15 +2,8 @@
 
 from gradstats.store.addresses import as_place, beside
 from gradstats.store.gradient_store import GradientStore
-from gradstats.store.layout import (
-    FORMAT,
-    FORMAT_VERSION,
-    POINTS,
-    Parameter,
-    StoreFormatError,
-    parameter_table,
-    table_difference,
-)
+from gradstats.store.layout import FORMAT, FORMAT_VERSION, POINTS, StoreFormatError
+from gradstats.store.parameters import Parameter, parameter_table, table_difference
 from gradstats.store.places import InZip, Place
 from gradstats.store.reading import Stream
 from gradstats.store.rows import Row

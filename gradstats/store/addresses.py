@@ -1,4 +1,4 @@
-"""What users name a place by: a path, a zip file, a URL."""
+"""Addresses of stores: a path, a zip file or a URL, as a user writes it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gradstats.store.places import InZip, Place
 
 
 def as_place(path: str | os.PathLike[str] | Place) -> Path | Place:
-    """The place that a user names: a URL, a zip file to read, or a folder.
+    """Convert what a user passed as a path: a URL, a zip file (to read) or a folder.
 
     Raises:
-        ImportError: a URL, and obstore is missing.
-        ValueError: a URL of a kind there is none of.
+        ImportError: `path` is a URL, and obstore is not installed.
+        ValueError: no object store has such URLs.
 
     Example:
         >>> as_place("run.zarr").name
@@ -36,7 +36,7 @@ def as_place(path: str | os.PathLike[str] | Place) -> Path | Place:
 
 
 def beside(place: Path | Place, name: str) -> Path | Place:
-    """The place of another name in the same folder.
+    """Return the path of another name in the same folder.
 
     Example:
         >>> beside(Path("a/run.zarr"), "run-2.zarr").as_posix()
@@ -48,12 +48,12 @@ def beside(place: Path | Place, name: str) -> Path | Place:
 
 
 def is_url(path: object) -> bool:
-    """Does a user's path name an object store?"""
+    """Return whether a user's path is a URL of an object store."""
     return re.match(r"[a-z][a-z0-9]+:/", str(path)) is not None
 
 
 def restored(path: object) -> str:
-    """A user's path in words: a `Path` of a URL has lost a slash.
+    """Write a user's path as text; restores the slash that a URL loses as a `Path`.
 
     Example:
         >>> restored("s3:/bucket/run.zarr"), restored("run.zarr")

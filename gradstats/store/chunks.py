@@ -1,4 +1,4 @@
-"""What of a worker's arrays is sent to an object store: chunks by key, and the bytes of each."""
+"""Chunks of a worker's arrays that are sent to an object store, by key, and their bytes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,13 @@ _STAMP = 32  # bytes beyond the rows
 
 
 def documents_of(group: bytes) -> Mapping[str, Document]:
-    """The metadata of a worker's arrays, of its zarr.json."""
+    """Read the metadata of a worker's arrays from its zarr.json."""
     documents: Mapping[str, Document] = json.loads(group)["consolidated_metadata"]["metadata"]
     return documents
 
 
 def without_rows(group: bytes) -> bytes:
-    """The zarr.json as it was before the first row."""
+    """Return the zarr.json as it was before the first row."""
     document = json.loads(group)
     inline = document["consolidated_metadata"]
     own = {key: each for key, each in inline["metadata"].items() if "/" not in key}
@@ -32,7 +32,7 @@ def without_rows(group: bytes) -> bytes:
 
 
 def grown_chunks(documents: Mapping[str, Document], lengths: Mapping[str, int]) -> Iterator[str]:
-    """The chunks of arrays that have grown from these lengths, by key."""
+    """List by key the chunks of arrays that have grown from these lengths."""
     for key, document in documents.items():
         first = lengths.get(key, 0)
         if document["node_type"] != "array" or first >= document["shape"][0]:
@@ -44,12 +44,12 @@ def grown_chunks(documents: Mapping[str, Document], lengths: Mapping[str, int]) 
 
 
 def is_a_row(document: Document) -> bool:
-    """Is a chunk of this array a part of one row, which nothing is added to?"""
+    """Return whether a chunk of this array belongs to one row, so that it never grows."""
     return has_rows(document) and chunk_shape(document)[0] == 1
 
 
 def start_of_last(document: Document) -> int:
-    """Where the last chunk of an array begins; past the end where a row is a chunk."""
+    """Return the first row of the last chunk; beyond the end if every chunk belongs to one row."""
     length, size = document["shape"][0], chunk_shape(document)[0]
     if not has_rows(document) and not _has_items(document):
         return 0
@@ -57,17 +57,18 @@ def start_of_last(document: Document) -> int:
 
 
 def stamped(chunk: str, data: bytes, document: Document, mark: str) -> bytes:
-    """The bytes of a chunk as this writer alone would send them.
+    """Return the bytes of a chunk, marked so that only this writer would send them.
 
-    An object store may make its tags of the content alone, and a writer that has stalled goes by
-    the tag: rows of zeros would leave a chunk as it was. What lies beyond the rows, where nobody
-    reads, therefore begins with bytes of the writer's own, none of which a flag can be.
+    The tags of an object store may depend on the content alone, and a writer that has stalled
+    trusts the tag: rows of zeros would leave the content of a chunk, and so its tag, unchanged.
+    The bytes beyond the rows, which are never read, therefore begin with bytes of this writer;
+    none of them is a possible value of a flag.
 
     Args:
-        chunk: its key.
-        data: what the folder has.
-        document: of its array.
-        mark: of the writer.
+        chunk: the key of the chunk.
+        data: the bytes in the local folder.
+        document: the metadata of its array.
+        mark: the mark of the writer.
     """
     if is_a_row(document) or not (has_rows(document) or _has_items(document)):
         return data

@@ -1,4 +1,4 @@
-"""What is wrong with the chunks of an array, and which gradients they hold."""
+"""Damaged chunks of an array, and the gradients that they hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gradstats.store.layout import DTYPES, Parameter
+from gradstats.store.layout import DTYPES
+from gradstats.store.parameters import Parameter
 from gradstats.store.places import Place
 
 SHOWN = 5  # names in a message
@@ -18,12 +19,15 @@ RAGGED = ("indices_", "values_")
 def bad_chunk(
     folder: Path | Place, array: Any, index: Sequence[int | slice]
 ) -> tuple[tuple[int, ...], str] | None:
-    """The first chunk under an index that is not whole, and what is wrong with it.
+    """Find the first missing or damaged chunk under an index.
+
+    Returns:
+        Its index and the fault in words; None if all chunks are whole.
 
     Args:
-        folder: of the array.
+        folder: the folder of the array.
         array: the Zarr array.
-        index: a row or a slice for each leading dimension; all of the others.
+        index: a row or a slice for each leading dimension; the other dimensions are read whole.
     """
     size = math.prod(array.chunks) * array.dtype.itemsize
     raw = len(array.metadata.codecs) == 1  # chunks of other writers may be compressed
@@ -31,9 +35,9 @@ def bad_chunk(
         file = folder / ".".join(["c", *map(str, chunk)])
         if not file.is_file():
             return chunk, f"chunk {file.name} is missing"
-        found = len(file.read_bytes())
-        if raw and found != size:
-            return chunk, f"chunk {file.name} is damaged: it has {found} of {size} bytes"
+        actual = len(file.read_bytes())
+        if raw and actual != size:
+            return chunk, f"chunk {file.name} is damaged: it has {actual} of {size} bytes"
     return None
 
 
@@ -58,14 +62,14 @@ def held_by(
     index: Sequence[int | slice],
     parameters: Sequence[Parameter],
 ) -> str:
-    """The parameters whose elements a chunk holds, of those that were asked for, by name.
+    """Name the requested parameters whose elements a chunk holds.
 
     Args:
-        name: of the array in its stream, such as "grad_float32".
+        name: the name of the array in its stream, such as "grad_float32".
         array: the Zarr array.
-        chunk: its index.
-        index: what was asked for.
-        parameters: as the vectors of the stream have them.
+        chunk: the index of the chunk.
+        index: the requested index.
+        parameters: the table of the vectors of the stream.
     """
     quantity, _, dtype = name.partition("_")
     if dtype in DTYPES:
@@ -77,7 +81,7 @@ def held_by(
 
 
 def rows_of(array: Any, chunk: tuple[int, ...], index: Sequence[int | slice]) -> range:
-    """The rows, or items, of a chunk that were asked for."""
+    """Return the requested rows, or items, of a chunk."""
     return _meeting(array, chunk, index, axis=0)
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the lock that keeps a second writer out."""
+"""Files that are written whole or not at all, and the lock that excludes a second writer."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ _held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
 
 def replace_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file so that whoever looks sees the old one or the whole new one.
+    """Replace a file so that every reader sees the old content or the whole new content.
 
-    There is no fsync: what is promised is to survive the death of the process, not of the machine.
+    There is no fsync: the promise covers the death of the process, not of the machine.
     """
     partial = path.with_name(path.name + ".partial")  # one writer: one name is enough
     try:
@@ -31,7 +31,7 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file that nobody looks at yet; what cannot be written whole is not left there."""
+    """Write a file that nobody reads yet; a file that cannot be written whole is removed."""
     try:
         with open(path, "wb", buffering=0) as file:
             for part in parts:
@@ -53,7 +53,7 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
 
     Args:
         path: the lock file.
-        what: what is locked, for the error.
+        what: the name of the locked thing, for the error.
         wait: wait for the holder instead of raising.
 
     Raises:
@@ -83,7 +83,10 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a lock file while the block runs, wait for whoever does, and leave no file behind."""
+    """Hold a lock file while the block runs; wait for the present holder.
+
+    Remove the file afterwards.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = take_lock(path, str(path), wait=True)
     while not _is_at(lock, path):  # the one before has removed the file that was waited for
@@ -104,12 +107,15 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def lock_files(folder: Path) -> list[Path]:
-    """What the writers in a folder hold, and those that send what is left there."""
+    """List the lock files of the writers in a folder, and of the processes that send its rows."""
     return [*folder.glob("worker_*/step/.lock"), *folder.glob("worker_*.lock")]
 
 
 def _is_held(file: IO[str]) -> bool:
-    """Does this process hold the lock itself? Process numbers are no answer across containers."""
+    """Return whether this process holds the lock.
+
+    Process ids would not tell: containers share them.
+    """
     one = os.fstat(file.fileno())
     others = [os.fstat(each.fileno()) for each in list(_held) if not each.closed]
     return any(os.path.samestat(one, other) for other in others)

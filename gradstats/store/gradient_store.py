@@ -16,21 +16,18 @@ import numpy as np
 
 from gradstats.store.addresses import as_place
 from gradstats.store.files import held, lock_files, take_lock
-from gradstats.store.layout import (
-    BLOBS,
-    FEATURES,
-    PREFIXES,
-    Document,
+from gradstats.store.layout import BLOBS, FEATURES, PREFIXES, Document, StoreFormatError
+from gradstats.store.objects import REPLACED, Conflict, InObjects
+from gradstats.store.opening import open_stream
+from gradstats.store.parameters import (
     Parameter,
-    StoreFormatError,
     parameter_table,
     table_difference,
     table_from_json,
     table_to_json,
 )
-from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.places import Place
-from gradstats.store.reading import Stream, open_stream
+from gradstats.store.reading import Stream
 from gradstats.store.root import (
     change_root,
     check_worker,
@@ -48,19 +45,21 @@ from gradstats.store.writing import WorkerWriter
 
 
 class GradientStore:
-    """Gradients by (row, element), one group a worker; crash-safe to append to, lazy to read.
+    """A store of gradients, one group of rows per worker; crash-safe to append to, lazy to read.
 
-    A row is there or not there: a process killed at any instant leaves every completed row
-    bit-exact. Use `create` or `open`, never the constructor.
+    A row is stored completely or not at all: a process killed at any instant leaves every
+        completed row bit-exact. Use `create` or `open`, never the constructor.
 
-    A store in an object store (``s3://...``) is written through a local folder, so that nothing
-    waits for the network; a row is there for readers when it has arrived (store/spool.py).
+    A store in an object store (`s3://...`) is written through a local folder, so that nothing
+    waits for the network; readers see a row when it has arrived (store/spool.py).
 
     Attributes:
-        path: where it is.
-        folder: where this process writes: there, or on the way there.
-        run: what tells it from a store that was made in its place; None in a store of before.
-        fresh: this object made the store where there was nothing.
+        path: the folder, zip file or URL of the store.
+        folder: the local folder in which this process writes: `path` itself, or a folder from
+            which rows are sent to the object store.
+        run: the name of the run, which differs from that of a store that later replaces it; None
+            in stores of earlier versions.
+        fresh: whether this object created the store where nothing existed.
 
     Example:
         >>> import tempfile, torch
@@ -96,18 +95,18 @@ class GradientStore:
         """Create a store and open it for appending.
 
         Args:
-            path: the folder, by custom NAME.zarr, whose parents are made; or a URL.
+            path: the folder, by custom NAME.zarr, whose parents are created; or a URL.
             parameters: see `parameter_table`; None takes the table of the first row appended.
-            provenance: JSON that says where the gradients come from, secrets already removed.
-            run: what tells it from a store made in its place; None draws it.
+            provenance: JSON that describes where the gradients come from, without secrets.
+            run: the name of the run; None draws one.
             if_exists: "error"; "resume" opens the store at `path` (its provenance stays) if it has
                 the same table; "overwrite" deletes what the store at `path` holds.
 
         Raises:
             FileExistsError: something is at `path`.
-            ValueError: the table to resume is another one.
-            StoreFormatError: what is to be resumed or overwritten is not a gradstats store.
-            BlockingIOError: what is to be overwritten is being written.
+            ValueError: the store to resume has another table.
+            StoreFormatError: the path to resume or overwrite is not a gradstats store.
+            BlockingIOError: the store to overwrite is being written.
             OSError: the object store of a URL does not answer.
         """
         place = as_place(path)
@@ -136,10 +135,11 @@ class GradientStore:
 
         Args:
             path: a folder, a URL or, to read, a zip file of a store.
-            mode: what for.
+            mode: `"r"` or `"a"`.
 
         Raises:
-            StoreFormatError: nothing there, not a gradstats store, a newer one, or a damaged one.
+            StoreFormatError: nothing is at the path, or no gradstats store, a newer one, or a
+                damaged one.
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode must be 'r' or 'a', got {mode!r}")
@@ -155,7 +155,7 @@ class GradientStore:
         return store
 
     def _prepared(self) -> Path:
-        """The folder to write in."""
+        """Return the folder to write in."""
         if isinstance(self.path, Path):
             return self.path
         if not isinstance(self.path, InObjects):
@@ -168,7 +168,7 @@ class GradientStore:
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """The workers that have written, in order; looked up once where that is a request."""
+        """The workers that have written, in order; an object store is asked only once."""
         if isinstance(self.path, Path) or self.mode == "a":
             return worker_ids(self.path, self.run)
         return self._workers_once
@@ -179,7 +179,7 @@ class GradientStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored (walks the folder, or lists the objects)."""
+        """The number of bytes stored (walks the folder, or lists the objects)."""
         if not isinstance(self.path, Path):
             return self.path.size()
         total = 0
@@ -189,7 +189,7 @@ class GradientStore:
         return total
 
     def stream(self, worker: int = 0, kind: str = "full") -> Stream:
-        """The rows of one worker committed by now.
+        """Open the rows of one worker that are committed by now.
 
         Args:
             worker: the data-parallel worker.
@@ -201,8 +201,8 @@ class GradientStore:
         """
         _check_kind(kind)
         if worker not in self.workers:
-            there = ", ".join(map(str, self.workers)) or "none yet"
-            raise LookupError(f"cannot read worker {worker} of {self.path}: it has {there}")
+            workers = ", ".join(map(str, self.workers)) or "none yet"
+            raise LookupError(f"cannot read worker {worker} of {self.path}: it has {workers}")
         return open_stream(self.path, worker, kind, self.parameters)
 
     def append(
@@ -214,15 +214,15 @@ class GradientStore:
         weights: Mapping[str, Array] | None = None,
         **coordinates: Any,
     ) -> None:
-        """Append one row: anyone's gradients, of any device and stride.
+        """Append one row of gradients, of any device and stride.
 
         Args:
             step: the optimizer step; grows within a segment.
-            grads: by parameter name; one that is missing is recorded as having no gradient. The
-                first row of a store without a table makes the table.
+            grads: gradients by parameter name; a missing parameter has no gradient in this row.
+                The first row of a store without a table makes the table.
             worker: the data-parallel worker.
             weights: the parameters themselves; on every row or on none.
-            **coordinates: any of micro_step, segment (one a process start), point ("local",
+            **coordinates: any of micro_step, segment (one per process start), point ("local",
                 "reduced", "clipped"), loss, learning_rate, grad_norm, loss_scale, unscaled,
                 skipped, clip_norm, clip_coefficient, world_size, step_seconds, inner_steps.
 
@@ -239,7 +239,10 @@ class GradientStore:
         self.append_rows([Row(step, flat, present, coordinates, weights_flat)], worker)
 
     def append_rows(self, rows: Sequence[Row], worker: int = 0, kind: str = "full") -> None:
-        """Append rows that are laid out already, in one commit: all of them or none."""
+        """Append rows that have the layout of the store already, in one commit.
+
+        All of them or none.
+        """
         _check_kind(kind)
         if rows:
             self._writer(worker).append(kind, rows)
@@ -250,11 +253,11 @@ class GradientStore:
         """Declare the tracked elements, once and before the first tracked row.
 
         Args:
-            element_ids: by dtype name, sorted int64 places in the flat array of that dtype.
+            element_ids: by dtype name, sorted int64 indices into the flat array of that dtype.
             worker: the data-parallel worker.
 
         Raises:
-            ValueError: ids out of range or order, or not those the store tracks already.
+            ValueError: ids are out of range or order, or the store tracks other ids already.
         """
         writer = self._writer(worker)
         ids = {d: np.ascontiguousarray(v, np.int64) for d, v in element_ids.items()}
@@ -270,7 +273,7 @@ class GradientStore:
             raise ValueError(f"cannot track these elements in {self.path}: {fact}; use those")
 
     def add_stream(self, kind: str, worker: int = 0) -> None:
-        """Declare rows of bytes, `"summary"` or `"shadow"`, unless they are already.
+        """Declare rows of bytes, `"summary"` or `"shadow"`, unless they are declared already.
 
         Raises:
             ValueError: rows of this kind are not bytes.
@@ -280,11 +283,14 @@ class GradientStore:
         self._writer(worker).add_stream(kind)
 
     def table(self, worker: int) -> tuple[Parameter, ...]:
-        """How the rows of a worker that this process writes are laid out."""
+        """Return the parameter table of a worker that this process writes."""
         return self._writers[worker].table
 
     def last_segment(self) -> int:
-        """The highest segment of any row, here or on the way here; -1 where there is none."""
+        """Return the highest segment of any row, stored or still to be sent.
+
+        -1 if there is none.
+        """
         last = [-1]
         for place in {self.path, self.folder}:
             for worker, kind in product(worker_ids(place, self.run), PREFIXES):
@@ -297,7 +303,7 @@ class GradientStore:
         """Check that nobody writes any worker.
 
         Raises:
-            BlockingIOError: another process does.
+            BlockingIOError: another process writes.
         """
         with self._settled:
             for lock in lock_files(self.folder):
@@ -305,20 +311,20 @@ class GradientStore:
 
     @property
     def _settled(self) -> AbstractContextManager[None]:
-        """Nobody takes away the folder to write in meanwhile."""
+        """Keep other processes from removing the folder to write in."""
         return spool_lock(self.path) if isinstance(self.path, InObjects) else nullcontext()
 
     def claim(self, worker: int = 0, table: Sequence[Parameter] | None = None) -> None:
-        """Become the writer of a worker now rather than at the first row, and sweep leftovers.
+        """Become the writer of a worker now, before its first row, and remove leftovers.
 
         Args:
             worker: the data-parallel worker.
-            table: the worker's own table, where it holds a shard of each parameter.
+            table: the worker's own table, if it holds a shard of each parameter.
 
         Raises:
             BlockingIOError: another process writes this worker.
-            OSError: another run has taken the place of this one.
-            ValueError: the worker's rows are laid out by another table.
+            OSError: another run has replaced this one.
+            ValueError: the worker's stored rows have another table.
         """
         self._check_writable()
         if read_root(self.path).get("run") != self.run:
@@ -347,12 +353,15 @@ class GradientStore:
 
     @property
     def fault(self) -> str:
-        """Why rows wait here that should be in the object store; "" where nothing is wrong."""
+        """Why rows wait on this machine instead of being in the object store.
+
+        "" if nothing is wrong.
+        """
         return next((spool.fault for spool in self._spools.values() if spool.fault), "")
 
     @property
     def unsent(self) -> int:
-        """Rows that have not arrived in the object store."""
+        """The number of rows that have not arrived in the object store."""
         return sum(spool.unsent for spool in self._spools.values())
 
     def _writer(self, worker: int) -> WorkerWriter:
@@ -364,9 +373,11 @@ class GradientStore:
         return self._writers[worker]
 
     def close(self) -> None:
-        """Let other writers in, once an object store has all rows or has failed for a minute.
+        """Release the store to other writers.
 
-        Elsewhere rows are committed as they are appended, and nothing is pending.
+        For an object store, after all rows were sent or a minute failed.
+
+        In a folder rows are committed as they are appended, so nothing is pending.
         """
         for writer in self._writers.values():
             writer.close()
@@ -377,9 +388,9 @@ class GradientStore:
         self._writers.clear()
 
     def remove(self) -> None:
-        """Delete the store, unless another run has taken its place; it is then closed.
+        """Delete the store and close it. If another run has replaced it, only close it.
 
-        For one in a folder while the locks are held.
+        A store in a folder is deleted while its locks are held.
 
         Raises:
             ValueError: it is in a zip file.
@@ -392,7 +403,7 @@ class GradientStore:
 
     @property
     def _is_there(self) -> bool:
-        """No other run has taken the place."""
+        """Whether the store at the path is still of this run."""
         with contextlib.suppress(StoreFormatError):
             return read_root(self.path).get("run") == self.run
         return False
@@ -418,7 +429,7 @@ class GradientStore:
             raise ValueError(f"cannot write {self.path}: opened to read; open it with mode='a'")
 
     def _adopt(self, table: tuple[Parameter, ...]) -> None:
-        """Give a store without a table this one, unless another worker was first."""
+        """Give the store this table, unless another worker gave it one first."""
         # Zarr warns about files it does not know, and one table is enough
         with self._settled if self.folder != self.path else held(self.folder / ".lock"):
             with contextlib.suppress(Conflict):  # a worker on another machine: look again
@@ -428,7 +439,7 @@ class GradientStore:
                 settled(self.path, self._root)
 
     def _adopted(self, table: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
-        """The table of the store, now that it has one."""
+        """Write the table if the store has none, and return the table of the store."""
 
         def root(attributes: Document) -> bytes:
             if attributes["parameters"]:

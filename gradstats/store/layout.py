@@ -1,13 +1,18 @@
 """The on-disk format, version 1: names, the parameter table and the Zarr v3 documents.
 
-Everything here is a value or a pure function; `docs/format.md` says the same in prose.
+Everything in this module is a value or a pure function; `docs/format.md` describes the same in
+prose.
 """
+
+from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradstats.store.parameters import Parameter
 
 FORMAT = "gradstats"
 FORMAT_VERSION = 1
@@ -75,160 +80,27 @@ Document = dict[str, Any]
 
 
 class StoreFormatError(ValueError):
-    """What lies at a path is not a complete store of a version this code reads."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """Where one parameter's elements lie in the flat array of its dtype.
-
-    `offset` and `numel` count elements; parameters of one dtype follow each other in table order.
-    `aliases` are further names of the same tensor (tied weights). A parameter of layout "sparse"
-    has sparse gradients, which take no part in the flat array; its `numel` is the dense size.
-
-    In the table of a worker that holds a shard, `shape` and `numel` are the shard's: the part of
-    `global_shape` that begins at `shard_offset`, cut as `placement` says.
-
-    `matrices` is the number of matrices that low rank makes of it (groups of a convolution, gates,
-    projections), 0 where its layer stays as it is, None where that is not known.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    numel: int
-    module_type: str = ""
-    aliases: tuple[str, ...] = ()
-    layout: str = "dense"
-    placement: str = ""
-    global_shape: tuple[int, ...] = ()
-    shard_offset: tuple[int, ...] = ()
-    matrices: int | None = field(default=None, compare=False)
-
-
-def dtype_name(dtype: object) -> str:
-    """Name a torch, numpy or spelled-out dtype as the store does: `"float32"`.
-
-    Raises:
-        ValueError: the store has no arrays of this dtype.
-    """
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        rule = f"dtype must be one of {', '.join(DTYPES)}, got {name!r}"
-        raise ValueError(f"{rule}; convert it first, for instance to float32")
-    return name
-
-
-def parameter_table(
-    named: Iterable[tuple[str, Sequence[int], object]],
-    *,
-    module_types: Mapping[str, str] | None = None,
-    aliases: Mapping[str, Sequence[str]] | None = None,
-    sparse: Iterable[str] = (),
-    matrices: Mapping[str, int] | None = None,
-) -> tuple[Parameter, ...]:
-    """Lay parameters out one after another, each in the flat array of its dtype.
-
-    Args:
-        named: (name, shape, dtype) in the order of the table; dtypes may be torch's.
-        module_types: the class name of the module that owns a parameter, by parameter name.
-        aliases: further names of a tied parameter, by the name it has in `named`.
-        sparse: names of those whose gradients are sparse.
-        matrices: that low rank makes of a parameter, by its name.
-
-    Raises:
-        ValueError: no parameters, a repeated name, or a dtype that is not floating point.
-
-    Example:
-        >>> [p.offset for p in parameter_table([("w", (2, 3), "float32"), ("b", (3,), "float32")])]
-        [0, 6]
-    """
-    table: dict[str, Parameter] = {}
-    ends = dict.fromkeys(DTYPES, 0)
-    without_place = frozenset(sparse)
-    for name, shape, dtype in named:
-        if name in table:
-            raise ValueError(f"parameter names must differ, got {name!r} twice")
-        key, dims = dtype_name(dtype), tuple(int(n) for n in shape)
-        kind, other = (module_types or {}).get(name, ""), tuple((aliases or {}).get(name, ()))
-        how = "sparse" if name in without_place else "dense"
-        place = Parameter(name, dims, key, ends[key], math.prod(dims), kind, other, how)
-        table[name] = replace(place, matrices=(matrices or {}).get(name))
-        ends[key] += table[name].numel if how == "dense" else 0
-    if not table:
-        raise ValueError("parameters must name at least one tensor, got none")
-    return tuple(table.values())
-
-
-def widths(parameters: Iterable[Parameter]) -> dict[str, int]:
-    """Elements of a row by dtype, in order of first appearance."""
-    total: dict[str, int] = {}
-    for p in parameters:
-        total[p.dtype] = total.get(p.dtype, 0) + (p.numel if p.layout == "dense" else 0)
-    return total
-
-
-def table_difference(stored: Sequence[Parameter], given: Sequence[Parameter]) -> str | None:
-    """Name the first difference between two tables, or None where they agree."""
-    for old, new in zip(stored, given, strict=False):
-        if old != new:
-            return f"parameter {old.name!r} is {_describe(old)} there and {_describe(new)} here"
-    if len(stored) == len(given):
-        return None
-    longer, place = (stored, "there") if len(stored) > len(given) else (given, "here")
-    return f"parameter {longer[min(len(stored), len(given))].name!r} is only {place}"
-
-
-def _describe(p: Parameter) -> str:
-    extras = [p.module_type, *(f"alias {a}" for a in p.aliases)]
-    shard = f"{p.placement} from {list(p.shard_offset)}" if p.placement else ""
-    how = p.layout if p.layout != "dense" else ""
-    return " ".join([p.name, p.dtype, str(list(p.shape)), *filter(None, [*extras, how, shard])])
-
-
-def table_to_json(parameters: Iterable[Parameter]) -> list[Document]:
-    """The table as it stands in the root attributes."""
-    entries = [asdict(p) for p in parameters]
-    return [{k: v for k, v in e.items() if k != "matrices" or v is not None} for e in entries]
-
-
-def table_from_json(entries: Iterable[Document]) -> tuple[Parameter, ...]:
-    """Read the table of the root attributes; fields of later writers are ignored."""
-    return tuple(
-        Parameter(
-            name=e["name"],
-            shape=tuple(e["shape"]),
-            dtype=e["dtype"],
-            offset=e["offset"],
-            numel=e["numel"],
-            module_type=e.get("module_type", ""),
-            aliases=tuple(e.get("aliases", ())),
-            layout=e.get("layout", "dense"),
-            placement=e.get("placement", ""),
-            global_shape=tuple(e.get("global_shape", ())),
-            shard_offset=tuple(e.get("shard_offset", ())),
-            matrices=e.get("matrices"),
-        )
-        for e in entries
-    )
+    """Raised if a path holds no complete store of a version that this code reads."""
 
 
 def chunk_elements(width: int, itemsize: int) -> int:
-    """Elements of one chunk: d / ceil(d·itemsize / 8 MB), rounded up, so that chunks are even."""
+    """Return the number of elements of one chunk.
+
+    It is d / ceil(d·itemsize / 8 MB), rounded up, so that chunks are even.
+    """
     pieces = max(1, math.ceil(width * itemsize / CHUNK_BYTES))
     return max(1, math.ceil(width / pieces))
 
 
 def encode(document: Document) -> bytes:
-    """The bytes of a zarr.json."""
+    """Return the bytes of a zarr.json."""
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def group_document(
     attributes: Mapping[str, Any], members: Mapping[str, Document] | None = None
 ) -> Document:
-    """A Zarr v3 group; with `members`, their documents stand inline (consolidated)."""
+    """Describe a Zarr v3 group; with `members`, their documents are inline (consolidated)."""
     group: Document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
     if members is not None:
         inline = {"kind": "inline", "must_understand": False, "metadata": dict(members)}
@@ -239,10 +111,10 @@ def group_document(
 def array_document(
     dtype: str, shape: Sequence[int], chunks: Sequence[int], dimensions: Sequence[str]
 ) -> Document:
-    """A Zarr v3 array of raw little-endian chunks named c.ROW.COLUMN.
+    """Describe a Zarr v3 array of raw little-endian chunks named c.ROW.COLUMN.
 
     Gradients do not compress (1.07-1.15 times), so there is no codec beyond the bytes themselves;
-    the dot keeps all chunks of an array in one folder, where a row costs no directory.
+    the dot keeps all chunks of an array in one folder, so that a row needs no directory.
     """
     one_byte = dtype in ("bool", "int8", "uint8")
     return {
@@ -264,7 +136,7 @@ def array_document(
 
 
 def vector_documents(quantity: str, row_widths: Mapping[str, int]) -> dict[str, Document]:
-    """The arrays of one quantity, one a dtype, without rows."""
+    """Describe the arrays of one quantity, one array per dtype, without rows."""
     documents: dict[str, Document] = {}
     for dtype, width in row_widths.items():
         chunks = (1, chunk_elements(width, ITEMSIZE[dtype]))
@@ -275,10 +147,10 @@ def vector_documents(quantity: str, row_widths: Mapping[str, int]) -> dict[str, 
 
 
 def ragged_dtypes(kind: str, table: Sequence[Parameter]) -> dict[str, str]:
-    """The ragged arrays of a stream and their dtypes.
+    """List the ragged arrays of a stream and their dtypes.
 
-    For each parameter with sparse gradients, by its place in the table: the coalesced indices,
-    each flattened, and the values. For a stream of bytes: those.
+    A parameter with sparse gradients has two, named by its index in the table: the coalesced
+    indices, each flattened, and the values. A stream of bytes has one: the bytes.
     """
     if kind in BLOBS:
         return {kind: "uint8"}
@@ -288,7 +160,10 @@ def ragged_dtypes(kind: str, table: Sequence[Parameter]) -> dict[str, str]:
 
 
 def ragged_documents(names: Mapping[str, str]) -> dict[str, Document]:
-    """Arrays of another length in every row: `NAME_ends` [row] and `NAME_data` [item_NAME]."""
+    """Describe arrays whose length differs from row to row.
+
+    They are `NAME_ends` [row] and `NAME_data` [item_NAME].
+    """
     documents: dict[str, Document] = {}
     for name, dtype in names.items():
         stored = DTYPES.get(dtype, dtype)
@@ -303,7 +178,10 @@ def ragged_documents(names: Mapping[str, str]) -> dict[str, Document]:
 def stream_documents(
     row_widths: Mapping[str, int], parameters: int, ragged: Mapping[str, str]
 ) -> dict[str, Document]:
-    """The arrays of a stream without rows: gradients, ragged ones, `present`, coordinates."""
+    """Describe the arrays of a stream without rows.
+
+    They are gradients, ragged arrays, `present` and coordinates.
+    """
     documents = {**vector_documents("grad", row_widths), **ragged_documents(ragged)}
     chunks = (min(COLUMN_CHUNK_ROWS, max(1, PRESENT_CHUNK_BYTES // parameters)), parameters)
     documents["present"] = array_document("bool", (0, parameters), chunks, ("row", "parameter"))
@@ -315,7 +193,10 @@ def stream_documents(
 
 
 def element_ids_document(dtype: str, count: int, width: int) -> Document:
-    """The array of sampled element ids of one dtype: `count` of the `width` elements of a row."""
+    """Describe the array of sampled element ids of one dtype.
+
+    The ids are `count` of the `width` elements of a row.
+    """
     dims = (f"element_{dtype}",)
     document = array_document("int64", (count,), (chunk_elements(count, 8),), dims)
     document["attributes"] = {"sampling_fraction": count / width if width else 1.0}
@@ -323,30 +204,30 @@ def element_ids_document(dtype: str, count: int, width: int) -> Document:
 
 
 def stream_rows(documents: Mapping[str, Document], prefix: str) -> int:
-    """Committed rows of the stream whose arrays start with `prefix`."""
+    """Count the committed rows of the stream whose arrays start with `prefix`."""
     step = documents.get(prefix + "step")
     return int(step["shape"][0]) if step else 0
 
 
 def chunk_shape(document: Document) -> tuple[int, ...]:
-    """The shape of every chunk of an array, the last ones too."""
+    """Return the shape of every chunk of an array; the last ones have it too."""
     return tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
 
 
 def has_rows(document: Document) -> bool:
-    """Is this an array that grows with its stream?"""
+    """Return whether this is an array that grows with its stream."""
     return bool(document["node_type"] == "array" and document["dimension_names"][0] == "row")
 
 
 def in_stream(key: str, prefix: str) -> bool:
-    """Is this the key of an array of the stream that starts with `prefix`?"""
+    """Return whether this is the key of an array of the stream that starts with `prefix`."""
     return key.startswith(prefix) and "/" not in key.removeprefix(prefix)
 
 
 def lengthened(
     documents: Mapping[str, Document], prefix: str, rows: int, items: Mapping[str, int]
 ) -> dict[str, Document]:
-    """The same metadata with the arrays of one stream `rows` long, ragged ones by `items`."""
+    """Return metadata with a stream's arrays `rows` long, and its ragged ones `items` long."""
 
     def grown(key: str, document: Document) -> Document:
         if not in_stream(key, prefix):

@@ -19,14 +19,14 @@ REPLACED = "the run that was there has been replaced or deleted since"
 
 
 class Conflict(OSError):
-    """An object is not the one that was to be replaced: another writer was there."""
+    """Raised if the object to be replaced has changed: another writer has written it."""
 
 
 class InObjects(Place):
-    """A place in an object store, such as ``s3://bucket/run.zarr``.
+    """An address in an object store, such as `s3://bucket/run.zarr`.
 
-    Credentials, region and endpoint come from the environment, as the store's own tools read them
-    (``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, ...).
+    Credentials, region and endpoint come from the environment, as the tools of that object store
+    read them (`AWS_ACCESS_KEY_ID`, `AWS_REGION`, `AWS_ENDPOINT_URL`, ...).
 
     Raises:
         ImportError: obstore is missing.
@@ -53,16 +53,16 @@ class InObjects(Place):
         import obstore
 
         with self._asking():
-            found = obstore.list_with_delimiter(self.content, self.key or None)
-        keys = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
+            listing = obstore.list_with_delimiter(self.content, self.key or None)
+        keys = (*listing["common_prefixes"], *(each["path"] for each in listing["objects"]))
         return {key.rstrip("/").rpartition("/")[2] for key in keys}
 
     def is_file(self) -> bool:
-        """Is there an object of this very name?"""
+        """Return whether there is an object of exactly this name."""
         return self.tag() is not None
 
     def tag(self) -> str | None:
-        """The tag of the object's present content; None where there is no object."""
+        """Return the tag of the object's present content; None if there is no object."""
         import obstore
 
         try:
@@ -72,19 +72,19 @@ class InObjects(Place):
             return None
 
     def read_bytes(self) -> bytes:
-        """All of the object."""
+        """Return the whole object."""
         return self.read_tagged()[0]
 
     def read_tagged(self) -> tuple[bytes, str | None]:
-        """All of the object, and the tag of this very content."""
+        """Return the whole object, and the tag of exactly this content."""
         import obstore
 
         with self._asking():
-            found = obstore.get(self.content, self.key)
-            return bytes(found.bytes()), found.meta["e_tag"]
+            answer = obstore.get(self.content, self.key)
+            return bytes(answer.bytes()), answer.meta["e_tag"]
 
     def size(self) -> int:
-        """Bytes of all objects here and below."""
+        """Return the bytes of all objects at this address and below it."""
         return sum(each["size"] for each in self._objects())
 
     def zarr_store(self) -> Store:
@@ -109,13 +109,13 @@ class InObjects(Place):
             return None
 
     def put_over(self, data: bytes, tag: str | None) -> str | None:
-        """Put the whole object over the one of this tag, or, with None, where there is none.
+        """Put the whole object over the one with this tag; with None, only if no object exists.
 
         Returns:
-            The tag of what is there now.
+            The tag of the object after the call.
 
         Raises:
-            Conflict: another object is there.
+            Conflict: the object at this address is another one.
         """
         import obstore
         import obstore.exceptions as exceptions
@@ -125,9 +125,9 @@ class InObjects(Place):
             with self._asking():
                 done = obstore.put(self.content, self.key, data, mode=mode, use_multipart=False)
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            there, found = self.read_tagged()
-            if there == data:  # an answer was lost on its way, and the request repeated
-                return found
+            stored, current = self.read_tagged()
+            if stored == data:  # an answer was lost on its way, and the request repeated
+                return current
             raise Conflict(f"cannot write {self}: {CONFLICT}") from error
         return done["e_tag"]
 
@@ -152,7 +152,7 @@ class InObjects(Place):
         return done["e_tag"]
 
     def delete_below(self, kept: str) -> None:
-        """Delete all objects below but one."""
+        """Delete all objects below this address but one."""
         import obstore
 
         keys = [each["path"] for each in self._objects() if each["path"] != kept]

@@ -93,7 +93,7 @@ class Place(ABC):
 
 
 class InZip(Place):
-    """A place in a zip file, such as ``run.zarr.zip``; to read only."""
+    """An address in a zip file, such as `run.zarr.zip`; read only."""
 
     def _connected(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self.root)

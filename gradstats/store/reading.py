@@ -1,4 +1,7 @@
-"""The lazy read side: one stream of committed rows. With places.py the only importer of zarr."""
+"""Reading one stream of committed rows, lazily, by Zarr.
+
+Only four modules of gradstats import zarr: this one, opening.py, places.py and objects.py.
+"""
 
 import math
 import operator
@@ -21,13 +24,10 @@ from gradstats.store.layout import (
     PREFIXES,
     QUANTITIES,
     UNKNOWN,
-    Parameter,
     StoreFormatError,
-    in_stream,
-    table_from_json,
-    widths,
 )
-from gradstats.store.places import RESTORE, Place, first_line, zarr_store
+from gradstats.store.parameters import Parameter, widths
+from gradstats.store.places import RESTORE, Place, first_line
 from gradstats.store.rows import as_values
 
 Vector = np.ndarray[Any, Any]
@@ -36,7 +36,9 @@ ZarrArray = zarr.Array[Any]
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The rows of one worker that were committed when it was opened; rows are read when asked for.
+    """The rows of one worker and kind that were committed when it was opened.
+
+    Each is read on request.
 
     Attributes:
         path: the store.
@@ -62,7 +64,10 @@ class Stream:
 
     @cached_property
     def coordinates(self) -> dict[str, Vector]:
-        """By name, one value a row: integers, float64 (NaN: not known), and `point` as text."""
+        """The coordinates by name, one value per row: integers, float64 (NaN.
+
+        Not known), `point` as text.
+        """
         if not len(self):
             empty = {name: np.zeros(0, dtype) for name, dtype in COORDINATES.items()}
             return {**empty, "point": np.zeros(0, "U8")}
@@ -81,12 +86,15 @@ class Stream:
 
     @cached_property
     def present(self) -> Vector:
-        """Bool [rows, parameters of the table]: no gradient is not zero gradient."""
+        """Whether each parameter had a gradient, bool [rows, parameters].
+
+        A zero gradient counts as one.
+        """
         return self._load("present") if len(self) else np.zeros((0, len(self.table)), bool)
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What `read` can return: "grad", and "weight" where the rows carry weights."""
+        """The quantities that `read` can return: "grad", and "weight" if the rows have weights."""
         return tuple(q for q in QUANTITIES if any(f"{q}_{d}" in self.arrays for d in DTYPES))
 
     @property
@@ -98,7 +106,10 @@ class Stream:
 
     @cached_property
     def element_ids(self) -> dict[str, Vector] | None:
-        """The tracked elements' places in the flat array of each dtype; None for full rows."""
+        """The indices of the tracked elements in the flat array of each dtype.
+
+        None for full rows.
+        """
         if self.kind == "full":
             return None
         if self.kind in BLOBS:
@@ -110,9 +121,9 @@ class Stream:
     def parameters(self) -> tuple[Parameter, ...]:
         """The table for the vectors of *this* stream.
 
-        In a track, offset and numel count tracked elements (numel is 0 where none is tracked) and
-        shape stays that of the whole parameter. Parameters with sparse gradients have no elements
-        in any vector: numel is 0.
+        In a track, offset and numel count tracked elements (numel is 0 if none is tracked), and
+        shape is the shape of the whole parameter. Parameters with sparse gradients have no
+        elements in any vector: numel is 0.
         """
         if self.element_ids is None or self.kind in BLOBS:
             return tuple(replace(p, numel=0) if p.layout != "dense" else p for p in self.table)
@@ -121,7 +132,9 @@ class Stream:
 
     @property
     def sampling_fraction(self) -> float:
-        """Tracked elements over those they are drawn from; 1.0 for rows of all elements.
+        """The tracked share of the elements that they were drawn from.
+
+        1.0 for rows of all elements.
 
         Parameters with sparse gradients take no part in a track.
         """
@@ -134,8 +147,9 @@ class Stream:
         """Read one row, or one parameter of it.
 
         Args:
-            row: its index in this stream, from the end where negative (see `steps`).
-            parameter: a name or an alias; None reads all, absent ones as zeros (see `present`).
+            row: the index of the row in this stream; negative counts from the end (see `steps`).
+            parameter: a name or an alias; None reads all parameters, absent ones as zeros (see
+                `present`).
             quantity: "grad" or "weight".
 
         Returns:
@@ -145,8 +159,8 @@ class Stream:
 
         Raises:
             IndexError: no such row.
-            LookupError: that parameter had no gradient in that row, or rows carry no weights, or
-                no gradients at all but bytes.
+            LookupError: that parameter had no gradient in that row, or the rows have no weights,
+                or the rows are bytes and not gradients.
             ValueError: no such parameter or quantity.
             StoreFormatError: a chunk of the row is missing or damaged.
         """
@@ -179,7 +193,7 @@ class Stream:
         *,
         quantity: str = "grad",
     ) -> torch.Tensor:
-        """Elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
+        """Read elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
 
         Raises:
             StoreFormatError: a chunk of the row is missing or damaged.
@@ -188,7 +202,7 @@ class Stream:
         return self._read_flat(row, dtype, quantity, start, width if stop is None else stop)
 
     def read_bytes(self, row: int) -> bytes:
-        """The bytes of one row of kind "summary" or "shadow".
+        """Read the bytes of one row of kind "summary" or "shadow".
 
         Raises:
             IndexError: no such row.
@@ -199,7 +213,7 @@ class Stream:
         return bytes(self.read_ragged(row, self.kind))
 
     def nnz(self, row: int, parameter: str) -> int:
-        """Stored elements of a sparse gradient in one row; 0 where there was none."""
+        """Count the stored elements of a sparse gradient in one row; 0 if there was none."""
         place = self._place(parameter)
         first, stop = self._span(self._index(row), f"values_{place}")
         return stop - first
@@ -212,7 +226,12 @@ class Stream:
     def _index(self, row: int) -> int:
         index = operator.index(row)
         if not -len(self) <= index < len(self):
-            raise IndexError(f"row must be below {len(self)}, the length of the stream, got {row}")
+            rule = (
+                f"row must be from {-len(self)} to {len(self) - 1}"
+                if len(self)
+                else "a row must exist"
+            )
+            raise IndexError(f"{rule}, got {row}: the stream has {len(self)} rows")
         return index % len(self)
 
     def _span(self, row: int, name: str) -> tuple[int, int]:
@@ -220,13 +239,16 @@ class Stream:
         return int(ends[row - 1]) if row else 0, int(ends[row])
 
     def read_ragged(self, row: int, name: str) -> Vector:
-        """A row's part of an array of another length in every row, as it is stored."""
+        """Read one row of a ragged array (of different length in every row), as stored."""
         first, stop = self._span(self._index(row), name)
         data = f"{name}_data"
         return self._load(data, slice(first, stop)) if stop > first else np.zeros(0, np.uint8)
 
     def _read_sparse(self, row: int, place: int) -> torch.Tensor:
-        """The indices are those of the leading dimensions, flattened; a value may be a vector."""
+        """Read a sparse gradient.
+
+        Its indices are flattened over the leading dimensions; a value may be a vector.
+        """
         p = self.table[place]
         indices = self.read_ragged(row, f"indices_{place}").astype(np.int64)
         values = self.read_ragged(row, f"values_{place}")
@@ -242,7 +264,10 @@ class Stream:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """By name and alias; the first parameter of a name has it."""
+        """The index of each parameter in the table, by name and alias.
+
+        The first of a name counts.
+        """
         places: dict[str, int] = {}
         for place, p in enumerate(self.table):
             for name in (p.name, *p.aliases):
@@ -288,13 +313,13 @@ class Stream:
             raise StoreFormatError(self._damage(name, index, error)) from error
 
     def _damage(self, name: str, index: tuple[Any, ...], error: Exception) -> str:
-        """What could not be read: the parameters, the step, and the chunk by its key."""
+        """Describe what could not be read: the parameters, the step, and the key of the chunk."""
         key = f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
         array, where = self.arrays[name], f"cannot read {self.path}/{key}"
-        found = bad_chunk(self.path / key, array, index)
-        if found is None:
+        damaged = bad_chunk(self.path / key, array, index)
+        if damaged is None:
             return f"{where}: a chunk is damaged ({first_line(error)}); {RESTORE}"
-        chunk, fact = found
+        chunk, fact = damaged
         file = ".".join(["c", *map(str, chunk)])
         parameters = () if name.startswith("element_ids_") else self.parameters
         what = held_by(name, array, chunk, index, parameters)
@@ -303,7 +328,7 @@ class Stream:
         return f"{where}: {fact}; it holds {holds} (key {key}/{file}); {RESTORE}"
 
     def _rows_named(self, name: str, rows: range) -> str:
-        """Rows in words, with their steps where those can be read."""
+        """Name rows in words, with their steps if those can be read."""
         if name.startswith("element_ids_"):
             return ""
         if name.endswith("_data"):  # of another length in every row
@@ -321,7 +346,7 @@ _NAMED = {"track": "tracked", "summary": "summary", "shadow": "shadow"}
 
 
 def _lengths(parameters: tuple[Parameter, ...]) -> dict[str, int]:
-    """Elements of a vector by dtype."""
+    """Count the elements of a vector by dtype."""
     total: dict[str, int] = {}
     for p in parameters:
         total[p.dtype] = total.get(p.dtype, 0) + p.numel
@@ -333,62 +358,3 @@ def _tracked(p: Parameter, ids: Vector) -> Parameter:
         return replace(p, numel=0)
     first, stop = np.searchsorted(ids, [p.offset, p.offset + p.numel])
     return replace(p, offset=int(first), numel=int(stop - first))
-
-
-def open_stream(
-    path: Path | Place, worker: int, kind: str, table: tuple[Parameter, ...]
-) -> Stream:
-    """Open the committed rows of one worker.
-
-    Raises:
-        LookupError: nothing is tracked.
-        StoreFormatError: the worker's zarr.json is not one of ours.
-    """
-    group, members = _opened(path, worker)
-    if kind != "full" and kind not in group:
-        fact = f"worker {worker} of {path} tracks no elements"
-        if kind != "track":
-            fact = f"worker {worker} of {path} has none"
-        raise LookupError(f"cannot open the {_NAMED[kind]} rows: {fact}; read kind='full'")
-    prefix = PREFIXES[kind]  # the worker's zarr.json holds the track's metadata too
-    arrays = {
-        key.removeprefix(prefix): array
-        for key, array in members.items()
-        if in_stream(key, prefix) and isinstance(array, zarr.Array)
-    }
-    own: Any = group.attrs.get("parameters", ())
-    stream = Stream(path, worker, kind, table_from_json(own) or table, arrays)
-    _check_arrays(stream)
-    return stream
-
-
-def _opened(path: Path | Place, worker: int) -> tuple[zarr.Group, dict[str, Any]]:
-    """A worker's group and what is in it."""
-    try:
-        group = zarr.open_group(
-            store=zarr_store(path), path=f"worker_{worker}", mode="r", zarr_format=3
-        )
-        return group, dict(group.members(max_depth=None))
-    except Exception as error:  # Zarr has many for what it does not understand
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise
-        fact = f"its metadata says what Zarr does not read ({type(error).__name__}: {error})"
-        raise StoreFormatError(
-            f"cannot read {path}/worker_{worker}/zarr.json: {fact}; restore it from a copy"
-        ) from error
-
-
-def _check_arrays(stream: Stream) -> None:
-    """Check that a stream with rows has the arrays that its table promises, and as wide."""
-    if not len(stream):
-        return
-    needed: dict[str, int] = {"present": len(stream.table)}
-    if stream.kind == "full":
-        needed |= {f"grad_{dtype}": width for dtype, width in widths(stream.table).items()}
-    for name, width in needed.items():
-        array = stream.arrays.get(name)
-        if array is None or array.shape[1] != width:
-            found = f"has {array.shape[1]}" if array is not None else "is not there"
-            fact = f"{name} {found} where the parameter table has {width} columns"
-            where = f"{stream.path}/worker_{stream.worker}"
-            raise StoreFormatError(f"cannot read {where}: {fact}; restore it from a copy")

@@ -1,4 +1,4 @@
-"""What a new writer does first: bring the files of a worker back to its last commit."""
+"""Recovery: a new writer brings the files of a worker back to its last commit."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ NAMES |= frozenset(f"{kind}_{part}" for kind in BLOBS for part in ("ends", "data
 
 
 def copy_metadata(path: Path, documents: Mapping[str, Document], keys: Sequence[str]) -> None:
-    """Write the documents in `keys` where readers look that open one array or stream."""
+    """Copy the documents in `keys` to where readers of a single array or stream look."""
     for prefix in filter(None, PREFIXES.values()):
         if any(f"{key}/".startswith(prefix) for key in keys):
             members = {
@@ -44,9 +44,9 @@ def copy_metadata(path: Path, documents: Mapping[str, Document], keys: Sequence[
 
 
 def sweep(path: Path, documents: Mapping[str, Document]) -> None:
-    """Remove what a killed writer left: partial files, chunks and arrays beyond the commit.
+    """Remove the leftovers of a killed writer: partial files, chunks and arrays beyond the commit.
 
-    Arrays that version 1 does not name are not ours to remove.
+    Arrays that version 1 does not name are kept.
     """
     for partial in path.rglob("*.partial"):
         partial.unlink()

@@ -1,4 +1,4 @@
-"""The root group: what makes a folder a gradstats store, and what says that it is damaged."""
+"""The root group: it makes a folder a gradstats store, and shows whether the store is damaged."""
 
 import json
 import shutil
@@ -14,17 +14,15 @@ from gradstats.store.layout import (
     FORMAT_VERSION,
     PREFIXES,
     Document,
-    Parameter,
     StoreFormatError,
     encode,
     group_document,
     has_rows,
     in_stream,
     stream_rows,
-    table_from_json,
-    table_to_json,
 )
 from gradstats.store.objects import REPLACED, Conflict, InObjects
+from gradstats.store.parameters import Parameter, table_from_json, table_to_json
 from gradstats.store.places import Place
 from gradstats.store.spool_folder import remove_spool, spool_lock
 
@@ -34,12 +32,12 @@ _MAKING = "making.partial"  # a lock, which a kill may leave
 def root_bytes(
     table: Iterable[Parameter], provenance: Mapping[str, Any], run: str | None
 ) -> bytes:
-    """The zarr.json that makes a place a store.
+    """Return the zarr.json that makes a folder a store.
 
     Args:
         table: the parameters.
         provenance: where the gradients come from.
-        run: what tells this run from one that begins in its place; None where none was given.
+        run: the name of the run; None if it has none.
     """
     attributes: Document = {
         "format": FORMAT,
@@ -54,10 +52,11 @@ def root_bytes(
 
 
 def read_root(path: Path | Place) -> Document:
-    """The root attributes.
+    """Read the root attributes.
 
     Raises:
-        StoreFormatError: nothing there, not a gradstats store, a newer one, or a damaged one.
+        StoreFormatError: nothing is at the path, or no gradstats store, a newer one, or a damaged
+            one.
     """
     file = path / "zarr.json"
     if not file.is_file():
@@ -87,16 +86,17 @@ def read_root(path: Path | Place) -> Document:
 
 
 def worker_ids(path: Path | Place, run: str | None = None) -> tuple[int, ...]:
-    """The workers that have a group, in order.
+    """List the workers that have a group, in order.
 
     Args:
         path: the store.
-        run: which it is; what a late writer of another one began in an object store is left out.
+        run: the name of the run; groups that a late writer of another run began in an object store
+            are left out.
 
     Raises:
         StoreFormatError: a worker has arrays and no metadata.
     """
-    found = []
+    numbers = []
     for number, folder in _worker_folders(path):
         group = folder / "zarr.json"
         if not group.is_file():
@@ -106,11 +106,11 @@ def worker_ids(path: Path | Place, run: str | None = None) -> tuple[int, ...]:
                 fact = f"{folder.name} is truncated (arrays, but no zarr.json)"
                 raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
         if group.is_file():
-            found.append(number)
+            numbers.append(number)
     if isinstance(path, InObjects) and run is not None:
-        groups = {number: _parse(path / f"worker_{number}" / "zarr.json") for number in found}
-        found = [n for n, group in groups.items() if _attributes(group).get("run", run) == run]
-    return tuple(sorted(found))
+        groups = {number: _parse(path / f"worker_{number}" / "zarr.json") for number in numbers}
+        numbers = [n for n, group in groups.items() if _attributes(group).get("run", run) == run]
+    return tuple(sorted(numbers))
 
 
 def _worker_folders(path: Path | Place) -> Iterator[tuple[int, Path | Place]]:
@@ -153,13 +153,13 @@ def make_root(path: Path | Place, root: bytes, if_exists: str) -> bool:
     """Make `path` a store without rows, unless there is one to resume.
 
     Returns:
-        Is it new?
+        Whether the store is new.
 
     Raises:
         ValueError: `if_exists` is neither error, resume nor overwrite.
         FileExistsError: something is at `path`.
-        StoreFormatError: what is to be overwritten is not a gradstats store.
-        BlockingIOError: what is to be overwritten is being written.
+        StoreFormatError: the path to overwrite is not a gradstats store.
+        BlockingIOError: the store to overwrite is being written.
     """
     if if_exists not in ("error", "resume", "overwrite"):
         raise ValueError(f"if_exists must be error, resume or overwrite, got {if_exists!r}")
@@ -196,22 +196,22 @@ def _is_to_be_made(path: Path | Place, if_exists: str) -> bool:
 
 
 def _making(path: Path | Place) -> AbstractContextManager[None]:
-    """Keep other processes of this machine from making the same store meanwhile."""
+    """Keep other processes of this machine from creating the same store while the block runs."""
     if isinstance(path, InObjects):
         return spool_lock(path)
     return held(path / _MAKING) if isinstance(path, Path) else nullcontext()
 
 
 def change_root(path: Path | Place, run: str | None, make: Callable[[Document], bytes]) -> None:
-    """Give the store of this run another root, unless it has been replaced or changed meanwhile.
+    """Replace the root of this run's store, unless the store was replaced or its root changed.
 
     Args:
         path: the store.
-        run: what names it.
-        make: the new root, of the attributes of the present one; b"" leaves it as it is.
+        run: the name of the run.
+        make: computes the new root from the attributes of the present one; b"" leaves it as it is.
 
     Raises:
-        Conflict: it has.
+        Conflict: the store was replaced, or its root changed.
     """
     file = path / "zarr.json"
     tag = file.tag() if isinstance(file, InObjects) else None
@@ -224,16 +224,16 @@ def change_root(path: Path | Place, run: str | None, make: Callable[[Document], 
 
 
 def put_root(path: Path | Place, root: bytes, tag: str | None = None) -> None:
-    """Make `path` a store, or give the store there another table.
+    """Make `path` a store, or replace the root of the store at `path`.
 
     Args:
-        path: the place.
+        path: the folder or URL.
         root: its zarr.json.
-        tag: in an object store, of the root that may be replaced; None replaces any.
+        tag: in an object store, the tag of the root that may be replaced; None replaces any.
 
     Raises:
         ValueError: `path` is in a zip file.
-        Conflict: there is another root.
+        Conflict: the object store has another root.
     """
     if isinstance(path, Path):
         replace_file(path / "zarr.json", root)
@@ -246,14 +246,17 @@ def put_root(path: Path | Place, root: bytes, tag: str | None = None) -> None:
 
 
 def is_vacant(path: Path | Place) -> bool:
-    """Is nothing at `path` but, at most, a folder in which a `create` was killed?"""
+    """Return whether `path` is empty, or a folder in which a `create` was killed."""
     return not path.exists() or (
         path.is_dir() and all(child.name.endswith(".partial") for child in path.iterdir())
     )
 
 
 def _clear(path: Path | Place) -> None:
-    """Delete what a store holds; the root's zarr.json stays, so that it is a store throughout."""
+    """Delete the content of a store.
+
+    The root's zarr.json stays, so that it is a store throughout.
+    """
     if isinstance(path, InObjects):
         remove_spool(path)
         path.delete_below(kept="zarr.json")
@@ -270,7 +273,7 @@ def _clear(path: Path | Place) -> None:
 
 
 def remove_root(path: Place) -> None:
-    """Delete all that an object store has of a store that nobody writes.
+    """Delete from an object store a store that nobody writes.
 
     Raises:
         ValueError: `path` is in a zip file.

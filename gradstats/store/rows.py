@@ -1,4 +1,4 @@
-"""Rows on their way into a store: packed from named tensors, and checked before any byte moves."""
+"""Rows to be stored: packed from named tensors, and checked before any byte is written."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradstats.store.layout import COORDINATES, POINTS, UNKNOWN, Parameter, dtype_name, widths
+from gradstats.store.layout import COORDINATES, POINTS, UNKNOWN
+from gradstats.store.parameters import Parameter, dtype_name, widths
 
 Array = torch.Tensor | np.ndarray[Any, Any]
 Flat = Mapping[str, torch.Tensor]
@@ -18,16 +19,16 @@ Order = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a stream, laid out as the store holds it.
+    """One row of a stream, in the layout of the store.
 
     Attributes:
         step: the optimizer step.
         flat: by dtype name, the 1-D CPU tensor of all (or all tracked) elements of that dtype;
             elements of a parameter without a gradient are zero.
-        present: bool, one a parameter of the table: did it have a gradient.
+        present: bool, one per parameter of the table: whether it had a gradient.
         coordinates: any of COORDINATES but the step.
         weights: as `flat`, the values of the parameters themselves.
-        ragged: 1-D arrays of this row by the name of the ragged array; what is missing is empty.
+        ragged: 1-D arrays of this row, by the name of the ragged array; a missing one is empty.
     """
 
     step: int
@@ -39,7 +40,7 @@ class Row:
 
 
 def as_tensor(name: str, value: Array) -> torch.Tensor:
-    """A dense floating tensor of any device and stride, or an error that names `name`."""
+    """Convert to a dense floating-point tensor of any device and stride; errors name `name`."""
     if isinstance(value, np.ndarray):
         dtype_name(value.dtype.name)
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
@@ -53,13 +54,13 @@ def as_tensor(name: str, value: Array) -> torch.Tensor:
 
 
 def as_bits(values: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Values of a CPU tensor as Zarr stores them, which has no bfloat16, uncopied."""
+    """View the values of a CPU tensor as Zarr stores them (bfloat16 as uint16), without a copy."""
     bits = values.detach().view(torch.int16) if values.dtype == torch.bfloat16 else values.detach()
     return bits.numpy()
 
 
 def as_values(stored: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
-    """The tensor of what Zarr stored for values of this dtype."""
+    """Convert the array that Zarr stored for values of this dtype to a tensor."""
     if dtype == "bfloat16":
         bits = stored.astype(np.uint16, copy=False).view(np.int16)
         return torch.from_numpy(bits).view(torch.bfloat16)
@@ -69,14 +70,15 @@ def as_values(stored: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
 def pack(
     named: Mapping[str, Array], parameters: Sequence[Parameter]
 ) -> tuple[dict[str, torch.Tensor], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Lay named tensors out flat.
+    """Pack named tensors into flat ones.
 
     Returns:
-        The flat tensors by dtype, zero where a parameter of the table is not named, and which
-        parameters were.
+        The flat tensors by dtype, zero for parameters that are not named, and a bool per
+        parameter: whether it was named.
 
     Raises:
-        ValueError: nothing named, a name not in the table, or another shape or dtype than there.
+        ValueError: no tensor is named, a name is not in the table, or its shape or dtype differs
+            from the table.
     """
     if not named:
         raise ValueError("gradients must name at least one parameter, got an empty mapping")
@@ -103,10 +105,10 @@ def pack(
 
 
 def check_row(row: Row, row_widths: Mapping[str, int], parameters: int) -> None:
-    """Check what the writer relies on.
+    """Check that a row has the arrays that the writer relies on.
 
     Raises:
-        ValueError: naming the first value that is not as the stream's arrays need it.
+        ValueError: a value does not fit the arrays of the stream; the error names the first.
     """
     if np.shape(row.present) != (parameters,) or np.asarray(row.present).dtype != np.bool_:
         got = f"{np.asarray(row.present).dtype} {list(np.shape(row.present))}"
@@ -134,11 +136,11 @@ def _check_flat(flat: Flat, row_widths: Mapping[str, int]) -> None:
 
 
 def coordinate_values(row: Row, segment: int) -> dict[str, int | float]:
-    """Every coordinate of a row as the store holds it; what is not known is NaN (or code 0).
+    """Return every coordinate of a row as the store holds it; unknown ones are NaN (or code 0).
 
     Args:
         row: the row.
-        segment: its segment where the row does not say.
+        segment: its segment, if the row has none.
     """
     given = dict(row.coordinates)
     values: dict[str, int | float] = {

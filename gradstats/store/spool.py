@@ -1,11 +1,14 @@
-"""Writing to an object store: rows go to a local folder, and from there while it can be reached.
+"""Writing to an object store.
+
+Rows go to a local folder first, and are sent when it can be reached.
 
 The folder is written like any store and never waits for the network. A thread sends what was
 committed: chunks first, whole ones, then the worker's zarr.json, whose arrival is the commit there
-too. Each is put where there is nothing or over what this writer saw there, and whoever takes over
-commits that first: a writer that was late changes nothing of it. Nothing is ever listed. Chunks
-of rows that have arrived are deleted here; what has not, because the connection or the process
-died, stays for the next writer of that place on this machine, or for `gradstats copy`.
+too. Each object is put only if none exists, or over the object that this writer saw last; a writer
+that takes over commits that first, so that a late writer changes nothing. Nothing is ever listed.
+Chunks of rows that have arrived are deleted from the folder; rows that have not arrived, because
+the connection or the process died, stay for the next writer of that address on this machine, or
+for `gradstats copy`.
 """
 
 import asyncio
@@ -51,7 +54,9 @@ TRIES = 9
 
 
 class Spool:
-    """What one worker has written and not all sent; nobody else on this machine while it lives.
+    """The rows of one worker on their way to an object store.
+
+    Excludes other writers on this machine.
 
     Args:
         place: the store.
@@ -59,13 +64,14 @@ class Spool:
         worker: the data-parallel worker.
 
     Attributes:
-        fault: why rows are waiting, "" where nothing is wrong.
+        fault: why rows are waiting; "" if nothing is wrong.
 
     Raises:
         BlockingIOError: another process of this machine writes this worker.
         Conflict: the run has been replaced.
         OSError: the object store does not answer.
-        ValueError: rows here were never sent, and another writer has written there since.
+        ValueError: rows in the folder were never sent, and another writer has since written to the
+            object store.
     """
 
     def __init__(self, place: InObjects, root: bytes, worker: int) -> None:
@@ -94,25 +100,25 @@ class Spool:
         self._thread = threading.Thread(target=self._run, name="gradstats-sender", daemon=True)
 
     def start(self) -> None:
-        """Begin to send, once the folder has its writer."""
+        """Begin to send; called when the folder has its writer."""
         self._thread.start()
         self.wake()
 
     def wake(self) -> None:
-        """Something was committed."""
+        """Report that rows were committed."""
         self._wake.set()
 
     @property
     def unsent(self) -> int:
-        """Rows that were committed here and have not arrived."""
+        """The number of rows that were committed in the folder and have not arrived."""
         group = self.folder / "zarr.json"
         if not group.exists():
             return 0
-        here = documents_of(group.read_bytes())
-        return sum(stream_rows(here, p) - stream_rows(self._sent, p) for p in PREFIXES.values())
+        local = documents_of(group.read_bytes())
+        return sum(stream_rows(local, p) - stream_rows(self._sent, p) for p in PREFIXES.values())
 
     def close(self) -> None:
-        """Send the rest, for as long as that works or the patience lasts."""
+        """Send the rest, as long as requests succeed and for a limited time after that."""
         if self._lock.closed:
             return
         if self._thread.ident is not None:
@@ -132,25 +138,25 @@ class Spool:
     # --- before the writer begins ---
 
     def _agree(self) -> str:
-        """Bring folder and object store together; return the mark that commits from here carry."""
+        """Compare folder and object store; return the mark that commits from this folder carry."""
         for _ in range(TRIES):
             with contextlib.suppress(Conflict):  # another writer's commit: look again
                 return self._agreed()
         return self._agreed()
 
     def _agreed(self) -> str:
-        here = self.folder / "zarr.json"
-        local = json.loads(here.read_bytes()) if here.is_file() else None
+        file = self.folder / "zarr.json"
+        local = json.loads(file.read_bytes()) if file.is_file() else None
         own = (local and _mark(local)) or uuid.uuid4().hex
         try:
             self._raw, self._tag = (self.place / "zarr.json").read_tagged()
         except FileNotFoundError:
             return own
-        there = json.loads(self._raw)
-        if there["attributes"].get("run", self._id) != self._id:
+        remote = json.loads(self._raw)
+        if remote["attributes"].get("run", self._id) != self._id:
             return own  # left by a writer of the run that was replaced
         self._sent, self._begun = documents_of(self._raw), True
-        if local is not None and _mark(local) == _mark(there):
+        if local is not None and _mark(local) == _mark(remote):
             return own
         if local is not None and self.unsent > 0:
             fact = (
@@ -160,13 +166,14 @@ class Spool:
                 f"cannot go on in {self.place}: {fact}; move it away to go on without"
             )
         discard(self.folder)
-        return self._take_over(there)
+        return self._take_over(remote)
 
     def _take_over(self, group: Document) -> str:
-        """Commit as the writer, and get what appending needs.
+        """Commit as the writer, and download the chunks that appending needs.
 
-        The commit comes first: from then on the writer before commits nothing, however late. What
-        appending needs are the last chunk of columns, and all of what never grows.
+        The commit comes first: from then on the previous writer commits nothing, however late.
+            Appending needs the last chunk of each column, and all chunks of arrays that never
+            grow.
         """
         mark = uuid.uuid4().hex
         marked = encode({**group, "attributes": {**group["attributes"], "spool": mark}})
@@ -222,14 +229,14 @@ class Spool:
         self.fault = ""
 
     def _begin(self, raw: bytes) -> None:
-        """Commit no rows, so that no other writer commits any, before a chunk is touched."""
+        """Commit without new rows before any chunk is put, so that nobody else commits rows."""
         check_run(self._store, self._root)
         empty = without_rows(raw)
         self._tag = (self.place / "zarr.json").put_over(empty, self._tag)
         self._raw, self._sent, self._begun = empty, documents_of(empty), True
 
     def _check_ours(self) -> None:
-        """Check that nobody else has written there."""
+        """Check that no other writer has written to the object store."""
         group = self.place / "zarr.json"
         if group.tag() == self._tag:
             return
@@ -294,6 +301,6 @@ def _in_lanes(put: Callable[[str], Awaitable[None]], names: Iterable[str]) -> No
 
 
 def _mark(group: Document) -> str | None:
-    """Which spool a commit came from."""
+    """Return the spool that a commit came from."""
     mark: str | None = group["attributes"].get("spool")
     return mark

@@ -1,6 +1,7 @@
-"""The folder in which rows wait for their object store: one a store and machine.
+"""The folder in which rows wait for their object store: one per store and machine.
 
-Many processes of a machine make it, write in it and remove it at any moment, each under its lock.
+Many processes of a machine create it, write in it and remove it at any moment, each under its
+lock.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ _ADDRESS = "sent-to"  # the file in a spool that says where its rows go
 
 
 def spool_folder(place: InObjects) -> Path:
-    """The folder of rows on their way: below `GRADSTATS_SPOOL` or the temporary folder."""
+    """Return the folder of rows to be sent: below `GRADSTATS_SPOOL` or the temporary folder."""
     user = f"gradstats-{os.getuid() if hasattr(os, 'getuid') else 'spool'}"
     base = os.environ.get("GRADSTATS_SPOOL") or Path(tempfile.gettempdir(), user)
     digest = hashlib.sha256(str(place).encode()).hexdigest()[:8]
@@ -28,19 +29,19 @@ def spool_folder(place: InObjects) -> Path:
 
 
 def spool_lock(place: InObjects) -> AbstractContextManager[None]:
-    """Keep other processes of this machine from making or removing the folder meanwhile."""
+    """Keep other processes of this machine from creating or removing the folder."""
     folder = spool_folder(place)
     return held(folder.with_name(f"{folder.name}.lock"))
 
 
 def make_spool(place: InObjects, root: bytes) -> Path:
-    """Make the folder, a store by itself but for the rows that have arrived.
+    """Create the folder: a store by itself, without the rows that have arrived.
 
-    What lies in it of another run, which has been replaced since, goes.
+    Rows of another run, which was replaced since, are removed from it.
 
     Raises:
         Conflict: the run of this root itself has been replaced.
-        BlockingIOError: another run still writes here.
+        BlockingIOError: another run still writes in the folder.
         OSError: the object store does not answer.
     """
     with spool_lock(place):
@@ -48,7 +49,7 @@ def make_spool(place: InObjects, root: bytes) -> Path:
 
 
 def settled(place: InObjects, root: bytes) -> Path:
-    """The same, for one that holds the lock."""
+    """Do the same as `make_spool`, for a caller that holds the lock."""
     check_run(place, root)
     folder, run = spool_folder(place), run_of(root)
     file = folder / "zarr.json"
@@ -62,17 +63,17 @@ def settled(place: InObjects, root: bytes) -> Path:
 
 
 def check_run(place: InObjects, root: bytes) -> None:
-    """Check that the store is still of the run of this root.
+    """Check that the store in the object store still belongs to the run of this root.
 
     Raises:
         Conflict: it has been replaced.
         OSError: the object store does not answer.
     """
     try:
-        there = run_of((place / "zarr.json").read_bytes())
+        stored = run_of((place / "zarr.json").read_bytes())
     except FileNotFoundError:
-        there = None
-    if there != run_of(root):
+        stored = None
+    if stored != run_of(root):
         raise Conflict(f"cannot write {place}: {REPLACED}")
 
 
@@ -80,7 +81,7 @@ def remove_spool(place: InObjects) -> None:
     """Remove the folder, whose lock is held, with all that was not sent.
 
     Raises:
-        BlockingIOError: somebody writes there.
+        BlockingIOError: a process writes in it.
     """
     folder = spool_folder(place)
     locks = [take_lock(lock, str(place)) for lock in lock_files(folder)]
@@ -90,7 +91,7 @@ def remove_spool(place: InObjects) -> None:
 
 
 def leave_spool(place: InObjects) -> None:
-    """Remove the folder, unless a worker still has rows or a writer there."""
+    """Remove the folder, unless a worker still has rows or a writer in it."""
     folder = spool_folder(place)
     with contextlib.suppress(OSError), spool_lock(place):
         if not any(child.name.startswith("worker_") for child in folder.iterdir()):
@@ -98,13 +99,13 @@ def leave_spool(place: InObjects) -> None:
 
 
 def address(folder: Path) -> str | None:
-    """Where the rows of a spool go; None for any other folder."""
+    """Return the address to which the rows of a spool go; None for any other folder."""
     file = folder / _ADDRESS
     return file.read_text() if file.is_file() else None
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder; a kill meanwhile leaves nothing that looks like one."""
+    """Remove a folder; a process killed meanwhile leaves nothing that looks like a spool."""
     gone = folder.with_name(f"gone-{folder.name}")
     shutil.rmtree(gone, ignore_errors=True)
     if folder.exists():
@@ -113,6 +114,9 @@ def discard(folder: Path) -> None:
 
 
 def run_of(root: bytes) -> Any:
-    """Which run a root is of; one of before has no name, and goes by its provenance."""
+    """Return the run of a root.
+
+    A root of an earlier version has no name, and its provenance stands for it.
+    """
     attributes = json.loads(root)["attributes"]
     return attributes.get("run") or attributes["provenance"]

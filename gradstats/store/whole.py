@@ -1,4 +1,4 @@
-"""A store that is at its place when it is complete, or not at all."""
+"""A store that appears at its path when it is complete, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from gradstats.store.addresses import as_place
 from gradstats.store.gradient_store import GradientStore
-from gradstats.store.layout import Parameter
+from gradstats.store.parameters import Parameter
 from gradstats.store.places import Place
 from gradstats.store.root import is_vacant, read_root
 
@@ -26,10 +26,10 @@ def whole(
     run: str | None = None,
     if_exists: str = "error",
 ) -> Iterator[GradientStore]:
-    """Write a store beside its place and move it there when the block has ended.
+    """Write a store beside its path and move it to the path when the block has ended.
 
-    If the block raises, what lay at the place is as it was. In an object store rows go to their
-    place, and an error other than of the connection removes what this made.
+    If the block raises, the path is as it was before. In an object store rows are written to their
+    final address; if the block raises, they are removed, except after an error of the connection.
 
     Args:
         path: a folder or a URL.
@@ -40,8 +40,8 @@ def whole(
 
     Raises:
         FileExistsError: something is at `path`.
-        StoreFormatError: what is to be overwritten is not a gradstats store.
-        BlockingIOError: what is to be overwritten is being written.
+        StoreFormatError: the path to overwrite is not a gradstats store.
+        BlockingIOError: the store to overwrite is being written.
     """
     place = as_place(path)
     check_place(place, if_exists)
@@ -54,19 +54,19 @@ def whole(
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
-        made = Path(folder, "made.zarr")
-        with GradientStore.create(made, parameters, provenance=provenance, run=run) as store:
+        complete = Path(folder, "made.zarr")
+        with GradientStore.create(complete, parameters, provenance=provenance, run=run) as store:
             yield store
-        _move(made, place, if_exists)
+        _move(complete, place, if_exists)
 
 
 def check_place(place: Path | Place, if_exists: str = "error") -> None:
-    """Check that a store may be made at a place, before the work.
+    """Check, before the work, that a store may be created at a path.
 
     Raises:
         ValueError: `if_exists` is neither error nor overwrite.
-        FileExistsError: something is there.
-        StoreFormatError: what is to be overwritten is not a gradstats store.
+        FileExistsError: something is at the path.
+        StoreFormatError: the path to overwrite is not a gradstats store.
     """
     if if_exists not in ("error", "overwrite"):
         raise ValueError(f"if_exists must be error or overwrite, got {if_exists!r}")
@@ -91,11 +91,11 @@ def _undone(store: GradientStore) -> Iterator[None]:
     store.close()
 
 
-def _move(made: Path, place: Path, if_exists: str) -> None:
+def _move(complete: Path, place: Path, if_exists: str) -> None:
     check_place(place, if_exists)  # again: the work took its time
     if is_vacant(place):
         shutil.rmtree(place, ignore_errors=True)
     else:
         GradientStore.open(place).check_idle()
-        place.rename(made.with_name("replaced.zarr"))  # goes with the folder that it is in
-    made.rename(place)
+        place.rename(complete.with_name("replaced.zarr"))  # goes with the folder that it is in
+    complete.rename(place)

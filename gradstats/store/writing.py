@@ -2,8 +2,8 @@
 
 Chunks first, then coordinates, then the shape, and *the shape is the commit*: the worker's
 zarr.json holds the metadata of all its arrays inline, so replacing that one file makes every array
-of a stream longer at the same instant. A reader of the group never sees anything in between; what
-a killed writer left beyond the shape is ignored, and swept by the next writer.
+of a stream longer at the same instant. A reader of the group never sees anything in between;
+leftovers of a killed writer beyond the shape are ignored, and removed by the next writer.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ from gradstats.store.layout import (
     PREFIXES,
     QUANTITIES,
     Document,
-    Parameter,
     StoreFormatError,
     chunk_shape,
     element_ids_document,
@@ -36,8 +35,8 @@ from gradstats.store.layout import (
     stream_documents,
     stream_rows,
     vector_documents,
-    widths,
 )
+from gradstats.store.parameters import Parameter, widths
 from gradstats.store.recovery import copy_metadata, sweep
 from gradstats.store.rows import Order, Row, as_bits, check_order, check_row, coordinate_values
 
@@ -50,13 +49,15 @@ COPY_SECONDS = 10.0
 
 
 class WorkerWriter:
-    """Appends to the streams of one worker; holds the worker's lock while it lives.
+    """The writer that appends to the streams of one worker.
+
+    Holds the worker's lock until it is closed.
 
     Args:
         root: the store.
         worker: the data-parallel worker.
         table: the parameters as this worker's rows lay them out.
-        attributes: what the worker's group is to say, where this begins it.
+        attributes: attributes of the worker's group, written if this writer begins the group.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class WorkerWriter:
             raise
 
     def _begin(self) -> None:
-        """Take up the last commit, or make the first: a stream without rows."""
+        """Continue from the last commit, or make the first: a stream without rows."""
         if not (self.path / "zarr.json").exists():
             self._commit(self._made(PREFIXES["full"], self._stream("full", self.row_widths)))
         group = json.loads((self.path / "zarr.json").read_bytes())
@@ -94,7 +95,7 @@ class WorkerWriter:
         sweep(self.path, self.documents)
 
     def close(self) -> None:
-        """Bring the copies of the metadata up to date and let the next writer in."""
+        """Update the copies of the metadata and release the lock."""
         self._copy()
         for _, file in self._growing.values():
             file.close()
@@ -115,7 +116,7 @@ class WorkerWriter:
         self._commit({**self.documents, "track": group_document(GROUP_ATTRIBUTES), **new})
 
     def add_stream(self, kind: str) -> None:
-        """Commit a stream of bytes without rows, unless there is one."""
+        """Commit a stream of bytes without rows, unless it exists."""
         if kind not in self.documents:
             new = self._made(PREFIXES[kind], self._stream(kind, {}))
             self._commit({**self.documents, kind: group_document(GROUP_ATTRIBUTES), **new})
@@ -159,7 +160,7 @@ class WorkerWriter:
             raise
 
     def _ragged(self, rows: Sequence[Row], prefix: str) -> dict[str, list[Vector]]:
-        """The rows' parts of each ragged array of the stream, in the array's dtype."""
+        """Return the rows' parts of each ragged array of the stream, in the array's dtype."""
         names = {
             key.removeprefix(prefix).removesuffix("_data"): document["data_type"]
             for key, document in self.documents.items()
@@ -176,7 +177,7 @@ class WorkerWriter:
         }
 
     def _made(self, prefix: str, documents: Mapping[str, Document]) -> dict[str, Document]:
-        """The same documents by key, their folders made."""
+        """Create the folders of documents; return the documents by key."""
         for name in documents:
             (self.path / prefix / name).mkdir(parents=True, exist_ok=True)
         return {prefix + name: document for name, document in documents.items()}
@@ -186,7 +187,7 @@ class WorkerWriter:
         return dict(group["consolidated_metadata"]["metadata"])
 
     def _widths(self, prefix: str) -> dict[str, int]:
-        """Elements of a row of this stream by dtype."""
+        """Count the elements of a row of this stream by dtype."""
         grads = {dtype: self.documents.get(f"{prefix}grad_{dtype}") for dtype in DTYPES}
         return {dtype: d["shape"][1] for dtype, d in grads.items() if d}
 
@@ -276,8 +277,8 @@ class WorkerWriter:
         for name in ORDERED:
             chunk, place = divmod(row, chunk_shape(self.documents[prefix + name])[0])
             file, dtype = self._column_chunk(prefix + name, chunk), np.dtype(COORDINATES[name])
-            found = np.fromfile(file, dtype, count=1, offset=dtype.itemsize * place)
-            values.append(int(found[0]))
+            last = np.fromfile(file, dtype, count=1, offset=dtype.itemsize * place)
+            values.append(int(last[0]))
         segment, step, micro, point = values
         return segment, step, micro, point
 

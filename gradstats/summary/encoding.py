@@ -1,16 +1,19 @@
-"""Summaries as bytes: what a row of kind "summary" holds."""
+"""Summaries as bytes: the content of a row of kind "summary"."""
 
 from __future__ import annotations
 
 import math
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.grid import GRIDS
-from gradstats.summary.summary import VERSION, Summary, Sums, narrow, of_sums
+from gradstats.summary.adding import narrow
+from gradstats.summary.summary import VERSION, Summary
+from gradstats.summary.sums import Sums, fields_of_sums, is_safe
 
 _HEAD = struct.Struct("<BI")  # version, number of Summaries
 _FIXED = struct.Struct("<4B I 5q 5d")
@@ -22,11 +25,11 @@ _WIDTHS = (1, 2, 4, 8)
 def to_bytes(summaries: Iterable[Summary]) -> bytes:
     """Write Summaries one after another, little-endian.
 
-    Each is its dtype's place among the grids, the widths of three columns, the number of bins m,
-    the integer counts, the float64 sums with max|g| and the sampling fraction, the sum of ln|g|
-    (NaN if it is not known), and three columns of m unsigned integers: the differences of the
-    bins, the positive and the negative counts. Where squares of max|g| leave the range of float64
-    the sums are those over `Summary.power`.
+    Each is the index of its dtype among the grids, the widths of three columns, the number of
+    bins m, the integer counts, the float64 sums with max|g| and the sampling fraction, the sum of
+    ln|g| (NaN if it is not known), and three columns of m unsigned integers: the differences of
+    the bins, the positive and the negative counts. Where squares of max|g| leave the range of
+    float64 the sums are those over `Summary.power`.
 
     Raises:
         ValueError: a Summary is in another unit than 1, or on the grid of an earlier version.
@@ -45,7 +48,7 @@ def from_bytes(data: bytes) -> list[Summary]:
     """Read what `to_bytes` wrote.
 
     Raises:
-        ValueError: it is something else, of a later version, or cut off.
+        ValueError: the bytes are something else, of a later version, or cut off.
     """
     try:
         version, count = _HEAD.unpack_from(data)
@@ -53,15 +56,15 @@ def from_bytes(data: bytes) -> list[Summary]:
             raise ValueError(f"version {version} is newer than {VERSION}; upgrade gradstats")
         if version < 1:
             raise ValueError(f"version {version} was never written")
-        place, found = _HEAD.size, []
+        place, summaries = _HEAD.size, []
         for _ in range(count):
             summary, place = _decoded(data, place, version)
-            found.append(summary)
+            summaries.append(summary)
         if place != len(data):
             raise ValueError(f"{len(data) - place} bytes follow the last one")
     except (struct.error, IndexError, ValueError) as error:
         raise ValueError(f"cannot read Summaries from {len(data)} bytes: {error}") from error
-    return found
+    return summaries
 
 
 def _encoded(summary: Summary) -> bytes:
@@ -119,3 +122,11 @@ def _decoded(data: bytes, place: int, version: int) -> tuple[Summary, int]:
         total_log=None if math.isnan(log) else log,
     )
     return (of_sums(summary) if version > 1 else summary), place
+
+
+def of_sums(summary: Summary) -> Summary:
+    """A Summary whose sums, where those of g leave float64, were given over its `power`."""
+    if is_safe(summary.max_abs):
+        return summary
+    sums = Sums(summary.power, summary.total, summary.total_abs, summary.total_sq)
+    return replace(summary, **fields_of_sums(sums, summary.max_abs))

@@ -1,4 +1,4 @@
-"""Summaries of what others have counted: values that occur several times, and histograms."""
+"""Summaries from counts: values with how often they occur, and histograms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.grid import GRIDS, Tally, rows
-from gradstats.summary.summary import Summary, of_tally
+from gradstats.summary.summarizing import of_tally
+from gradstats.summary.summary import Summary
 from gradstats.summary.tensors import as_tensor
 
 Counts = NDArray[np.int64]
@@ -18,7 +19,7 @@ SPREAD = 256  # values that stand for the elements of a histogram's bin
 
 
 def summarize_counts(values: Any, counts: Any) -> Summary:
-    """Summarise a gradient of which each value is given once, with how often it occurs.
+    """Summarise a gradient given as distinct values and how often each occurs.
 
     The Summary is that of `values` repeated `counts` times: equal counts, and sums that are equal
     but for the order of addition.
@@ -29,7 +30,7 @@ def summarize_counts(values: Any, counts: Any) -> Summary:
             Summary counts elements. Multiply them by one factor first, and round.
 
     Raises:
-        ValueError: shapes that differ, a count that is negative or no whole number.
+        ValueError: shapes differ, or a count is negative or no whole number.
 
     Example:
         >>> summary = summarize_counts([0.5, -2.0, 0.0], [3, 1, 6])
@@ -64,11 +65,11 @@ def summarize_counts(values: Any, counts: Any) -> Summary:
 
 
 def summarize_histogram(counts: Any, edges: Any) -> Summary:
-    """Summarise a gradient of which only a histogram is left, as numpy or a logger made it.
+    """Summarise a gradient given as a histogram, as numpy or a logger makes it.
 
     The elements of a bin are taken as evenly spread over it, as are those of the Summary's own
-    bins. What a wide bin around 0 has lost, the small magnitudes, stays lost: k̂/k at targets
-    whose threshold lies inside it is that of the even spread.
+    bins. Small magnitudes inside a wide bin around 0 cannot be recovered: k̂/k at targets whose
+    threshold lies inside it belongs to the even spread.
 
     Args:
         counts: `[m]`, whole numbers, at least 0: elements of each bin, the first result of
@@ -93,7 +94,7 @@ def summarize_histogram(counts: Any, edges: Any) -> Summary:
     if not (np.isfinite(low) & np.isfinite(high)).all():
         raise ValueError("edges must be finite where a bin holds elements")
     if np.isnan(ends).any() or (np.diff(ends) < 0).any():
-        raise ValueError(f"edges must not fall, got {ends.tolist()}")
+        raise ValueError(f"edges must not fall or be NaN, got {ends.tolist()}")
     inside = (np.arange(SPREAD) + 0.5) / SPREAD
     values = low[:, None] * (1 - inside) + high[:, None] * inside
     parts = np.arange(SPREAD + 1) / SPREAD
@@ -107,5 +108,6 @@ def _whole(counts: Any) -> Counts:
         given = given.astype(np.float64)
     odd = ~((given >= 0) & (given <= MOST) & (np.floor(given) == given))
     if odd.any():
-        raise ValueError(f"counts must be whole numbers, at least 0, got {given[odd][0]!r}")
+        rule = f"counts must be whole numbers from 0 to {MOST}"
+        raise ValueError(f"{rule}, got {given[odd][0]!r}")
     return given.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Gradients as people hold them, as tensors."""
+"""Converting gradients of many array types to tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradstats.kernels.grid import GRIDS
 
 
 def as_tensor(data: Any) -> Tensor:
-    """The elements of a gradient as a detached tensor, without those that are absent.
+    """Convert a gradient to a detached tensor, without its absent elements.
 
     A tensor stays on its device and shares its memory, as does a numpy array that torch can read;
     torch reads neither a foreign byte order nor negative strides, and warns of read-only memory,

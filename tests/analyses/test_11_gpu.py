@@ -141,8 +141,8 @@ for name in {blocked!r}:
     sys.modules[name] = None
 import torch, gradstats
 from gradstats import ddp_hooks
-from gradstats.cli.app import app as cli
-from gradstats.exchange.driving import driving as exchange
+from gradstats.cli import app as cli
+from gradstats.exchange import driving as exchange
 model = torch.nn.Linear(8, 8)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 with gradstats.capture(model, optimizer, "run.zarr", full=gradstats.every(1), summary=True) as cap:

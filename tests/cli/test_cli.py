@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.cli import options
+from gradstats.cli import parsing
 from gradstats.network import Network
 
 TRAINING = """
@@ -46,19 +46,21 @@ def test_info_says_what_a_run_holds(call, small_run):
 def test_fit_prints_and_writes_what_the_function_gives(call, small_run, out):
     code, shown, err = call(
         *("fit", small_run, "--families", "laplace,dgamma", "--ratios", "0.1, 0.01"),
-        *("--by", "module-type", "--steps", "0:150", "--method", "moments", "--out", out),
+        *("--group-by", "module-type", "--steps", "0:150", "--method", "moments", "--out", out),
     )
     assert (code, err) == (0, f"tables: {out}")
     run = gradstats.open(small_run, steps=(0, 150, 1))
     settings = {"families": ["laplace", "dgamma"], "ratios": [0.1, 0.01], "method": "moments"}
     expected = gradstats.fit(run, by="module-type", **settings)
-    written = pandas.read_parquet(out / "fits.parquet")
-    pandas.testing.assert_frame_equal(written, expected[written.columns])
-    assert set(expected.columns.difference(written.columns)) == {"shape_spread", "scale_spread"}
-    told = json.loads((out / "fit.json").read_text())
-    assert set(told["laws"]) == {"Embedding", "Linear"}
+    written = pandas.read_parquet(out / "fits_by_part.parquet")
+    pandas.testing.assert_frame_equal(written, expected)
+    medians = json.loads((out / "fit_by_part.json").read_text())
+    assert set(medians["laws"]) == {"Embedding", "Linear"}
     assert not (out / "parts").exists()
-    assert set(pandas.read_parquet(out / "thresholds.parquet")["target_ratio"]) == {0.1, 0.01}
+    assert set(pandas.read_parquet(out / "thresholds_by_part.parquet")["target_ratio"]) == {
+        0.1,
+        0.01,
+    }
     for word in ("Embedding: laws", "Linear: laws", "dgamma", "k̂/k at 0.01", "SIDCo"):
         assert word in shown
 
@@ -74,7 +76,16 @@ def test_fits_that_fail_are_counted_on_stderr(call, run_writer, tmp_path):
 
 def test_replay_prints_whole_names_and_writes_what_reproduces_it(call, small_run, out):
     words = ("replay", small_run, "--compressors", "topk,ef(sidco-gp(0.05, stages=2)),bf16")
-    words += ("--ratios", "0.1", "--steps", "0:20", "--seed", "3", "--by", "model,parameter")
+    words += (
+        "--ratios",
+        "0.1",
+        "--steps",
+        "0:20",
+        "--seed",
+        "3",
+        "--granularity",
+        "model,parameter",
+    )
     code, shown, err = call(*words, "--out", out)
     assert (code, err) == (0, f"tables: {out}")
     for word in ("topk(0.1)", "sidco-gp(0.05, stages=2)", "bf16", "parameter", "khat_over_k"):
@@ -89,13 +100,20 @@ def test_replay_prints_whole_names_and_writes_what_reproduces_it(call, small_run
         granularity=["model", "parameter"],
         seed=3,
     )
-    pandas.testing.assert_frame_equal(pandas.read_parquet(out / "replay.parquet"), expected)
+    written = pandas.read_parquet(out / "replay.parquet")
+    assert set(written.columns.difference(expected.columns)) == {"whole"}
+    assert written["whole"].all()
+    order = ["compressor", "feedback", "granularity", "rows", "step"]
+    pandas.testing.assert_frame_equal(
+        written[expected.columns].sort_values(order, ignore_index=True),
+        expected.sort_values(order, ignore_index=True),
+    )
     methods = pandas.read_parquet(out / "methods.parquet")
     assert not methods.duplicated(["compressor", "feedback", "granularity"]).any()
     assert methods["encode_seconds"].gt(0).all()
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["specs"] == ["topk", "ef(sidco-gp(0.05, stages=2))", "bf16"]
-    assert settings["seed"] == 3
+    assert settings["replay"]["compressors"] == ["topk", "ef(sidco-gp(0.05, stages=2))", "bf16"]
+    assert settings["replay"]["seed"] == 3
 
 
 def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):
@@ -107,7 +125,7 @@ def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):
 
     monkeypatch.setattr("gradstats.reporting.report.report", make)
     words = ("report", small_run, "--budget", "1.5min", "--ratios", "0.1", "--seed", "2")
-    words += ("--compressors", "topk,bf16", "--workers", "4", "--gbits", "1")
+    words += ("--compressors", "topk,bf16", "--network-workers", "4", "--network-gbits", "1")
     code, shown, err = call(*words, "--parameters", "fc.*", "--steps", "5:", "--out", out)
     assert (code, shown, err) == (0, f"{out / 'report.html'}\n", "")
     progress = asked.pop("progress")
@@ -154,7 +172,7 @@ def test_capture_runs_any_command_and_passes_its_exit_code_on(tmp_path, call):
     script, path = tmp_path / "train.py", tmp_path / "run.zarr"
     script.write_text(TRAINING)
     words = ["capture", "--full-every", "2", "--track", "50", "--out", str(path), "--"]
-    command = [sys.executable, "-m", "gradstats.cli.app", *words, sys.executable, str(script)]
+    command = [sys.executable, "-m", "gradstats.cli", *words, sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert done.stdout == ""
@@ -174,7 +192,7 @@ def test_brackets_in_names_and_paths_are_printed_as_they_are(call, run_writer, t
     assert code == 0
     for text in ("run[red].zarr", "w[/x]", "v[bold]"):
         assert text in shown
-    code, shown, err = call("fit", path, "--by", "parameter")
+    code, shown, err = call("fit", path, "--group-by", "parameter")
     assert code == 0
     assert "w[/x]: cannot fit" in shown
     assert "v[bold]: laws" in shown
@@ -188,7 +206,7 @@ def test_help_names_every_command_and_its_options(call):
     for command in commands:
         assert re.search(rf"^.\s*{command}\b", shown, re.MULTILINE)
         assert call(command, "--help")[0] == 0
-    shared = ("--by", "--parameters", "--steps", "--ratios", "--device", "--out")
+    shared = ("--parameters", "--steps", "--ratios", "--device", "--out")
     for command in ("fit", "replay", "report"):
         _, shown, _ = call(command, "--help")
         assert all(option in shown for option in shared)
@@ -209,7 +227,7 @@ def processor_seconds(*words):
 @pytest.mark.slow
 def test_help_costs_little_beside_the_library_that_prints_it():
     bare = processor_seconds("-c", "import typer.rich_utils")
-    assert processor_seconds("-m", "gradstats.cli.app", "--help") < 2 * bare
+    assert processor_seconds("-m", "gradstats.cli", "--help") < 2 * bare
 
 
 def test_help_imports_no_number_crunching():
@@ -228,7 +246,7 @@ print(*{"torch", "numpy", "scipy", "zarr", "pandas"} & set(sys.modules), file=sy
     ("text", "seconds"), [("90s", 90), ("5min", 300), ("5 m", 300), ("1h", 3600), ("0.5", 0.5)]
 )
 def test_budgets_are_read_in_the_usual_units(text, seconds):
-    assert options.parse_seconds(text) == seconds
+    assert parsing.parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -241,15 +259,15 @@ def test_budgets_are_read_in_the_usual_units(text, seconds):
     ],
 )
 def test_specs_are_split_at_the_commas_between_them(text, specs):
-    assert options.split_specs(text) == specs
+    assert parsing.split_specs(text) == specs
 
 
 @pytest.mark.parametrize(
     "words",
     [
         ("capture", "--full-evry", "5", "--", "true"),
-        ("report", "RUN", "--workers", "1"),
-        ("report", "RUN", "--gbits", "0"),
+        ("report", "RUN", "--network-workers", "1"),
+        ("report", "RUN", "--network-gbits", "0"),
     ],
 )
 def test_a_wrong_option_is_the_callers_mistake(call, small_run, tmp_path, words):

@@ -100,7 +100,7 @@ def test_open_ratios_expand_where_the_method_takes_one():
         ("ef(redsync(2))", r"got 2"),
         ("topk", r"must be given a ratio, e.g. topk\(0.01\)"),
         ("ef(topk)", "must be given a ratio"),
-        ("topk(0.1, size=3)", "unexpected keyword argument 'size'"),
+        ("topk(0.1, size=3)", "settings of topk must be one of ratio, got 'size' in"),
         ("none(0.1)", "cannot make compressor"),
         ("sidco-e(0.1, rule=up)", "rule must be one of step, reverse, escape, got 'up'"),
         ("sidco-e(0.1, stages=-1)", "stages must be a whole number, 0 to adapt, got -1"),
@@ -116,6 +116,52 @@ def test_open_ratios_expand_where_the_method_takes_one():
 def test_what_is_not_in_the_grammar_is_refused_with_its_reason(spec, message):
     with pytest.raises(ValueError, match=message):
         compressor(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [
+        ("topkk(0.1)", "topk"),
+        ("TopK(0.1)", "topk"),
+        ("tokp(0.1)", "topk"),
+        ("ef(tpok)", "topk"),
+        ("randk(0.1)", "randomk"),
+        ("qsdg", "qsgd"),
+        ("power-sgd", "powersgd"),
+        ("sidco(0.1)", "sidco-e"),
+        ("ef12(topk(0.1))", "ef21"),
+        ("velocty(dgc(0.1))", "velocity"),
+        ("warm-up(topk(0.1))", "warmup"),
+        ("topk(0.1) | golom", "golomb"),
+        ("topk(ration=0.01)", "ratio"),
+        ("topk(0.1) | qsgd(bit=4)", "bits"),
+        ("ef(topk(0.1), gama=0.5)", "gamma"),
+        ("sidco-e(0.1, stage=2)", "stages"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest_known_one(spec, meant):
+    with pytest.raises(ValueError, match=rf"; did you mean {meant}\?$"):
+        compressor(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["gzip", "xyz(0.1)", "ef(zip)", "topk(0.1, size=3)", "topk(0.1) | huffman(3)", "bf16(x=1)"],
+)
+def test_nothing_is_suggested_where_no_known_name_is_near(spec):
+    with pytest.raises(ValueError, match="got '") as refusal:
+        compressor(spec)
+    assert "did you mean" not in str(refusal.value)
+
+
+def test_a_plug_in_that_takes_any_keyword_is_given_it(tmp_path, monkeypatch):
+    (tmp_path / "open_compressors.py").write_text(
+        "from gradstats.compressors import compressor\n"
+        "def mine(**settings):\n"
+        "    return compressor(f'topk({settings[\"anything\"]})')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert compressor("open_compressors:mine(anything=0.5)") == TopK(0.5)
 
 
 def test_a_spec_of_nonsense_never_raises_anything_but_value_error():

@@ -37,7 +37,7 @@ def test_targets_and_sizes_add_up():
     assert payload.numel == 5040
     assert payload.nbytes == len(payload.to_bytes())
     assert torch.equal(from_bytes(payload.to_bytes()).decode(), payload.decode())
-    assert str(member) == "topk(0.01)"
+    assert str(member) == "per-parameter(topk(0.01))"
 
 
 def test_states_stay_with_their_part():

@@ -7,6 +7,7 @@ from torch import nn
 from gradstats.ddp_hooks import compress_hook
 from gradstats.exchange.buckets import CHUNK, all_finite, digest_of, members_of, units_of
 from gradstats.exchange.parameter_names import Names
+from gradstats.ratios import DenseRule
 
 
 def laid_out(kind):
@@ -35,7 +36,7 @@ KINDS = ["row-major", "column-major", "strided", "complex", "one row", "no dimen
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_member_is_the_gradient_in_the_shape_of_its_parameter(kind):
     parameter, grad, buffer = laid_out(kind)
-    (member,) = members_of(buffer, [parameter], Names(), 4)
+    (member,) = members_of(buffer, [parameter], Names(), DenseRule(4))
     expected = (torch.view_as_real(grad) if grad.is_complex() else grad).clone()
     assert torch.equal(member.grad, expected)
     assert member.large == (grad.dim() > 1)
@@ -49,7 +50,7 @@ def test_members_have_the_order_of_the_model_and_units_that_of_members():
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (3, 3))]
     names = Names({f"p{place}": each for place, each in enumerate(parameters)})
     buffer = torch.arange(19.0)
-    members = members_of(buffer, parameters[1:] + parameters[:1], names, 6)
+    members = members_of(buffer, parameters[1:] + parameters[:1], names, DenseRule(6))
     assert [member.key for member in members] == ["p2", "p1", "p0"]
     together, small = units_of(members, together=True, scale=2.0)
     assert together.keys == ("p2", "p0")
@@ -64,7 +65,7 @@ def test_members_have_the_order_of_the_model_and_units_that_of_members():
 def test_parameters_must_add_up_to_the_bucket(extra):
     parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4))]
     with pytest.raises(ValueError, match=r"of a bucket must add up to its .* got 10"):
-        members_of(torch.zeros(10 + extra), parameters, Names(), 1)
+        members_of(torch.zeros(10 + extra), parameters, Names(), DenseRule(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -19,7 +19,7 @@ from gradstats.fitting.goodness import (
     wasserstein,
 )
 from gradstats.ratios import kept_count
-from gradstats.summary.summary import summarize
+from gradstats.summary.summarizing import summarize
 
 N = 40_000
 RATIOS = (0.5, 0.1, 0.01, 0.001)

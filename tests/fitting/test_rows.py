@@ -10,7 +10,7 @@ from gradstats.families import FAMILIES, DGamma, DGenPareto, Laplace, LogNorm, f
 from gradstats.fitting.goodness import ks_distance, log_likelihood, tail_error
 from gradstats.fitting.rows import fit_rows, threshold_rows
 from gradstats.ratios import kept_count
-from gradstats.summary.summary import summarize
+from gradstats.summary.summarizing import summarize
 from gradstats.thresholds import VARIANTS, sidco_threshold
 
 RATIOS = (0.1, 0.01)

@@ -14,9 +14,10 @@ import torch
 import gradstats
 from gradstats.families import FAMILIES, Laplace
 from gradstats.fitting import resumable as fit_folder
-from gradstats.fitting.resumable import fit_into, read_table
+from gradstats.fitting.resumable import fit_into
 from gradstats.fitting.rows import fit_rows
-from gradstats.fitting.run import TABLES, FitSettings, fit_settings, fit_steps, fit_tables
+from gradstats.fitting.run import TABLES, fit_steps, fit_tables
+from gradstats.fitting.settings import FitSettings
 from gradstats.runs.groups import groups
 
 QUICK = {"families": ("laplace", "dgamma"), "ratios": (0.1, 0.01)}
@@ -121,7 +122,7 @@ def test_a_bootstrap_is_corrected_over_the_groups_of_a_step(run):
 
 
 def test_compensated_gradients_are_fitted_on_tracked_rows(run):
-    settings = fit_settings(compensated="topk(0.1)", families=["laplace"], ratios=[0.1])
+    settings = FitSettings(compensated="topk(0.1)", families=["laplace"], ratios=[0.1])
     tables = fit_tables(run, FitSettings(**{**vars(settings), "stride": 50}))
     assert tables["fits"]["step"].tolist() == [0, 50, 100, 150, 200]
     scales = tables["fits"]["scale"]
@@ -156,11 +157,11 @@ def interrupted(run, settings, folder, rows):
 @pytest.mark.slow
 def test_an_interrupted_fit_goes_on_where_it_was(small_run, tmp_path, monkeypatch):
     run = gradstats.open(small_run, steps=(0, 40, 1), parameters="fc.*")
-    settings = fit_settings(**QUICK, by="parameter", kind="track")
+    settings = FitSettings(**QUICK, by="parameter", kind="track")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fit_into(run, settings, whole)
+    done_at_once = fit_into(run, settings, whole)
     interrupted(run, settings, parts, rows=17)
-    done = json.loads((parts / "parts" / "state.json").read_text())["rows"]
+    done = json.loads((parts / "parts" / "fits_by_part" / "state.json").read_text())["rows"]
     assert 0 < done <= 17
     firsts = []
     monkeypatch.setattr(
@@ -168,24 +169,26 @@ def test_an_interrupted_fit_goes_on_where_it_was(small_run, tmp_path, monkeypatc
         "fit_steps",
         lambda *args, **kwargs: firsts.append(kwargs["first"]) or fit_steps(*args, **kwargs),
     )
-    fit_into(run, settings, parts)
+    gone_on = fit_into(run, settings, parts)
     assert firsts == [done]
     for name in TABLES:
-        one, other = (read_table(folder, name) for folder in (whole, parts))
+        one, other = (fitted.table(name) for fitted in (done_at_once, gone_on))
         order = ["step", "group", "target_ratio"] if name == "reuse" else None
         if order:
             one, other = (t.sort_values(order, ignore_index=True) for t in (one, other))
         pandas.testing.assert_frame_equal(one, other)
-    assert (whole / "fit.json").read_text() == (parts / "fit.json").read_text()
+    name = "fit_by_part.json"
+    assert (whole / name).read_text() == (parts / name).read_text()
+    assert not (parts / "parts").exists()
 
 
 def test_other_settings_begin_anew(small_run, tmp_path):
     run = gradstats.open(small_run, steps=(0, 40, 1))
-    interrupted(run, fit_settings(**QUICK, kind="track"), tmp_path, rows=20)
-    other = fit_settings(families=["normal"], ratios=[0.1], kind="track")
-    fit_into(run, other, tmp_path)
-    assert set(read_table(tmp_path, "fits")["family"]) == {"normal"}
-    assert len(read_table(tmp_path, "fits")) == 40
+    interrupted(run, FitSettings(**QUICK, kind="track"), tmp_path, rows=20)
+    other = FitSettings(families=["normal"], ratios=[0.1], kind="track")
+    fits = fit_into(run, other, tmp_path).table("fits")
+    assert set(fits["family"]) == {"normal"}
+    assert len(fits) == 40
 
 
 def test_the_axis_is_named_and_steps_are_not_fitted(run):
@@ -204,12 +207,12 @@ def test_the_command_writes_both_axes(call, small_run, tmp_path):
     code, shown, err = call("fit", small_run, "--axis", "steps", "--out", tmp_path / "s")
     assert (code, err) == (0, f"tables: {tmp_path / 's'}")
     assert "Elements over 220 steps" in shown
-    assert len(read_table(tmp_path / "s", "series")) == 2_000
+    assert len(pandas.read_parquet(tmp_path / "s" / "series.parquet")) == 2_000
     words = ("fit", small_run, "--families", "laplace", "--ratios", "0.1", "--jobs", "2")
     code, shown, _ = call(*words, "--out", tmp_path / "e")
     assert code == 0
-    assert set(read_table(tmp_path / "e", "ranks")["status"]) == {"ok"}
-    assert len(read_table(tmp_path / "e", "structure")) == 3
+    assert set(pandas.read_parquet(tmp_path / "e" / "ranks.parquet")["status"]) == {"ok"}
+    assert len(pandas.read_parquet(tmp_path / "e" / "structure.parquet")) == 3
     for option, value in (("axis", "time"), ("jobs", "0"), ("bootstrap", "-1")):
         code, _, err = call("fit", small_run, f"--{option}", value)
         assert code == 2

@@ -313,8 +313,9 @@ def test_arguments_are_checked():
         coding.quantize(values, scales, 4, levels, rounding="stochastic")
     with pytest.raises(ValueError, match="levels must be 2 to 65,536"):
         coding.pack(torch.zeros(3), 1)
-    with pytest.raises(ValueError, match="symbols must be below 3"):
-        coding.pack(torch.tensor([0, 3]), 3)
+    for symbols, got in (([0, 3], "0 to 3"), ([-1, 2], "-1 to 2")):
+        with pytest.raises(ValueError, match=rf"symbols must lie in \[0, 3\), got {got}"):
+            coding.pack(torch.tensor(symbols), 3)
     with pytest.raises(ValueError, match="scales must be 2"):
         coding.quantize(values, scales, 2, levels, rounding="nearest")
     with pytest.raises(ValueError, match="kind must be one of"):

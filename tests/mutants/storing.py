@@ -47,6 +47,6 @@ MUTANTS = (
     spool("        check_run(self._store, self._root)\n", "", RACES),
     spool("        if raw != self._trying:", "        if False:", LATE, TAKEOVERS),
     folder("    check_run(place, root)\n    folder, run", "    folder, run"),
-    folder("    if there != run_of(root):\n", "    if there is None:\n"),
+    folder("    if stored != run_of(root):\n", "    if stored is None:\n"),
     folder('if not any(child.name.startswith("worker_")', 'if any(child.name.startswith("x")'),
 )

@@ -14,7 +14,8 @@ from gradstats.compressors import max_quantizer
 from gradstats.compressors.max_quantizer import levels
 from gradstats.compressors.methods.lloyd_max import GRID
 from gradstats.families import DWeibull, GenNorm
-from gradstats.payloads.codebooks import Gauss, Lattice, codebooks
+from gradstats.payloads.alphabet import codebooks
+from gradstats.payloads.codebooks import Gauss, Lattice
 from tests.processes import soaked
 
 SCRIPT = Path(__file__).parents[2] / "data" / "codebooks.py"

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,3 +233,19 @@ def test_lloyd_max_makes_its_tables_where_the_gradient_is(monkeypatch):
     monkeypatch.setattr(coding, "pack", lambda symbols, levels: symbols)
     payload = LloydMax().encode(GRAD.to(META), None)[0]
     assert {each.device for each in met} == {payload.device} == {META}
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "message"),
+    [
+        ("qsgd", {"bucket": 0}, "bucket must be at least 1, got 0"),
+        ("eden", {"bucket": 12}, "must be a power of two up to the 100 elements, got 12"),
+        ("eden", {"bucket": 128}, "must be a power of two up to the 100 elements, got 128"),
+        ("eden", {"offsets": torch.zeros(1)}, "it has both a rotation and offsets"),
+    ],
+)
+def test_a_bad_bucket_is_refused_with_the_rule_that_it_breaks(spec, changes, message):
+    member, grad = compressor(spec), torch.arange(100.0)
+    payload = replace(member.encode(grad, member.init(grad), Rng())[0], **changes)
+    with pytest.raises(PayloadError, match=message):
+        from_bytes(payload.to_bytes())

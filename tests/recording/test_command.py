@@ -1,6 +1,5 @@
 """Recording scripts that do not know of it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from gradstats.recording import Idle, capture, every
+from gradstats.recording import Idle, at_steps, capture, every, log_spaced, window
 from gradstats.recording.provenance import VARIABLE
-from gradstats.recording.script.attaching import Settings, find_model
+from gradstats.recording.schedules import as_schedule
+from gradstats.recording.script.attaching import Session, find_model
 from gradstats.recording.script.command import run_command
 from gradstats.recording.script.trainings import Trainings, numbered
+from gradstats.recording.settings import CaptureSettings
 from gradstats.store import GradientStore, StoreFormatError
 from tests.processes import soaked
 from tests.waiting import PATIENCE
@@ -81,7 +82,7 @@ def script(tmp_path):
 def test_a_script_is_recorded_unchanged(path, script, read, capfd):
     subprocess.run(script(), check=True)
     alone = capfd.readouterr().out
-    assert run_command(script(), out=path, full_every=5, track=20) == 0
+    assert run_command(script(), CaptureSettings(full=every(5), track=20), out=path) == 0
     out, err = capfd.readouterr()
     assert out == alone
     assert "3 full rows + 12 tracked steps" in err
@@ -102,25 +103,25 @@ def test_the_exit_code_and_the_users_own_start_up_file_stay(path, script, tmp_pa
     (own / "sitecustomize.py").write_text("import os; os.environ['OWN_RAN'] = 'yes'")
     monkeypatch.setenv("PYTHONPATH", str(own))
     text = SCRIPT + "assert '' not in sys.path\nsys.exit(7 if os.environ.get('OWN_RAN') else 8)"
-    assert run_command(script(text), out=path) == 7
+    assert run_command(script(text), CaptureSettings(), out=path) == 7
     assert len(GradientStore.open(path).stream(kind="track")) == 12
 
 
 def test_a_command_without_training_costs_nothing_and_says_so(path, script, capfd):
     text = "import sys; sys.exit(0 if 'torch' not in sys.modules else 9)"
-    assert run_command(script(text), out=path) == 1
+    assert run_command(script(text), CaptureSettings(), out=path) == 1
     assert "nothing was recorded" in capfd.readouterr().err
-    assert run_command(script("raise SystemExit(5)"), out=path) == 5
+    assert run_command(script("raise SystemExit(5)"), CaptureSettings(), out=path) == 5
     assert not path.exists()
 
 
 def test_a_command_that_does_not_exist(path, capfd):
-    assert run_command(["no-such-command"], out=path) == 127
+    assert run_command(["no-such-command"], CaptureSettings(), out=path) == 127
     assert "cannot run 'no-such-command': No such file" in capfd.readouterr().err
 
 
 def test_what_keeps_it_from_recording_is_said_and_training_goes_on(path, script, capfd):
-    assert run_command(script(), out=path, parameters="conv*") == 1
+    assert run_command(script(), CaptureSettings(parameters="conv*"), out=path) == 1
     out, err = capfd.readouterr()
     assert out.startswith(("0x", "-0x"))
     assert "not recorded: ValueError: parameters must match a name of the model" in err
@@ -135,7 +136,8 @@ time.sleep(PATIENCE)
 RUNNER = """
 import sys
 from gradstats.recording.script.command import run_command
-sys.exit(run_command(sys.argv[2:], out=sys.argv[1]))
+from gradstats.recording.settings import CaptureSettings
+sys.exit(run_command(sys.argv[2:], CaptureSettings(), out=sys.argv[1]))
 """
 
 
@@ -160,9 +162,9 @@ def test_an_existing_store_is_refused_before_the_command_starts(path, script, tm
     mark = tmp_path / "ran"
     command = script(f"open({str(mark)!r}, 'w')")
     with pytest.raises(FileExistsError, match=r"run\.zarr.*resume.*overwrite"):
-        run_command(command, out=path)
+        run_command(command, CaptureSettings(), out=path)
     with pytest.raises(StoreFormatError):
-        run_command(command, out=tmp_path / "other", if_exists="overwrite")
+        run_command(command, CaptureSettings(if_exists="overwrite"), out=tmp_path / "other")
     assert not mark.exists()
 
 
@@ -181,26 +183,35 @@ def test_a_second_run_resumes_or_replaces(path, script, read):
         model.head(model.body(torch.ones(1, 6))).sum().backward()
         optimizer.step()
     for if_exists, segments in (("resume", [0, 1]), ("overwrite", [0])):
-        assert run_command(script(), out=path, track=0, if_exists=if_exists, quiet=True) == 0
+        assert (
+            run_command(
+                script(), CaptureSettings(track=0, if_exists=if_exists, quiet=True), out=path
+            )
+            == 0
+        )
         assert read(path).coordinates["segment"].tolist() == segments
 
 
 @pytest.mark.parametrize(
     ("argv", "settings"),
-    [([], {}), (["true"], {"track": -1}), (["true"], {"full_every": -2}),
-     (["true"], {"max_bytes": "x"}), (["true"], {"full_every": 0, "track": 0}),
+    [([], {}), (["true"], {"track": -1}), (["true"], {"full": [2.5]}),
+     (["true"], {"max_bytes": "x"}), (["true"], {"full": None, "track": 0}),
      (["true"], {"if_exists": "maybe"}), (["true"], {"at": "global"}),
      (["true"], {"when_full": "wait"})],
 )  # fmt: skip
 def test_bad_settings_are_refused_before_the_command_starts(path, argv, settings):
-    with pytest.raises(ValueError, match="must"):
-        run_command(argv, out=path, **settings)
+    with pytest.raises((TypeError, ValueError), match="must"):
+        run_command(argv, CaptureSettings(**settings), out=path)
 
 
 def test_two_processes_under_torchrun_make_one_recording(path, script, read, capfd):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    code = run_command([*torchrun, *script(DISTRIBUTED)[1:]], out=path, full_every=2, summary=True)
+    code = run_command(
+        [*torchrun, *script(DISTRIBUTED)[1:]],
+        CaptureSettings(full=every(2), summary=True),
+        out=path,
+    )
     err = capfd.readouterr().err
     assert code == 0, err
     assert all(f"rank {rank} of 2 records its own gradients" in err for rank in range(2))
@@ -217,10 +228,20 @@ def test_two_processes_under_torchrun_make_one_recording(path, script, read, cap
 
 
 def test_settings_survive_the_environment():
-    settings = Settings(
-        "/x", full_every=None, shadow=["bf16"], parameters=["a*", "b"], if_exists="resume"
+    settings = CaptureSettings(
+        full=None, shadow=["bf16"], parameters=["a*", "b"], if_exists="resume"
     )
-    assert Settings(**json.loads(settings.to_json())) == settings
+    session = Session("/x", settings, "/tmp")
+    assert Session.from_json(session.to_json()) == session
+
+
+@pytest.mark.parametrize(
+    "full", [every(7), log_spaced(3), window(2, 40), at_steps([5, 1]), [3, 4]], ids=repr
+)
+def test_schedules_survive_the_environment(full):
+    session = Session.from_json(Session("/x", CaptureSettings(full=full)).to_json())
+    as_given, again = as_schedule(full), session.settings.full
+    assert [again(step) for step in range(50)] == [as_given(step) for step in range(50)]
 
 
 def exact(seed, sizes=(6, 5, 2), steps=12):
@@ -265,8 +286,8 @@ def several(tmp_path):
     ["overwrite", *(pytest.param(one, marks=pytest.mark.soak) for one in ("error", "resume"))],
 )
 def test_trainings_of_one_command_get_runs_of_their_own(tmp_path, path, several, capfd, if_exists):
-    settings = {"full_every": 1, "track": 0, "if_exists": if_exists}
-    assert run_command(several(1, 2), out=path, **settings) == 0
+    settings = {"full": every(1), "track": 0, "if_exists": if_exists}
+    assert run_command(several(1, 2), CaptureSettings(**settings), out=path) == 0
     paths = [path, tmp_path / "run-2.zarr"]
     for seed, one in enumerate(paths, 1):
         assert torch.equal(rows_of(one), exact(seed))
@@ -278,13 +299,18 @@ def test_trainings_of_one_command_get_runs_of_their_own(tmp_path, path, several,
 def test_a_command_that_is_run_again_replaces_or_resumes_its_own_runs(
     tmp_path, path, several, read
 ):
-    settings = {"full_every": 1, "track": 0, "quiet": True}
-    run_command(several(1, 2), out=path, **settings)
-    assert run_command(several(3, 4), out=path, if_exists="overwrite", **settings) == 0
+    settings = {"full": every(1), "track": 0, "quiet": True}
+    run_command(several(1, 2), CaptureSettings(**settings), out=path)
+    assert (
+        run_command(several(3, 4), CaptureSettings(if_exists="overwrite", **settings), out=path)
+        == 0
+    )
     second = tmp_path / "run-2.zarr"
     assert torch.equal(rows_of(path), exact(3))
     assert torch.equal(rows_of(second), exact(4))
-    assert run_command(several(5, 6), out=path, if_exists="resume", **settings) == 0
+    assert (
+        run_command(several(5, 6), CaptureSettings(if_exists="resume", **settings), out=path) == 0
+    )
     assert torch.equal(rows_of(path), torch.cat([exact(3), exact(5)]))
     assert torch.equal(rows_of(second), torch.cat([exact(4), exact(6)]))
     assert read(second).coordinates["segment"].tolist() == [0] * 12 + [1] * 12
@@ -298,7 +324,7 @@ def test_a_run_that_the_user_did_not_name_is_left_alone(
     second = tmp_path / "run-2.zarr"
     model = nn.Linear(3, 2)
     if other == "own":  # of an earlier command with the same --out
-        monkeypatch.setenv(VARIABLE, Settings(str(path)).to_json())
+        monkeypatch.setenv(VARIABLE, Session(str(path)).to_json())
         capture(model, sgd(model), second).close()
     elif other == "store":
         capture(model, sgd(model), second).close()
@@ -320,7 +346,10 @@ def test_a_run_that_the_user_did_not_name_is_left_alone(
 def test_a_training_that_cannot_be_recorded_takes_no_number(tmp_path, path, several, capfd):
     command = several(1, text=SCRIPT.replace("self.head", "self.tail"))
     command[-1] += "\n" + several(2)[-1]
-    assert run_command(command, out=path, parameters="head*", full_every=1, track=0) == 0
+    assert (
+        run_command(command, CaptureSettings(parameters="head*", full=every(1), track=0), out=path)
+        == 0
+    )
     assert torch.equal(rows_of(path), exact(2)[:, 35:])
     assert not (tmp_path / "run-2.zarr").exists()
     assert "not recorded: ValueError: parameters must match" in capfd.readouterr().err
@@ -348,7 +377,7 @@ def test_processes_that_one_python_starts_are_trainings_too(tmp_path, path, scri
     text = SCRIPT.replace("torch.manual_seed(0)", "torch.manual_seed(0); torch.set_num_threads(1)")
     text += "import gradstats\ngradstats.close_all()\n"  # such processes end by os._exit
     whole = f"METHOD, TEXT = {method!r}, {text!r}\n{FORKS}"
-    assert run_command(script(whole), out=path, full_every=1, track=0) == 0
+    assert run_command(script(whole), CaptureSettings(full=every(1), track=0), out=path) == 0
     for seed, one in enumerate((path, tmp_path / "run-2.zarr"), 1):
         assert torch.allclose(rows_of(one), exact(seed))
 
@@ -360,7 +389,7 @@ TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-
 def test_two_groups_of_workers_are_two_trainings(tmp_path, path, script):
     _, file = script(DISTRIBUTED)
     command = ["sh", "-ec", f"{TORCHRUN} {file}\n{TORCHRUN} {file}"]
-    assert run_command(command, out=path, full_every=2, track=0) == 0
+    assert run_command(command, CaptureSettings(full=every(2), track=0), out=path) == 0
     for one in (path, tmp_path / "run-2.zarr"):
         store = GradientStore.open(one)
         assert store.workers == (0, 1)
@@ -390,7 +419,12 @@ def test_a_restart_by_torchrun_finds_the_run_of_its_training(tmp_path, path, scr
     _, file = script(fails)
     worker = f"--no-python sh -c '{shell.format(f'{sys.executable} {file}')}'"
     lines = [f"NUMBER={n} {TORCHRUN} --max-restarts {n - 1} {worker}" for n in (1, 2)]
-    assert run_command(["sh", "-ec", "\n".join(lines)], out=path, full_every=2, track=0) == 0
+    assert (
+        run_command(
+            ["sh", "-ec", "\n".join(lines)], CaptureSettings(full=every(2), track=0), out=path
+        )
+        == 0
+    )
     for one, segments in ((path, [0, 0, 0]), (tmp_path / "run-2.zarr", [0, 0, 0, 1, 1, 1])):
         for worker in range(2):
             stream = GradientStore.open(one).stream(worker)

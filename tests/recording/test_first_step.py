@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import gradstats
+from gradstats.recording.schedules import every
 from gradstats.recording.script.command import run_command
+from gradstats.recording.settings import CaptureSettings
 from gradstats.store import GradientStore
 
 pytestmark = pytest.mark.slow
@@ -96,7 +98,7 @@ def recorded(tmp_path):
         script.write_text(BEGIN + text + END)
         path = tmp_path / "run.zarr"
         command = [sys.executable, str(script), str(seen)]
-        assert run_command(command, out=path, full_every=1, track=None) == 0
+        assert run_command(command, CaptureSettings(full=every(1), track=None), out=path) == 0
         return path, torch.load(seen)
 
     return run

@@ -9,9 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 import gradstats
-from gradstats.cli.app import app as cli
+from gradstats.cli import app as cli
 from gradstats.recording import capture, every
 from gradstats.recording.script.command import run_command
+from gradstats.recording.settings import CaptureSettings
 from gradstats.store import GradientStore, as_place, spool
 from tests.processes import run_workers
 from tests.recording.test_command import SCRIPT
@@ -122,12 +123,17 @@ def test_two_workers_write_one_run(url, tmp_path):
 def test_a_command_records_into_an_object_store(url, tmp_path, capfd):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    code = run_command([sys.executable, str(script)], out=url, full_every=4, track=10)
+    code = run_command(
+        [sys.executable, str(script)], CaptureSettings(full=every(4), track=10), out=url
+    )
     assert code == 0
     assert len(gradstats.open(url).rows()) == 3
     with pytest.raises(FileExistsError, match="it exists"):
-        run_command([sys.executable, str(script)], out=url)
-    assert run_command([sys.executable, str(script)], out=url, if_exists="overwrite") == 0
+        run_command([sys.executable, str(script)], CaptureSettings(), out=url)
+    assert (
+        run_command([sys.executable, str(script)], CaptureSettings(if_exists="overwrite"), out=url)
+        == 0
+    )
     assert len(gradstats.open(url).rows()) == 1
 
 
@@ -144,7 +150,7 @@ def test_every_command_reads_a_url(url, training, tmp_path, monkeypatch):
         done = CliRunner().invoke(cli.app, words)
         assert done.exit_code == 0, done.output
     name = url.rpartition("/")[2].removesuffix(".zarr")
-    assert (tmp_path / f"{name}.results" / "replay" / "replay.parquet").exists()
+    assert (tmp_path / f"{name}.results" / "replay.parquet").exists()
 
 
 def test_rows_left_behind_keep_their_segment(url, server, make_training, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradstats.recording.provenance import VARIABLE, provenance, redact
-from gradstats.recording.script.attaching import Settings
+from gradstats.recording.script.attaching import Session
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,19 @@ def test_the_rest_of_a_command_stays():
 
 def test_says_what_was_trained_how():
     model = torch.nn.Linear(2, 2)
-    story = provenance(model, torch.optim.Adam(model.parameters()), seed=3, command=["t.py"])
+    story = provenance(
+        model, torch.optim.Adam(model.parameters()), {"seed": 3, "track": 5}, command=["t.py"]
+    )
     assert (story["model"], story["optimizer"], story["device"]) == ("Linear", "Adam", "cpu")
     assert (story["seed"], story["command"]) == (3, ["t.py"])
+    assert story["settings"] == {"seed": 3, "track": 5}
     assert story["versions"]["torch"] == torch.__version__
 
 
 def test_a_store_below_a_command_is_marked_by_the_name_of_its_path(monkeypatch):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters())
-    monkeypatch.setenv(VARIABLE, Settings("/home/jane/run.zarr").to_json())
-    assert provenance(model, optimizer, seed=0, command=[])["out"] == "run.zarr"
+    monkeypatch.setenv(VARIABLE, Session("/home/jane/run.zarr").to_json())
+    assert provenance(model, optimizer, {"seed": 0}, command=[])["out"] == "run.zarr"
     monkeypatch.delenv(VARIABLE)
-    assert "out" not in provenance(model, optimizer, seed=0, command=[])
+    assert "out" not in provenance(model, optimizer, {"seed": 0}, command=[])

@@ -129,7 +129,7 @@ def test_a_command_that_torchrun_restarts(tmp_path, if_exists):
     if if_exists == "overwrite":
         GradientStore.create(path).close()
     words = ["--full-every", "2", "--track", "5", "--if-exists", if_exists, "--out", str(path)]
-    wrapper = [sys.executable, "-m", "gradstats.cli.app", "capture", *words, "--"]
+    wrapper = [sys.executable, "-m", "gradstats.cli", "capture", *words, "--"]
     torchrun(tmp_path, path, "", *wrapper)
     check_rows(path, [(0, range(FIRST - 1)), (0, range(SECOND))])  # from the first step on
 

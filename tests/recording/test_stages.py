@@ -59,7 +59,7 @@ def test_readers_keep_stages_apart(tmp_path, capsys):
     shown = capsys.readouterr().out
     for name in ("0.weight", "2.bias", "4.weight", "6.bias"):
         assert shown.count(f"  {name}  ") == 1
-    assert "worker 2, 3: parameters that other workers lack" in shown
+    assert "worker 2, 3: parameters that other workers do not have" in shown
     table = gradstats.fit(other, by="parameter", ratios=[0.1])
     assert set(table["group"]) == {"4.weight", "4.bias", "6.weight", "6.bias"}
     rows = gradstats.replay(other, ["topk(0.1)"], workers=2)

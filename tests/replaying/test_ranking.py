@@ -22,6 +22,7 @@ def method(compressor, **changes):
         "target_ratio": 0.01 if "(" in compressor else math.nan,
         "feedback": "ef" if "(" in compressor else "none",
         "granularity": "model",
+        "dense": "",
         "rows": "track",
         "steps": 400,
         "bits": 16.0,
@@ -118,7 +119,15 @@ def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
     errors = np.linspace(0.9, 0.1, steps)
     row = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "status": "ok"}
     row |= {"wants_feedback": True}
-    row |= {"granularity": "model", "cosine": 0.5, "bits": 6.4, "n": 100, "k": 10, "error": 0.7}
+    row |= {
+        "granularity": "model",
+        "dense": "",
+        "cosine": 0.5,
+        "bits": 6.4,
+        "n": 100,
+        "k": 10,
+        "error": 0.7,
+    }
     row |= {"nmse": 0.5, "nmse_workers": 0.25, "wire": 0.0, "sum_bits": 0, "fp16_error": math.nan}
     rows = [
         {**row, "feedback": "ef", "rows": "track", "step": step, "error_compensated": errors[step]}

@@ -9,7 +9,7 @@ import torch
 
 import gradstats
 from gradstats.compressors import Compressor, Contract, Rng, compressor
-from gradstats.payloads.sparse import sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.replaying.folding import replay_rows
 from gradstats.replaying.planning import plan
 from gradstats.replaying.run import replay_jobs, rows_expected, timing_rows
@@ -28,7 +28,7 @@ class EveryOther(Compressor):
 
     def encode(self, grad, state, rng=None):
         flat = grad.reshape(-1)
-        return sparse(flat, torch.arange(self.start, flat.numel(), 2)), state
+        return Sparse.at(flat, torch.arange(self.start, flat.numel(), 2)), state
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +201,8 @@ def test_a_selection_of_parameters_is_what_is_replayed(small_run, gradients_of):
         ({"specs": ["topk(1.5)"]}, r"must lie in \(0, 1\].*got 1.5"),
         ({"specs": ["topk"], "ratios": [0.0]}, r"must lie in \(0, 1\].*got 0.0"),
         ({"specs": ["topk"], "ratios": []}, "must be given a ratio"),
-        ({"specs": ["bf16"], "feedback": ["momentum"]}, "none, ef, got momentum"),
-        ({"specs": ["bf16"], "granularity": ["layer"]}, "model, parameter, got layer"),
+        ({"specs": ["bf16"], "feedback": ["momentum"]}, "none, ef, got 'momentum'"),
+        ({"specs": ["bf16"], "granularity": ["layer"]}, "model, parameter, got 'layer'"),
     ],
 )
 def test_what_is_not_known_is_named(run, settings, message):

@@ -150,7 +150,7 @@ def test_methods_that_need_matrices_run_on_parameters_whatever_is_asked(micro_ba
 
 @pytest.mark.parametrize("workers", [0, 4, -1])
 def test_more_workers_than_were_captured_are_refused(micro_batches, workers):
-    with pytest.raises(ValueError, match=r"workers must be from 1 to 3.*import --workers"):
+    with pytest.raises(ValueError, match=r"workers must be from 1 to 3.*import --files-per-step"):
         gradstats.replay(gradstats.open(micro_batches[0]), ["topk(0.1)"], workers=workers)
 
 
@@ -177,9 +177,9 @@ def test_the_command_line_imports_and_replays_workers(micro_batches, tmp_path):
 
     _, files, _ = micro_batches
     out, runner = tmp_path / "run.zarr", CliRunner()
-    words = ["import", *map(str, files), "--workers", "3", "--out", str(out)]
+    words = ["import", *map(str, files), "--files-per-step", "3", "--out", str(out)]
     made = runner.invoke(app, words)
-    assert "2 rows of 3 workers each" in made.output
+    assert "2 rows for each of 3 workers" in made.output
     words = ["replay", str(out), "--compressors", "topk,qsgd-shared", "--ratios", "0.1"]
     told = runner.invoke(app, [*words, "--feedback", "none", "--workers", "3"])
     assert told.exit_code == 0, told.output

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 import gradstats
+from gradstats.replaying import resumable
 from gradstats.reporting import report as pipeline
 from tests.conftest import fingerprint
 
@@ -62,18 +63,19 @@ def counted(monkeypatch):
     """How many jobs were replayed and how often methods were timed; nothing is drawn."""
     monkeypatch.setattr(pipeline, "draw", lambda name, drawing, folder: b"png")
     counts = {"jobs": 0, "timings": 0}
-    replay, time = pipeline.replay_jobs, pipeline.timing_rows
+    replay, time = resumable.replay_jobs, resumable.timing_rows
 
     def replay_jobs(run, jobs, **settings):
         counts["jobs"] += len(jobs)
         return replay(run, jobs, **settings)
 
     def timing_rows(*args, **settings):
-        counts["timings"] += 1
-        return time(*args, **settings)
+        rows = time(*args, **settings)
+        counts["timings"] += bool(rows)
+        return rows
 
-    monkeypatch.setattr(pipeline, "replay_jobs", replay_jobs)
-    monkeypatch.setattr(pipeline, "timing_rows", timing_rows)
+    monkeypatch.setattr(resumable, "replay_jobs", replay_jobs)
+    monkeypatch.setattr(resumable, "timing_rows", timing_rows)
     return counts
 
 
@@ -87,7 +89,7 @@ def test_the_folder_holds_page_figures_and_tables(reported):
     for name in ("fits", "thresholds", "timings", "replay", "methods", "factorised"):
         assert len(pandas.read_parquet(folder / f"{name}.parquet"))
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["ratios"] == [0.1]
+    assert settings["report"]["ratios"] == [0.1]
     figures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert {"density", "survival", "estimation-ef", "error-bytes", "overhead"} <= figures
     assert {"qq", "tail-error", "evolution", "winners", "thresholds", "reusable"} <= figures
@@ -167,17 +169,20 @@ def test_a_larger_budget_adds_what_was_skipped(small_run, tmp_path, counted):
 
 def test_other_settings_compute_anew(small_run, tmp_path, counted):
     settings = {"out": tmp_path, "budget": 0.0, "compressors": FEW}
-    for changed in (
-        {"ratios": (0.1,)},
-        {"ratios": (0.05,)},
-        {"ratios": (0.05,), "seed": 1},
+    for changed, jobs, kept in (
+        ({"ratios": (0.1,)}, 5, {0.1}),
+        ({"ratios": (0.05,)}, 4, {0.1, 0.05}),  # bf16 has no ratio
+        ({"ratios": (0.05,), "seed": 1}, 5, {0.05}),
     ):
         before = dict(counted)
-        gradstats.report(gradstats.open(small_run, steps=STEPS), **settings, **changed)
-        assert counted["jobs"] == before["jobs"] + 5
+        page = gradstats.report(gradstats.open(small_run, steps=STEPS), **settings, **changed)
+        assert counted["jobs"] == before["jobs"] + jobs
         assert counted["timings"] == before["timings"] + 1
         ratios = pandas.read_parquet(tmp_path / "replay.parquet")["target_ratio"].dropna()
-        assert set(ratios) == set(changed["ratios"])
+        assert set(ratios) == kept
+        methods = pandas.read_parquet(tmp_path / "methods.parquet")["target_ratio"].dropna()
+        assert set(methods) == set(changed["ratios"])
+        assert ("topk(0.1)" in page.read_text()) == (0.1 in changed["ratios"])
     narrow = gradstats.open(small_run, parameters="fc.*", steps=STEPS)
     gradstats.report(narrow, **settings, ratios=(0.05,), seed=1)
     assert pandas.read_parquet(tmp_path / "replay.parquet")["n"].max() == 64 * 50 + 64
@@ -266,7 +271,7 @@ def test_odd_gradients_still_give_a_report(run_writer, tmp_path, drawn_fast, nam
         assert "replayed on the tracked elements" not in words
         assert "capture with track=" in words
     if name in ("nothing but NaN", "all zero"):
-        assert "No law could be fitted" in words
+        assert "No family could be fitted" in words
 
 
 def test_names_cannot_smuggle_markup_into_the_page(run_writer, tmp_path, drawn_fast):

@@ -12,7 +12,8 @@ import torch
 
 import gradstats
 from gradstats.families import Laplace
-from gradstats.runs.copying import Smaller, copy
+from gradstats.runs.copying import copy
+from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore, Row, StoreFormatError, parameter_table
 from gradstats.summary import summarize
 

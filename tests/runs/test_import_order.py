@@ -113,9 +113,9 @@ def test_the_order_given_and_the_number_asked_for(tmp_path):
     for expression, fact in {
         "x(\\d+)": "must match every path, got none of .* in '.*seed",
         "(seed)": "must capture a number, got 'seed' in",
-        "se(e)d(.)": "must have one group, got 2",
+        "se(e)d(.)": "must have at most one group, got 2",
         "(npy": "must be a regular expression",
-        "lo(ss)?_|s(.)": "must have one group",
+        "lo(ss)?_|s(.)": "must have at most one group",
     }.items():
         with pytest.raises(ValueError, match=f"step_from {fact}"):
             imported(files, tmp_path / "e.zarr", step_from=expression)

@@ -11,14 +11,16 @@ import gradstats
 from gradstats.families import Laplace
 from gradstats.fitting.bootstrap import bootstrap_p_value
 from gradstats.fitting.compensated import compensated_groups
-from gradstats.fitting.run import fit_settings, fit_tables
+from gradstats.fitting.run import fit_tables
+from gradstats.fitting.settings import FitSettings
 from gradstats.recording import capture, every
 from gradstats.replaying.factorised import factorised_rows
 from gradstats.replaying.run import last_finite
-from gradstats.runs.copying import Smaller, copy
+from gradstats.runs.copying import copy
 from gradstats.runs.groups import groups
 from gradstats.runs.health import findings
 from gradstats.runs.reading import divisors
+from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.summary import summarize
 from gradstats.summary.encoding import from_bytes, to_bytes
@@ -91,7 +93,7 @@ def test_every_summary_is_that_of_the_gradient(run, kind, by):
 
 
 def test_fits_thresholds_and_their_reuse_do_not_see_the_scale(run):
-    tables = fit_tables(run, fit_settings(families=["laplace"]))
+    tables = fit_tables(run, FitSettings(families=["laplace"]))
     law = Laplace.fit(TRUE)
     assert set(tables["fits"]["scale"]) == {law.scale}
     for ratio, rows in tables["fits"].groupby("target_ratio"):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.runs.copying import Smaller, copy
+from gradstats.runs.copying import copy
 from gradstats.runs.results import run_settings
+from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore, parameter_table
 
 OLD = Path(__file__).parents[1] / "store/v1"

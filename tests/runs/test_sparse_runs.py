@@ -10,14 +10,16 @@ from torch import nn
 
 import gradstats
 from gradstats.fitting.over_steps import rank_table
-from gradstats.fitting.run import fit_settings, fit_tables
+from gradstats.fitting.run import fit_tables
+from gradstats.fitting.settings import FitSettings
 from gradstats.recording import capture, every
 from gradstats.replaying.factorised import factorised_rows
 from gradstats.replaying.folding import replay_rows
-from gradstats.runs.copying import Layout, Smaller, copy
+from gradstats.runs.copying import copy
 from gradstats.runs.groups import groups
 from gradstats.runs.health import findings
 from gradstats.runs.results import run_settings
+from gradstats.runs.smaller import Layout, Smaller
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.summary import summarize
 
@@ -147,7 +149,7 @@ def test_a_fit_covers_every_element(made):
     assert table["zeros"][0] == int((grads == 0).sum())
     exact_law = gradstats.families.Laplace.fit(grads)
     assert table["scale"][0] == pytest.approx(exact_law.scale, rel=1e-6)
-    tables = fit_tables(run, fit_settings(families=["laplace"], by="parameter"))
+    tables = fit_tables(run, FitSettings(families=["laplace"], by="parameter"))
     assert set(tables["fits"]["group"]) == set(run.names)
     assert set(tables["thresholds"]["group"]) == set(run.names)
 
@@ -409,7 +411,7 @@ def test_a_run_of_summaries_is_fitted_and_reported_from_the_command_line(tmp_pat
 
 def test_the_page_says_which_share_of_the_model_was_tracked(tmp_path):
     """Of all its elements, not of those that a track can hold."""
-    from gradstats.reporting.front_page import _tracked_share
+    from gradstats.reporting.facts import tracked_share
 
     model = torch.nn.ModuleList(
         [torch.nn.Embedding(2000, 16, sparse=True), torch.nn.Linear(16, 10)]
@@ -418,4 +420,4 @@ def test_the_page_says_which_share_of_the_model_was_tracked(tmp_path):
     with gradstats.capture(model, optimizer, tmp_path / "run.zarr", track=10_000, quiet=True):
         model[1](model[0](torch.tensor([1, 5]))).sum().backward()
         optimizer.step()
-    assert _tracked_share(gradstats.open(tmp_path / "run.zarr")) == pytest.approx(170 / 32_170)
+    assert tracked_share(gradstats.open(tmp_path / "run.zarr")) == pytest.approx(170 / 32_170)

@@ -141,9 +141,9 @@ def test_where_a_run_of_segments_ends_changes_no_count(chunk, monkeypatch):
 def test_a_thousand_short_segments_take_one_call(dtype, monkeypatch):
     calls = []
     name = "tally_wide" if dtype.itemsize > 2 else "tally_16_bit"
-    loop = getattr(counting_cpu.loops, name)
+    loop = getattr(counting_cpu.over_tables, name)
     monkeypatch.setattr(
-        counting_cpu.loops, name, lambda *arguments: calls.append(1) or loop(*arguments)
+        counting_cpu.over_tables, name, lambda *arguments: calls.append(1) or loop(*arguments)
     )
     assert len(summarize_segments(torch.ones(64_000, dtype=dtype), range(0, 64_001, 64))) == 1_000
     assert len(calls) == 1

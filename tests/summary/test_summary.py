@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from gradstats.kernels import compact
 from gradstats.kernels.grid import GRIDS
 from gradstats.ratios import kept_count
-from gradstats.summary.summary import summarize
+from gradstats.summary.summarizing import summarize
 
 N = 400_000
 RATIOS = (0.1, 0.01, 0.001)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Joint
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.matrices import (
     FACTOR_BITS,
@@ -15,10 +15,9 @@ from gradstats.compressors.matrices import (
     gaussian,
     orthonormal,
 )
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step, alone, dense
+from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.compressors.states import first_state
 from gradstats.kernels.ranges import from_unit, in_range, saturated
-from gradstats.payloads.base import Payload
 from gradstats.payloads.low_rank import LowRank
 from gradstats.rng import Rng
 
@@ -26,14 +25,14 @@ START = (0x41435053, 0x47440000)  # key of the first Q
 
 
 @dataclass(frozen=True)
-class ACPSGD(Compressor):
+class ACPSGD(Joint):
     r"""PowerSGD's two rounds in turn: one step projects on Q, the next one on P.
 
     .. math:: \text{even steps:}\quad Q = \operatorname{orth}(Q), \; P = \frac1n \sum_w M_w Q;
               \qquad \text{odd steps:}\quad P = \operatorname{orth}(P), \;
               Q = \frac1n \sum_w M_w^T P; \qquad \hat M = P Q^T
 
-    One all-reduce a step, of r n1 or of r n2 elements: the other factor is known from the step
+    One all-reduce per step, of r n1 or of r n2 elements: the other factor is known from the step
     before. A payload on its own has to hold both.
 
     Args:
@@ -55,24 +54,19 @@ class ACPSGD(Compressor):
         check_rank(self.rank)
 
     def init(self, grad: Tensor) -> State:
-        """Whether the step is even, and the factor that is known; None where it goes dense."""
+        """Return whether the step is even, and the known factor; None if it is sent dense."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return None
         return True, gaussian(matrix.shape[1], self.rank, grad.device, START).to(matrix.dtype)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """The exchange of one worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
-
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """See the class; this worker's memory counts the mean M̂ as sent."""
+        """Exchange one factor; the memory counts the mean M̂ as sent."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
-            return (yield from dense(grad, state))
+            return (yield from self.dense(grad, state))
         even, known = state
         basis = orthonormal(known)
         matrix, unit = in_range(matrix if even else matrix.T)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import bucket_of, in_buckets, quantized
 from gradstats.compressors.rounds import State
@@ -19,7 +20,9 @@ from gradstats.rng import Rng
 
 @dataclass(frozen=True)
 class AdaComp(Compressor):
-    r"""What would exceed the largest of its bin if the gradient came again; one magnitude for all.
+    r"""Elements that would exceed the largest of their bin if the gradient came again.
+
+    All are sent with one magnitude.
 
     With r the residue of the steps before and G = r + g, element i is sent where
     :math:`|G_i + g_i| \ge \max_{bin} |G|`, as its sign times the mean over bins of these maxima.
@@ -38,20 +41,19 @@ class AdaComp(Compressor):
     contract = Contract("all_gather", has_memory=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bin, int) or self.bin < 1:
-            raise ValueError(f"bin must be a number of elements, got {self.bin!r}")
+        check_whole("bin", self.bin, 1)
 
     def init(self, grad: Tensor) -> Tensor:
-        """No residue."""
+        """Start with no residue."""
         return grad.detach().new_zeros(grad.numel())
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Tensor:
-        """Residues are added up."""
+        """Add up the residues."""
         return own_share(states, worker, workers)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Select by bin, send signs, keep the rest."""
-        flat = grad.detach().reshape(-1)
+        flat = self.flattened(grad)
         compensated = added(state, flat)
         size = bucket_of(self.bin, flat.numel())
         largest = in_buckets(compensated.abs(), size).amax(1)

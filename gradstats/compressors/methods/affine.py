@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -14,7 +15,6 @@ from gradstats.compressors.quantizing import (
     in_buckets,
     quantized,
 )
-from gradstats.compressors.rounds import State
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded
@@ -22,7 +22,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class Affine(Compressor):
+class Affine(Stateless):
     r"""2^bits - 1 equidistant levels from the least to the largest element of a bucket.
 
     :math:`|x_i - \hat x_i| \le \frac{\max - \min}{2 (L - 1)}` where rounding is to nearest;
@@ -43,19 +43,18 @@ class Affine(Compressor):
     name = "affine"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 2 to 8, got {self.bits!r}")
+        check_whole("bits", self.bits, 2, 8)
         check_bucket(self.bucket)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased if stochastic."""
         bits = coded_bits("bits d + 64 d/B")
         return Contract("all_gather", bits=bits, unbiased=self.stochastic, random=self.stochastic)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Move each range to [-1, 1], then round."""
-        flat, unit = in_range(grad.detach().reshape(-1))
+        flat, unit = in_range(flat)
         flat = flat.to(torch.float32)
         bucket = bucket_of(self.bucket, flat.numel())
         rows = in_buckets(flat, bucket)
@@ -68,4 +67,4 @@ class Affine(Compressor):
         key = needs_rng(self, rng).own.key if self.stochastic else None
         levels = Uniform((1 << (self.bits - 1)) - 1)
         payload = quantized(moved, levels, half, bucket, rounding=rounding, key=key)
-        return replace(payload, offsets=middle, unit=unit), state
+        return replace(payload, offsets=middle, unit=unit)

@@ -24,7 +24,7 @@ class ATOMO(Compressor):
               p_i = \min\Big(1, \frac{r' \sigma_i}{\sum_j \sigma_j}\Big)
 
     with r' such that the p add up to r: E‖M̂‖² = Σ σ²/p, so ω <= min(n1, n2)/r - 1. The draws are
-    independent: a resampling until exactly r are there would be biased.
+    independent: resampling until exactly r are drawn would be biased.
 
     Args:
         rank: r, triplets sent on average.
@@ -41,7 +41,7 @@ class ATOMO(Compressor):
         check_rank(self.rank)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased."""
         return Contract(
             "all_gather",
@@ -62,7 +62,7 @@ class ATOMO(Compressor):
         stream = needs_rng(self, rng).own
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
-            return Dense(grad.detach().reshape(-1).clone()), state
+            return Dense(self.flattened(grad).clone()), state
         if not matrix.isfinite().all():
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()
@@ -82,12 +82,12 @@ def probabilities(sigma: Tensor, rank: int) -> Tensor:
         >>> probabilities(torch.tensor([8.0, 1.0, 1.0]), 2).tolist()
         [1.0, 0.5, 0.5]
     """
-    found = torch.zeros_like(sigma)
+    chances = torch.zeros_like(sigma)
     for certain in range(rank + 1):  # the largest ones, whose p would exceed 1
         rest = sigma[certain:]
         total = float(rest.sum())
-        found[:certain] = 1
-        found[certain:] = rest * ((rank - certain) / total) if total else 0
-        if not len(rest) or float(found[certain:].max()) <= 1:
+        chances[:certain] = 1
+        chances[certain:] = rest * ((rank - certain) / total) if total else 0
+        if not len(rest) or float(chances[certain:].max()) <= 1:
             break
-    return found
+    return chances

@@ -6,16 +6,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import DENSE_BITS, Bound, Contract
-from gradstats.compressors.rounds import State
 from gradstats.kernels.ranges import bounded
 from gradstats.payloads.base import Dense
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class BF16(Compressor):
+class BF16(Stateless):
     """Every element rounded to the nearest bfloat16: the fair baseline, half the bytes of float32.
 
     The relative error of a normal number is at most 2⁻⁸, so ‖x - C(x)‖² <= 2⁻¹⁶ ‖x‖².
@@ -27,10 +26,10 @@ class BF16(Compressor):
         "all_reduce", delta=Bound("1 - 2⁻¹⁶", lambda payload: 1 - 2.0**-16), bits=DENSE_BITS
     )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Dense, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:
         """Round to nearest, ties to even; what is beyond the range becomes its largest number."""
-        flat = bounded(grad.detach().reshape(-1), self.dtype)
-        return Dense(flat.to(self.dtype, copy=True)), state
+        flat = bounded(flat, self.dtype)
+        return Dense(flat.to(self.dtype, copy=True))
 
 
 class FP16(BF16):

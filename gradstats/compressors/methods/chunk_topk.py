@@ -5,18 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import bucket_of, in_buckets
-from gradstats.compressors.rounds import State
 from gradstats.kernels.ranges import in_range
-from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class ChunkTopK(Compressor):
+class ChunkTopK(Stateless):
     """The chunks of most energy, whole, as many as hold k elements.
 
     ‖x - C(x)‖² <= (1 - m/c)‖x‖² with m of c chunks kept.
@@ -36,11 +36,10 @@ class ChunkTopK(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.chunk, int) or self.chunk < 1:
-            raise ValueError(f"chunk must be a number of elements, got {self.chunk!r}")
+        check_whole("chunk", self.chunk, 1)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """A contraction by the share of chunks."""
 
         def share(payload: Sparse) -> float:
@@ -49,13 +48,12 @@ class ChunkTopK(Compressor):
 
         return Contract("all_gather", delta=Bound("m/c", share), wants_feedback=True)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Energies, then chunks."""
-        flat = grad.detach().reshape(-1)
         size = bucket_of(self.chunk, flat.numel())
         scaled, _ = in_range(flat.double())
         energy = in_buckets(scaled, size).square().sum(1)
         most = max(1, round(kept_count(flat.numel(), self.ratio) / size))
         chunks = energy.topk(min(most, len(energy))).indices
-        places = chunks[:, None] * size + torch.arange(size, device=flat.device)
-        return sparse(flat, places[places < flat.numel()]), state
+        indices = chunks[:, None] * size + torch.arange(size, device=flat.device)
+        return Sparse.at(flat, indices[indices < flat.numel()])

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
-from gradstats.compressors.rounds import State
 from gradstats.families import FitError, GenNorm
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
@@ -24,16 +24,16 @@ FORMATS = {"fp4": CO3_FP4, "fp8": CO3_FP8}
 
 
 @dataclass(frozen=True)
-class CO3(Compressor):
-    r"""Convert to 4- or 8-bit floats, compress them losslessly under the fitted law.
+class CO3(Stateless):
+    r"""Convert to 4- or 8-bit floats, compress them losslessly under the fitted distribution.
 
     .. math:: \hat x = Q(s x)/s, \quad s = \frac{1}{\alpha}
               \arg\min_{s'} E\Big(\frac{Q(s'X)}{s'} - X\Big)^2,\ X \sim \text{GenNorm}(\beta, 1)
 
     with (β, α) fitted to this gradient, Q rounding to the nearest level of the format. Levels
-    travel by asymmetric numeral systems under the probabilities that the law gives them, so that
-    two numbers are sent in place of a code table. Its third part, correction, is a leaky memory:
-    `ef(co3(fp4), gamma=0.7)`.
+    travel by asymmetric numeral systems under their probabilities in the fitted distribution, so
+    that two numbers are sent in place of a code table. Its third part, correction, is a leaky
+    memory: `ef(co3(fp4), gamma=0.7)`.
 
     Rounding never moves an element further than it is from 0: ‖x - C(x)‖² <= ‖x‖².
 
@@ -50,34 +50,35 @@ class CO3(Compressor):
     contract = Contract(
         "all_gather",
         delta=Bound("0", lambda payload: 0.0),
-        bits=Bound("cross entropy of the levels under the law", lambda payload: _bits(payload)),
+        bits=Bound(
+            "cross entropy of the levels under the distribution", lambda payload: _bits(payload)
+        ),
         wants_feedback=True,
     )
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        check_choice("format", self.format, FORMATS)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Fit, round, code."""
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat, unit = in_range(flat)
         alphabet = FORMATS[self.format]
-        shape, spread = _law(summarize(flat))
+        shape, spread = _fitted(summarize(flat))
         best = optimal_scale(shape, alphabet)
         scales = torch.full((min(len(flat), 1),), spread / best, device=flat.device)
         bucket, levels = max(flat.numel(), 1), alphabet.levels().to(flat.device)
         symbols = coding.to_symbols(flat, scales, bucket, levels, rounding="nearest")
         coder = ModelANS.of(symbols, shape, best, alphabet)
-        return Coded(coder, flat.numel(), alphabet, scales, bucket, unit), state
+        return Coded(coder, flat.numel(), alphabet, scales, bucket, unit)
 
 
-def _law(summary: Summary) -> tuple[float, float]:
+def _fitted(summary: Summary) -> tuple[float, float]:
     """β on the grid, and α; NaN where the gradient is not finite."""
     if summary.nonfinite:
         return 1.0, float("nan")
     try:
-        law = GenNorm.fit(summary, method="moments")
-        return on_grid(law.shape), law.scale
+        fitted = GenNorm.fit(summary, method="moments")
+        return on_grid(fitted.shape), fitted.scale
     except FitError:  # all magnitudes are equal, or there are none
         return 1.0, summary.total_abs / summary.nonzero if summary.nonzero else 1.0
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.kernels.ranges import from_unit, in_range, saturated
@@ -16,7 +17,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class CountSketch(Compressor):
+class CountSketch(Stateless):
     r"""Sums of randomly signed elements in few buckets, in several rows; workers' tables add up.
 
     Row j of R has C buckets, :math:`T_{j,b} = \sum_{i: h_j(i) = b} s_j(i) x_i`, and
@@ -41,15 +42,13 @@ class CountSketch(Compressor):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie in (0, 1], got {self.share!r}")
-        if not isinstance(self.rows, int) or not 1 <= self.rows <= MOST_ROWS:
-            raise ValueError(f"rows must be a whole number from 1 to 64, got {self.rows!r}")
-        if self.estimate not in ESTIMATES:
-            raise ValueError(f"estimate must be median or mean, got {self.estimate!r}")
+        check_whole("rows", self.rows, 1, MOST_ROWS)
+        check_choice("estimate", self.estimate, ESTIMATES)
         if self.estimate == "median" and self.rows % 2 == 0:
             raise ValueError(f"rows must be odd for a median, got {self.rows!r}")
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased; how far off is known for the mean."""
         omega = Bound("(d - 1)/RC", lambda payload: payload.numel / payload.table.numel())
         return Contract(
@@ -60,22 +59,21 @@ class CountSketch(Compressor):
             random=True,
         )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sketch, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sketch:
         """Under hashes that all workers share."""
         key = needs_rng(self, rng).shared.key
-        flat = grad.detach().reshape(-1)
         flat, unit = in_range(flat if flat.dtype == torch.float64 else flat.float())
         columns = max(1, round(self.share * flat.numel() / self.rows))
         table = flat.new_zeros(self.rows, columns)
-        places = torch.arange(flat.numel(), device=flat.device)
-        for row, (bucket, sign) in enumerate(hashes(key, table.shape, places)):
+        indices = torch.arange(flat.numel(), device=flat.device)
+        for row, (bucket, sign) in enumerate(hashes(key, table.shape, indices)):
             table[row].index_add_(0, bucket, flat * sign)
-        return Sketch(from_unit(table, unit), flat.numel(), key, self.estimate), state
+        return Sketch(from_unit(table, unit), flat.numel(), key, self.estimate)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """The mean of the tables; this worker's memory counts what it decodes to as sent."""
-        sketch, state = self.encode(grad, state, rng)
+        sketch = self.message(self.flattened(grad), rng)
         sent = replace(sketch, table=(yield AllReduce(sketch.table, "mean")))
         return Step(saturated(sent.decode(), grad.dtype).view(grad.shape), sent, state)

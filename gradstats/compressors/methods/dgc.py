@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import check_ratio, kept_count
 from gradstats.rng import Rng
 
@@ -20,7 +19,7 @@ LOWERINGS = 10
 
 
 @dataclass(frozen=True)
-class DGC(Compressor):
+class DGC(Stateless):
     """The threshold that keeps `ratio` of a random sample; corrected when it keeps far from k.
 
     Below 0.8 k the threshold is lowered by a fifth, at most ten times; above 1.3 k the k largest
@@ -44,11 +43,10 @@ class DGC(Compressor):
         super().__post_init__()
         check_ratio("sample", self.sample)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Sample, select, correct."""
-        flat = grad.detach().reshape(-1).contiguous()
         if not flat.numel():
-            return above(flat, 0.0), state
+            return Sparse.above(flat, 0.0)
         k = kept_count(flat.numel(), self.ratio)
         threshold = self._sampled_threshold(flat, needs_rng(self, rng))
         indices, values = kernels.compact(flat, threshold)
@@ -60,7 +58,7 @@ class DGC(Compressor):
         if indices.numel() > MOST * k:
             chosen, values = kernels.largest(values, k)
             indices = indices[chosen]
-        return Sparse(Dense(values), flat.numel(), indices), state
+        return Sparse(Dense(values), flat.numel(), indices)
 
     def _sampled_threshold(self, flat: Tensor, rng: Rng) -> float:
         n = flat.numel()

@@ -4,16 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    flattened,
     quantized,
+    within_float32,
 )
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.payloads import codebooks as alphabets
 from gradstats.payloads.quantized import Coded
@@ -21,7 +20,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class DynamicTree(Compressor):
+class DynamicTree(Stateless):
     """8 bits over seven decades below the largest magnitude, finest in the first.
 
     The nearest level of `alphabets.DynamicTree` times the largest magnitude of the bucket.
@@ -40,9 +39,9 @@ class DynamicTree(Compressor):
     def __post_init__(self) -> None:
         check_bucket(self.bucket)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Largest magnitudes, then rounding."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = coding.bucket_norms(flat, bucket, "max")
-        return quantized(flat, alphabets.DynamicTree(), largest, bucket), state
+        return quantized(flat, alphabets.DynamicTree(), largest, bucket)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import Gauss
@@ -21,11 +21,11 @@ SQUARES = 50  # exponent of 2, up to which squares and their sums are far from t
 
 
 @dataclass(frozen=True)
-class EDEN(Compressor):
+class EDEN(Stateless):
     r"""Rotate at random, quantise the then nearly normal coordinates, scale so as to be unbiased.
 
     With R the randomised Hadamard transform of each block and Q the Lloyd-Max quantiser of the
-    normal law,
+    normal distribution,
 
     .. math:: \hat x = S R^{-1} Q(Rx), \quad S = \frac{\|x\|^2}{\langle Rx, Q(Rx)\rangle}
               \quad\text{or}\quad \frac{\langle Rx, Q(Rx)\rangle}{\|Q(Rx)\|^2},
@@ -34,7 +34,7 @@ class EDEN(Compressor):
     uniformly random rotation the first is unbiased and E‖x̂ - x‖² tends to D/(1 - D)‖x‖², the
     second tends to D‖x‖², with D the distortion of the quantiser: 0.363, 0.1175, 0.0345, 0.0095 at
     1 … 4 bits. The Hadamard transform is not uniform, so the contract promises neither. At 1 bit
-    this is DRIVE. Rotating in blocks costs 32/4096 bits an element for the scales and keeps the
+    this is DRIVE. Rotating in blocks costs 32/4096 bits per element for the scales and keeps the
     transform in the cache.
 
     Args:
@@ -50,18 +50,17 @@ class EDEN(Compressor):
     name = "eden"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
+        check_whole("bits", self.bits, 1, 8)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Bytes only."""
         bits = coded_bits("bits · B⌈d/B⌉ + 32⌈d/B⌉")
         return Contract("all_gather", bits=bits, random=True, wants_feedback=not self.unbiased)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Rotate, quantise at the scale of the coordinates, then find the scale to send."""
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat, unit = in_range(flat)
         block, key = block_of(flat.numel()), needs_rng(self, rng).own.key
         rotated = coding.rotate(flat, block, key)
         spread = coding.bucket_norms(rotated, block, "l2") / block**0.5
@@ -72,7 +71,7 @@ class EDEN(Compressor):
         norm = torch.linalg.vecdot(x, x) if self.unbiased else torch.linalg.vecdot(q, q)
         factor = norm / along if self.unbiased else along / norm
         scales = torch.where(spread == 0, 0, spread * factor)
-        return replace(payload, numel=flat.numel(), scales=scales, unit=unit, rotation=key), state
+        return replace(payload, numel=flat.numel(), scales=scales, unit=unit, rotation=key)
 
 
 def block_of(numel: int) -> int:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
@@ -15,7 +14,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class ExactThreshold(Compressor):
+class ExactThreshold(Stateless):
     """The k largest magnitudes, exactly; on a CPU at the cost of a threshold method.
 
     A sample gives a magnitude that somewhat more than k elements reach; one pass compacts those,
@@ -34,8 +33,7 @@ class ExactThreshold(Compressor):
     name = "exact-threshold"
     contract = SPARSIFIER
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
-        """Exactly k elements."""
-        flat = grad.detach().reshape(-1).contiguous()
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
+        """Select exactly k elements."""
         indices, values = kernels.largest(flat, kept_count(flat.numel(), self.ratio))
-        return Sparse(Dense(values), flat.numel(), indices), state
+        return Sparse(Dense(values), flat.numel(), indices)

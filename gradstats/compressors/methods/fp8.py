@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import E4M3, E5M2
@@ -18,7 +18,7 @@ FORMATS = {"e4m3": E4M3, "e5m2": E5M2}
 
 
 @dataclass(frozen=True)
-class FP8(Compressor):
+class FP8(Stateless):
     """8-bit floats, scaled so that the largest magnitude of a bucket is the largest of the format.
 
     Rounded to nearest, ties to even: a relative error of 2⁻⁴ (e4m3) or 2⁻³ (e5m2) for normal
@@ -37,12 +37,11 @@ class FP8(Compressor):
     name = "fp8"
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        check_choice("format", self.format, FORMATS)
         check_bucket(self.bucket)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """The rounding of normal numbers, and of B that are not."""
         relative, subnormal = {
             "e4m3": (2.0**-8, (2.0**-10 / 448) ** 2),
@@ -57,11 +56,11 @@ class FP8(Compressor):
             bits=coded_bits("8 d + 32 d/B"),
         )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Largest magnitudes of the buckets, then rounding."""
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat, unit = in_range(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         alphabet = FORMATS[self.format]
         scales = coding.bucket_norms(flat, bucket, "max") / alphabet.largest
         payload = quantized(flat, alphabet, scales, bucket, rounding="nearest-even")
-        return replace(payload, unit=unit), state
+        return replace(payload, unit=unit)

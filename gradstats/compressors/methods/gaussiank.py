@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from scipy.special import ndtri
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
 from gradstats.kernels.ranges import in_range_of_squares
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
-from gradstats.summary.summary import Summary, summarize
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 
 CHECKS = 3
 
 
 @dataclass(frozen=True)
-class GaussianK(Compressor):
+class GaussianK(Stateless):
     """A threshold from a normal fit to the magnitudes, adjusted when it misses k by a third.
 
     threshold = mean + |Φ⁻¹(ratio/2)| · sd of the magnitudes; three checks, the last one's
@@ -37,11 +37,10 @@ class GaussianK(Compressor):
     name = "gaussiank"
     contract = SPARSIFIER
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Fit and adjust on the Summary, then select."""
-        flat = grad.detach().reshape(-1).contiguous()
         scaled, unit = in_range_of_squares(flat)
-        return above(flat, unit * self._threshold(summarize(scaled))), state
+        return Sparse.above(flat, unit * self._threshold(summarize(scaled)))
 
     def _threshold(self, summary: Summary) -> float:
         k = kept_count(summary.n, self.ratio)

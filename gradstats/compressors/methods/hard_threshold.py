@@ -8,7 +8,7 @@ from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.rounds import State
 from gradstats.compressors.states import Mean, first_state
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
@@ -34,8 +34,8 @@ class HardThreshold(Compressor):
     resharded = first_state
 
     def init(self, grad: Tensor) -> Mean:
-        """The (k+1)-th largest finite magnitude, 0 if there is none."""
-        magnitudes = grad.detach().reshape(-1).abs()
+        """Return the (k+1)-th largest finite magnitude, or 0."""
+        magnitudes = self.flattened(grad).abs()
         k = kept_count(magnitudes.numel(), self.ratio)
         finite = magnitudes[magnitudes.isfinite()]
         if k >= finite.numel():
@@ -43,7 +43,7 @@ class HardThreshold(Compressor):
         return Mean(finite.topk(k + 1).values[-1])
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
-        """The elements above the calibrated magnitude."""
-        flat = grad.detach().reshape(-1).contiguous()
+        """Select the elements above the calibrated magnitude."""
+        flat = self.flattened(grad)
         state = state or self.init(flat)
-        return above(flat, state), state
+        return Sparse.above(flat, state), state

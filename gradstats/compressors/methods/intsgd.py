@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Joint, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step, alone, dense
+from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.compressors.states import Mean, first_state
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import saturated
@@ -24,7 +25,7 @@ FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
-class IntSGD(Compressor):
+class IntSGD(Joint):
     r"""Rounded at random to multiples of a step that the last updates set; integers are summed.
 
     .. math:: \hat g = \frac{1}{n \alpha} \sum_w \operatorname{round}(\alpha g_w), \quad
@@ -34,7 +35,7 @@ class IntSGD(Compressor):
     All workers know the updates, so no scale is exchanged. The paper's r is d times this one, of
     the steps of the weights, η ĝ, and has η² above it too: the two are one where η is constant.
     The first step is exact. Integers beyond ±(2^(bits - 1) - 1)/n are cut off, so that the sums
-    have `bits` bits; only up to there it is unbiased. One more integer counts the workers that
+    have `bits` bits; within that range it is unbiased. One more integer counts the workers that
     have a NaN or inf, of which all then know.
 
     Args:
@@ -53,19 +54,13 @@ class IntSGD(Compressor):
     resharded = first_state
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be a whole number from 2 to 16, got {self.bits!r}")
+        check_whole("bits", self.bits, 2, 16)
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta must lie in [0, 1), got {self.beta!r}")
 
     def init(self, grad: Tensor) -> Mean:
         """r, 0 before the first update."""
         return Mean()
-
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """The exchange of one worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
@@ -75,7 +70,7 @@ class IntSGD(Compressor):
         if state:
             mean, sent = yield from self._rounded(grad, state, rng)
         else:
-            first = yield from dense(grad, state)
+            first = yield from self.dense(grad, state)
             mean, sent = first.update.reshape(-1), first.sent
         square = float(mean.double().square().sum()) / max(mean.numel(), 1)
         after = self.beta * state + (1 - self.beta) * square if state else square
@@ -85,7 +80,7 @@ class IntSGD(Compressor):
     def _rounded(
         self, grad: Tensor, r: float, rng: Rng
     ) -> Generator[Collective, Any, tuple[Tensor, Payload]]:
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = self.flattened(grad)
         s = max(1, ((1 << (self.bits - 1)) - 1) // rng.workers)
         length = min(max(s * math.sqrt(2 * rng.workers * r), FLOAT32.tiny), FLOAT32.max)
         broken = ~flat.isfinite().all().reshape(1)
@@ -94,8 +89,8 @@ class IntSGD(Compressor):
         symbols = coding.to_symbols(
             flat, scales, flat.numel(), levels, rounding="stochastic", key=rng.own.key
         )
-        told = torch.cat([symbols, broken.to(symbols.dtype)])
-        means = yield AllReduce(told, "mean", levels=2 * s + 1)
+        counted = torch.cat([symbols, broken.to(symbols.dtype)])
+        means = yield AllReduce(counted, "mean", levels=2 * s + 1)
         mean, breakdowns = means[:-1], means[-1:]
         packed = Packed(coding.pack(symbols, 2 * s + 1))
         sent = Coded(packed, flat.numel(), Uniform(s), scales, flat.numel())

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.max_quantizer import levels
 from gradstats.compressors.quantizing import coded_bits, own_levels
-from gradstats.compressors.rounds import State
 from gradstats.families import DWeibull, Family, FitError, GenNorm, Laplace
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range_of_squares, in_unit, unit_of
@@ -20,16 +20,16 @@ from gradstats.rng import Rng
 from gradstats.summary import summarize
 
 LAWS: dict[str, type[Family]] = {"gennorm": GenNorm, "dweibull": DWeibull}
-GRID = 64  # shapes are multiples of 1/64, so that levels are found once
+GRID = 64  # shapes are multiples of 1/64, so that levels are computed once
 
 
 @dataclass(frozen=True)
-class LloydMax(Compressor):
-    r"""Levels that lose least of a fitted law, where an error counts by |x|^M.
+class LloydMax(Stateless):
+    r"""Levels that lose least of a fitted distribution, where an error counts by |x|^M.
 
     Minimises :math:`E |X|^M (X - Q(X))^2` over quantisers of 2^bits symmetric levels. M = 0 is
-    Lloyd and Max (and TinyScript, with the double Weibull law); the larger M, the more it protects
-    large elements. From M = 2 on it is of use on kept elements only, behind a sparsifier:
+    Lloyd and Max (and TinyScript, with the double Weibull distribution); the larger M, the more it
+    protects large elements. From M = 2 on it is of use on kept elements only, behind a sparsifier:
     `topk(0.1) | lloyd-max(bits=2, m=2)`.
 
     Args:
@@ -49,16 +49,13 @@ class LloydMax(Compressor):
     contract = Contract("all_gather", bits=coded_bits("bits · d"), wants_feedback=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
+        check_whole("bits", self.bits, 1, 8)
         if not 0 <= self.m <= 16:
             raise ValueError(f"m must lie in [0, 16], got {self.m!r}")
-        if self.law not in LAWS:
-            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {self.law!r}")
+        check_choice("law", self.law, LAWS)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Fit, place levels, round to the nearest."""
-        flat = grad.detach().reshape(-1).contiguous()
         bucket = max(flat.numel(), 1)
         shape, scale = self._fitted(flat)
         positive = levels(self.law, shape, self.bits, self.m)
@@ -71,7 +68,7 @@ class LloydMax(Compressor):
             in_unit(flat, unit), one, bucket, rising.to(flat.device), rounding="nearest"
         )
         payload = own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket)
-        return replace(payload, unit=unit), state
+        return replace(payload, unit=unit)
 
     def _fitted(self, flat: Tensor) -> tuple[float, float]:
         """Shape on the grid, and scale; NaN where the gradient is not finite."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
-from gradstats.compressors.rounds import State
 from gradstats.payloads import entropy
 from gradstats.payloads.planes import Planes
 from gradstats.payloads.wire import raw
@@ -14,7 +14,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class Lossless(Compressor):
+class Lossless(Stateless):
     """Every element exactly: bytes of equal significance lie together, and zstd compresses them.
 
     Signs and exponents of a gradient repeat, mantissas hardly do: about one byte in four is saved.
@@ -28,11 +28,10 @@ class Lossless(Compressor):
     contract = Contract("all_gather", delta=Bound("1", lambda payload: 1.0), unbiased=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.level, int) or not 1 <= self.level <= 22:
-            raise ValueError(f"level must be a whole number from 1 to 22, got {self.level!r}")
+        check_whole("level", self.level, 1, 22)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Planes, State]:
-        """The bytes, by plane, compressed."""
-        planes = entropy.byte_planes(raw(grad.reshape(-1)), grad.dtype.itemsize)
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Planes:
+        """Compress the bytes, plane by plane."""
+        planes = entropy.byte_planes(raw(flat), flat.dtype.itemsize)
         data = entropy.compress_bytes(planes, self.level)
-        return Planes(data, grad.numel(), grad.dtype, grad.device), state
+        return Planes(data, flat.numel(), flat.dtype, flat.device)

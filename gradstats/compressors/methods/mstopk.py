@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
-from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class MSTopK(Compressor):
+class MSTopK(Stateless):
     """Top-k by counting: a threshold is bisected, and what is missing to k is a run of the band.
 
     Bisections of [mean, max] leave t₁, above which k₁ <= k lie, and t₂ < t₁, above which k or more
-    do. All above t₁ are kept, and from a random place on k - k₁ consecutive ones of the band
+    do. All above t₁ are kept, and from a random index on k - k₁ consecutive ones of the band
     between, which need not be its largest: so only k₁/d is promised, and k₁ is not sent.
 
     Args:
@@ -37,16 +37,14 @@ class MSTopK(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.bisections, int) or self.bisections < 1:
-            raise ValueError(f"bisections must be a whole number, got {self.bisections!r}")
+        check_whole("bisections", self.bisections, 1)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Bisect, then fill up from the band."""
-        flat = grad.detach().reshape(-1)
         magnitudes, k = flat.abs().double(), kept_count(flat.numel(), self.ratio)
         finite = magnitudes[magnitudes.isfinite()]
         if not finite.numel():
-            return sparse(flat, magnitudes.isfinite().logical_not().nonzero().squeeze(1)), state
+            return Sparse.at(flat, magnitudes.isfinite().logical_not().nonzero().squeeze(1))
         low, high = 0.0, float(finite.max())
         t = float(finite.mean())
         for _ in range(self.bisections):
@@ -59,4 +57,4 @@ class MSTopK(Compressor):
         band = ((magnitudes > low) & (magnitudes <= high)).nonzero().squeeze(1)
         missing = min(max(k - above.numel(), 0), band.numel())
         start = int(needs_rng(self, rng).own.integers(1, band.numel() - missing + 1)[0])
-        return sparse(flat, torch.cat([above, band[start : start + missing]])), state
+        return Sparse.at(flat, torch.cat([above, band[start : start + missing]]))

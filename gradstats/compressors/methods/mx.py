@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import E2M1, E4M3
@@ -25,7 +25,7 @@ DELTAS = {
 
 
 @dataclass(frozen=True)
-class MX(Compressor):
+class MX(Stateless):
     """Microscaling floats: blocks of 32 share a power of 2 as their scale, in 8 bits.
 
     scale = 2^(⌊log₂ max|x|⌋ - e), with e the exponent of the format's largest level; elements are
@@ -40,25 +40,28 @@ class MX(Compressor):
 
     format: str = field(default="mxfp4", metadata={"in_name": True})
 
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FORMATS)
+
     @property
-    def name(self) -> str:  # type: ignore[override]
-        """The format."""
+    def name(self) -> str:
+        """Name in the grammar: the format."""
         return self.format
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Rounding and saturation of one block."""
         bits = coded_bits(f"{4.25 if self.format == 'mxfp4' else 8.25} d")
         return Contract("all_gather", delta=DELTAS[self.format], bits=bits)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Scales of the blocks, then rounding."""
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat, unit = in_range(flat)
         alphabet, exponent = FORMATS[self.format]
         largest = coding.bucket_norms(flat, BLOCK, "max")
         scales = _power_of_two(largest, exponent)
         payload = quantized(flat, alphabet, scales, BLOCK, rounding="nearest-even")
-        return replace(payload, scales=scales.to(torch.float8_e8m0fnu), unit=unit), state
+        return replace(payload, scales=scales.to(torch.float8_e8m0fnu), unit=unit)
 
 
 def _power_of_two(largest: Tensor, exponent: int) -> Tensor:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    flattened,
     quantized,
+    within_float32,
 )
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.payloads.codebooks import Exponential, Powers
 from gradstats.payloads.quantized import Coded
@@ -23,7 +23,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class Natural(Compressor):
+class Natural(Stateless):
     """Natural compression: one of the two neighbouring powers of 2, at random; 9 bits.
 
     Unbiased, with ω = 1/8, reached at 4/3 of a power.
@@ -41,18 +41,18 @@ class Natural(Compressor):
         random=True,
     )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Round exponents."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(0, flat.numel())
         largest = coding.bucket_norms(flat, bucket, "max")
         one = torch.where(largest.isfinite(), 1.0, torch.nan)  # a NaN must not become a level
         key = needs_rng(self, rng).own.key
-        return quantized(flat, Powers(), one, bucket, rounding="stochastic", key=key), state
+        return quantized(flat, Powers(), one, bucket, rounding="stochastic", key=key)
 
 
 @dataclass(frozen=True)
-class NUQSGD(Compressor):
+class NUQSGD(Stateless):
     r"""Stochastic rounding to levels that halve: 0, ±2^-s, …, ±1/2, ±1 times the bucket's norm.
 
     Unbiased, with :math:`\omega = 1/8 + \min(B/2^{2s+2}, \sqrt B/2^s)`: above the least level a
@@ -71,12 +71,11 @@ class NUQSGD(Compressor):
     name = "nuqsgd"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or not 1 <= self.steps <= 120:
-            raise ValueError(f"steps must be a whole number from 1 to 120, got {self.steps!r}")
+        check_whole("steps", self.steps, 1, 120)
         check_bucket(self.bucket)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased."""
         least = 2.0**-self.steps
 
@@ -92,11 +91,11 @@ class NUQSGD(Compressor):
             random=True,
         )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Norms, then rounding."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         norms = coding.bucket_norms(flat, bucket, "l2")
         key = needs_rng(self, rng).own.key
         levels = Exponential(self.steps)
-        return quantized(flat, levels, norms, bucket, rounding="stochastic", key=key), state
+        return quantized(flat, levels, norms, bucket, rounding="stochastic", key=key)

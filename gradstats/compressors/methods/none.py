@@ -4,15 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import DENSE_BITS, Bound, Contract
-from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Dense
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class NoCompression(Compressor):
+class NoCompression(Stateless):
     """The gradient as it is: the baseline of every comparison."""
 
     name = "none"
@@ -24,6 +23,6 @@ class NoCompression(Compressor):
         unbiased=True,
     )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Dense, State]:
-        """A copy of the gradient."""
-        return Dense(grad.detach().reshape(-1).clone()), state
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:
+        """Copy the gradient."""
+        return Dense(flat.clone())

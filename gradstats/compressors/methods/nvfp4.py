@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import E2M1
@@ -21,7 +20,7 @@ LARGEST_SCALE = 448.0  # of E4M3
 
 
 @dataclass(frozen=True)
-class NVFP4(Compressor):
+class NVFP4(Stateless):
     """4-bit floats (E2M1) in blocks of 16 with a scale in 8 bits (E4M3), and one for the vector.
 
     unit = max|x| / (6 · 448), scale = max|x of the block| / (6 unit) rounded to E4M3; elements are
@@ -41,11 +40,11 @@ class NVFP4(Compressor):
         bits=coded_bits("4.5 d"),
     )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Scales of the blocks, then rounding."""
-        flat, power = in_range(grad.detach().reshape(-1).contiguous())
+        flat, power = in_range(flat)
         largest = coding.bucket_norms(flat, BLOCK, "max")
         unit = float(largest.max()) / (LARGEST * LARGEST_SCALE) if len(largest) else 1.0
         scales = (largest / (LARGEST * unit or 1.0)).to(torch.float8_e4m3fn)
         payload = quantized(flat, E2M1, scales.float() * unit, BLOCK, rounding="nearest-even")
-        return replace(payload, scales=scales, unit=unit * power), state
+        return replace(payload, scales=scales, unit=unit * power)

@@ -5,23 +5,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    flattened,
     in_buckets,
     own_levels,
+    within_float32,
 )
-from gradstats.compressors.rounds import State
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class OneBit(Compressor):
+class OneBit(Stateless):
     r"""The mean of the negative elements of a bucket, or that of the others: 1 bit.
 
     A projection: :math:`\|x - C(x)\|^2 = \|x\|^2 - \|C(x)\|^2 \le (1 - 1/B) \|x\|^2`.
@@ -45,19 +44,19 @@ class OneBit(Compressor):
     def __post_init__(self) -> None:
         check_bucket(self.bucket)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Split at 0."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
-        return two_means(flat, flat.new_zeros(-(-flat.numel() // bucket)), bucket), state
+        return two_means(flat, flat.new_zeros(-(-flat.numel() // bucket)), bucket)
 
 
 @dataclass(frozen=True)
-class BinGrad(Compressor):
+class BinGrad(Stateless):
     r"""The mean of the elements below the mean of a bucket, or that of the others: BinGrad-b.
 
     A projection, as 1-bit SGD: :math:`\|x - C(x)\|^2 = \|x\|^2 - \|C(x)\|^2`. The partially biased
-    variant is not here.
+    variant is not implemented.
 
     Args:
         bucket: B, 0 for the whole vector.
@@ -79,25 +78,26 @@ class BinGrad(Compressor):
     def __post_init__(self) -> None:
         check_bucket(self.bucket)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Split at the mean."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
-        rows, there = _rows(flat, bucket)
-        return two_means(flat, rows.sum(1) / there.sum(1), bucket), state
+        rows, filled = _rows(flat, bucket)
+        return two_means(flat, rows.sum(1) / filled.sum(1), bucket)
 
 
 def two_means(flat: Tensor, split: Tensor, bucket: int) -> Coded:
-    """Elements below the split of their bucket as their mean, the others as theirs."""
-    rows, there = _rows(flat, bucket)
+    """Encode each element as the mean of its side of the bucket's split."""
+    rows, filled = _rows(flat, bucket)
     above = ~(rows < split.double()[:, None])
     means = [
-        (rows * side).sum(1) / side.sum(1).clamp(min=1) for side in (~above & there, above & there)
+        (rows * side).sum(1) / side.sum(1).clamp(min=1)
+        for side in (~above & filled, above & filled)
     ]
     symbols = above.view(-1)[: flat.numel()].to(torch.uint8)
     return own_levels(flat, symbols, torch.stack(means, 1), bucket)
 
 
 def _rows(flat: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
-    """The buckets in float64, and which elements are there."""
+    """Buckets in float64, and a mask of the elements that are no padding."""
     return in_buckets(flat.double(), bucket), in_buckets(torch.ones_like(flat) > 0, bucket)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    flattened,
     in_buckets,
     own_levels,
+    within_float32,
 )
-from gradstats.compressors.rounds import State
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
 
@@ -23,7 +23,7 @@ LEVELS = (3, 5, 9, 17)
 
 
 @dataclass(frozen=True)
-class ORQ(Compressor):
+class ORQ(Stateless):
     r"""Stochastic rounding to levels of the bucket's own, placed for little variance; unbiased.
 
     The outer levels are the least and the largest element. Between two, l < h, the next is placed
@@ -31,7 +31,7 @@ class ORQ(Compressor):
 
     .. math:: \sum_{l \le v < b} (v - l) = \sum_{b \le v \le h} (h - v),
 
-    which gives its rank among the elements in closed form; halving goes on until all are there.
+    which gives its rank among the elements in closed form; halving goes on until all are placed.
 
     Args:
         levels: 3, 5, 9 or 17.
@@ -50,21 +50,20 @@ class ORQ(Compressor):
     )
 
     def __post_init__(self) -> None:
-        if self.levels not in LEVELS:
-            raise ValueError(f"levels must be one of {LEVELS}, got {self.levels!r}")
+        check_choice("levels", self.levels, LEVELS)
         check_bucket(self.bucket)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Place levels, then round."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         uniform = needs_rng(self, rng).own.uniform(flat.numel(), flat.device)
         if not flat.numel():
-            return own_levels(flat, flat, flat.new_zeros(0, self.levels), bucket), state
+            return own_levels(flat, flat, flat.new_zeros(0, self.levels), bucket)
         rows = in_buckets(flat.double(), bucket)
         rows[-1, flat.numel() - len(rows) * bucket + bucket :] = flat[
             -1
-        ]  # an element that is there
+        ]  # repeat the last element as padding
         levels = self._placed(rows.sort(1).values).to(torch.float32).double()
         levels = torch.where(rows.isfinite().all(1, keepdim=True), levels, torch.nan)
         # float32 levels must still enclose the elements
@@ -73,7 +72,7 @@ class ORQ(Compressor):
         share = ((rows - low) / (high - low)).nan_to_num(0.0)
         up = in_buckets(uniform, bucket) < share
         symbols = (below + up).view(-1)[: flat.numel()]
-        return own_levels(flat, symbols, levels, bucket), state
+        return own_levels(flat, symbols, levels, bucket)
 
     def _placed(self, rising: Tensor) -> Tensor:
         """Levels of buckets whose elements rise, `[buckets, L]`."""
@@ -84,9 +83,9 @@ class ORQ(Compressor):
         while len(levels) < self.levels:
             for i in range(len(levels) - 1, 0, -1):
                 rank = _middle(sums, ranks[i - 1], ranks[i], levels[i - 1], levels[i])
-                place = rank.clamp(max=size - 1)[:, None]
+                index = rank.clamp(max=size - 1)[:, None]
                 ranks.insert(i, rank)
-                levels.insert(i, rising.gather(1, place)[:, 0])
+                levels.insert(i, rising.gather(1, index)[:, 0])
         return torch.stack(levels, 1)
 
 

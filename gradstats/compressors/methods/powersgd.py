@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Joint
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.matrices import (
     FACTOR_BITS,
@@ -17,10 +17,9 @@ from gradstats.compressors.matrices import (
     gaussian,
     orthonormal,
 )
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step, alone, dense
+from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.compressors.states import first_state
 from gradstats.kernels.ranges import from_unit, in_range, largest_magnitude, saturated
-from gradstats.payloads.base import Payload
 from gradstats.payloads.low_rank import LowRank
 from gradstats.rng import Rng
 
@@ -29,7 +28,7 @@ NEAR_THE_END = 2.0**90  # of the mean over workers, which is the same on all of 
 
 
 @dataclass(frozen=True)
-class PowerSGD(Compressor):
+class PowerSGD(Joint):
     r"""One step of a power iteration over all workers, started from the last gradient's.
 
     For M of n1 by n2, the gradient by its first dimension and the others, over workers w:
@@ -64,24 +63,19 @@ class PowerSGD(Compressor):
         check_rank(self.rank)
 
     def init(self, grad: Tensor) -> Tensor | None:
-        """Q, `[n2, r]`: normal, the same on every worker; None where it is sent dense."""
+        """Return Q, `[n2, r]`: normal, the same on every worker; None if it is sent dense."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return None
         return gaussian(matrix.shape[1], self.rank, grad.device, START).to(matrix.dtype)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """The exchange of one worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
-
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """See the class; this worker's memory counts the mean M̂ as sent."""
+        """Exchange P, then Q; the memory counts the mean M̂ as sent."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
-            return (yield from dense(grad, state))
+            return (yield from self.dense(grad, state))
         matrix, unit = in_range(matrix)
         peak = state.abs().amax()
         start = matrix @ (state / torch.where(peak == 0, 1, peak))

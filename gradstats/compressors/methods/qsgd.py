@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
+from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    flattened,
     quantized,
+    within_float32,
 )
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded
@@ -24,7 +24,7 @@ NORMS = ("l2", "max")
 
 
 @dataclass(frozen=True)
-class QSGD(Compressor):
+class QSGD(Stateless):
     r"""Stochastic rounding to 2s + 1 equidistant levels between minus and plus the bucket's norm.
 
     .. math:: \hat x_i = \frac{N}{s} \operatorname{sign}(x_i) \Big(\Big\lfloor \frac{s|x_i|}{N}
@@ -51,12 +51,9 @@ class QSGD(Compressor):
     name = "qsgd"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be a whole number from 2 to 16, got {self.bits!r}")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        if not isinstance(self.steps, int) or not 0 <= self.steps <= 32767:
-            raise ValueError(f"steps must be a whole number up to 32767, got {self.steps!r}")
+        check_whole("bits", self.bits, 2, 16)
+        check_choice("norm", self.norm, NORMS)
+        check_whole("steps", self.steps, 0, 32767)
         check_bucket(self.bucket)
 
     @property
@@ -65,7 +62,7 @@ class QSGD(Compressor):
         return self.steps or (1 << (self.bits - 1)) - 1
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased, with the variance of its norm."""
         text = "min(B/4s², √B/s)" if self.norm == "l2" else "min(B/4s², (√B + 1)/2s)"
         return Contract(
@@ -81,11 +78,11 @@ class QSGD(Compressor):
         few = (root + 1) / 2 if self.norm == "max" else root
         return min(bucket / (4 * self.s**2), few / self.s)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Norms of the buckets, then rounding by this worker's own numbers."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         norms = coding.bucket_norms(flat, bucket, self.norm)
         key = needs_rng(self, rng).own.key
         payload = quantized(flat, Uniform(self.s), norms, bucket, rounding="stochastic", key=key)
-        return payload, state
+        return payload

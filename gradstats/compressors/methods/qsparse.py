@@ -4,11 +4,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.methods.qsgd import QSGD
 from gradstats.compressors.methods.topk import TopK
-from gradstats.compressors.rounds import State
 from gradstats.compressors.wrappers.pipe import Pipe
 from gradstats.payloads.base import Payload
 from gradstats.payloads.quantized import Coded
@@ -17,7 +16,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class QSparse(Compressor):
+class QSparse(Stateless):
     r"""The k largest, quantised without bias and shortened by 1/(1 + ω): a contraction again.
 
     .. math:: E\|x - C(x)\|^2 \le \Big(1 - \frac{k}{d (1 + \omega)}\Big) \|x\|^2
@@ -43,7 +42,7 @@ class QSparse(Compressor):
         return Pipe((TopK(self.ratio), QSGD(self.bits)))
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """A contraction in expectation."""
         inner = self._pipe.contract
 
@@ -59,10 +58,10 @@ class QSparse(Compressor):
         assert omega is not None
         return omega(kept)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Select, quantise, shorten."""
-        payload, _ = self._pipe.encode(grad, None, rng)
+        payload, _ = self._pipe.encode(flat, None, rng)
         assert isinstance(payload, Sparse)
         assert isinstance(payload.kept, Coded)
         kept = replace(payload.kept, unit=1 / (1 + self._omega(payload.kept)))
-        return payload.with_kept(kept), state
+        return payload.with_kept(kept)

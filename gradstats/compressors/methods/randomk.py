@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import KEPT_SHARE, Bound, Contract
-from gradstats.compressors.rounds import State
 from gradstats.kernels.ranges import times
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Masked
@@ -32,7 +31,7 @@ SCALED = Contract(
 
 
 @dataclass(frozen=True)
-class RandomK(Compressor):
+class RandomK(Stateless):
     """k random elements, the same on every worker, so that their values can be all-reduced.
 
     As they are, E‖x - C(x)‖² = (1 - k/d)‖x‖² exactly; scaled by d/k they are unbiased, with
@@ -52,16 +51,15 @@ class RandomK(Compressor):
     name = "randomk"
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """A contraction as they are, unbiased if scaled."""
         return SCALED if self.scaled else AS_THEY_ARE
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Masked, State]:
-        """The subset that the shared stream draws."""
-        flat = grad.detach().reshape(-1)
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Masked:
+        """Select the subset that the shared stream draws."""
         stream = needs_rng(self, rng).shared
         indices = stream.subset(kept_count(flat.numel(), self.ratio), flat.numel(), flat.device)
         values = flat[indices]
         if self.scaled:
             values = times(values, flat.numel() / max(values.numel(), 1))
-        return Masked(Dense(values), flat.numel(), stream, drawn=indices), state
+        return Masked(Dense(values), flat.numel(), stream, drawn=indices)

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Dense
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
-from gradstats.summary.summary import Summary, summarize
+from gradstats.summary.summarizing import summarize
+from gradstats.summary.summary import Summary
 
 RESOLUTION = 0.2
 
 
 @dataclass(frozen=True)
-class RedSync(Compressor):
+class RedSync(Stateless):
     """A threshold between mean and maximum magnitude, bisected until it keeps between k and 2k.
 
     threshold = mean + t (max - mean), t bisected in [0, 1] to a resolution of 0.2, so three
@@ -36,10 +36,9 @@ class RedSync(Compressor):
     name = "redsync"
     contract = SPARSIFIER
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Bisect on the Summary, then select."""
-        flat = grad.detach().reshape(-1).contiguous()
-        return above(flat, self._threshold(summarize(flat))), state
+        return Sparse.above(flat, self._threshold(summarize(flat)))
 
     def _threshold(self, summary: Summary) -> float:
         k = kept_count(summary.n, self.ratio)
@@ -56,7 +55,7 @@ class RedSync(Compressor):
 
 
 @dataclass(frozen=True)
-class TrimmedRedSync(Compressor):
+class TrimmedRedSync(Stateless):
     """A threshold lowered from the maximum towards the mean until it keeps k, then their top k.
 
     threshold = mean + q (max - mean), q = 1 - eps, 1 - 2 eps, … 0.
@@ -79,9 +78,8 @@ class TrimmedRedSync(Compressor):
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must lie in (0, 1), got {self.eps!r}")
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Lower the threshold on the Summary, select, trim."""
-        flat = grad.detach().reshape(-1).contiguous()
         summary = summarize(flat)
         k = kept_count(summary.n, self.ratio)
         mean = summary.total_abs / max(summary.n - summary.nonfinite, 1)
@@ -91,4 +89,4 @@ class TrimmedRedSync(Compressor):
         threshold = mean + q * (summary.max_abs - mean) if q > 0 else 0.0
         indices, values = kernels.compact(flat, threshold)
         chosen, values = kernels.largest(values, k)
-        return Sparse(Dense(values), flat.numel(), indices[chosen]), state
+        return Sparse(Dense(values), flat.numel(), indices[chosen])

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract, index_bits
 from gradstats.compressors.methods.sign import ScaledSign
 from gradstats.compressors.methods.topk import TopK
-from gradstats.compressors.rounds import State
 from gradstats.compressors.wrappers.pipe import Pipe
 from gradstats.kernels.ranges import from_unit, in_range
 from gradstats.payloads.base import Constant
@@ -34,10 +33,10 @@ def stc(ratio: float) -> Pipe:
 
 
 @dataclass(frozen=True)
-class SBC(Compressor):
+class SBC(Stateless):
     """Sparse binary compression: the k largest or the k least values, all as their mean.
 
-    Of the two the one with the larger mean magnitude is sent: places, and one number.
+    Of the two the one with the larger mean magnitude is sent: indices, and one number.
 
     Args:
         ratio: k/d, in (0, 1].
@@ -54,13 +53,13 @@ class SBC(Compressor):
         wants_feedback=True,
     )
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """The k of one sign."""
-        flat, unit = in_range(grad.detach().reshape(-1))
+        flat, unit = in_range(flat)
         k = kept_count(flat.numel(), self.ratio)
         positive, negative = flat.topk(k), (-flat).topk(k)
         up, down = positive.values.mean(), negative.values.mean()
         chosen, mean = (negative, -down) if up < down else (positive, up)
         indices = chosen.indices.sort().values
         value = from_unit(mean.reshape(1).to(torch.float32), unit)
-        return Sparse(Constant(value, k), flat.numel(), indices), state
+        return Sparse(Constant(value, k), flat.numel(), indices)

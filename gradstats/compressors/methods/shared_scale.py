@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import needs_rng
+from gradstats.compressors.base import Joint, needs_rng
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.qsgd import NORMS, QSGD
 from gradstats.compressors.methods.terngrad import TernGrad, clipped
-from gradstats.compressors.quantizing import bucket_of, flattened, in_buckets
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step, alone
+from gradstats.compressors.quantizing import bucket_of, in_buckets, within_float32
+from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import saturated
 from gradstats.payloads.codebooks import Uniform
@@ -52,7 +52,7 @@ def summed(
 
 
 @dataclass(frozen=True)
-class SharedQSGD(QSGD):
+class SharedQSGD(Joint, QSGD):
     r"""QSGD with the largest norm over all workers, so that an all-reduce sums the integers.
 
     .. math:: N = \max_w N_w, \quad \hat g = \frac{N}{s n} \sum_w z_w, \quad
@@ -76,20 +76,15 @@ class SharedQSGD(QSGD):
     name = "qsgd-shared"
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased; two rounds."""
         return replace(super().contract, collective="all_reduce", rounds=2)
-
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Any, State]:
-        """The exchange of one worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Two rounds: norms, integers."""
-        flat = flattened(grad)
+        """Exchange norms, then integers."""
+        flat = within_float32(self.flattened(grad))
         bucket = bucket_of(self.bucket, flat.numel())
         norms = coding.bucket_norms(flat, bucket, self.norm)
         mean, sent = yield from summed(flat, norms, self.s, bucket, needs_rng(self, rng))
@@ -97,7 +92,7 @@ class SharedQSGD(QSGD):
 
 
 @dataclass(frozen=True)
-class SharedTernGrad(TernGrad):
+class SharedTernGrad(Joint, TernGrad):
     r"""TernGrad with the largest maximum over all workers: an all-reduce sums -1, 0 and 1.
 
     Sums of n workers travel in base 2 n + 1.
@@ -113,20 +108,15 @@ class SharedTernGrad(TernGrad):
     name = "terngrad-shared"
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased without clipping; two rounds."""
         return replace(super().contract, collective="all_reduce", rounds=2)
-
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Any, State]:
-        """The exchange of one worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Two rounds: maxima, integers."""
-        flat = clipped(flattened(grad), self.clip)
+        """Exchange maxima, then integers."""
+        flat = clipped(within_float32(self.flattened(grad)), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = coding.bucket_norms(flat, bucket, "max")
         mean, sent = yield from summed(flat, largest, 1, bucket, needs_rng(self, rng))

@@ -6,14 +6,15 @@ from typing import get_args
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.rounds import State
 from gradstats.compressors.states import first_state
 from gradstats.kernels.ranges import in_range_of_squares
-from gradstats.payloads.sparse import Sparse, above
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
-from gradstats.summary.summary import summarize
+from gradstats.summary.summarizing import summarize
 from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
 
 
@@ -28,7 +29,7 @@ class SIDCo(Compressor):
         variant: "e", "gp" or "p"; part of the name in the grammar.
         stages: a fixed number of stages; 0 lets them adapt, as published.
         rule: the stage-adaptation rule, see `gradstats.thresholds.Stages`.
-        first_ratio: the target of the first stage where there are several.
+        first_ratio: the target ratio of the first of several stages.
 
     References:
         Abdelmoniem et al., MLSys 2021.
@@ -47,21 +48,20 @@ class SIDCo(Compressor):
         if not isinstance(self.stages, int) or self.stages < 0:
             raise ValueError(f"stages must be a whole number, 0 to adapt, got {self.stages!r}")
         check_settings(self.variant, self.stages or 1, self.first_ratio)
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+        check_choice("rule", self.rule, get_args(Rule))
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        """`sidco-` and the variant."""
+    def name(self) -> str:
+        """Name in the grammar: `sidco-` and the variant."""
         return f"sidco-{self.variant}"
 
     def init(self, grad: Tensor) -> Stages:
-        """One stage, no history."""
+        """Start with one stage and no history."""
         return Stages(count=self.stages or 1, rule=self.rule)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Fit on the Summary, select, and let the stages adapt to what was selected."""
-        flat = grad.detach().reshape(-1).contiguous()
+        flat = self.flattened(grad)
         scaled, unit = in_range_of_squares(flat)
         threshold = sidco_threshold(
             summarize(scaled),
@@ -70,7 +70,7 @@ class SIDCo(Compressor):
             stages=state.count,
             first_ratio=self.first_ratio,
         )
-        payload = above(flat, unit * float(threshold))
+        payload = Sparse.above(flat, unit * float(threshold))
         if self.stages or not flat.numel():
             return payload, state
         khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)

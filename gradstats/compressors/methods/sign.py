@@ -4,16 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    flattened,
     quantized,
+    within_float32,
 )
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.payloads.codebooks import Sign
 from gradstats.payloads.quantized import Coded
@@ -21,7 +20,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class ScaledSign(Compressor):
+class ScaledSign(Stateless):
     """The sign of every element times the mean magnitude of its bucket; zero counts as negative.
 
     ‖x - C(x)‖² = ‖x‖² - ‖x‖₁²/d for a single bucket, which is at most (1 - 1/B)‖x‖² in each of B
@@ -46,9 +45,9 @@ class ScaledSign(Compressor):
     def __post_init__(self) -> None:
         check_bucket(self.bucket)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Means of the buckets, then signs."""
-        flat = flattened(grad)
+        flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         means = coding.bucket_norms(flat, bucket, "mean")
-        return quantized(flat, Sign(), means, bucket), state
+        return quantized(flat, Sign(), means, bucket)

@@ -43,12 +43,12 @@ class Signum(Compressor):
             raise ValueError(f"beta must lie in [0, 1), got {self.beta!r}")
 
     def init(self, grad: Tensor) -> Tensor:
-        """At rest."""
+        """Start at rest."""
         return grad.detach().new_zeros(grad.numel())
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
-        """Signs of the momentum."""
-        flat = grad.detach().reshape(-1)
+        """Encode the signs of the momentum."""
+        flat = self.flattened(grad)
         momentum = self._momentum(flat, state)
         bucket = bucket_of(0, flat.numel())
         whole = torch.where(momentum.isfinite().all(), 1.0, torch.nan).reshape(1)
@@ -58,7 +58,7 @@ class Signum(Compressor):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """The majority of the signs, 0 where they are even."""
+        """Take the majority of the signs, 0 for a tie."""
         payload, state = self.encode(grad, state, rng)
         votes = grad.new_zeros(grad.numel())
         for received in (yield AllGather(payload)):
@@ -66,19 +66,19 @@ class Signum(Compressor):
         return Step(votes.sign().view(grad.shape), payload, state)
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
-        """The same majority, of signs that are added up."""
-        momentum = self._momentum(grad.detach().reshape(-1), state)
+        """Take the same majority, from the sum of the signs."""
+        momentum = self._momentum(self.flattened(grad), state)
         sent = Dense(torch.where(momentum > 0, 1.0, -1.0 + 0 * momentum).to(grad.dtype))
         votes = yield AllReduce(sent.values, "mean")
         after = torch.where(momentum.isfinite(), momentum, 0)
         return Step(votes.sign().view(grad.shape), sent, after)
 
     def uncompressed(self, grad: Tensor, state: State) -> Tensor:
-        """The sign of the momentum."""
+        """Return the sign of the momentum."""
         return self._momentum(grad.reshape(-1), state).sign().view(grad.shape)
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Tensor:
-        """All go on from the mean momentum."""
+        """Continue from the mean momentum."""
         return torch.stack(list(states)).mean(0)
 
     def _momentum(self, flat: Tensor, state: Tensor) -> Tensor:

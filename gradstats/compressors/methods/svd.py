@@ -20,7 +20,8 @@ class SVD(Compressor):
     """The best approximation of rank r of each worker's matrix, by its singular values.
 
     ‖M - M̂‖² = σ²_{r+1} + σ²_{r+2} + …, the least that any rank-r method can lose on one worker
-    (Eckart and Young), so δ >= r/min(n1, n2). What cannot be made smaller is sent as it is.
+    (Eckart and Young), so δ >= r/min(n1, n2). A matrix that this
+    cannot make smaller is sent uncompressed.
 
     Args:
         rank: r.
@@ -46,7 +47,7 @@ class SVD(Compressor):
         """The leading r singular triplets, the values in the left factor."""
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
-            return Dense(grad.detach().reshape(-1).clone()), state
+            return Dense(self.flattened(grad).clone()), state
         if not matrix.isfinite().all():
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    flattened,
     quantized,
+    within_float32,
 )
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded
@@ -23,7 +22,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class TernGrad(Compressor):
+class TernGrad(Stateless):
     r"""Minus the maximum, 0 or plus the maximum, at random: 1.6 bits.
 
     After clipping to c standard deviations, :math:`\hat x_i = m \operatorname{sign}(x_i)
@@ -49,7 +48,7 @@ class TernGrad(Compressor):
         check_bucket(self.bucket)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased without clipping."""
         bits = coded_bits("1.6 d + 32 d/B")
         if self.clip:
@@ -57,13 +56,13 @@ class TernGrad(Compressor):
         omega = Bound("(√B - 1)/2", lambda payload: (math.sqrt(payload.bucket) - 1) / 2)
         return Contract("all_gather", omega=omega, bits=bits, unbiased=True, random=True)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Clip, then draw."""
-        flat = clipped(flattened(grad), self.clip)
+        flat = clipped(within_float32(flat), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
         largest = coding.bucket_norms(flat, bucket, "max")
         key = needs_rng(self, rng).own.key
-        return quantized(flat, Uniform(1), largest, bucket, rounding="stochastic", key=key), state
+        return quantized(flat, Uniform(1), largest, bucket, rounding="stochastic", key=key)
 
 
 def clipped(flat: Tensor, clip: float) -> Tensor:

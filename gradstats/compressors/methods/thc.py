@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Joint, needs_rng
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.eden import BLOCK, block_of
 from gradstats.compressors.quantizing import coded_bits, in_buckets
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step, alone
+from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import (
     from_unit,
@@ -22,7 +23,6 @@ from gradstats.kernels.ranges import (
     saturated,
     unit_of,
 )
-from gradstats.payloads.base import Payload
 from gradstats.payloads.codebooks import CLIP, Lattice
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.symbol_codes import Packed
@@ -32,7 +32,7 @@ ROOT = BLOCK**0.5  # a norm over it is no larger than the largest element
 
 
 @dataclass(frozen=True)
-class THC(Compressor):
+class THC(Joint):
     r"""Rotated alike on all workers, rounded to a grid, and summed as integers before decoding.
 
     .. math:: y_w = R g_w, \quad N = \max_w \|y_w\|, \quad
@@ -42,7 +42,7 @@ class THC(Compressor):
 
     in blocks of B. What lies beyond c standard deviations, one element in 32, is clipped, and
     feedback brings it later. Rounding is at random to 2^bits of the integers 0 … g, placed for
-    the normal law; sums of n workers travel in base n g + 1.
+    the normal distribution; sums of n workers travel in base n g + 1.
 
     Args:
         bits: of a symbol.
@@ -65,23 +65,15 @@ class THC(Compressor):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
-        if not isinstance(self.grid, int) or not (1 << self.bits) - 1 <= self.grid <= 255:
-            least = (1 << self.bits) - 1
-            raise ValueError(f"grid must be a whole number from {least} to 255, got {self.grid!r}")
-
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """The exchange of one worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
+        check_whole("bits", self.bits, 1, 8)
+        check_whole("grid", self.grid, (1 << self.bits) - 1, 255)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Two rounds: norms, integers."""
+        """Exchange norms, then integers."""
         rng = needs_rng(self, rng)
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat, unit = in_range(self.flattened(grad))
         block, turn = block_of(flat.numel()), rng.shared.key
         rotated = coding.rotate(flat, block, turn)
         norms = from_unit(coding.bucket_norms(rotated, block, "l2") / ROOT, unit)

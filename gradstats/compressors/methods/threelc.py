@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import bucket_of
-from gradstats.compressors.rounds import State
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import Uniform
@@ -17,7 +16,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class ThreeLC(Compressor):
+class ThreeLC(Stateless):
     """Rounded to minus, 0 or plus a multiple of the maximum; zeros are folded.
 
     M = s max|x|, x̂ = M round(x/M); five ternary symbols in a byte, and 2 to 14 bytes of zeros in
@@ -39,12 +38,12 @@ class ThreeLC(Compressor):
         if not 1 <= self.sparsity < 2:
             raise ValueError(f"sparsity must lie in [1, 2), got {self.sparsity!r}")
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Round, then fold."""
-        flat, unit = in_range(grad.detach().reshape(-1).contiguous())
+        flat, unit = in_range(flat)
         bucket = bucket_of(0, flat.numel())
         scales = coding.bucket_norms(flat, bucket, "max") * self.sparsity
         levels = Uniform(1).levels().to(flat.device)
         symbols = coding.to_symbols(flat, scales, bucket, levels, rounding="nearest")
         coder = ZeroRuns.of(symbols)
-        return Coded(coder, flat.numel(), Uniform(1), scales, bucket, unit), state
+        return Coded(coder, flat.numel(), Uniform(1), scales, bucket, unit)

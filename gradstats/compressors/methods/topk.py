@@ -4,16 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor
+from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
-from gradstats.payloads.sparse import Sparse, sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class TopK(Compressor):
+class TopK(Stateless):
     """The k largest magnitudes, exactly, by `torch.topk`.
 
     ‖x - C(x)‖² <= (1 - k/d)‖x‖², tight where all magnitudes are equal.
@@ -29,8 +28,7 @@ class TopK(Compressor):
     name = "topk"
     contract = SPARSIFIER
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
-        """Exactly k elements."""
-        flat = grad.detach().reshape(-1)
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
+        """Select exactly k elements."""
         k = kept_count(flat.numel(), self.ratio)
-        return sparse(flat, flat.abs().topk(k, sorted=False).indices), state
+        return Sparse.at(flat, flat.abs().topk(k, sorted=False).indices)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSE_BITS, Bound, Contract
-from gradstats.compressors.rounds import State
 from gradstats.kernels.ranges import from_unit, in_range, saturated
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse
@@ -16,7 +15,7 @@ from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
-class Wangni(Compressor):
+class Wangni(Stateless):
     r"""Each element with a probability in proportion to its magnitude, divided by it: unbiased.
 
     :math:`p_i = \min(1, \lambda |x_i|)`.
@@ -36,20 +35,19 @@ class Wangni(Compressor):
     name = "wangni"
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
+    def contract(self) -> Contract:
         """Unbiased, at most with the variance of Random-k."""
         omega = Bound("d/k - 1", lambda p: p.numel / kept_count(p.numel, self.ratio) - 1)
         return Contract("all_gather", omega=omega, bits=SPARSE_BITS, unbiased=True, random=True)
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
+    def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Draw each element."""
-        flat = grad.detach().reshape(-1)
         scaled, unit = in_range(flat.double())
         share = _probabilities(scaled.abs(), kept_count(flat.numel(), self.ratio))
         drawn = needs_rng(self, rng).own.uniform(flat.numel(), flat.device) < share
         indices = drawn.nonzero().squeeze(1)
         values = saturated(from_unit(scaled[indices] / share[indices], unit), flat.dtype)
-        return Sparse(Dense(values), flat.numel(), indices), state
+        return Sparse(Dense(values), flat.numel(), indices)
 
 
 def _probabilities(magnitudes: Tensor, k: int) -> Tensor:

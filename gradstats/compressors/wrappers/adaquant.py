@@ -10,13 +10,13 @@ from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.qsgd import QSGD
 from gradstats.compressors.rounds import State
 from gradstats.compressors.states import first_state
-from gradstats.payloads.quantized import Coded
+from gradstats.payloads.base import Payload
 from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss at the start of training, and now; NaN where it was not told.
+    """Loss at the start of training, and now; NaN if it is unknown.
 
     Attributes:
         first: F₀.
@@ -31,7 +31,7 @@ class Losses:
 class AdaQuant(Compressor):
     r"""A policy: the number of levels rises as the loss falls, :math:`s = s_0 \sqrt{F_0/F}`.
 
-    The loss of each step is told by `observe` before it; without one s stays as it is.
+    `observe` passes the loss of each step before it; without a loss s stays unchanged.
 
     Args:
         compressor: `qsgd`, whose levels are s₀.
@@ -54,22 +54,22 @@ class AdaQuant(Compressor):
             raise ValueError(f"most must be at least {self.compressor.s}, got {self.most!r}")
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
-        """That of QSGD, with a memory, and a loss to be told."""
+    def contract(self) -> Contract:
+        """Contract of QSGD, with a memory and the need of a loss."""
         return replace(
             self.compressor.contract, omega=None, bits=None, has_memory=True, needs=("loss",)
         )
 
     def init(self, grad: Tensor) -> Losses:
-        """No loss is known."""
+        """Start without a loss."""
         return Losses()
 
     def observe(self, state: Losses, loss: float) -> Losses:
-        """The state once the loss of a step is known."""
+        """Return the state once the loss of a step is known."""
         return Losses(loss if math.isnan(state.first) else state.first, loss)
 
     def steps_at(self, state: Losses) -> int:
-        """The s for these losses.
+        """Return s for these losses.
 
         Example:
             >>> AdaQuant(QSGD(bits=3)).steps_at(Losses(first=4.0, last=1.0))
@@ -79,7 +79,7 @@ class AdaQuant(Compressor):
         wanted = self.compressor.s * math.sqrt(share) if share >= 0 else self.compressor.s
         return max(1, round(min(wanted, self.most)))
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Coded, State]:
-        """Quantise with the levels of now."""
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
+        """Quantise with the current number of levels."""
         payload, _ = replace(self.compressor, steps=self.steps_at(state)).encode(grad, None, rng)
         return payload, state

@@ -12,16 +12,15 @@ from gradstats.compressors.base import Compressor
 from gradstats.compressors.rounds import Collective, State, Step
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.payloads.base import Payload
-from gradstats.rng import Rng
 
 
 @dataclass(eq=False)
 class Estimates:
-    """What the workers know of each other. Consumed by each call.
+    """What the workers know of each other's gradients.
 
     Attributes:
         own: h, this worker's gradient as all others have it, shaped as the gradient.
-        mean: of the h of all workers.
+        mean: mean of h over all workers.
         inner: state of the wrapped compressor.
     """
 
@@ -30,7 +29,7 @@ class Estimates:
     inner: State
 
     def clone(self) -> Estimates:
-        """A copy that later calls leave alone."""
+        """Return a copy that later calls do not change."""
         return Estimates(self.own.clone(), self.mean.clone(), copy.deepcopy(self.inner))
 
 
@@ -55,35 +54,40 @@ class EF21(Memory):
     name = "ef21"
 
     def init(self, grad: Tensor) -> Estimates:
-        """Nothing is known."""
+        """Start with estimates of 0."""
         zeros = grad.detach().new_zeros(grad.shape)
         return Estimates(zeros, zeros.clone(), self.compressor.init(grad))
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Encode gradient - estimate."""
-        payload, inner = self.compressor.encode(grad.detach() - state.own, state.inner, rng)
-        return payload, Estimates(_learned(state.own, payload.decode()), state.mean, inner)
+    def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
+        """Subtract what the receivers have."""
+        return grad - state.own, state
 
-    def exchange(
-        self, grad: Tensor, state: State, rng: Rng | None = None
-    ) -> Generator[Collective, Any, Step]:
-        """As `encode`; the update is the mean of all estimates."""
-        step = yield from self.compressor.exchange(grad.detach() - state.own, state.inner, rng)
-        # what any worker broke none learns, or the mean would not be that of all h
-        known = step.update.isfinite()
-        own = _learned(state.own, torch.where(known.reshape(-1), step.sent.decode(), 0))
-        mean = _learned(state.mean, step.update)
-        return Step(state.mean + step.update, step.sent, Estimates(own, mean, step.state))
+    def after(
+        self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
+    ) -> Estimates:
+        """Add to the estimates what was sent."""
+        if update is None:
+            own = _learned(state.own, sent.decode())
+            return Estimates(own, state.mean, state.inner)
+        # what is broken on any worker none learns, or the mean would not be that of all h
+        known = update.isfinite()
+        own = _learned(state.own, torch.where(known.reshape(-1), sent.decode(), 0))
+        return Estimates(own, _learned(state.mean, update), state.inner)
+
+    def received(self, update: Tensor, state: State) -> Tensor:
+        """Return the mean of all estimates."""
+        mean: Tensor = state.mean + update
+        return mean
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
-        """The gradients themselves, which all know from then on."""
+        """Send the gradients uncompressed; they become the estimates."""
         step = yield from super(Memory, self).dense(grad, state)
         if not step.update.isfinite().all():
             return step
         return replace(step, state=Estimates(grad.detach().clone(), step.update, state.inner))
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Estimates:
-        """All go on from the mean of all h."""
+        """Continue from the mean of all h."""
         mean = states[0].mean
         inner = self.compressor.resharded([state.inner for state in states], worker, workers)
         return Estimates(mean.clone(), mean.clone(), inner)

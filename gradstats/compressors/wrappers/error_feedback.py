@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import Collective, State, Step
+from gradstats.compressors.rounds import State
 from gradstats.compressors.states import own_share
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.kernels.ranges import summed
@@ -20,7 +19,7 @@ from gradstats.rng import Rng
 
 @dataclass(eq=False)
 class Residual:
-    """What was not sent yet, and the state of the compressor inside. Consumed by each call.
+    """Residual that was not sent yet, and the state of the compressor inside.
 
     Attributes:
         residual: shaped as the gradient.
@@ -31,13 +30,13 @@ class Residual:
     inner: State
 
     def clone(self) -> Residual:
-        """A copy that later calls leave alone."""
+        """Return a copy that later calls do not change."""
         return Residual(self.residual.clone(), copy.deepcopy(self.inner))
 
 
 @dataclass(frozen=True)
 class ErrorFeedback(Memory):
-    r"""What is not sent now is added to the next gradient.
+    r"""Adds what was not sent to the next gradient.
 
     .. math:: v_t = g_t + \gamma e_t, \quad \hat g_t = C(v_t), \quad e_{t+1} = v_t - \hat g_t.
 
@@ -64,38 +63,35 @@ class ErrorFeedback(Memory):
             raise ValueError(f"gamma must lie in [0, 1], got {self.gamma!r}")
 
     def init(self, grad: Tensor) -> Residual:
-        """No residual."""
+        """Start with no residual."""
         residual = grad.detach().new_zeros(grad.shape)
         return Residual(residual, self.compressor.init(grad))
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Encode residual + gradient; the residual is updated in place."""
-        kept: Tensor = state.residual if self.gamma == 1 else state.residual.mul_(self.gamma)
-        half = kept.dtype.itemsize == 2
-        compensated = summed(kept, grad.detach()) if half else kept.add_(grad.detach())
-        payload, inner = self.compressor.encode(compensated, state.inner, rng)
-        payload.remove_from(compensated.view(-1))
-        return payload, Residual(compensated, inner)
+    def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
+        """Add the residual."""
+        residual: Tensor = state.residual
+        if self.gamma != 1:
+            residual = residual.mul_(self.gamma) if reuse else residual * self.gamma
+        in_place = reuse and residual.dtype.itemsize != 2  # 16 bits are added in float32
+        corrected = residual.add_(grad) if in_place else summed(residual, grad)
+        return corrected, Residual(corrected, state.inner)
 
-    def exchange(
-        self, grad: Tensor, state: State, rng: Rng | None = None
-    ) -> Generator[Collective, Any, Step]:
-        """As `encode`, over all workers: the residual loses what the exchange counts as sent."""
-        kept = state.residual if self.gamma == 1 else state.residual * self.gamma
-        compensated = summed(kept, grad.detach())
-        step = yield from self.compressor.exchange(compensated, state.inner, rng)
-        step.sent.remove_from(compensated.view(-1))
-        return Step(step.update, step.sent, Residual(compensated, step.state))
+    def after(
+        self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
+    ) -> Residual:
+        """Keep what was not sent."""
+        sent.remove_from(corrected.view(-1))
+        return Residual(corrected, state.inner)
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Residual:
-        """Residuals are added up."""
+        """Add up the residuals."""
         return resharded_residual(self, states, worker, workers)
 
 
 def resharded_residual(
     memory: Memory, states: Sequence[Residual], worker: int, workers: int
 ) -> Residual:
-    """The residual of one of `workers` from those of all of another number, see `own_share`."""
+    """Return one worker's residual after the number of workers has changed, see `own_share`."""
     inner = memory.compressor.resharded([state.inner for state in states], worker, workers)
     return Residual(own_share([state.residual for state in states], worker, workers), inner)
 
@@ -103,14 +99,14 @@ def resharded_residual(
 def compensated(
     grads: Iterable[tuple[int, Tensor]], compressor: ErrorFeedback, *, seed: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
-    """What a compressor with error feedback gets to see: (step, gradient + residual).
+    """Yield what a compressor with error feedback encodes: (step, gradient + residual).
 
-    Steps with a NaN or inf are left out, as a replay skips them.
+    Steps with a NaN or inf are skipped, as in a replay.
 
     Args:
         grads: (step, flat gradient) in the order of training.
-        compressor: with its feedback.
-        seed: of a random method.
+        compressor: error feedback around a compressor.
+        seed: seed of its random numbers.
     """
     state = None
     for step, grad in grads:

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import Collective, State, Step
+from gradstats.compressors.rounds import State
 from gradstats.compressors.wrappers.error_feedback import Residual, resharded_residual
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.kernels.ranges import summed
 from gradstats.payloads.base import Payload
-from gradstats.rng import Rng
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,8 @@ class LowPass(Memory):
     .. math:: v_t = g_t + e_t, \quad \hat g_t = C(v_t), \quad
               e_{t+1} = (1 - \beta) e_t + \beta (v_t - \hat g_t)
 
-    With β = 1 it is `ef`. With a small β the memories of the workers stay more alike, which is
-    what places chosen by one worker for all need at large learning rates.
+    With β = 1 it is `ef`. With a small β the workers' memories stay more alike. `clt-k`, where one
+    worker chooses the indices for all, needs that at large learning rates.
 
     Args:
         compressor: usually `clt-k`.
@@ -44,30 +42,21 @@ class LowPass(Memory):
             raise ValueError(f"beta must lie in (0, 1], got {self.beta!r}")
 
     def init(self, grad: Tensor) -> Residual:
-        """No residual."""
+        """Start with no residual."""
         return Residual(grad.detach().new_zeros(grad.shape), self.compressor.init(grad))
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Encode residual + gradient."""
-        compensated = summed(state.residual, grad.detach())
-        payload, inner = self.compressor.encode(compensated, state.inner, rng)
-        return payload, self._after(compensated, payload, state, inner)
+    def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
+        """Add the residual."""
+        return summed(state.residual, grad), state
 
-    def exchange(
-        self, grad: Tensor, state: State, rng: Rng | None = None
-    ) -> Generator[Collective, Any, Step]:
-        """As `encode`, over all workers."""
-        compensated = summed(state.residual, grad.detach())
-        step = yield from self.compressor.exchange(compensated, state.inner, rng)
-        return Step(step.update, step.sent, self._after(compensated, step.sent, state, step.state))
-
-    def _after(
-        self, compensated: Tensor, sent: Payload, state: Residual, inner: State
+    def after(
+        self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
     ) -> Residual:
-        sent.remove_from(compensated.view(-1))
-        residual = compensated.mul_(self.beta).add_(state.residual, alpha=1 - self.beta)
-        return Residual(residual, inner)
+        """Move the residual towards what was not sent."""
+        sent.remove_from(corrected.view(-1))
+        residual = corrected.mul_(self.beta).add_(state.residual, alpha=1 - self.beta)
+        return Residual(residual, state.inner)
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Residual:
-        """Residuals are added up."""
+        """Add up the residuals."""
         return resharded_residual(self, states, worker, workers)

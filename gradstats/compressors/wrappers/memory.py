@@ -1,4 +1,4 @@
-"""What memories have in common."""
+"""Memory: a compressor around another one, with a memory of what was or was not sent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.none import NoCompression
 from gradstats.compressors.rounds import Collective, State, Step
+from gradstats.payloads.base import Payload
+from gradstats.rng import Rng
 
 
 class Memory(Compressor):
-    """A compressor around another, with a memory of what was or was not sent.
+    r"""A compressor around another one, with a memory of what was or was not sent.
 
-    Its state is a dataclass with the state of the compressor inside as `inner`.
+    Authors write `init`, `before` and `after`; `encode` and `exchange` follow:
+
+    .. math:: (v_t, s) = \text{before}(g_t, s_t), \quad \hat g_t = C(v_t), \quad
+              s_{t+1} = \text{after}(\hat g_t, v_t, s)
+
+    The state is a dataclass with the state of the compressor inside as its field `inner`.
     """
 
     compressor: Compressor
@@ -31,9 +38,52 @@ class Memory(Compressor):
             raise ValueError(f"compressor must not have a memory inside, got {self.compressor}")
         super().__post_init__()
 
+    def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
+        """Return what the compressor inside encodes, and the state for `after`.
+
+        Args:
+            grad: this step's gradient, detached; read only.
+            state: from `init` or from the step before.
+            reuse: whether the tensors of `state` may be overwritten. Otherwise the state must stay
+                unchanged, because the step may still be called off.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define before")
+
+    def after(
+        self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
+    ) -> State:
+        """Return the state for the next step; its `inner` is set by the caller.
+
+        Args:
+            sent: what this worker counts as sent.
+            corrected: what the compressor inside has encoded; may be overwritten.
+            state: what `before` returned.
+            update: mean over all workers of what was sent; None if this worker only encodes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define after")
+
+    def received(self, update: Tensor, state: State) -> Tensor:
+        """Return what the optimizer gets, from the mean of what was sent and the last state."""
+        return update
+
+    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
+        """Encode what `before` returns; the buffers of the state are reused."""
+        corrected, state = self.before(grad.detach(), state, reuse=True)
+        payload, inner = self.compressor.encode(corrected, state.inner, rng)
+        return payload, replace(self.after(payload, corrected, state), inner=inner)
+
+    def exchange(
+        self, grad: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """Exchange what `before` returns; the memory counts what the exchange reports as sent."""
+        corrected, midway = self.before(grad.detach(), state)
+        step = yield from self.compressor.exchange(corrected, midway.inner, rng)
+        later = self.after(step.sent, corrected, midway, step.update)
+        return Step(self.received(step.update, state), step.sent, replace(later, inner=step.state))
+
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
-        """That of the compressor inside, with a memory, and no promise for a single step."""
+    def contract(self) -> Contract:
+        """Contract of the compressor inside, with a memory and no bound on a single step."""
         return replace(
             self.compressor.contract,
             delta=None,
@@ -45,32 +95,32 @@ class Memory(Compressor):
         )
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
-        """The step with everything sent: that of this memory around no compression."""
+        """Run the step uncompressed: this memory around no compression."""
         inside: dict[str, Any] = {"compressor": NoCompression()}
         whole: Memory = replace(self, **inside)  # type: ignore[type-var]
         step = yield from whole.exchange(grad, replace(state, inner=None))
         return replace(step, state=replace(step.state, inner=state.inner))
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
-        """See `Compressor.resharded`; a memory must say what becomes of it."""
+        """See `Compressor.resharded`; a memory must define what becomes of it."""
         raise ValueError(f"the number of workers must stay, got another one for {self}")
 
     def observe(self, state: State, loss: float) -> State:
-        """For the compressor inside."""
+        """Pass the loss to the compressor inside."""
         state.inner = self.compressor.observe(state.inner, loss)
         return state
 
     @property
     def label(self) -> str:
-        """The memory without the compressor inside: `ef`, `ef(gamma=0.7)`."""
+        """Name and settings without the compressor inside: `ef`, `ef(gamma=0.7)`."""
         settings = self.spec.removeprefix(f"{self.name}({self.compressor}").strip(", )")
         return f"{self.name}({settings})" if settings else self.name
 
     @property
     def ratio_asked(self) -> float | None:
-        """That of the compressor inside."""
+        """Target ratio of the compressor inside."""
         return self.compressor.ratio_asked
 
     def target_count(self, numel: int) -> int:
-        """That of the compressor inside, whose parts may have targets of their own."""
+        """Target count of the compressor inside, whose parts may have their own targets."""
         return self.compressor.target_count(numel)

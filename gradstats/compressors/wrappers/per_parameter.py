@@ -1,3 +1,5 @@
+"""One compressor per parameter of a flat gradient, in which small parameters are sent dense."""
+
 from __future__ import annotations
 
 from collections.abc import Generator
@@ -10,8 +12,9 @@ from torch import Tensor
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import Collective, State, Step, alone, fused
+from gradstats.compressors.wrappers.memory import Memory
 from gradstats.payloads.base import Bundle
-from gradstats.ratios import Part
+from gradstats.ratios import MIN_DIMS, MIN_NUMEL, DenseRule, Part
 from gradstats.rng import Rng
 
 
@@ -19,29 +22,63 @@ from gradstats.rng import Rng
 class PerParameter(Compressor):
     """One compressor for each parameter of a flat gradient, each with its own state and threshold.
 
+    Written `per-parameter(topk(0.01))` it has no parts yet: a replay gives it the parameters of
+    its run, the communication hook those of its buckets.
+
     Args:
-        compressor: used for every part that is not dense.
-        parts: in the order of the vector.
+        compressor: Used for every part that is not dense.
+        parts: Parts of the gradient, in the order of the vector.
+        min_numel: Number of elements from which a parameter is compressed, see `DenseRule`.
+        min_dims: Number of dimensions from which a parameter is compressed.
+
+    Raises:
+        ValueError: A setting is out of range, or the compressor is per parameter itself.
+
+    Example:
+        >>> from gradstats.compressors import TopK
+        >>> print(PerParameter(TopK(0.01), min_numel=512))
+        per-parameter(topk(0.01), min_numel=512)
     """
 
     compressor: Compressor
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
+    min_numel: int = MIN_NUMEL
+    min_dims: int = MIN_DIMS
     name = "per-parameter"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.compressor, Compressor) or isinstance(
+            self.compressor, PerParameter
+        ):
+            rule = "compressor must be a compressor that is not per parameter itself"
+            raise ValueError(f"{rule}, got {self.compressor!s}")
+        if not isinstance(self.parts, tuple):
+            raise ValueError(f"parts must be a tuple of Part, got {self.parts!r}")
+        _ = self.rule
+        super().__post_init__()
+
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
-        """That of the compressor inside, which holds for the whole if it holds for the parts."""
+    def rule(self) -> DenseRule:
+        """Which parameters are sent dense."""
+        return DenseRule(self.min_numel, self.min_dims)
+
+    @property
+    def contract(self) -> Contract:
+        """The contract of the compressor inside; what holds for each part holds for the whole."""
         return replace(self.compressor.contract, delta=None, bits=None)
 
     @property
     def ratio_asked(self) -> float | None:
-        """That of the compressor inside."""
+        """The target ratio of the compressor inside."""
         return self.compressor.ratio_asked
 
     @property
     def spec(self) -> str:
-        """That of the compressor inside: granularity is a setting of its own."""
-        return self.compressor.spec
+        """The compressor in the grammar, without the parts."""
+        settings = {"min_numel": MIN_NUMEL, "min_dims": MIN_DIMS}
+        other = {name: getattr(self, name) for name in settings}
+        written = [f"{name}={other[name]}" for name in settings if other[name] != settings[name]]
+        return f"{self.name}({', '.join([self.compressor.spec, *written])})"
 
     def target_count(self, numel: int) -> int:
         """The sum of the parts' targets, dense parts whole."""
@@ -51,14 +88,14 @@ class PerParameter(Compressor):
         )
 
     def init(self, grad: Tensor) -> State:
-        """One state a part."""
+        """One state per part."""
         return [
             None if part.dense and not self.compressor.steers else self.compressor.init(view)
             for part, view in self._split(grad)
         ]
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Bundle, State]:
-        """One payload a part."""
+        """One payload per part."""
         payloads, states = [], []
         for (part, view), inner in zip(self._split(grad), state, strict=True):
             if part.dense:
@@ -73,7 +110,7 @@ class PerParameter(Compressor):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Those of the parts, in lock-step."""
+        """The exchanges of the parts, in lock-step."""
         steps = yield from fused(
             [
                 self.compressor.dense(view, inner)
@@ -90,8 +127,40 @@ class PerParameter(Compressor):
         return rng and replace(rng, parameter=part.name)
 
     def _split(self, grad: Tensor) -> list[tuple[Part, Tensor]]:
-        views = torch.split(grad.reshape(-1), [part.numel for part in self.parts])
+        numels = [part.numel for part in self.parts]
+        if sum(numels) != grad.numel():
+            rule = f"parts must add up to the {grad.numel()} elements of the gradient"
+            raise ValueError(f"{rule}, got {len(numels)} parts of {sum(numels)} for {self}")
+        views = torch.split(grad.reshape(-1), numels)
         return [
             (part, view.view(part.shape) if part.shape else view)
             for part, view in zip(self.parts, views, strict=True)
         ]
+
+
+def without_parts(compressor: Compressor) -> tuple[Compressor, DenseRule | None]:
+    """The compressor out of its `per-parameter`, and the rule it was written with, None without.
+
+    A memory stays outermost: `ef(per-parameter(topk(0.01)))` gives `ef(topk(0.01))`.
+    """
+    if isinstance(compressor, PerParameter):
+        return compressor.compressor, compressor.rule
+    if not isinstance(compressor, Memory):
+        return compressor, None
+    inner, rule = without_parts(compressor.compressor)
+    return (compressor if rule is None else _around(compressor, inner)), rule
+
+
+def in_parts(
+    compressor: Compressor, parts: tuple[Part, ...], rule: DenseRule | None = None
+) -> Compressor:
+    """The method on every part; a memory stays outermost."""
+    if isinstance(compressor, Memory):
+        return _around(compressor, in_parts(compressor.compressor, parts, rule))
+    rule = rule or DenseRule()
+    return PerParameter(compressor, parts, rule.min_numel, rule.min_dims)
+
+
+def _around(memory: Memory, compressor: Compressor) -> Compressor:
+    inside: dict[str, Any] = {"compressor": compressor}
+    return replace(memory, **inside)  # type: ignore[type-var]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,16 +18,16 @@ from gradstats.rng import Rng
 
 
 class Stage(ABC):
-    """Writes a payload in another way; decoded it is the same."""
+    """Writes a payload in another way that decodes to the same."""
 
-    name: ClassVar[str]
+    name: str
 
     @abstractmethod
     def apply(self, payload: Payload) -> Payload:
-        """The payload, written in this way.
+        """Return the payload, written in this way.
 
         Raises:
-            ValueError: there is nothing in it that could be.
+            ValueError: the payload has nothing to be written so.
         """
 
     def __str__(self) -> str:
@@ -54,7 +53,7 @@ class Pipe(Compressor):
     stages: tuple[Compressor | Stage, ...]
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """The names of the stages with bars between them."""
         return " | ".join(stage.name for stage in self.stages)
 
@@ -74,7 +73,7 @@ class Pipe(Compressor):
             if isinstance(stage, Compressor) and type(stage).exchange is not Compressor.exchange:
                 rule = "a stage must send one message that is averaged"
                 raise ValueError(f"{rule}, got {stage}, whose exchange is another")
-        trial = torch.tensor([1.0, -2.0, 3.0, -4.0])  # says now what does not fit
+        trial = torch.tensor([1.0, -2.0, 3.0, -4.0])  # refuses now what does not fit
         self.encode(trial, self.init(trial), Rng())
 
     @property
@@ -88,13 +87,13 @@ class Pipe(Compressor):
         return tuple(stage for stage in self.stages[1:] if isinstance(stage, Compressor))
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
-        """What follows from those of the stages."""
-        found = self.first.contract
+    def contract(self) -> Contract:
+        """Contract that follows from those of the stages."""
+        contract = self.first.contract
         for stage in self.value_codes:
-            found = _composed(found, stage.contract)
+            contract = _composed(contract, stage.contract)
         entropy_coded = any(getattr(stage, "of_symbols", False) for stage in self.stages[1:])
-        return replace(found, bits=None) if entropy_coded else found
+        return replace(contract, bits=None) if entropy_coded else contract
 
     @property
     def spec(self) -> str:
@@ -103,30 +102,30 @@ class Pipe(Compressor):
 
     @property
     def ratio_asked(self) -> float | None:
-        """That of the first stage."""
+        """Target ratio of the first stage."""
         return self.first.ratio_asked
 
     def target_count(self, numel: int) -> int:
-        """That of the first stage."""
+        """Target count of the first stage."""
         return self.first.target_count(numel)
 
     def init(self, grad: Tensor) -> State:
-        """The state of the first stage."""
+        """Return the state of the first stage."""
         return self.first.init(grad)
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
-        """That of the first stage."""
+        """Reshard the state of the first stage."""
         return self.first.resharded(states, worker, workers)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Each stage on the payload of the one before it."""
+        """Apply each stage to the payload of the one before it."""
         payload, state = self.first.encode(grad, state, rng)
-        for place, stage in enumerate(self.stages[1:], start=1):
+        for index, stage in enumerate(self.stages[1:], start=1):
             if isinstance(stage, Stage):
                 payload = stage.apply(payload)
             else:
                 # numbers of its own, or quantising would depend on what was sampled
-                own = rng and replace(rng, parameter=f"{rng.parameter}|{place}")
+                own = rng and replace(rng, parameter=f"{rng.parameter}|{index}")
                 payload = _recoded(payload, stage, own)
         return payload, state
 
@@ -156,7 +155,7 @@ def _composed(first: Contract, second: Contract) -> Contract:
         collective="all_gather",
         delta=_product(first.delta, second.delta),
         omega=_variance(first.omega, second.omega),
-        bits=_with_places(second.bits) if first.bits else None,
+        bits=_with_indices(second.bits) if first.bits else None,
         in_expectation=first.in_expectation or second.in_expectation,
         unbiased=first.unbiased and second.unbiased,
         wants_feedback=first.wants_feedback or second.wants_feedback,
@@ -186,12 +185,12 @@ def _variance(first: Bound | None, second: Bound | None) -> Bound | None:
     )
 
 
-def _with_places(values: Bound | None) -> Bound | None:
+def _with_indices(values: Bound | None) -> Bound | None:
     if not values:
         return None
     return Bound(
         f"index + {values.text}",
-        lambda payload: _places_bits(payload) + values(_inner(payload)),
+        lambda payload: _indices_bits(payload) + values(_inner(payload)),
     )
 
 
@@ -199,5 +198,5 @@ def _inner(payload: Payload) -> Payload:
     return payload.kept if isinstance(payload, Scattered) else payload
 
 
-def _places_bits(payload: Payload) -> float:
+def _indices_bits(payload: Payload) -> float:
     return index_bits(payload) if isinstance(payload, Sparse) else 0.0

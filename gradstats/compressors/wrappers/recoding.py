@@ -23,7 +23,7 @@ class IndexCode(Stage):
         name: one of `index_codes.CODES`.
     """
 
-    name: str  # type: ignore[misc]
+    name: str
 
     def apply(self, payload: Payload) -> Payload:
         """See `Stage.apply`."""

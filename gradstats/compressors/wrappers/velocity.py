@@ -1,25 +1,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import Collective, State, Step
+from gradstats.compressors.rounds import State
 from gradstats.compressors.states import own_share
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.kernels.ranges import summed
 from gradstats.payloads.base import Payload
-from gradstats.rng import Rng
 
 
 @dataclass(eq=False)
 class Velocities:
-    """Momentum and what of it was not sent yet. Consumed by each call.
+    """Momentum, and the part of its sum that was not sent yet.
 
     Attributes:
         momentum: u, shaped as the gradient.
@@ -32,7 +30,7 @@ class Velocities:
     inner: State
 
     def clone(self) -> Velocities:
-        """A copy that later calls leave alone."""
+        """Return a copy that later calls do not change."""
         return Velocities(self.momentum.clone(), self.residual.clone(), copy.deepcopy(self.inner))
 
 
@@ -73,55 +71,44 @@ class Velocity(Memory):
             raise ValueError(f"clip must be a norm, 0 for none, got {self.clip!r}")
 
     def init(self, grad: Tensor) -> Velocities:
-        """At rest."""
+        """Start at rest."""
         zeros = grad.detach().new_zeros(grad.shape)
         return Velocities(zeros, zeros.clone(), self.compressor.init(grad))
 
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Accumulate, encode, take off what was sent."""
-        state = self._accumulated(grad, state)
-        payload, inner = self.compressor.encode(state.residual, state.inner, rng)
-        self._take_off(payload, state)
-        return payload, Velocities(state.momentum, state.residual, inner)
-
-    def exchange(
-        self, grad: Tensor, state: State, rng: Rng | None = None
-    ) -> Generator[Collective, Any, Step]:
-        """As `encode`, over all workers."""
-        state = self._accumulated(grad, state)
-        step = yield from self.compressor.exchange(state.residual, state.inner, rng)
-        self._take_off(step.sent, state)
-        after = Velocities(state.momentum, state.residual, step.state)
-        return Step(step.update, step.sent, after)
-
-    def uncompressed(self, grad: Tensor, state: State) -> Tensor:
-        """The momentum."""
-        return self._accumulated(grad, replace(state, residual=torch.zeros_like(grad))).residual
-
-    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Velocities:
-        """Momenta and residuals are added up."""
-        momentum = own_share([state.momentum for state in states], worker, workers)
-        residual = own_share([state.residual for state in states], worker, workers)
-        inner = self.compressor.resharded([state.inner for state in states], worker, workers)
-        return Velocities(momentum, residual, inner)
-
-    def _accumulated(self, grad: Tensor, state: Velocities) -> Velocities:
-        g, u, v = self._clipped(grad.detach()), state.momentum, state.residual
+    def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
+        """Accumulate momentum and residual."""
+        g, u, v = self._clipped(grad), state.momentum, state.residual
         if self.nesterov:
             u = summed(u, g).mul_(self.momentum)
             v = summed(summed(v, u), g)
         else:
             u = summed(u * self.momentum, g)
             v = summed(v, u)
-        return Velocities(u, v, state.inner)
+        return v, Velocities(u, v, state.inner)
+
+    def after(
+        self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
+    ) -> Velocities:
+        """Subtract what was sent, and mask the momentum."""
+        sent.remove_from(corrected.view(-1))
+        if self.masking:
+            sent.clear(state.momentum.view(-1))
+        return Velocities(state.momentum, corrected, state.inner)
+
+    def uncompressed(self, grad: Tensor, state: State) -> Tensor:
+        """Return the momentum."""
+        at_rest = replace(state, residual=torch.zeros_like(grad))
+        return self.before(grad.detach(), at_rest)[0]
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> Velocities:
+        """Add up momenta and residuals."""
+        momentum = own_share([state.momentum for state in states], worker, workers)
+        residual = own_share([state.residual for state in states], worker, workers)
+        inner = self.compressor.resharded([state.inner for state in states], worker, workers)
+        return Velocities(momentum, residual, inner)
 
     def _clipped(self, grad: Tensor) -> Tensor:
         if not self.clip:
             return grad
         longest = float(grad.double().norm())
         return grad * min(1.0, self.clip / longest) if longest else grad
-
-    def _take_off(self, payload: Payload, state: Velocities) -> None:
-        payload.remove_from(state.residual.view(-1))
-        if self.masking:
-            payload.clear(state.momentum.view(-1))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import Collective, State, Step
 from gradstats.payloads.base import Payload
@@ -38,22 +39,20 @@ class WarmUp(Compressor):
         if getattr(self.compressor, "ratio", None) is None:
             raise ValueError(f"compressor must have a ratio, got {self.compressor}")
         for setting in ("stages", "steps"):
-            number = getattr(self, setting)
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{setting} must be a whole number from 1, got {number!r}")
+            check_whole(setting, getattr(self, setting), 1)
 
     @property
-    def contract(self) -> Contract:  # type: ignore[override]
-        """That of the compressor inside, with a memory."""
+    def contract(self) -> Contract:
+        """Contract of the compressor inside, with a memory."""
         return replace(self.compressor.contract, has_memory=True)
 
     @property
     def ratio_asked(self) -> float | None:
-        """The ratio after the warm-up."""
+        """Target ratio after the warm-up."""
         return self.compressor.ratio_asked
 
     def ratio_at(self, step: int) -> float:
-        """The ratio of a step, counted from 0.
+        """Return the ratio of a step, counted from 0.
 
         Example:
             >>> from gradstats.compressors import TopK
@@ -66,7 +65,7 @@ class WarmUp(Compressor):
         return ratio ** ((stage + 1) / (self.stages + 1)) if stage < self.stages else ratio
 
     def init(self, grad: Tensor) -> State:
-        """Step 0."""
+        """Start at step 0."""
         return 0, self.compressor.init(grad)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
@@ -78,13 +77,13 @@ class WarmUp(Compressor):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """As `encode`, over all workers."""
+        """Exchange with the ratio of this step."""
         step, inner = state
-        found = yield from self._at(step).exchange(grad, inner, rng)
-        return replace(found, state=(step + 1, found.state))
+        exchanged = yield from self._at(step).exchange(grad, inner, rng)
+        return replace(exchanged, state=(step + 1, exchanged.state))
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
-        """All workers are at the same step."""
+        """Keep the step, which all workers share."""
         inner = self.compressor.resharded([inner for _, inner in states], worker, workers)
         return states[0][0], inner
 

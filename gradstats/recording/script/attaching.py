@@ -5,28 +5,20 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstats.recording.budget import parse_bytes
-from gradstats.recording.capturing import (
-    DEFAULT_TRACK,
-    IfExists,
-    WhenFull,
-    capture,
-    check_choice,
-    check_rows_wanted,
-)
+from gradstats.recording.capturing import capture_by
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.messages import write_line
 from gradstats.recording.processes import check_points, rank_and_world
 from gradstats.recording.provenance import VARIABLE
-from gradstats.recording.schedules import every
 from gradstats.recording.script.trainings import Trainings, restarted
+from gradstats.recording.settings import CaptureSettings, IfExists
 from gradstats.store import GradientStore, as_place
 
 #: The recording of this process. Kept, so that it lasts as long as the model: a script may put
@@ -35,102 +27,79 @@ _recording: Capture | Idle | None = None
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What can be set from the command line; as in `capture`.
+class Session:
+    """One command whose trainings are recorded, as its processes read it from the environment.
 
     Attributes:
-        session: A folder of the command's own, in which its trainings get numbers; "" for none.
+        out: The path that the command names.
+        settings: Of every recording.
+        folder: Of this command alone, in which its trainings get numbers; "" for none.
     """
 
     out: str
-    full_every: int | None = 500
-    track: int | None = DEFAULT_TRACK
-    summary: bool = False
-    shadow: Sequence[str] = ()
-    weights: bool = False
-    at: str | Sequence[str] = "auto"
-    parameters: str | Sequence[str] = "*"
-    max_bytes: int | str = "20GB"
-    if_exists: IfExists = "error"
-    when_full: WhenFull = "block"
-    start_step: int = 0
-    seed: int = 0
-    quiet: bool = False
-    session: str = ""
+    settings: CaptureSettings = field(default_factory=CaptureSettings)
+    folder: str = ""
 
     def check(self) -> None:
-        """Check what can be before the command runs.
+        """Check what can be checked before the command runs.
 
         Raises:
-            ValueError: A setting out of range.
-            FileExistsError: There is something at ``out`` and ``if_exists`` is "error".
-            StoreFormatError: What is at ``out`` is not a store.
+            ValueError: `at` names pseudo-gradients, which only the script itself can record.
+            FileExistsError: There is something at `out` and `if_exists` is "error".
+            StoreFormatError: What is at `out` is not a store.
         """
-        parse_bytes(self.max_bytes)
-        check_rows_wanted(whole=bool(self.full_every) or self.summary, track=self.track)
-        if "outer" in check_points(self.at):
+        if "outer" in check_points(self.settings.at):
             rule = "at must not be 'outer' around a command"
             raise ValueError(f"{rule}: its rows come from cap.record(...), called in the script")
-        if self.full_every:
-            every(self.full_every)
-        check_choice("if_exists", self.if_exists, IfExists)
-        check_choice("when_full", self.when_full, WhenFull)
         path = as_place(self.out)
         if not path.exists():
             return
-        if self.if_exists == "error":
+        if self.settings.if_exists == "error":
             remedy = "if_exists='resume' adds to it, if_exists='overwrite' replaces it"
             raise FileExistsError(f"cannot record to {path}: it exists; {remedy}")
         GradientStore.open(path)
 
     def to_json(self) -> str:
-        """Write the settings as the environment variable's value."""
-        return json.dumps(asdict(self))
+        """Write the session as the environment variable's value."""
+        return json.dumps(
+            {"out": self.out, "settings": self.settings.plain, "folder": self.folder}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Session":
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        settings = CaptureSettings.from_plain(values["settings"])
+        return cls(values["out"], settings, values["folder"])
 
 
 def attach(optimizer: Optimizer) -> Capture | Idle | None:
     """Record this optimizer from now on; print why where that is impossible."""
     try:
-        settings = Settings(**json.loads(os.environ[VARIABLE]))
-        _start(optimizer, settings)
+        _start(optimizer, Session.from_json(os.environ[VARIABLE]))
         return _recording
     except Exception as error:
         write_line(f"not recorded: {type(error).__name__}: {error}; training goes on")
         return None
 
 
-def _start(optimizer: Optimizer, settings: Settings) -> None:
+def _start(optimizer: Optimizer, session: Session) -> None:
     global _recording
     model = find_model(optimizer)
-    with _store_of_this_training(settings) as (path, if_exists):
-        _recording = capture(
-            model,
-            optimizer,
-            path,
-            full=every(settings.full_every) if settings.full_every else None,
-            track=settings.track,
-            summary=settings.summary,
-            shadow=settings.shadow,
-            weights=settings.weights,
-            at=settings.at,
-            parameters=settings.parameters,
-            max_bytes=settings.max_bytes,
-            if_exists=if_exists,
-            when_full=settings.when_full,
-            start_step=settings.start_step,
-            seed=settings.seed,
-            quiet=settings.quiet,
-        )
+    with _store_of_this_training(session) as (path, if_exists):
+        settings = replace(session.settings, if_exists=if_exists)
+        _recording = capture_by(model, optimizer, path, settings)
 
 
 @contextlib.contextmanager
-def _store_of_this_training(settings: Settings) -> Iterator[tuple[str, IfExists]]:
+def _store_of_this_training(session: Session) -> Iterator[tuple[str, IfExists]]:
     """The path to record to, and what to do with a store there."""
-    if settings.session and rank_and_world()[0] == 0:
-        with Trainings(Path(settings.session)).claim(settings.out, settings.if_exists) as claimed:
+    if_exists = session.settings.if_exists
+    if session.folder and rank_and_world()[0] == 0:
+        with Trainings(Path(session.folder)).claim(session.out, if_exists) as claimed:
             yield claimed
     else:  # rank 0 says where
-        yield settings.out, "resume" if restarted() else settings.if_exists
+        yield session.out, "resume" if restarted() else if_exists
 
 
 def find_model(optimizer: Optimizer) -> nn.Module:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from gradstats.recording.messages import write_line
 from gradstats.recording.provenance import VARIABLE
-from gradstats.recording.script.attaching import Settings
+from gradstats.recording.script.attaching import Session
 from gradstats.recording.script.trainings import Entry, Trainings, rows_at
+from gradstats.recording.settings import CaptureSettings
 from gradstats.store import Place, as_place
 
 _STARTUP = Path(__file__).with_name("startup.py")
@@ -23,10 +23,7 @@ _NOT_FOUND = 127  # a shell's exit code for a command that does not exist
 
 
 def run_command(
-    argv: Sequence[str],
-    *,
-    out: str | os.PathLike[str],
-    **settings: Any,
+    argv: Sequence[str], settings: CaptureSettings, *, out: str | os.PathLike[str]
 ) -> int:
     """Run a command and record the trainings in it, of each the first optimizer to take a step.
 
@@ -37,16 +34,15 @@ def run_command(
 
     Args:
         argv: The command.
+        settings: Of every recording; `on_summary` has no effect.
         out: The store to write, of the first training.
-        **settings: Those of `capture` that can be written down, with ``full_every=n`` for
-            ``full=every(n)``: see `Settings`.
 
     Returns:
         The command's exit code; 128 + n where signal n ended it, 127 where it cannot be started,
         and 1 where it succeeded but nothing was recorded.
 
     Raises:
-        ValueError: No command, or a setting out of range.
+        ValueError: No command, or a setting that only a script can have.
         FileExistsError: There is something at ``out`` and ``if_exists`` is "error".
         StoreFormatError: What is at ``out`` is not a store that can be added to or replaced.
     """
@@ -54,20 +50,20 @@ def run_command(
         raise ValueError("argv must name a command to run, got none; write it after --")
     path = as_place(out)
     path = path.absolute() if isinstance(path, Path) else path
-    asked = Settings(out=str(path), **settings)
-    asked.check()
+    session = Session(str(path), settings)
+    session.check()
     before, made = rows_at(path), _made_at(path)
     try:
         with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
             shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
-            code = _run(argv, _environment(replace(asked, session=folder), folder))
+            code = _run(argv, _environment(replace(session, folder=folder), folder))
             trainings = Trainings(Path(folder)).entries
     except OSError as error:
         write_line(f"cannot run {argv[0]!r}: {error.strerror}")
         return _NOT_FOUND
-    if len(trainings) > 1 and not asked.quiet:
+    if len(trainings) > 1 and not settings.quiet:
         write_line(_listed(trainings))
-    if asked.if_exists == "overwrite" and _made_at(path) != made:
+    if settings.if_exists == "overwrite" and _made_at(path) != made:
         before = 0  # another store lies there now
     if rows_at(path) > before or any(one.rows > 0 for one in trainings):
         return code
@@ -90,11 +86,11 @@ def _made_at(path: Path | Place) -> object:
     return root.read_bytes() if root.is_file() else None
 
 
-def _environment(settings: Settings, startup: str) -> dict[str, str]:
+def _environment(session: Session, startup: str) -> dict[str, str]:
     places = [startup, os.environ.get("PYTHONPATH", "")]
     # an empty entry would put the working directory on the path
     python_path = os.pathsep.join(place for place in places if place)
-    return {**os.environ, "PYTHONPATH": python_path, VARIABLE: settings.to_json()}
+    return {**os.environ, "PYTHONPATH": python_path, VARIABLE: session.to_json()}
 
 
 def _run(argv: Sequence[str], environment: dict[str, str]) -> int:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradstats.recording.capturing import IfExists, recorded_streams
+from gradstats.recording.capturing import recorded_streams
 from gradstats.recording.provenance import OUT
+from gradstats.recording.settings import IfExists
 from gradstats.store import GradientStore, Place, StoreFormatError, as_place
 
 

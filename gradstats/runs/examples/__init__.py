@@ -15,16 +15,16 @@ def load_example(name: str = "resnet20") -> runs.Run:
     and sampled elements of some 300 consecutive steps, rounded to bfloat16.
 
     Args:
-        name: of the run.
+        name: the name of the run.
 
     Raises:
-        ValueError: there is no such run.
+        ValueError: no example has this name.
 
     Example:
         >>> load_example("resnet20").consecutive
         'track'
     """
-    there = sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.glob(f"*{_ENDING}"))
-    if name not in there:
-        raise ValueError(f"name must be one of {', '.join(there)}, got {name!r}")
+    names = sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.glob(f"*{_ENDING}"))
+    if name not in names:
+        raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
     return runs.open(_FOLDER / f"{name}{_ENDING}")

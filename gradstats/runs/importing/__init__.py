@@ -1,4 +1,4 @@
-"""Gradients that someone saved already: one file per step and worker, into a store."""
+"""Import saved gradients into a store: one file per step and worker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def import_gradients(
 ) -> GradientStore:
     """Write one row per file, in the order of the numbers in the files' paths.
 
-    All files are read before `out` is made, and `out` is there when it is complete or not at all.
+    All files are read before `out` is created, and `out` appears when it is complete, or not at
+    all.
     Entries that are not floating point are left out by name. A parameter that a file lacks, or
     has as None, has no gradient in that row.
 
@@ -52,14 +53,14 @@ def import_gradients(
         key: entry of each file that holds the gradients, such as "state_dict"; "*": all entries.
         if_exists: "error" or "overwrite".
         progress: called with (files done, files).
-        say: called with each line about the order and what is left out; default: to stderr.
+        say: called with each line about the order and what is left out; default: print to stderr.
 
     Returns:
         The store, open for appending.
 
     Raises:
-        ValueError: no files, a suffix or content this cannot read, an order that the names do not
-            tell, layouts that differ, or a number of files that is not a multiple of the workers.
+        ValueError: no files, a suffix or content that cannot be read, names that give no order,
+            layouts that differ, or a number of files that is not a multiple of the workers.
         ImportError: reading .safetensors or .h5 needs a package that is missing.
         FileExistsError: something is at `out`.
         OSError: a file cannot be read, or the object store of a URL does not answer.
@@ -67,26 +68,26 @@ def import_gradients(
     place = as_place(out)
     check_place(place, if_exists)
     paths = [Path(file) for file in files]
-    found = find_sources(paths, workers=workers, order=order, step_from=step_from)
+    listing = find_sources(paths, workers=workers, order=order, step_from=step_from)
     layouts = Layouts(rows)
-    counts = [layouts.add(source.name, _content(source, key)) for source in found.sources]
-    for line in (*_order_lines(found, counts, rows), *layouts.lines()):
+    counts = [layouts.add(source.name, _content(source, key)) for source in listing.sources]
+    for line in (*_order_lines(listing, counts, rows), *layouts.lines()):
         (say or _to_stderr)(line)
     about = {
         "source": "import",
-        "files": sum(len(source.files) for source in found.sources),
-        "first": found.sources[0].files[0].name,
-        "order": found.remark,
+        "files": sum(len(source.files) for source in listing.sources),
+        "first": listing.sources[0].files[0].name,
+        "order": listing.remark,
     }
     with whole(place, layouts.table(), provenance=about, if_exists=if_exists) as store:
-        numbers = dict.fromkeys(range(found.workers), 0)
-        for done, source in enumerate(found.sources, 1):
+        numbers = dict.fromkeys(range(listing.workers), 0)
+        for done, source in enumerate(listing.sources, 1):
             for grads in rows_of(_content(source, key).arrays, rows):
                 step = numbers[source.worker] if rows else source.step
                 store.append(step, grads, source.worker)
                 numbers[source.worker] += 1
             if progress:
-                progress(done, len(found.sources))
+                progress(done, len(listing.sources))
     if store.fault:
         raise OSError(f"cannot import all into {place}: {store.fault}")
     return GradientStore.open(place, "a")
@@ -105,24 +106,24 @@ def _content(source: Source, key: str) -> Content:
     return Content(arrays, left_out, tuple(text for each in contents for text in each.remarks))
 
 
-def _order_lines(found: Found, counts: Sequence[int], rows: bool) -> Iterator[str]:
+def _order_lines(listing: Found, counts: Sequence[int], rows: bool) -> Iterator[str]:
     """The first, second and last file, each with its step, so that a wrong order is seen."""
-    each = f" for each of {found.workers} workers" if found.workers > 1 else ""
-    total = sum(counts) // found.workers
+    each = f" for each of {listing.workers} workers" if listing.workers > 1 else ""
+    total = sum(counts) // listing.workers
     counting = "; steps count 0, 1, 2, … over the rows of all files" if rows else ""
-    remark = found.remark.partition(";")[0] if rows else found.remark
-    if len(found.sources) == 1:
+    remark = listing.remark.partition(";")[0] if rows else listing.remark
+    if len(listing.sources) == 1:
         remark = "of one file"
     yield f"{total} {'row' if total == 1 else 'rows'}{each}, {remark}{counting}"
-    firsts = [source for source in found.sources if source.worker == 0]
+    firsts = [source for source in listing.sources if source.worker == 0]
     places = {"first": 0, "second": 1, "last": len(firsts) - 1}
     for word, place in list(places.items())[: len(firsts)]:
         step = "" if rows else f"step {firsts[place].step}, "
         yield f"  {word}: {step}{firsts[place].name}"
-    for source in found.sources[1 : found.workers]:
+    for source in listing.sources[1 : listing.workers]:
         yield f"  worker {source.worker}: {source.name}"
-    if found.aside:
-        yield f"left out, files without gradients: {', '.join(found.aside)}"
+    if listing.aside:
+        yield f"left out, files without gradients: {', '.join(listing.aside)}"
     if total == 1 and not rows:
         yield "  one file is one step; --rows takes the first axis of its arrays as steps"
 

@@ -28,10 +28,10 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
 
     Args:
         raw: what the file holds.
-        key: name of an entry, or of one inside it; "*": all of them; "": the only one that may.
+        key: name of an entry, or of a nested one; "*": all entries; "": the only candidate.
 
     Returns:
-        What to look at by name, and what the others are.
+        The chosen entries by name, and by name what the other entries are.
 
     Raises:
         ValueError: there is no tensor, or it is not clear which entry is meant.
@@ -57,8 +57,8 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
         others = {other: "not chosen" for other in branches if other != name}
         rest = {other: kind_of(value) for other, value in direct.items()}
         # the name of a wrapper is no part of what is in it
-        found, more = _inside(inner[name], "" if name.lower() in WRAPPERS else f"{name}.")
-        return found, {**aside, **others, **rest, **more}
+        selected, more = _inside(inner[name], "" if name.lower() in WRAPPERS else f"{name}.")
+        return selected, {**aside, **others, **rest, **more}
     several = ", ".join(repr(name) for name in [*branches, *direct][:MOST_NAMED])
     remedy = "choose one with --key NAME, or all with --key '*'"
     if isinstance(raw, (list, tuple)) and not own:
@@ -102,8 +102,8 @@ def _inside(value: Any, before: str = "") -> tuple[dict[str, Any], dict[str, str
     entries = _entries(value)
     if not any(_is_branch(each) and _is_aside(name, each) for name, each in entries.items()):
         return _by_name(_flattened(value, before)), {}
-    found, aside = chosen(value, "")
-    named = {f"{before}{name}": each for name, each in found.items()}
+    selected, aside = chosen(value, "")
+    named = {f"{before}{name}": each for name, each in selected.items()}
     return named, {f"{before}{name}": kind for name, kind in aside.items()}
 
 
@@ -113,8 +113,8 @@ def _under(entries: Mapping[str, Any], key: str) -> tuple[dict[str, Any], dict[s
     for name in [key] if key in entries else key.split("."):
         inner = _entries(value)
         if name not in inner:
-            there = ", ".join(map(repr, list(inner)[:MOST_NAMED])) or "none"
-            raise ValueError(f"key must be an entry of it, one of {there}, got {key!r}")
+            names = ", ".join(map(repr, list(inner)[:MOST_NAMED])) or "none"
+            raise ValueError(f"key must be an entry of it, one of {names}, got {key!r}")
         value = inner[name]
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return {key: value}, {}
@@ -151,13 +151,13 @@ def _flattened(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 
 def _by_name(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of (name, value), in which no value takes another's place."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in named:
-        if name in found:
+        if name in entries:
             fact = f"two entries have the name {name!r} once the names of their dicts are joined"
             raise ValueError(f"{fact}; choose one of the dicts with --key NAME, or rename one")
-        found[name] = value
-    return found
+        entries[name] = value
+    return entries
 
 
 def _holds_arrays(value: Any) -> bool:

@@ -149,18 +149,18 @@ def _load_npy(path: Path) -> Any:
 
 def _mapped(path: Path) -> Array:
     try:
-        found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an array without elements cannot be mapped
-        found = np.load(path, allow_pickle=False)
-    return found
+        array = np.load(path, allow_pickle=False)
+    return array
 
 
 def _load_npz(path: Path) -> Any:
     # opened here, since numpy leaves a file that is no archive open
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        found = {name: _entry(archive, name) for name in archive.files}
-    arrays = {name: value for name, value in found.items() if not isinstance(value, bytes)}
-    if found and not arrays:
+        entries = {name: _entry(archive, name) for name in archive.files}
+    arrays = {name: value for name, value in entries.items() if not isinstance(value, bytes)}
+    if entries and not arrays:
         raise ValueError("it is a zip file, and none of numpy.savez")
     # savez makes arrays of numbers: those of Python are float64
     wide = {value.dtype for value in arrays.values() if value.ndim} == {np.dtype("float64")}
@@ -169,7 +169,7 @@ def _load_npz(path: Path) -> Any:
         for name, value in arrays.items()
         if value.shape == () and value.dtype == "float64" and not wide
     }
-    return {**found, **numbers}
+    return {**entries, **numbers}
 
 
 def _entry(archive: Any, name: str) -> Any:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from gradstats.runs.importing.entries import MOST_NAMED
 from gradstats.runs.importing.formats import Content, Named
 from gradstats.store import Parameter, parameter_table
-from gradstats.store.layout import dtype_name
+from gradstats.store.parameters import dtype_name
 
 ABSENT = "NoneType"  # what a parameter without a gradient is saved as
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A parameter as the first file that has it holds it."""
+    """A parameter, with shape and dtype of the first file that has it."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -38,7 +38,7 @@ class Layouts:
         self._sources: list[str] = []
 
     def add(self, source: str, content: Content) -> int:
-        """Take in one file and count its rows.
+        """Add one file and count its rows.
 
         Raises:
             ValueError: it does not fit the files before it.
@@ -75,7 +75,7 @@ class Layouts:
         """The parameters of the store.
 
         Raises:
-            ValueError: what is a gradient in one file is none in another.
+            ValueError: an entry is a gradient in one file and not in another.
         """
         for name in self._entries.keys() & self._left_out.keys():
             kind, source = self._left_out[name]
@@ -85,7 +85,7 @@ class Layouts:
         return parameter_table((n, each.shape, each.dtype) for n, each in self._entries.items())
 
     def lines(self) -> Iterator[str]:
-        """What people should know: entries that are left out, and absent parameters."""
+        """List what to print: entries that are left out, and absent parameters."""
         others = {n: kind for n, (kind, _) in self._left_out.items() if n not in self._entries}
         if others:
             shown = ", ".join(f"{name} ({kind})" for name, kind in others.items())
@@ -98,7 +98,7 @@ class Layouts:
 
 
 def _length(source: str, shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many rows a file has, its arrays counting steps in their first axis."""
+    """Count the rows of one file, whose arrays count steps in their first axis."""
     scalars = [name for name, shape in shapes.items() if not shape]
     lengths = {shape[0] for shape in shapes.values() if shape}
     if scalars or len(lengths) != 1 or not min(lengths):

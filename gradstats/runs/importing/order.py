@@ -76,7 +76,9 @@ def _by_expression(names: Sequence[str], expression: str) -> Ordered:
         rule = "step_from must be a regular expression"
         raise ValueError(f"{rule}, got {expression!r}: {error}") from error
     if pattern.groups > 1:
-        raise ValueError(f"step_from must have one group, got {pattern.groups} in {expression!r}")
+        raise ValueError(
+            f"step_from must have at most one group, got {pattern.groups} in {expression!r}"
+        )
     values: dict[Decimal, str] = {}
     for name in names:
         value = _captured(pattern, name)
@@ -139,7 +141,7 @@ def _without_common(names: Sequence[str]) -> list[list[str]]:
     """The parts of each path below the folder that all have in common."""
     parts = [list(PurePath(name).parts) for name in names]
     folders = zip(*(each[:-1] for each in parts), strict=False)
-    common = sum(1 for _ in takewhile(lambda found: len(set(found)) == 1, folders))
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
     return [each[common:] for each in parts]
 
 
@@ -220,7 +222,7 @@ def _step_values(parts: Sequence[Sequence[str]], pieces: bool) -> list[Decimal]:
     """One number per path that may be its step: after a word such as "step", or a part's last."""
     rows = [_candidates(path, pieces) for path in parts]
     for kind in ("step", "end"):
-        columns = [[value for value, found in row if found == kind] for row in rows]
+        columns = [[value for value, which in row if which == kind] for row in rows]
         for place in range(1, min(map(len, columns)) + 1):
             values = [column[-place] for column in columns]
             if len(set(values)) == len(values):
@@ -229,7 +231,7 @@ def _step_values(parts: Sequence[Sequence[str]], pieces: bool) -> list[Decimal]:
 
 
 def _candidates(path: Sequence[str], pieces: bool) -> list[tuple[Decimal, str]]:
-    found = []
+    candidates = []
     for part in path:
         texts = _NUMBER.split(part)
         for place in range(1, len(texts), 2):
@@ -237,5 +239,5 @@ def _candidates(path: Sequence[str], pieces: bool) -> list[tuple[Decimal, str]]:
             named = _STEP.search(texts[place - 1]) is not None
             ends = place == len(texts) - 2 and not texts[-1].strip("_-. ")
             if len(number) == 1 and (named or ends):
-                found.append((number[0], "step" if named else "end"))
-    return found
+                candidates.append((number[0], "step" if named else "end"))
+    return candidates

@@ -1,4 +1,4 @@
-"""Which files are one row: folders, patterns and indices spelled out, shards and workers found."""
+"""Which files are one row: folders, patterns and indices expanded, shards joined."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """How people call it."""
+        """The name for messages."""
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
         return f"{self.files[0]}{more}"
 
@@ -58,8 +58,8 @@ class Found:
     """The sources in order of their steps.
 
     Attributes:
-        sources: of all workers.
-        workers: how many.
+        sources: the sources of all workers.
+        workers: number of workers.
         remark: how they were put in order.
         aside: names of files in folders that hold no gradients, such as optimizer.pt.
     """
@@ -75,43 +75,43 @@ def find_sources(files: Sequence[Path], *, workers: int, order: str, step_from: 
 
     Args:
         files: files, folders, patterns such as `g*.npy`, or indices of shards.
-        workers: how many files in a row belong to one step; 1: what the names say.
+        workers: number of consecutive files that belong to one step; 1: as the names determine.
         order: see `ordered`.
         step_from: see `ordered`.
 
     Raises:
         ValueError: no files, one twice, a suffix that nothing reads, a shard that is missing, or
             names that do not tell the order.
-        FileNotFoundError: one is not there.
+        FileNotFoundError: a file does not exist.
     """
     paths, aside = _spelled_out(files)
     if not paths:
         raise ValueError("files must name at least one file, got none")
     _check(paths)
-    found = _in_order(
+    sources = _in_order(
         _joined_shards(paths, step_from), workers=workers, order=order, step_from=step_from
     )
-    return replace(found, aside=aside)
+    return replace(sources, aside=aside)
 
 
 def _in_order(rows: Mapping[str, Files], *, workers: int, order: str, step_from: str) -> Found:
     if order == "given" and not step_from:
-        found: dict[str, dict[Ranks, Files]] = {name: {(): row} for name, row in rows.items()}
+        steps: dict[str, dict[Ranks, Files]] = {name: {(): row} for name, row in rows.items()}
     else:
-        found = _by_worker(rows)
-    ranks = sorted({rank for each in found.values() for rank in each})
+        steps = _by_worker(rows)
+    ranks = sorted({rank for each in steps.values() for rank in each})
     if len(ranks) > 1 and workers not in (1, len(ranks)):
         raise ValueError(f"workers must be the {len(ranks)} that the names say, got {workers!r}")
-    _check_complete(found, ranks)
-    in_order = ordered(list(found), order=order, step_from=step_from)
+    _check_complete(steps, ranks)
+    in_order = ordered(list(steps), order=order, step_from=step_from)
     if len(ranks) > 1 or workers == 1:
         sources = tuple(
-            Source(step, ranks.index(rank), found[name][rank])
+            Source(step, ranks.index(rank), steps[name][rank])
             for name, step in zip(in_order.names, in_order.steps, strict=True)
             for rank in ranks
         )
         return Found(sources, len(ranks), in_order.remark)
-    return _consecutive([found[name][()] for name in in_order.names], workers, in_order.remark)
+    return _consecutive([steps[name][()] for name in in_order.names], workers, in_order.remark)
 
 
 def _consecutive(rows: Sequence[Files], workers: int, remark: str) -> Found:
@@ -125,7 +125,7 @@ def _consecutive(rows: Sequence[Files], workers: int, remark: str) -> Found:
 
 
 def _spelled_out(files: Iterable[Path]) -> tuple[list[Path], tuple[str, ...]]:
-    """Every file by itself: of folders, of patterns, and the shards of indices; what is aside."""
+    """Expand folders, patterns and indices of shards; also return the files left aside."""
     given = [path for file in files for path in _matched(file)]
     paths: list[Path] = []
     aside: dict[str, None] = {}
@@ -134,9 +134,9 @@ def _spelled_out(files: Iterable[Path]) -> tuple[list[Path], tuple[str, ...]]:
         others = [each for each in inside if path.is_dir() and _ASIDE.match(each.name.lower())]
         paths += [each for each in inside if each not in others]
         aside |= dict.fromkeys(each.name for each in others)
-    there = {path.resolve() for path in paths}
+    named = {path.resolve() for path in paths}
     for index in (path for path in given if path.name.endswith(INDEX)):
-        paths += [shard for shard in _shards(index) if shard.resolve() not in there]
+        paths += [shard for shard in _shards(index) if shard.resolve() not in named]
     return paths, tuple(aside)
 
 
@@ -144,10 +144,10 @@ def _matched(file: Path) -> list[Path]:
     """What a pattern matches that no shell has replaced."""
     if file.exists() or not glob.has_magic(str(file)):
         return [file]
-    found = [Path(each) for each in glob.glob(str(file), recursive=True)]
-    if not found:
+    matches = [Path(each) for each in glob.glob(str(file), recursive=True)]
+    if not matches:
         raise FileNotFoundError(f"cannot import {str(file)!r}: nothing matches it")
-    return found
+    return matches
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -155,16 +155,16 @@ def _inside(folder: Path) -> list[Path]:
     if (folder / "zarr.json").exists():
         remedy = f"gradstats copy {folder} OUT copies it"
         raise ValueError(f"cannot import {folder}: it is a Zarr store already; {remedy}")
-    found = [
+    files = [
         path
         for path in sorted(folder.rglob("*"))
         if suffix_of(path) in LOADERS
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    if not found:
+    if not files:
         raise ValueError(f"cannot import {folder}: no file in it ends in {', '.join(LOADERS)}")
-    return found
+    return files
 
 
 def _shards(index: Path) -> list[Path]:
@@ -239,10 +239,10 @@ def _by_worker(rows: Mapping[str, Files]) -> dict[str, dict[Ranks, Files]]:
     ranks = {name: tuple(map(int, _WORKER.findall(short[name]))) for name in rows}
     if len(set(ranks.values())) < 2:
         return {name: {(): row} for name, row in rows.items()}
-    found: dict[str, dict[Ranks, Files]] = {}
+    steps: dict[str, dict[Ranks, Files]] = {}
     for name, row in rows.items():
-        found.setdefault(_WORKER.sub("", short[name]), {})[ranks[name]] = row
-    return found
+        steps.setdefault(_WORKER.sub("", short[name]), {})[ranks[name]] = row
+    return steps
 
 
 def _check_parts(names: Iterable[str]) -> None:
@@ -256,13 +256,13 @@ def _check_parts(names: Iterable[str]) -> None:
                 raise ValueError(f"cannot import {name}: {fact}; join them into one file per step")
 
 
-def _check_complete(found: Mapping[str, Mapping[Ranks, Files]], ranks: Sequence[Ranks]) -> None:
-    for each in found.values():
+def _check_complete(steps: Mapping[str, Mapping[Ranks, Files]], ranks: Sequence[Ranks]) -> None:
+    for each in steps.values():
         missing = [rank for rank in ranks if rank not in each]
         if missing:
             which = ", ".join(map(str, missing[0])) or "without a number"
-            there = next(iter(each.values()))[0]
+            file = next(iter(each.values()))[0]
             raise ValueError(
-                f"cannot import {there}: worker {which}, which other steps have, has no file of "
+                f"cannot import {file}: worker {which}, which other steps have, has no file of "
                 "its step; leave the step out, or that worker"
             )

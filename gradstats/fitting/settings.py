@@ -1,0 +1,86 @@
+"""What a fit depends on, beside the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradstats.ratios import RATIOS, check_ratio
+from gradstats.settings import check_choices, setting, several
+
+if TYPE_CHECKING:
+    from gradstats.compressors import Compressor
+    from gradstats.families import Family
+
+METHODS = ("mle", "moments")
+KINDS = ("full", "track")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of a fit; names and specs become families and compressors, one value a tuple.
+
+    Raises:
+        ValueError: An unknown family, method or compressor, none, or a number out of its range.
+
+    Example:
+        >>> FitSettings(families="laplace", ratios=0.01).ratios
+        (0.01,)
+    """
+
+    by: str = setting(
+        "model",
+        "Groups: model, module-type, parameter, or a regular expression found in names.",
+    )
+    families: tuple[type[Family], ...] = setting(None, "Distributions to fit; default: all.")
+    ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
+    method: str = setting("mle", "How families are fitted.", choices=METHODS)
+    bootstrap: int = setting(
+        0, "Replicates of a parametric bootstrap of 2,000 elements (slow); 0: none."
+    )
+    compensated: Compressor | None = setting(
+        None, "Fit gradient + residual of this compressor with error feedback."
+    )
+    kind: str | None = setting(None, "Rows to fit: full or track; default: full where there are.")
+    stride: int = setting(1, "Rows from one fit to the next; thresholds are followed over all.")
+    seed: int = setting(0, "Seed of the compressor.")
+
+    def __post_init__(self) -> None:
+        from gradstats.compressors import compressor
+
+        self._set(families=_families(self.families), ratios=several(self.ratios))
+        spec: Any = self.compensated
+        self._set(compensated=compressor(spec) if isinstance(spec, str) else spec)
+        for ratio in self.ratios:
+            check_ratio("ratio", ratio)
+        for name in ("families", "ratios"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one, got none")
+        for name, least in (("bootstrap", 0), ("stride", 1), ("seed", 0)):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
+        if self.kind not in (None, *KINDS, "summary"):
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        for each in self.families:
+            each.check_method(self.method)
+        check_choices(self)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of the tables: those of parts and of compensated gradients stand apart."""
+        if self.compensated is not None:
+            return "_compensated"
+        return "" if self.by == "model" else "_by_part"
+
+
+def _families(given: Any) -> tuple[type[Family], ...]:
+    from gradstats.families import FAMILIES, family
+
+    if given is None:
+        return FAMILIES
+    return tuple(family(each) if isinstance(each, str) else each for each in several(given))

@@ -1,0 +1,118 @@
+"""Settings of a recording: the keywords of `capture`, options of its command, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from gradstats.recording.budget import parse_bytes
+from gradstats.recording.processes import check_points
+from gradstats.recording.schedules import as_schedule, every, parse
+from gradstats.recording.writer import OnSummary
+from gradstats.settings import check_choices, setting
+
+IfExists = Literal["error", "resume", "overwrite"]
+WhenFull = Literal["block", "drop", "thin"]
+LocalBy = Literal["hooks", "comm_hook"]
+Full = Callable[[int], bool] | Iterable[int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """What is recorded, where in the step, and what happens when there is no room for it.
+
+    The arguments of `gradstats.capture` say more of each.
+
+    Raises:
+        ValueError: A setting is out of range, or nothing would be recorded.
+        TypeError: `full` is not a schedule.
+    """
+
+    full: Full = setting(every(500), "Steps at which the whole gradient is kept.")
+    track: int | None = setting(
+        65_536, "Number of elements kept at every step, always the same random ones; 0: none."
+    )
+    summary: bool = setting(
+        False, "Keep a Summary (a histogram and sums) of each parameter at every step."
+    )
+    on_summary: OnSummary | None = setting(
+        None, "Function called with (step, {parameter: Summary}) at every step."
+    )
+    shadow: Sequence[str] = setting(
+        (), "Compressors that run on the tracked elements beside the training (comma-separated)."
+    )
+    weights: bool = setting(False, "Keep the weights too, with every whole gradient.")
+    at: str | Sequence[str] = setting(
+        "auto",
+        "Where in the step: auto, or local, reduced or clipped, or several (comma-separated).",
+    )
+    parameters: str | Sequence[str] = setting("*", "Which parameters, by a glob on their names.")
+    max_bytes: int | str = setting("20GB", "Most that is written, with its unit.")
+    if_exists: IfExists = setting(
+        "error", "What to do if the run exists already.", choices=get_args(IfExists)
+    )
+    when_full: WhenFull = setting(
+        "block",
+        "When the disk is too slow: block the training, drop the row, or thin the full rows.",
+        choices=get_args(WhenFull),
+    )
+    local_by: LocalBy = setting(
+        "hooks",
+        "How local gradients are read: hooks on the parameters, or a DDP communication hook.",
+        choices=get_args(LocalBy),
+    )
+    start_step: int = setting(0, "Number of the first optimizer step.")
+    seed: int = setting(0, "Seed of the choice of tracked elements.")
+    quiet: bool = setting(False, "Print nothing but errors and warnings.")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.full is not None:  # once: it may be an iterator
+            object.__setattr__(self, "full", as_schedule(self.full))
+        check_points(self.at)
+        parse_bytes(self.max_bytes)
+        _check_rows_wanted(whole=self.full is not None or self.summaries, track=self.track)
+        if self.shadow and not self.track:
+            rule = "shadow runs on tracked elements: track must be on"
+            raise ValueError(f"{rule}, got {self.track!r}")
+
+    @property
+    def summaries(self) -> bool:
+        """Whether Summaries are made: they are stored, and passed to `on_summary` if given."""
+        return self.summary or self.on_summary is not None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON values; functions go by their names, schedules as expressions."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["full"] = None if self.full is None else repr(as_schedule(self.full))
+        values["on_summary"] = self.on_summary and getattr(
+            self.on_summary, "__qualname__", type(self.on_summary).__qualname__
+        )
+        return {
+            name: list(value) if isinstance(value, (list, tuple)) else value
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> CaptureSettings:
+        """Read what `plain` gave; a function cannot be read.
+
+        Raises:
+            ValueError: `full` is no expression of a schedule.
+        """
+        full = values["full"] and parse(values["full"])
+        return cls(**{**values, "full": full, "on_summary": None})
+
+
+def _check_rows_wanted(*, whole: bool, track: int | None) -> None:
+    """Check that there is something to record.
+
+    Raises:
+        ValueError: `track` is not a number of elements, or neither whole rows nor elements.
+    """
+    if track is not None and (not isinstance(track, int) or track < 0):
+        raise ValueError(f"track must be a number of elements or None, got {track!r}")
+    if not whole and not track:
+        raise ValueError(f"full and track must not both be off, got None and {track!r}")

@@ -1,0 +1,78 @@
+"""Replay a run into its folder of results."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gradstats.network import Network
+from gradstats.replaying.planning import planned
+from gradstats.replaying.resumable import (
+    FACTORISED,
+    METHODS,
+    REPLAY,
+    TIMINGS,
+    FactorisedSettings,
+    MethodSettings,
+    Replaying,
+)
+from gradstats.replaying.settings import ReplaySettings
+from gradstats.runs import Run
+from gradstats.runs.results import Progress, Results, results_folder
+from gradstats.runs.tables import Table
+from gradstats.settings import in_words
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay has put into a folder.
+
+    Attributes:
+        folder: where the tables lie.
+        methods: medians over steps, a row per method and setting.
+        factorised: rows of factorised training; None unless they were asked for.
+    """
+
+    folder: Path
+    methods: Table
+    factorised: Table = None
+
+
+def replay_into(
+    run: Run,
+    settings: ReplaySettings,
+    folder: Path | None = None,
+    *,
+    network: Network | None = None,
+    low_rank: FactorisedSettings | None = None,
+    progress: Progress | None = None,
+) -> Replayed:
+    """Replay and time compressors into files; an interrupted replay goes on where it was.
+
+    Rows that the folder holds already, of whichever command, are not computed again, but for
+    those of compressors of one's own, whose code may have changed.
+
+    Args:
+        run: selects parameters and steps.
+        settings: what to replay.
+        folder: gets the tables replay, timings and methods, and settings.json; default
+            `RUN.results`.
+        network: that exchanges are projected on; default 8 workers at 10 Gbit/s.
+        low_rank: rows of factorised training too.
+        progress: called with (stage, done, of how many).
+
+    Raises:
+        ValueError: an unknown compressor, or fewer workers were captured.
+    """
+    planned(run, settings)  # what is wrong is said before the work
+    run.beside(settings.workers)
+    results = Results(run, folder or results_folder(run), progress)
+    what = Replaying(settings)
+    results.ensure(REPLAY, what)
+    results.ensure(TIMINGS, what)
+    results.ensure(METHODS, MethodSettings(what.keys(run), asdict(network or Network())))
+    if low_rank:
+        results.ensure(FACTORISED, low_rank)
+    results.remember("replay", in_words(vars(settings)))
+    rows = results.read("factorised") if low_rank else None
+    return Replayed(results.folder, results.read("methods"), rows)

@@ -1,0 +1,46 @@
+"""What a report depends on, beside the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradstats.network import Network
+from gradstats.ratios import RATIOS
+from gradstats.replaying.settings import chosen
+from gradstats.settings import setting, several
+
+if TYPE_CHECKING:
+    from gradstats.compressors import Compressor
+    from gradstats.runs import Run
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Settings of a report; one value given for several is a tuple of one.
+
+    Raises:
+        ValueError: A negative budget.
+    """
+
+    budget: float = setting(
+        300.0, "Seconds after which no further replay begins; the report names what was skipped."
+    )
+    by: str = setting(
+        "module-type",
+        "Groups of the second table: model, module-type, parameter, or a regular expression.",
+    )
+    ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
+    compressors: tuple[str | Compressor, ...] = setting(
+        None, "Compressors, such as topk, sidco-e(0.01); default: those that are supported."
+    )
+    network: Network = setting(None, "Network that exchanges are projected on.")
+    factorised: Run | None = setting(None, "A captured run of the same model in factors.")
+    seed: int = setting(0, "Seed of the random methods.")
+
+    def __post_init__(self) -> None:
+        if self.budget < 0:
+            raise ValueError(f"budget must be at least 0 seconds, got {self.budget!r}")
+        object.__setattr__(self, "ratios", several(self.ratios))
+        object.__setattr__(self, "compressors", chosen(self.compressors))
+        object.__setattr__(self, "network", self.network or Network())
