@@ -1,4 +1,4 @@
-"""Capture inside other people's training loops; each needs the library it is named after."""
+"""Callbacks that record gradients inside the training loops of Lightning and transformers."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Capture inside Lightning's Trainer."""
+"""A callback that records the gradients of a Lightning `Trainer`."""
 
 import os
 from collections.abc import Mapping
@@ -7,23 +7,23 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from gradstats.integrations.segments import Segments, said
+from gradstats.integrations.segments import Segments, printing_errors
 
 
 class LightningCallback(pl.Callback):
     """Record the gradients of a `Trainer`, from the first step to the end of the fit.
 
-    A row's step counts calls of the optimizer. The loss is that of the batch the optimizer stepped
-    after. A fit that goes on from a checkpoint with this callback in it adds a segment, and so
-    does every further fit with the same callback. A fit of a new `Trainer` counts its steps from
-    the beginning again; one that goes on in the same `Trainer` counts on.
+    The step of a row counts optimizer calls. Its loss is the loss of the batch after which the
+    optimizer stepped. A fit that goes on from a checkpoint with this callback in it adds a
+    segment, and so does every further fit with the same callback. A fit of a new `Trainer` counts
+    its steps from the beginning again; one that goes on in the same `Trainer` counts on.
 
-    Nothing is raised into the trainer: where attaching fails (say because there is something at
-    ``path``), the reason is printed and the fit is not recorded.
+    Nothing is raised into the trainer: if attaching fails (for example because `path` exists), the
+    reason is printed and the fit is not recorded.
 
     Args:
         path: The store to write.
-        optimizer: Which of the module's optimizers, where it has several.
+        optimizer: Index of the recorded optimizer, if the module has several.
         **settings: As in `gradstats.capture`.
 
     Example:
@@ -41,11 +41,11 @@ class LightningCallback(pl.Callback):
 
     @property
     def capture(self) -> Any:
-        """The handle of the last recording; None before the first, and where attaching failed."""
+        """The handle of the last recording; None before the first, and after attaching failed."""
         return self._segments.capture
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Attach."""
+        """Begin a recording, or print why that fails."""
         going_on = self._loaded or trainer.global_step > 0
         step, self._loaded = self._next_step() if going_on else None, False
         self._segments.begin(
@@ -63,12 +63,12 @@ class LightningCallback(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Attach the loss, if the optimizer stepped in this batch."""
+        """Log the loss, if the optimizer stepped in this batch."""
         if self.capture is None or self.capture.step == self._seen:
             return
         self._seen = self.capture.step
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        with said("cannot log the loss"):
+        with printing_errors("cannot log the loss"):
             if loss is not None:  # Lightning has divided it by the number of batches
                 self.capture.log(loss=loss * trainer.accumulate_grad_batches)
 
@@ -83,7 +83,7 @@ class LightningCallback(pl.Callback):
         self._segments.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """The step to go on from."""
+        """Return the step from which a resumed fit goes on."""
         return {"step": self._next_step()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The recordings of one callback: one segment of a store for each training that it sees."""
+"""The recordings of one callback: one segment of a store per training."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ class Segments:
     """Begins and ends recordings to one path, and never raises into a trainer.
 
     A trainer may start again whenever it likes: with half the batch size after an out-of-memory
-    error, with other hyperparameters, or because ``fit`` is called twice. Each start closes the
-    recording that is still open and adds a segment to what this callback has begun.
+    error, with other hyperparameters, or because `fit` is called twice. Each start closes the
+    recording that is still open and adds a segment to the store that this callback has begun.
 
     Args:
         path: The store to write.
         settings: As in `gradstats.capture`.
 
     Attributes:
-        capture: The last recording; None before the first, and where attaching failed.
+        capture: The last recording; None before the first, and after attaching failed.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
@@ -47,14 +47,14 @@ class Segments:
             settings["start_step"] = start_step
         if resume or self._begun:
             settings["if_exists"] = "resume"
-        with said("not recorded"):
+        with printing_errors("not recorded"):
             model, optimizer = training()
             self.capture = capture(model, optimizer, self.path, **settings)
             self._begun = True
 
     def end(self) -> None:
         """Close the recording, if one is open."""
-        with said("cannot close the recording"):
+        with printing_errors("cannot close the recording"):
             if self.capture is not None:
                 self.capture.close()
 
@@ -64,7 +64,7 @@ class Segments:
 
 
 @contextlib.contextmanager
-def said(what: str) -> Iterator[None]:
+def printing_errors(what: str) -> Iterator[None]:
     """Print an error of the block instead of raising it into the trainer."""
     try:
         yield

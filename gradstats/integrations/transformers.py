@@ -1,23 +1,23 @@
-"""Capture inside transformers' Trainer."""
+"""A callback that records the gradients of a transformers `Trainer`."""
 
 import os
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradstats.integrations.segments import Segments, said
+from gradstats.integrations.segments import Segments, printing_errors
 
 
 class TransformersCallback(TrainerCallback):
     """Record the gradients of a `Trainer`, from the first step to the end of training.
 
-    A row's step is the Trainer's global step. The loss stands on the rows when the Trainer logs it
-    at every step (``logging_steps=1``). A training that goes on from a checkpoint adds a segment,
-    and so does every further one with the same callback: a second ``train()``, a trial of a
-    hyperparameter search, a start with a smaller batch (``auto_find_batch_size``).
+    The step of a row is the Trainer's global step. Rows have a loss when the Trainer logs it at
+    every step (`logging_steps=1`). A training that goes on from a checkpoint adds a segment, and
+    so does every further one with the same callback: a second `train()`, a trial of a
+    hyperparameter search, a start with a smaller batch (`auto_find_batch_size`).
 
-    Nothing is raised into the Trainer: where attaching fails (say because there is something at
-    ``path``), the reason is printed and the training is not recorded.
+    Nothing is raised into the Trainer: if attaching fails (for example because `path` exists), the
+    reason is printed and the training is not recorded.
 
     Args:
         path: The store to write.
@@ -32,7 +32,7 @@ class TransformersCallback(TrainerCallback):
 
     @property
     def capture(self) -> Any:
-        """The handle of the last recording; None before the first, and where attaching failed."""
+        """The handle of the last recording; None before the first, and after attaching failed."""
         return self._segments.capture
 
     def on_train_begin(
@@ -42,7 +42,7 @@ class TransformersCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Attach."""
+        """Begin a recording, or print why that fails."""
         chosen = self._segments.settings.get("start_step")
         self._segments.begin(
             lambda: (kwargs["model"], kwargs["optimizer"]),
@@ -58,8 +58,8 @@ class TransformersCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Attach the loss, where it is that of one step."""
-        with said("cannot log the loss"):
+        """Log the loss, if it is the loss of one step."""
+        with printing_errors("cannot log the loss"):
             if self.capture is not None and args.logging_steps == 1 and "loss" in (logs or {}):
                 self.capture.log(loss=(logs or {})["loss"])
 

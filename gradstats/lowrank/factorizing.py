@@ -1,4 +1,4 @@
-"""Replace the layers of a model by layers of low rank, fresh or from the weights there are."""
+"""Replace the layers of a model by layers of low rank, fresh or from its weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gradstats.patterns import matching
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one layer.
+    """The outcome for one layer.
 
     Attributes:
-        name: in the model.
-        kind: its class.
-        rank: r; 0 where it stays as it was.
-        before: its parameters.
-        after: its parameters now.
-        kept: why it stays; "" where it does not.
+        name: The layer's name in the model.
+        kind: The name of its class.
+        rank: r; 0 where the layer stays.
+        before: Number of its parameters before.
+        after: Number of its parameters now.
+        kept: Why the layer stays; "" where it is replaced.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Factorization:
     """A model with layers of low rank.
 
     Attributes:
-        model: the model; the object that was given, unless that was one layer itself.
-        changes: of its layers, in order.
-        replaced: by each parameter that is gone, those that took its place.
+        model: The model; the object that was given, unless that was one layer itself.
+        changes: The outcome for each layer, in the model's order.
+        replaced: By each parameter that is gone, the parameters that took its place.
     """
 
     model: nn.Module
@@ -104,10 +104,10 @@ class Plan:
     """What is to become of a model, which is untouched.
 
     Attributes:
-        changes: of its layers, in order.
-        layers: by each layer that goes, the one that takes its place.
-        replaced: by each parameter that goes, those that take its place.
-        names: of those, in the model.
+        changes: The outcome for each layer, in the model's order.
+        layers: Pairs of a layer that goes and the layer that takes its place.
+        replaced: By each parameter that goes, the parameters that take its place.
+        names: Names of the new parameters in the model.
     """
 
     changes: list[Change]
@@ -144,16 +144,16 @@ def factorize(
     its names, hooks, modes, what is frozen, and all other parameters stay what they are.
 
     Args:
-        model: not wrapped.
-        rank_ratio: in (0, 1].
-        keep: globs of names of layers that stay as they are, or one glob.
-        full_rank_layers: so many of the first layers that could be replaced stay: the hybrid rule.
-        ranks: by name, where the ratio is not to decide.
-        extra_norm: a BatchNorm between the factors of convolutions, a variant of its own.
-        warm: start from the truncated SVD of the weights, see `warm_start`; else as new layers.
+        model: The model, not wrapped.
+        rank_ratio: Rank over the shortest side of a matrix, in (0, 1].
+        keep: Globs of names of layers that stay as they are, or one glob.
+        full_rank_layers: Number of first layers that stay although they could be replaced.
+        ranks: Ranks by layer name, which take precedence over the ratio.
+        extra_norm: Put a BatchNorm between the factors of convolutions, a variant of its own.
+        warm: Start from the truncated SVD of the weights, see `warm_start`; else as new layers.
 
     Raises:
-        ValueError: a setting out of range, a layer that cannot be replaced and is not kept, a name
+        ValueError: A setting out of range, a layer that cannot be replaced and is not kept, a name
             that is not in the model, weights that are not finite under `warm`, or a model that has
             layers of low rank already.
 
@@ -161,8 +161,8 @@ def factorize(
         Wang et al., "Pufferfish: Communication-efficient models at no extra cost", MLSys 2021.
 
     Example:
-        >>> found = factorize(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)))
-        >>> print(found)
+        >>> result = factorize(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)))
+        >>> print(result)
         0 (Linear): rank 16, 4,160 → 2,112
         2 (Linear): rank 1, 260 → 72
         4,420 → 2,184 parameters (2.02 ×)
@@ -252,7 +252,7 @@ def _whole(number: object) -> bool:
 
 
 def _asked_for(model: nn.Module, settings: Settings) -> set[str]:
-    """The names of layers that stay because the user says so."""
+    """The names of layers that the user asks to keep."""
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     return {name for pattern in settings.keep for name in matching(names, pattern)}
 

@@ -13,11 +13,11 @@ class LowRankLinear(nn.Module):
     r"""A linear layer of rank r: :math:`y = U (V^T x) + b`, of r (m + n) + m parameters.
 
     Args:
-        in_features: n.
-        out_features: m.
+        in_features: n, the last dimension of the input.
+        out_features: m, the last dimension of the output.
         rank: r.
-        bias: whether there is a b.
-        **where: device and dtype.
+        bias: Whether the layer has a b.
+        **where: Device and dtype.
 
     Attributes:
         first: Vᵀ, without a bias.
@@ -39,13 +39,13 @@ class LowRankLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """Of the second factor."""
+        """The bias of the second factor."""
         return self.second.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., n]` to `[..., m]`."""
-        found: Tensor = self.second(self.first(x))
-        return found
+        y: Tensor = self.second(self.first(x))
+        return y
 
     def extra_repr(self) -> str:
         """The rank."""
@@ -56,7 +56,7 @@ class LowRankAttention(nn.Module):
     """Multi-head attention whose four projections have rank r, heads concatenated: 8 D r.
 
     Args:
-        attention: whose place it takes; its weights are not used.
+        attention: The layer to replace; its weights are not used.
         rank: r.
     """
 
@@ -69,7 +69,7 @@ class LowRankAttention(nn.Module):
         size, bias = attention.embed_dim, attention.in_proj_bias is not None
         self.embed_dim, self.num_heads, self.rank = size, attention.num_heads, rank
         self.dropout, self.batch_first = attention.dropout, attention.batch_first
-        # layers of transformers look here before they take a path of their own
+        # layers of transformers look at these before they take a path of their own
         self._qkv_same_embed_dim, self.in_proj_bias = False, None
         self.query = LowRankLinear(size, size, rank, bias=bias, **where)
         self.key = LowRankLinear(attention.kdim, size, rank, bias=bias, **where)
@@ -116,17 +116,17 @@ class LowRankAttention(nn.Module):
 
     def _mask(self, scores: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor:
         """What is added to the scores, which broadcasts to `[B, heads, T, S]`."""
-        found = scores.new_zeros(())
+        added = scores.new_zeros(())
         if mask is not None:
             heads = (-1, self.num_heads, *mask.shape[1:])
             mask = mask.view(heads) if mask.dim() == 3 else mask
-            found = found + _added(mask, scores)
+            added = added + _as_scores(mask, scores)
         if padding is not None:
-            found = found + _added(padding, scores)[:, None, None, :]
-        return found
+            added = added + _as_scores(padding, scores)[:, None, None, :]
+        return added
 
 
-def _added(mask: Tensor, scores: Tensor) -> Tensor:
+def _as_scores(mask: Tensor, scores: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(scores.dtype)
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -torch.inf)

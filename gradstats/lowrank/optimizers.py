@@ -25,13 +25,13 @@ def rebuilt(
     the groups (AdamW's `decoupled_weight_decay`) is added to the new groups.
 
     Args:
-        optimizer: is not changed.
-        replaced: by each parameter that is gone, those that took its place.
-        names: of the successors, for an optimizer of named parameters.
+        optimizer: The old optimizer, which is not changed.
+        replaced: By each parameter that is gone, the parameters that took its place.
+        names: Names of the new parameters, for an optimizer of named parameters.
 
     Raises:
-        TypeError: not an optimizer of torch's.
-        ValueError: the constructor needs an argument that is not among the settings, or raises.
+        TypeError: `optimizer` is no optimizer of torch's.
+        ValueError: The constructor needs an argument that is not among the settings, or raises.
     """
     kind = type(optimizer)
     if not isinstance(optimizer, Optimizer):
@@ -47,7 +47,7 @@ def rebuilt(
     settings = {name: _copied(known[name], copies) for name in others if name in known}
     groups = _groups(optimizer, replaced, names or {}, copies)
     try:
-        fresh = _made(kind, first, groups, settings, ("params", *others))
+        fresh = _constructed(kind, first, groups, settings, ("params", *others))
     except Exception as error:
         fact = f"{type(error).__name__}: {error}; it got {', '.join((first, *settings))}"
         remedy = "factorize(model, warm=True) and make the optimizer anew"
@@ -57,7 +57,7 @@ def rebuilt(
     return fresh
 
 
-def _made(
+def _constructed(
     kind: type, first: str, groups: list[Settings], settings: Settings, names: tuple[str, ...]
 ) -> Optimizer:
     """The optimizer of whole groups, or of what its arguments name of them if it takes no more."""
@@ -70,8 +70,8 @@ def _made(
     held = [sorted(id(p) for p in group["params"]) for group in fresh.param_groups]
     if held != [sorted(id(_tensor(p)) for p in group["params"]) for group in groups]:
         raise ValueError("it holds other parameters than it was given")
-    made: Optimizer = fresh
-    return made
+    typed: Optimizer = fresh
+    return typed
 
 
 def _arguments(kind: type, defaults: Settings) -> tuple[str, list[str]]:
@@ -97,8 +97,8 @@ def _arguments(kind: type, defaults: Settings) -> tuple[str, list[str]]:
 def _attributes(optimizer: Optimizer, names: list[str]) -> Settings:
     """Arguments that the optimizer keeps under their own names, beside its `defaults`."""
     kept = vars(optimizer)
-    found = {name: kept.get(name, kept.get(f"_{name}")) for name in names}
-    return {name: found[name] for name in names if name in kept or f"_{name}" in kept}
+    present = [name for name in names if name in kept or f"_{name}" in kept]
+    return {name: kept.get(name, kept.get(f"_{name}")) for name in present}
 
 
 def _groups(
@@ -115,7 +115,7 @@ def _groups(
         for number, parameter in sorted(held, key=lambda each: -each[1].dim())
         for heir in replaced.get(parameter, (parameter,))
     }
-    found = []
+    fresh = []
     for number, group in enumerate(groups):
         rest = {k: _copied(v, copies) for k, v in group.items() if k not in NOT_COPIED}
         placed: dict[Tensor, str] = {
@@ -125,8 +125,8 @@ def _groups(
             if home[heir] == number
         }
         named = [(name, heir) for heir, name in placed.items()]
-        found.append({**rest, "params": named if "param_names" in group else list(placed)})
-    return found
+        fresh.append({**rest, "params": named if "param_names" in group else list(placed)})
+    return fresh
 
 
 def _named(group: Settings) -> Iterator[tuple[Tensor, str]]:
@@ -135,16 +135,16 @@ def _named(group: Settings) -> Iterator[tuple[Tensor, str]]:
 
 
 def _tensor(parameter: Any) -> Tensor:
-    found: Tensor = parameter[1] if isinstance(parameter, tuple) else parameter
-    return found
+    tensor: Tensor = parameter[1] if isinstance(parameter, tuple) else parameter
+    return tensor
 
 
 def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
     """A setting of its own: schedulers write to a learning rate that is a tensor.
 
     Args:
-        value: the setting.
-        copies: by the id of a tensor, its copy: groups that share one share one again.
+        value: The setting.
+        copies: By the id of a tensor, its copy: groups that share one share one again.
     """
     if isinstance(value, Tensor):
         return copies.setdefault(id(value), value.detach().clone())

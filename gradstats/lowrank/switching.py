@@ -19,7 +19,7 @@ from gradstats.lowrank.warming import warm_start
 EARLIEST = 15  # epochs
 SPAN = 15  # of the moving average
 LATEST = 11  # slopes that are averaged
-STILL = 0.1  # the mean slope, in ranks an epoch, below which a rank stands still
+STILL = 0.1  # the mean slope, in ranks per epoch, below which a rank stands still
 ROUNDING = 1e-5  # relative, of a stable rank in float32
 
 
@@ -61,7 +61,7 @@ class VanillaWarmUp:
         **how: as `warm_start` has it.
 
     Attributes:
-        found: the factorization, None before the switch.
+        found: The factorization; None before the switch.
 
     Example:
         >>> model = nn.Linear(32, 32)
@@ -102,7 +102,7 @@ class RankTracker:
 
     Args:
         model: at initialization.
-        still: largest mean slope of a layer that stands still, in ranks an epoch.
+        still: largest mean slope of a layer that stands still, in ranks per epoch.
         earliest: epochs before which nothing is decided.
 
     Attributes:
@@ -147,7 +147,7 @@ class RankTracker:
         """
         for name in self._layers:
             self.history[name].append(float((self._scale[name] * self._ranks_of(name)).max()))
-        return all(self._stands_still(found) for found in self.history.values())
+        return all(self._stands_still(ranks) for ranks in self.history.values())
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -156,7 +156,7 @@ class RankTracker:
         Raises:
             ValueError: the weights of a layer were not finite then.
         """
-        last = {name: found[-1] for name, found in self.history.items() if found}
+        last = {name: ranks[-1] for name, ranks in self.history.items() if ranks}
         broken = [name for name, rank in last.items() if math.isnan(rank)]
         if broken:
             raise ValueError(f"cannot tell the rank of {', '.join(broken)}: NaN or inf in it")
@@ -182,16 +182,16 @@ class RankTracker:
         weights = [(layer.get_parameter(each).detach(), n) for each, n in blocks.items()]
         return torch.cat([_stable_ranks(torch.stack(w.flatten(1).chunk(n))) for w, n in weights])
 
-    def _stands_still(self, found: list[float]) -> bool:
-        if len(found) < self._earliest:
+    def _stands_still(self, ranks: list[float]) -> bool:
+        if len(ranks) < self._earliest:
             return False
-        slopes = np.gradient(_averaged(found))
+        slopes = np.gradient(_averaged(ranks))
         return bool(np.abs(slopes[-LATEST:]).mean() <= self._still)
 
 
-def _averaged(found: list[float]) -> list[float]:
+def _averaged(values: list[float]) -> list[float]:
     """The exponential moving average of a span of 15."""
-    share, kept = 2 / (SPAN + 1), [found[0]]
-    for value in found[1:]:
+    share, kept = 2 / (SPAN + 1), [values[0]]
+    for value in values[1:]:
         kept.append(share * value + (1 - share) * kept[-1])
     return kept

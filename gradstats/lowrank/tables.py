@@ -68,9 +68,9 @@ def matrices_by_parameter(model: nn.Module) -> dict[int, int]:
     """By the id of a parameter, how many matrices low rank makes of it; 0 where it stays.
 
     Hooks do not count: they are those of the training, not of the model. Parameters that are
-    sharded are left out: what becomes of them is told from the whole ones.
+    sharded are left out: the whole ones show what becomes of them.
     """
-    places, found = Places(model), {}
+    places, by_id = Places(model), {}
     low = [f"{name}." for name, layer in model.named_modules() if isinstance(layer, LOW_RANK)]
     for name, layer in layers(model):
         if any(type(parameter) is not nn.Parameter for parameter in parameters(layer)):
@@ -80,14 +80,14 @@ def matrices_by_parameter(model: nn.Module) -> dict[int, int]:
         for own, parameter in nn.Module.named_parameters(layer):
             if parameter.dim() > 1:
                 blocks = blocks_of(type(layer).__name__, own, groups)
-                found[id(parameter)] = 0 if stays else blocks
-    return found
+                by_id[id(parameter)] = 0 if stays else blocks
+    return by_id
 
 
 def replaced_in(parts: Iterable[Part], ratio: float) -> Iterator[Replaced]:
     """The layers that `factorize` would replace in the model of a run.
 
-    What a run does not say is taken from names and shapes: a convolution over one channel per
+    What a run does not record is taken from names and shapes: a convolution over one channel per
     group is depthwise, a parameter of an unknown module is that of a linear layer or convolution.
 
     Args:
@@ -114,7 +114,7 @@ def _layers(table: dict[str, Part]) -> dict[str, tuple[str, dict[str, Part]]]:
     """The kinds and the parameters of layers; recurrent ones and attention have several."""
     kinds = {name: part.module_type or _guessed(part, table) for name, part in table.items()}
     attention = {n.rpartition(".")[0] for n, kind in kinds.items() if kind == "MultiheadAttention"}
-    found: dict[str, tuple[str, dict[str, Part]]] = {}
+    by_layer: dict[str, tuple[str, dict[str, Part]]] = {}
     for name, part in table.items():
         layer, _, own = name.rpartition(".")
         kind = kinds[name].removeprefix("FSDP")  # what fully_shard makes of a class
@@ -122,10 +122,10 @@ def _layers(table: dict[str, Part]) -> dict[str, tuple[str, dict[str, Part]]]:
         if f"{child}.{own}" in OUT_PROJ and parent in attention:
             kind, layer, own = "MultiheadAttention", parent, f"{child}.{own}"
         if kind in BY_NAME and BY_NAME[kind].blocks > 1:
-            found.setdefault(f"{kind} {layer}", (kind, {}))[1][own] = part
+            by_layer.setdefault(f"{kind} {layer}", (kind, {}))[1][own] = part
         elif len(part.shape) > 1:
-            found[name] = (kind, {own: part})
-    return found
+            by_layer[name] = (kind, {own: part})
+    return by_layer
 
 
 def _guessed(part: Part, table: dict[str, Part]) -> str:

@@ -24,19 +24,20 @@ def warm_start(
     are in the group of their layer's bias, else of its weight.
 
     Args:
-        model: trained; changed in place.
-        optimizer: of its parameters. Its schedulers and hooks must be made anew, on the optimizer
-            returned. A fresh schedule starts at the learning rate of the moment. One that was
-            under way goes on after `load_state_dict` of the old one's state, once the settings of
-            the old groups are put back, which the constructors of some schedules change.
-        rank_ratio: as `factorize` has it.
-        **how: as `factorize` has it.
+        model: The trained model, changed in place.
+        optimizer: The optimizer of its parameters. Its schedulers and hooks must be made anew, on
+            the optimizer returned. A fresh schedule starts at the learning rate of the moment. One
+            that was under way goes on after `load_state_dict` of the old one's state, once the
+            settings of the old groups are put back, which the constructors of some schedules
+            change.
+        rank_ratio: As in `factorize`.
+        **how: Other keywords of `factorize`.
 
     Returns:
         The factorization and the new optimizer.
 
     Raises:
-        ValueError: as `factorize` does, or the optimizer is another model's, or its class cannot
+        ValueError: As `factorize` does, or the optimizer is another model's, or its class cannot
             be made again from its settings.
 
     References:

@@ -18,7 +18,7 @@ def parse_bytes(size: int | str) -> int:
         (20000000000, 1572864, 4096)
 
     Raises:
-        ValueError: ``size`` is not a positive size.
+        ValueError: `size` is not a positive size.
     """
     match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?i?B)?", str(size).strip(), re.IGNORECASE)
     units = {unit.upper(): factor for unit, factor in _UNITS.items()}
@@ -83,7 +83,7 @@ class Budget:
         self._due = 0
 
     def take(self, nbytes: int) -> None:
-        """Count ``nbytes`` as written."""
+        """Count `nbytes` as written."""
         self._taken += nbytes
 
     def give_back(self, nbytes: int) -> None:

@@ -1,4 +1,4 @@
-"""What is ours inside a training: its faults are said, never raised, and its time is counted."""
+"""Runs a recording's work inside a training: faults are printed, never raised; time is counted."""
 
 import os
 import time
@@ -13,7 +13,7 @@ class Guard:
     """Runs pieces of a recording in the training's thread, of the process that began it.
 
     Args:
-        reports: Who says what went wrong.
+        reports: Prints what went wrong.
 
     Attributes:
         closed: The recording is over: nothing runs any more.
@@ -30,12 +30,12 @@ class Guard:
 
     @property
     def away(self) -> bool:
-        """Closed, or in a fork of the process."""
+        """Whether the recording is closed, or this is a fork of its process."""
         return self.closed or self.forked
 
     @property
     def forked(self) -> bool:
-        """In a fork of the process that began the recording: it is none of this one's business."""
+        """Whether this is a fork of the recording process, in which nothing is recorded."""
         return os.getpid() != self._process
 
     def step(self, step: int, work: Callable[[], None]) -> None:

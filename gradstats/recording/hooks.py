@@ -88,7 +88,7 @@ def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inside(optimizers: Sequence[Any]) -> bool:
-    """Is a method of one of them being called, as when a wrapper steps what it wraps?"""
+    """Whether a method of one of them is running, as when a wrapper steps what it wraps."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
@@ -98,7 +98,7 @@ def inside(optimizers: Sequence[Any]) -> bool:
 
 
 def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """The closure among what ``optimizer.step`` was given, the optimizer itself first."""
+    """The closure among what `optimizer.step` was given, the optimizer itself first."""
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     return closure if callable(closure) else None
 

@@ -1,4 +1,4 @@
-"""The handle of a process that leaves the recording to another."""
+"""The handle of a process in which nothing is recorded, because another process does."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -10,10 +10,10 @@ from gradstats.recording.stats import Stats
 
 
 class Idle:
-    """What a process gets that leaves the recording to another: the same verbs, doing nothing.
+    """A handle whose methods do nothing, for a process that leaves the recording to another.
 
     Attributes:
-        step: The ``start_step`` it was given.
+        step: The `start_step` it was given.
         stats: Zeros.
     """
 

@@ -1,4 +1,4 @@
-"""Marks on gradients: has anybody changed or replaced one since it was last looked at?"""
+"""Marks on gradients, which show whether one was changed or replaced since it was marked."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -33,16 +33,18 @@ class Marks:
         self._tensors = tensors
         self._marks: dict[int, Mark] = {}
 
-    def mark(self, places: Iterable[int] | None = None) -> None:
-        """Mark the gradients at these places, or all, as they are now."""
-        for place in range(len(self._tensors)) if places is None else places:
-            grad = self._tensors[place].grad
+    def mark(self, indices: Iterable[int] | None = None) -> None:
+        """Mark the gradients at these indices, or all, as they are now."""
+        for index in range(len(self._tensors)) if indices is None else indices:
+            grad = self._tensors[index].grad
             reference = None if grad is None else weakref.ref(grad)
-            self._marks[place] = Mark(reference, _versions(grad))
+            self._marks[index] = Mark(reference, _versions(grad))
 
-    def changed(self, places: Iterable[int] | None = None) -> set[int]:
-        """Those of the places, or of all marked ones, whose gradient is not as it was marked."""
-        return {place for place in (self._marks if places is None else places) if self._is(place)}
+    def changed(self, indices: Iterable[int] | None = None) -> set[int]:
+        """Those of the indices, or of all marked ones, whose gradient is not as it was marked."""
+        return {
+            index for index in (self._marks if indices is None else indices) if self._is(index)
+        }
 
     def clear(self) -> None:
         """Take all marks off."""
@@ -52,9 +54,9 @@ class Marks:
         """Let go of the parameters."""
         self._tensors, self._marks = [], {}
 
-    def _is(self, place: int) -> bool:
-        """Has the gradient at a place changed since its mark, or has it none?"""
-        mark, grad = self._marks.get(place), self._tensors[place].grad
+    def _is(self, index: int) -> bool:
+        """Whether the gradient at an index has changed since its mark, or has no mark."""
+        mark, grad = self._marks.get(index), self._tensors[index].grad
         if mark is None:
             return True
         if mark.grad is None or grad is None:

@@ -1,4 +1,4 @@
-"""Where the gradients of a training can be seen, and which of its processes records them."""
+"""Which process of a training records gradients, and at which points they can be seen."""
 
 import gc
 import itertools
@@ -181,9 +181,9 @@ def shared_store(
     Args:
         spread: this process and the others.
         path: of the store; all processes see the same folder there.
-        create: makes the store and says which segment of it begins.
+        create: makes the store and returns the segment of it that begins.
 
-    Rank 0 says in the process group's key-value store how it went; a rank that waits in vain, or
+    Rank 0 writes the outcome to the process group's key-value store; a rank that waits in vain, or
     does not see the store, raises rather than hang.
 
     Raises:
@@ -193,7 +193,7 @@ def shared_store(
     if spread.world_size == 1 or not torch.distributed.is_initialized():
         return create()
     meeting = torch.distributed.distributed_c10d._get_default_store()
-    # torchrun may hand the store of the attempt before to the next, with all that was said there
+    # torchrun may hand the store of the attempt before to the next, with all its keys
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     key = f"gradstats/{attempt}/{spread.meeting}"
     if spread.rank == 0:
@@ -203,11 +203,11 @@ def shared_store(
     except (RuntimeError, torch.distributed.DistError) as error:
         advice = "every rank must call capture, in the same order"
         raise RuntimeError(f"cannot record: rank 0 did not create {path}; {advice}") from error
-    said = meeting.get(key).decode()
-    about, _, name = said.partition(" at ")
+    outcome = meeting.get(key).decode()
+    about, _, name = outcome.partition(" at ")
     segment, _, run = about.partition(" ")
     if not segment.isdecimal():
-        raise RuntimeError(f"cannot record: on rank 0, {said}")
+        raise RuntimeError(f"cannot record: on rank 0, {outcome}")
     return _seen(spread.rank, beside(path, name), run), int(segment)
 
 
@@ -254,6 +254,6 @@ def _announced(
     except BaseException as error:
         meeting.set(key, f"{type(error).__name__}: {error}")
         raise
-    said = f"{segment} {_run(store)} at {store.path.name}"
-    meeting.set(key, said)  # below a command it may be run-2.zarr
+    outcome = f"{segment} {_run(store)} at {store.path.name}"
+    meeting.set(key, outcome)  # below a command it may be run-2.zarr
     return store, segment

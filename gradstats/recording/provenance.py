@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 #: The environment variable that carries settings to the processes of `gradstats capture`.
 VARIABLE = "GRADSTATS_CAPTURE"
-#: The key under which a store says what --out was; the file's name alone.
+#: The key under which a store keeps what --out was; the file's name alone.
 OUT = "out"
 
 _REDACTED = "<redacted>"

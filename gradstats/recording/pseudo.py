@@ -23,19 +23,19 @@ def names_of(model: nn.Module, chosen: Sequence[Selected]) -> dict[str, int | No
         chosen: The parameters that are recorded, in the order of the table.
 
     Returns:
-        By name, with and without what wrappers add to it, the parameter's place in `chosen`; None
+        By name, with and without what wrappers add to it, the parameter's index in `chosen`; None
         for parameters that are not recorded.
     """
-    places = {id(one.tensor): place for place, one in enumerate(chosen)}
+    indices = {id(one.tensor): index for index, one in enumerate(chosen)}
     named = model.named_parameters(remove_duplicate=False)
-    names = {name: places.get(id(tensor)) for name, tensor in named}
-    for place, one in enumerate(chosen):
-        names |= dict.fromkeys((one.name, *one.aliases), place)
+    names = {name: indices.get(id(tensor)) for name, tensor in named}
+    for index, one in enumerate(chosen):
+        names |= dict.fromkeys((one.name, *one.aliases), index)
     return names
 
 
 def checked_steps(inner_steps: int) -> int:
-    """The number of inner steps.
+    """Check and return the number of inner steps.
 
     Raises:
         ValueError: It is no number of steps.
@@ -54,7 +54,7 @@ def checked_gradients(
     names: Mapping[str, int | None],
     table: Sequence[Parameter],
 ) -> dict[int, Tensor]:
-    """The gradients by the places of their parameters, in the dtypes of the table.
+    """Check pseudo-gradients and return them by parameter index, in the dtypes of the table.
 
     Args:
         named: What the training gave.
@@ -69,27 +69,27 @@ def checked_gradients(
     if not isinstance(named, Mapping):
         rule = "gradients must map names to tensors"
         raise TypeError(f"{rule}, got {type(named).__name__}")
-    found: dict[int, Tensor] = {}
+    by_index: dict[int, Tensor] = {}
     for name, grad in named.items():
         if name not in names:
             raise ValueError(f"gradients must go by names of the model's parameters, got {name!r}")
-        place = names[name]
-        if place is not None:
-            found[place] = _checked(name, grad, table[place])
-    if not found:
+        index = names[name]
+        if index is not None:
+            by_index[index] = _checked(name, grad, table[index])
+    if not by_index:
         raise ValueError(f"gradients must name a recorded parameter, got {list(named)!r}")
-    return found
+    return by_index
 
 
 def _checked(name: str, grad: Tensor, parameter: Parameter) -> Tensor:
     if not isinstance(grad, Tensor):
         raise TypeError(f"gradient of {name!r} must be a tensor, got {type(grad).__name__}")
-    held, here = getattr(torch, parameter.dtype), local(grad)
-    if tuple(here.shape) != parameter.shape:
+    held, own = getattr(torch, parameter.dtype), local(grad)
+    if tuple(own.shape) != parameter.shape:
         rule = f"gradient of {name!r} must have the shape {list(parameter.shape)}"
-        raise ValueError(f"{rule}, got {list(here.shape)}")
+        raise ValueError(f"{rule}, got {list(own.shape)}")
     exact = grad.is_floating_point() and torch.promote_types(grad.dtype, held) == held
     if not exact:
         rule = f"gradient of {name!r} must be {held} or what that holds exactly"
         raise ValueError(f"{rule}, got {grad.dtype}; round it with .to({held})")
-    return here if grad.dtype == held else here.to(held)
+    return own if grad.dtype == held else own.to(held)

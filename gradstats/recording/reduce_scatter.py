@@ -2,8 +2,8 @@
 
 `fully_shard` reduces the gradients of a module in one reduce-scatter. Its input, a flat vector in
 `reduce_dtype`, is the gradient that this process computed. `FSDPModule.set_custom_reduce_scatter`
-replaces the communication: here by one that hands the input to the recording and then calls the
-communication that it replaced.
+replaces the communication, in this module by one that hands the input to the recording and then
+calls the communication that it replaced.
 """
 
 import math
@@ -58,7 +58,7 @@ def check_reduce_scatter(model: nn.Module, chosen: Sequence[Selected]) -> bool:
 
 
 def _is_scattered(one: Selected, sharded: Any) -> bool:
-    """Is the gradient of a parameter seen by a reduce-scatter?"""
+    """Whether a reduce-scatter shows the gradient of a parameter."""
     if sharded is None:
         fact = f"no module under fully_shard holds {one.name!r}"
         raise _refused(f"{fact}; pass the whole model, or select with parameters=")
@@ -139,8 +139,8 @@ class RecordingReduceScatter:
         if handle is not None:
             fired = self._fired.taken()
             sharded = [one.sharded_param for one in self.group.fsdp_params]
-            found = partial(self._gradients, input_tensor, group.size(), fired)
-            handle.put_locals(sharded, found)
+            gradients = partial(self._gradients, input_tensor, group.size(), fired)
+            handle.put_locals(sharded, gradients)
         return self.inner(
             output_tensor=output_tensor, input_tensor=input_tensor, group=group, op=op, **kwargs
         )

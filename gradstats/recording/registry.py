@@ -11,11 +11,11 @@ from gradstats.store import Place
 
 
 class Recording(Protocol):
-    """What is kept here of a recording."""
+    """What the registry needs of a recording."""
 
     @property
     def stepping(self) -> bool:
-        """An optimizer of the training is there."""
+        """Whether an optimizer of the training is left."""
 
     @property
     def place(self) -> Path | Place:
@@ -31,7 +31,7 @@ _WRITERS: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 
 def register(recording: Recording, writer: Writer) -> None:
-    """Keep a recording in mind until it is closed; as Python exits, it will be."""
+    """Remember a recording until it is closed; at Python's exit it is."""
     _OPEN.add(recording)
     _WRITERS.add(writer)
     atexit.unregister(close_all)

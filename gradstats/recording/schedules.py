@@ -1,4 +1,4 @@
-"""Which steps get a full row: callables ``step -> bool`` with a readable ``repr``."""
+"""Which steps get a full row: callables `step -> bool` with a readable `repr`."""
 
 import ast
 import bisect
@@ -17,7 +17,7 @@ class Schedule:
 
     Attributes:
         text: The expression that makes this schedule.
-        upcoming: Maps a step to the first step at or after it that may be due, or to ``NEVER``.
+        upcoming: Maps a step to the first step at or after it that may be due, or to `NEVER`.
         asked: Decides on such a step; None: it is due.
     """
 
@@ -26,7 +26,7 @@ class Schedule:
     asked: Callable[[int], bool] | None = None
 
     def __call__(self, step: int) -> bool:
-        """Say whether ``step`` is due."""
+        """Whether `step` is due."""
         if self.asked is not None:
             return bool(self.asked(step))
         return self.upcoming(step) == step
@@ -36,14 +36,14 @@ class Schedule:
 
 
 def every(interval: int) -> Schedule:
-    """Every step that is a multiple of ``interval``, 0 among them.
+    """Every step that is a multiple of `interval`, 0 among them.
 
     Example:
         >>> [step for step in range(10) if every(4)(step)]
         [0, 4, 8]
 
     Raises:
-        ValueError: ``interval`` is not a positive integer.
+        ValueError: `interval` is not a positive integer.
     """
     if not isinstance(interval, int) or interval < 1:
         raise ValueError(f"interval must be an integer of at least 1, got {interval!r}")
@@ -51,14 +51,14 @@ def every(interval: int) -> Schedule:
 
 
 def log_spaced(per_decade: int = 10) -> Schedule:
-    """Step 0 and the steps ``round(10 ** (i / per_decade))``: dense early, sparse late.
+    """Step 0 and the steps `round(10 ** (i / per_decade))`: dense early, sparse late.
 
     Example:
         >>> [step for step in range(101) if log_spaced(per_decade=2)(step)]
         [0, 1, 3, 10, 32, 100]
 
     Raises:
-        ValueError: ``per_decade`` is not a positive integer.
+        ValueError: `per_decade` is not a positive integer.
     """
     if not isinstance(per_decade, int) or per_decade < 1:
         raise ValueError(f"per_decade must be an integer of at least 1, got {per_decade!r}")
@@ -76,7 +76,7 @@ def log_spaced(per_decade: int = 10) -> Schedule:
 
 
 def window(start: int, stop: int) -> Schedule:
-    """The consecutive steps ``start <= step < stop``.
+    """The consecutive steps `start <= step < stop`.
 
     Example:
         >>> [step for step in range(10) if window(2, 5)(step)]
@@ -118,12 +118,12 @@ def at_steps(steps: Iterable[int]) -> Schedule:
 
 
 def as_schedule(full: Callable[[int], bool] | Iterable[int] | None) -> Schedule:
-    """Make a schedule of what a user writes: a schedule, steps, any ``step -> bool``, or None.
+    """Make a schedule of what a user writes: a schedule, steps, any `step -> bool`, or None.
 
     A callable of the user's own is asked at every step, in order, and once.
 
     Raises:
-        TypeError: ``full`` is none of these.
+        TypeError: `full` is none of these.
     """
     if isinstance(full, Schedule):
         return full

@@ -36,7 +36,7 @@ class Selected:
 def select(
     model: nn.Module, optimizers: Sequence[Optimizer], patterns: str | Sequence[str]
 ) -> tuple[Selected, ...]:
-    """Find the parameters in ``optimizers`` whose name matches a glob, in the model's order.
+    """Find the parameters in `optimizers` whose name matches a glob, in the model's order.
 
     Frozen parameters count when the optimizer holds them: they may be unfrozen later. A tied
     parameter appears once, under its first name, and matches by any of its names.
@@ -133,7 +133,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def unwrap_optimizer(optimizer: object) -> Optimizer:
-    """Return the torch optimizer inside wrappers that keep it in ``.optimizer``.
+    """Return the torch optimizer inside wrappers that keep it in `.optimizer`.
 
     Raises:
         TypeError: There is no torch optimizer inside.
@@ -161,18 +161,18 @@ def clean_name(name: str) -> str:
 
 def _named_parameters(model: nn.Module) -> Iterator[Selected]:
     names: dict[int, list[str]] = {}
-    found: dict[int, tuple[nn.Parameter, str, bool]] = {}
+    first_seen: dict[int, tuple[nn.Parameter, str, bool]] = {}
     for owner_name, owner in model.named_modules(remove_duplicate=False):
         # by the method of torch's class: a model's own may need other arguments
         for own_name, tensor in nn.Module.named_parameters(owner, owner_name, recurse=False):
             names.setdefault(id(tensor), []).append(clean_name(own_name))
             sparse = getattr(owner, "sparse", False) is True
-            found.setdefault(id(tensor), (tensor, _kind(owner), sparse))
+            first_seen.setdefault(id(tensor), (tensor, _kind(owner), sparse))
     try:
         matrices = matrices_by_parameter(model)
     except Exception:  # of a model unlike any: readers then go by names and shapes
         matrices = {}
-    for key, (tensor, module_type, sparse) in found.items():
+    for key, (tensor, module_type, sparse) in first_seen.items():
         first, *others = dict.fromkeys(names[key])
         yield Selected(first, tensor, module_type, tuple(others), sparse, matrices.get(key))
 
@@ -218,7 +218,7 @@ def row_widths(
 def sample_elements(
     table: Sequence[Parameter], count: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draw ``count`` elements of a row uniformly without replacement; all when there are fewer.
+    """Draw `count` elements of a row uniformly without replacement; all when there are fewer.
 
     Returns:
         Sorted int64 positions in the flat vector of each dtype that has any.

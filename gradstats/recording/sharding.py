@@ -41,7 +41,7 @@ def tables(
 
 
 def _shard(tensor: Tensor) -> dict[str, Any]:
-    """What of a parameter is here: all of it, or the local shard of a DTensor."""
+    """The part of a parameter on this process: all of it, or the local shard of a DTensor."""
     if not hasattr(tensor, "to_local"):
         return {"shape": tensor.shape}
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -66,22 +66,22 @@ def fsdp1_modules(model: nn.Module) -> list[Any]:
 
 
 def _flat_shards(model: nn.Module) -> dict[int, dict[str, Any]]:
-    """What of the parameters under FSDP1 is here, by the parameter's identity.
+    """The parts of parameters under FSDP1 on this process, by the parameter's identity.
 
     FSDP1 lays the parameters of a module end to end, pads them, and gives each process a piece: of
     every parameter some elements in a row, as use_orig_params=True shows them, or of the whole.
     """
-    found: dict[int, dict[str, Any]] = {}
+    shards: dict[int, dict[str, Any]] = {}
     handles = (module._handle for module in fsdp1_modules(model))
     for handle in (handle for handle in handles if handle is not None):
         flat = handle.flat_param
         whole = (flat.numel() * (handle.world_size if handle.uses_sharded_strategy else 1),)
-        found[id(flat)] = _flat_shard(flat, whole, handle.rank * flat.numel())
+        shards[id(flat)] = _flat_shard(flat, whole, handle.rank * flat.numel())
         infos = getattr(flat, "_shard_param_infos", None) or [None] * len(flat._shapes)
         for tensor, shape, info in zip(flat._params or (), flat._shapes, infos, strict=False):
             begin = getattr(info, "intra_param_start_idx", None) or 0
-            found[id(tensor)] = _flat_shard(tensor, tuple(shape), begin)
-    return found
+            shards[id(tensor)] = _flat_shard(tensor, tuple(shape), begin)
+    return shards
 
 
 def _flat_shard(tensor: Tensor, whole: tuple[int, ...], begin: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def backward_counter(model: nn.Module) -> Callable[[Callable[[], None]], Iterabl
 
         def backward(_: Tensor) -> None:
             nonlocal last
-            task = torch._C._current_graph_task_id()  # one number a backward pass
+            task = torch._C._current_graph_task_id()  # one number per backward pass
             if task != last:
                 last = task
                 count()

@@ -21,12 +21,12 @@ KINDS: tuple[Kind, ...] = ("full", "track", "summary")
 Point = Literal["local", "reduced", "clipped", "outer"]
 POINTS: tuple[Point, ...] = ("local", "reduced", "clipped", "outer")  # as rows of a step follow
 
-#: Places in Slot.scalars: what may be known on the device alone.
+#: Indices in Slot.scalars: what may be known on the device alone.
 LOSS, LEARNING_RATE, LOSS_SCALE, SKIPPED, CLIP_NORM, CLIP_LIMIT = range(6)
 
 
 def empty(widths: Mapping[str, int], **where: Any) -> dict[str, Tensor]:
-    """One vector a dtype, of these lengths."""
+    """One vector per dtype, of these lengths."""
     return {
         dtype: torch.empty(width, dtype=getattr(torch, dtype), **{"device": "cpu", **where})
         for dtype, width in widths.items()
@@ -40,13 +40,13 @@ class Slot:
         source: Where its row comes from.
         step: The optimizer step of the row it holds.
         cost: Bytes its row takes on disk.
-        flat: One vector a dtype; in host memory, but on the device for Summaries.
-        present: One truth value a parameter: it had a gradient.
+        flat: One vector per dtype; in host memory, but on the device for Summaries.
+        present: One truth value per parameter: it had a gradient.
         weights: As `flat`, the values of the parameters; empty where they are not wanted.
-        sparse: Indices and values of sparse gradients by the parameter's place in the table.
+        sparse: Indices and values of sparse gradients by the parameter's index in the table.
         scalars: float64, NaN where not known.
         numbers: The same memory as an array.
-        views: The place of each parameter in `flat`, in its shape.
+        views: Each parameter's part of `flat`, in its shape.
         facts: Coordinates that are known on the host.
         times: When the last steps began, in seconds.
     """
@@ -73,14 +73,14 @@ class Slot:
         if self.ready is not None:
             self.ready.synchronize()
 
-    def note(self, place: int, value: object) -> None:
+    def note(self, index: int, value: object) -> None:
         """Put a number or a one-element tensor into `scalars` without waiting for it."""
         if not isinstance(value, Tensor):
-            self.numbers[place] = float(value)  # type: ignore[arg-type]
+            self.numbers[index] = float(value)  # type: ignore[arg-type]
             return
         source = value.detach()
         source = source.to_local() if hasattr(source, "to_local") else source
-        self.source.lane.send(source.reshape(()), self.scalars[place], self)
+        self.source.lane.send(source.reshape(()), self.scalars[index], self)
 
 
 class Pool:
@@ -106,7 +106,7 @@ class Pool:
             return None
 
     def give_back(self, slot: Slot) -> None:
-        """Let ``slot`` be used again."""
+        """Let `slot` be used again."""
         self._free.put(slot)
 
 
@@ -120,7 +120,7 @@ class Lane:
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, source: Tensor, target: Tensor, slot: Slot) -> None:
-        """Copy ``source`` to memory in ``slot``; on CUDA the call returns before the data."""
+        """Copy `source` to memory in `slot`; on CUDA the call returns before the data."""
         if self._side is None or source.device.type != "cuda":
             target.copy_(source)
             return
@@ -145,7 +145,7 @@ class Lane:
         return hosts
 
     def beside(self) -> AbstractContextManager[Any]:
-        """In here the device's work is on the side stream, so that the training's goes on."""
+        """Put the device's work in this block on the side stream, beside the training's."""
         return nullcontext() if self._side is None else torch.cuda.stream(self._side)
 
     def before_overwriting(self) -> None:

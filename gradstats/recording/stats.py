@@ -1,4 +1,4 @@
-"""What a recording has done."""
+"""The counts of a recording: rows, bytes, drops and time."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Stats:
         nonfinite: Rows on disk that hold a NaN or an infinity.
         unsent: Rows on their way to an object store, or that did not arrive.
         unrecorded: Steps that other optimizers took over recorded parameters.
-        seconds: Time the training thread spent here.
+        seconds: Time the training thread spent on the recording.
         training_seconds: Time from the first to the last step looked at.
     """
 
@@ -61,7 +61,7 @@ class Spent:
         dropped: Rows that were due and not staged.
         thinned: Full rows passed over because of ``max_bytes``.
         unrecorded: Steps that other optimizers took over recorded parameters.
-        seconds: Time the training thread spent here.
+        seconds: Time the training thread spent on the recording.
         training_seconds: Time from the first to the last step looked at.
     """
 

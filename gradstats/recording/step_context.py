@@ -1,4 +1,4 @@
-"""How the gradients of a step came to be: what a row says beside its elements."""
+"""How the gradients of a step came to be: the coordinates of a row beside its elements."""
 
 import math
 import time
@@ -48,9 +48,9 @@ class Circumstances:
         self.backwards = 0
         self.inner_steps: int | None = None
         self._scale: Tensor | float = 1.0
-        self._found: Tensor | None = None
+        self._infinite: Tensor | None = None
         self._clipped: tuple[Tensor, float] | None = None
-        self._places: set[int] = set()  # that were clipped
+        self._indices: set[int] = set()  # that were clipped
 
     def tick(self) -> None:
         """A step begins."""
@@ -61,17 +61,17 @@ class Circumstances:
         if self.backwards is not None:
             self.backwards += 1
 
-    def clip(self, norm: Tensor, limit: float, places: set[int], *, whole: bool) -> None:
+    def clip(self, norm: Tensor, limit: float, indices: set[int], *, whole: bool) -> None:
         """Gradients were clipped: of all recorded parameters that have one, or of some."""
         self.clipped_in_parts |= self._clipped is not None or not whole
         self._clipped = norm, limit
-        self._places |= places
+        self._indices |= indices
 
     def unclip(self, changed: set[int]) -> None:
         """Gradients are others than those that were clipped: the norm is not theirs."""
-        gone = self._places & changed
-        if gone and gone == self._places:
-            self.clipped_in_parts, self._clipped, self._places = False, None, set()
+        gone = self._indices & changed
+        if gone and gone == self._indices:
+            self.clipped_in_parts, self._clipped, self._indices = False, None, set()
         elif gone:
             self.clipped_in_parts = True
 
@@ -83,15 +83,15 @@ class Circumstances:
         self._scale = math.nan if scale is None else scale.clone()
 
     def at_step(self, optimizer: Optimizer) -> None:
-        """The optimizer is about to step: a fused one is told by GradScaler, and may skip."""
-        found = getattr(optimizer, "found_inf", None)
-        self._found = found if found is None else found.clone()
+        """Note whether GradScaler lets a fused optimizer, which is about to step, skip it."""
+        infinite = getattr(optimizer, "found_inf", None)
+        self._infinite = infinite if infinite is None else infinite.clone()
 
     def describe(self, slot: Slot, optimizer: Optimizer, *, early: bool) -> None:
         """Note them on a row of the step, made before clipping (early) or at the step."""
         slot.note(LEARNING_RATE, optimizer.param_groups[0]["lr"])
         slot.note(LOSS_SCALE, self._scale)
-        slot.note(SKIPPED, float(self.skipped) if self._found is None else self._found)
+        slot.note(SKIPPED, float(self.skipped) if self._infinite is None else self._infinite)
         if self._clipped is not None and not self.clipped_in_parts:
             slot.note(CLIP_NORM, self._clipped[0])
             slot.note(CLIP_LIMIT, self._clipped[1])
@@ -110,16 +110,16 @@ class Circumstances:
         return -1 if self.backwards is None else max(0, self.backwards - 1)
 
     def _unscaled(self, point: str, *, early: bool) -> bool:
-        """Are gradients at this point divided by the loss scale?"""
+        """Whether gradients at this point are divided by the loss scale."""
         if not self.scaled:
             return True
         if point == "local" or (early and point == "reduced"):
             return self.unscaled_early and point != "local"
-        return self.unscaled_early or self._found is None
+        return self.unscaled_early or self._infinite is None
 
 
 def _stage_of(scaler: Any, optimizer: Optimizer) -> str:
-    """READY, UNSCALED or STEPPED; READY where a scaler of another make does not say."""
+    """READY, UNSCALED or STEPPED; READY for scalers of other classes that have no stage."""
     states: Mapping[int, Mapping[str, Any]] = getattr(scaler, "_per_optimizer_states", {})
     stage = states[id(optimizer)].get("stage") if id(optimizer) in states else None
     return getattr(stage, "name", "READY")

@@ -1,6 +1,6 @@
-"""What happens around an optimizer step and no hook tells: clipping, loss scaling, skipped steps.
+"""Events around an optimizer step that no hook shows: clipping, loss scaling, skipped steps.
 
-While a recording is on, functions of torch also tell it: the inner half of `clip_grad_norm_`,
+While a recording is on, functions of torch also call it: the inner half of `clip_grad_norm_`,
 which knows the norm and has not clipped yet, FSDP1's method of that name, which knows it when it
 has, `GradScaler.step`, which knows the loss scale and whether the optimizer was called,
 `zero_grad` of optimizers and modules, and `backward`. They still do what they did. Libraries that
@@ -24,7 +24,7 @@ from gradstats.recording.hooks import untraced
 
 
 class Listener(Protocol):
-    """Who is told."""
+    """What is called at each event."""
 
     def before_clipping(self, parameters: list[Tensor]) -> None:
         """Gradients of these parameters are about to be clipped."""
@@ -45,7 +45,7 @@ class Listener(Protocol):
         """An optimizer is about to step, one of the listener's or another."""
 
     def scaled_step(self, optimizer: Any, scaler: Any, step: Callable[[], Any]) -> Any:
-        """A scaler that is on is about to step this optimizer: call ``step`` and return that."""
+        """A scaler that is on is about to step this optimizer: call `step` and return that."""
 
 
 # weak: a training that is given up must not stay because torch's functions know its recording
@@ -70,7 +70,7 @@ def _places() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
 
 
 def _inner(module: Any, name: str) -> tuple[Any, str]:
-    """The function inside torch's decorator: replaced there, also who imported it by name tells.
+    """The function inside torch's decorator, so that callers that imported it by name are seen.
 
     The decorator keeps it in a closure, whose cell is written to as an attribute is.
     """
@@ -87,31 +87,31 @@ def any_step(optimizer: Any, *_: Any) -> None:
         listener.other_step(optimizer)
 
 
-def steps_are_told() -> None:
-    """Somebody else calls `any_step`: torch bears no new hook of all optimizers in a step."""
+def steps_are_passed_on() -> None:
+    """Leave calls of `any_step` to the caller: torch takes no such hook within a step."""
     _HOOKS.append(SimpleNamespace(remove=lambda: None))
 
 
 def listen(listener: Listener) -> None:
-    """Tell ``listener`` from now on."""
+    """Call `listener` from now on."""
     if not _HOOKS:
         _HOOKS.append(register_optimizer_step_pre_hook(untraced(any_step)))
-    for owner, name, telling in _places():
+    for owner, name, patch in _places():
         original = getattr(owner, name, None)
-        if original is not None and not hasattr(original, "told_by_gradstats"):
-            replacement: Any = telling(original)
-            replacement.told_by_gradstats = True
+        if original is not None and not hasattr(original, "patched_by_gradstats"):
+            replacement: Any = patch(original)
+            replacement.patched_by_gradstats = True
             setattr(owner, name, replacement)
     _LISTENERS[listener] = None
 
 
 def forget(listener: Listener) -> None:
-    """Tell ``listener`` no more; after the last one torch is as it was."""
+    """Call `listener` no more; after the last one torch is as it was."""
     _LISTENERS.pop(listener, None)
     while _HOOKS and not _LISTENERS:
         _HOOKS.pop().remove()
     for owner, name, _ in () if _LISTENERS else _places():
-        if hasattr(getattr(owner, name, None), "told_by_gradstats"):
+        if hasattr(getattr(owner, name, None), "patched_by_gradstats"):
             setattr(owner, name, getattr(owner, name).__wrapped__)
 
 
@@ -143,15 +143,15 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(*args: Any, **kwargs: Any) -> Any:
         global _depth
         outermost = kwargs.get("accumulate_grad") and not _depth
-        telling = outermost and not torch.compiler.is_compiling()
-        for listener in tuple(_LISTENERS) if telling else ():
+        shown = outermost and not torch.compiler.is_compiling()
+        for listener in tuple(_LISTENERS) if shown else ():
             listener.before_backward()
         _depth += 1
         try:
             return original(*args, **kwargs)
         finally:
             _depth -= 1
-            for listener in tuple(_LISTENERS) if telling else ():
+            for listener in tuple(_LISTENERS) if shown else ():
                 listener.after_backward()
 
     return backward
@@ -198,8 +198,8 @@ def _fsdp_clip(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _everywhere(norm: Tensor) -> Tensor:
     """The norm with its value on every process.
 
-    That of sharded gradients (DTensor) arrives as one part a process. Clipping adds them up in one
-    collective; to do it here takes its place, so that processes without a recording keep step.
+    The norm of sharded gradients (DTensor) arrives as one part per process. Clipping adds them up
+    in one collective; this one takes its place, so that processes without a recording keep step.
     """
     if not hasattr(norm, "redistribute"):
         return norm

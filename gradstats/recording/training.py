@@ -36,7 +36,7 @@ class Training:
 
     @property
     def stepping(self) -> bool:
-        """One of the optimizers is there, so that it may take another step."""
+        """Whether an optimizer is left, which may take another step."""
         return any(reference() is not None for reference in self._optimizers)
 
     def forget(self) -> None:
@@ -57,8 +57,8 @@ def weakly(method: Callable[..., None]) -> Callable[..., None]:
     reference = weakref.WeakMethod(method)
 
     def call(*args: Any) -> None:
-        found = reference()
-        if found is not None:
-            found(*args)
+        bound = reference()
+        if bound is not None:
+            bound(*args)
 
     return call

@@ -110,7 +110,7 @@ _preludes: list[Prelude] = []  # one, once there is an optimizer
 def note(optimizer: Optimizer) -> None:
     """Take notice of an optimizer that was made."""
     if not _preludes:
-        torch_patches.steps_are_told()
+        torch_patches.steps_are_passed_on()
         _preludes.append(Prelude())
     _preludes[0].optimizers.add(optimizer)
 
