@@ -22,8 +22,9 @@ NAMES = {
         LogNorm Normal T family""",
     "gradstats.integrations": "LightningCallback TransformersCallback",
     "gradstats.kernels": "FORMS Tally compact count count_segments largest use",
-    "gradstats.lowrank": """Change Factorization LowRankAttention LowRankConv2d LowRankLSTM
-        LowRankLinear RankTracker VanillaWarmUp balanced factorize stable_rank warm_start""",
+    "gradstats.lowrank": """Change Factorization LowRankAttention LowRankConv1d LowRankConv2d
+        LowRankGRU LowRankLSTM LowRankLinear RankTracker VanillaWarmUp balanced factorize
+        stable_rank warm_start""",
     "gradstats.metrics": "closeness cosine relative_error",
     "gradstats.network": "Network",
     "gradstats.plot": """best_k density equal_bits error_against_bytes estimation evolution heat
@@ -34,7 +35,7 @@ NAMES = {
     "gradstats.runs": "Run open",
     "gradstats.store": "FORMAT_VERSION GradientStore Parameter Row StoreFormatError Stream",
     "gradstats.summary": "Moments Summary summarize summarize_segments",
-    "gradstats.testing": "check_compressor check_family",
+    "gradstats.testing": "check_compressor check_family compressor_checks family_checks",
     "gradstats.thresholds": "Threshold sidco_threshold",
 }
 # importable by name, and there after `import gradstats` alone

@@ -11,17 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from gradstats.lowrank.filling import fill
+from gradstats.lowrank.kinds import FACTORED, LOW_RANK
 from gradstats.lowrank.replacing import adopt, heirs, low_rank, put
 from gradstats.lowrank.rules import Matrix, Shapes, matrices_of, numel_after, rank_of
-from gradstats.lowrank.staying import (
-    FACTORED,
-    LOW_RANK,
-    WITHOUT_A_RULE,
-    Places,
-    layers,
-    parameters,
-    why_kept,
-)
+from gradstats.lowrank.staying import WITHOUT_A_RULE, Places, layers, parameters, why_kept
 from gradstats.patterns import matching
 
 
@@ -139,10 +132,11 @@ def factorize(
     extra_norm: bool = False,
     warm: bool = False,
 ) -> Factorization:
-    r"""Replace linear layers, 2-D convolutions, LSTMs and attention by products of two factors.
+    r"""Replace linear layers, convolutions, LSTMs, GRUs and attention by products of two factors.
 
     The rank of a matrix is :math:`r = \lfloor \text{ratio} \cdot \min(m, n) \rfloor`, at least 1;
-    a convolution is a matrix of output channels by the rest, in each group, an LSTM one per gate.
+    a convolution is a matrix of output channels by the rest, in each group, and recurrent layers
+    are one per gate.
     Only layers of exactly torch's classes are replaced. Embeddings stay, and so do subclasses,
     layers under weight_norm, spectral_norm, pruning or any parametrization, layers tied with
     others, and layers that r (m + n) parameters would not make smaller: `Factorization.changes`
@@ -155,7 +149,7 @@ def factorize(
         keep: globs of names of layers that stay as they are, or one glob.
         full_rank_layers: so many of the first layers that could be replaced stay: the hybrid rule.
         ranks: by name, where the ratio is not to decide.
-        extra_norm: a BatchNorm2d between the factors of convolutions, a variant of its own.
+        extra_norm: a BatchNorm between the factors of convolutions, a variant of its own.
         warm: start from the truncated SVD of the weights, see `warm_start`; else as new layers.
 
     Raises:
@@ -198,7 +192,7 @@ def planned(model: nn.Module, settings: Settings) -> Plan:
             continue
         new = low_rank(layer, change.rank, extra_norm=settings.extra_norm)
         if settings.warm:
-            fill(new, layer, name)
+            fill(new, layer, change.rank, name)
         adopt(new, layer)
         plan.layers.append((layer, new))
         plan.replaced.update(heirs(new, layer))
@@ -223,7 +217,7 @@ def _change(name: str, layer: nn.Module, why: str, asked: list[int], settings: S
 def described(layer: nn.Module) -> tuple[Shapes, tuple[Matrix, ...]]:
     """The shapes of a layer's parameters, and its matrices."""
     shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = getattr(layer, "groups", 1)
     return shapes, matrices_of(type(layer).__name__, shapes, groups)
 
 

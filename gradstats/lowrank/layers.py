@@ -52,67 +52,6 @@ class LowRankLinear(nn.Module):
         return f"rank={self.rank}"
 
 
-class LowRankConv2d(nn.Module):
-    """A convolution to r channels a group, and one of 1 × 1 from them to the output's.
-
-    The first carries stride, padding, dilation and groups, the second the bias. There is no
-    activation in between; a normalisation is a variant of its own.
-
-    Args:
-        conv: whose place it takes; its weights are not used.
-        rank: r, of each group.
-        extra_norm: put a BatchNorm2d between the two.
-
-    References:
-        Wang et al., "Pufferfish: Communication-efficient models at no extra cost", MLSys 2021.
-    """
-
-    def __init__(self, conv: nn.Conv2d, rank: int, *, extra_norm: bool = False) -> None:
-        super().__init__()
-        where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        between = conv.groups * rank
-        outputs, inputs = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
-        self.rank = rank
-        self.first = nn.Conv2d(
-            inputs,
-            between,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            bias=False,
-            padding_mode=conv.padding_mode,
-            **where,
-        )
-        self.norm = nn.BatchNorm2d(between, **where) if extra_norm else nn.Identity()
-        self.second = nn.Conv2d(
-            between, outputs, 1, groups=conv.groups, bias=conv.bias is not None, **where
-        )
-
-    @property
-    def weight(self) -> Tensor:
-        """U Vᵀ of each group, `[out, in/groups, height, width]`; without an extra norm."""
-        first, second = self.first.weight, self.second.weight
-        groups = self.first.groups
-        product = second.view(groups, -1, self.rank) @ first.reshape(groups, self.rank, -1)
-        return product.view(len(second), *first.shape[1:])
-
-    @property
-    def bias(self) -> Tensor | None:
-        """Of the second factor."""
-        return self.second.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the convolution."""
-        found: Tensor = self.second(self.norm(self.first(x)))
-        return found
-
-    def extra_repr(self) -> str:
-        """The rank."""
-        return f"rank={self.rank}"
-
-
 class LowRankAttention(nn.Module):
     """Multi-head attention whose four projections have rank r, heads concatenated: 8 D r.
 

@@ -10,10 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gradstats.lowrank.kinds import BY_NAME
+
 Shapes = Mapping[str, tuple[int, ...]]
-FACTORED_KINDS = ("Linear", "Conv2d", "LSTM", "MultiheadAttention")
-GATES = 4
-BLOCKS = {"LSTM": GATES, "GRU": 3, "MultiheadAttention": 3}  # gates; query, key and value
 WHOLE = ("q_proj", "k_proj", "v_proj", "out_proj", "weight_hr", "bias_k", "bias_v")
 ROUNDING = 1e-12  # relative: 0.29 · 100 is 28.999999999999996 in float64
 
@@ -43,7 +42,9 @@ def blocks_of(kind: str, parameter: str, groups: int = 1) -> int:
         parameter: its name in the layer.
         groups: of a convolution.
     """
-    return 1 if parameter.startswith(WHOLE) else BLOCKS.get(kind, groups)
+    if parameter.startswith(WHOLE):
+        return 1
+    return groups if kind not in BY_NAME or BY_NAME[kind].grouped else BY_NAME[kind].blocks
 
 
 def matrices_of(kind: str, shapes: Shapes, groups: int = 1) -> tuple[Matrix, ...]:
@@ -92,10 +93,13 @@ def numel_after(
         >>> shapes |= {"bias_ih_l0": (256,), "bias_hh_l0": (256,)}
         >>> numel_after("LSTM", shapes, matrices_of("LSTM", shapes), 4)
         3584
+        >>> shapes = {"weight_ih_l0": (192, 16), "weight_hh_l0": (192, 64)}
+        >>> numel_after("GRU", shapes, matrices_of("GRU", shapes), 4)
+        2496
     """
     vectors = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) < 2}
-    if kind == "LSTM":
-        vectors = {name: n for name, n in vectors.items() if not name.startswith("bias_hh")}
+    dropped, grouped = BY_NAME[kind].dropped, BY_NAME[kind].grouped
+    biases = sum(n for name, n in vectors.items() if not name.startswith(dropped))
     factors = sum(rank * sum(matrix.sides) for matrix in matrices)
-    norm = 2 * len(matrices) * rank if extra_norm and kind == "Conv2d" else 0
-    return factors + sum(vectors.values()) + norm
+    norm = 2 * len(matrices) * rank if extra_norm and grouped else 0
+    return factors + biases + norm

@@ -6,14 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
-from gradstats.lowrank.layers import LowRankAttention, LowRankConv2d, LowRankLinear
-from gradstats.lowrank.recurrent import LowRankLSTM
+from gradstats.lowrank.kinds import FACTORED, kind_of
 
-LOW_RANK = (LowRankLinear, LowRankConv2d, LowRankLSTM, LowRankAttention)
-FACTORED = (nn.Linear, nn.Conv2d, nn.LSTM, nn.MultiheadAttention)
 KEPT = (nn.Embedding, nn.EmbeddingBag)  # by design, as published
 WITHOUT_A_RULE = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -129,7 +125,7 @@ def why_kept(layer: nn.Module, places: Places, *, hooks: bool = True) -> str:
     reason = _by_class(layer) or places.why(layer) or _by_form(layer)
     if hooks:
         reason = reason or _by_hooks(layer)
-    return reason or _by_settings(layer)
+    return reason or kind_of(layer).stays(layer)
 
 
 def _by_class(layer: nn.Module) -> str:
@@ -189,36 +185,9 @@ def _by_hooks(layer: nn.Module) -> str:
 
 def _more(module: nn.Module) -> list[str]:
     """Names in a layer that its class does not make, and names that it makes and are gone."""
-    names = {"weight", "bias"}
-    if isinstance(module, nn.LSTM):
-        names = set(lstm_names(module))
-    if isinstance(module, nn.MultiheadAttention):
-        kinds = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-        names = {*kinds, "in_proj_bias", "bias_k", "bias_v", "out_proj"}
+    must, may = {"weight"}, {"bias"}  # of the output projection of attention
+    if type(module) in FACTORED:
+        must, may = kind_of(module).names(module)
     own = [*module._parameters, *module._buffers, *module._modules]
-    held = [name for name in own if name not in names]
-    if not isinstance(module, nn.MultiheadAttention):
-        present = {name for name, p in module._parameters.items() if p is not None}
-        held += sorted(names - present - {"bias"})
-    return held
-
-
-def lstm_names(lstm: nn.LSTM) -> list[str]:
-    """The names of an LSTM's parameters."""
-    suffixes = ("", "_reverse") if lstm.bidirectional else ("",)
-    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * lstm.bias
-    kinds += ["weight_hr"] * bool(lstm.proj_size)
-    ends = [f"_l{number}{suffix}" for number in range(lstm.num_layers) for suffix in suffixes]
-    return [kind + end for end in ends for kind in kinds]
-
-
-def _by_settings(layer: nn.Module) -> str:
-    if isinstance(layer, nn.LSTM) and layer.proj_size:
-        return "kept: an LSTM with projections"
-    if isinstance(layer, nn.MultiheadAttention):
-        out = type(layer.out_proj)
-        if out is not NonDynamicallyQuantizableLinear and out is not nn.Linear:
-            return f"kept: its out_proj is a {out.__name__}"
-        more = layer.add_zero_attn or getattr(layer, "bias_k", None) is not None
-        return "kept: attention to more than its keys" if more else ""
-    return ""
+    present = {name for name, p in module._parameters.items() if p is not None}
+    return [name for name in own if name not in must | may] + sorted(must - present)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstats.lowrank.factorizing import Factorization, described
+from gradstats.lowrank.kinds import LOW_RANK
 from gradstats.lowrank.rules import Matrix, full_rank
-from gradstats.lowrank.staying import LOW_RANK, Places, layers, why_kept
+from gradstats.lowrank.staying import Places, layers, why_kept
 from gradstats.lowrank.warming import warm_start
 
 EARLIEST = 15  # epochs

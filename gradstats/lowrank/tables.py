@@ -10,21 +10,15 @@ from typing import Protocol
 
 from torch import nn
 
-from gradstats.lowrank.rules import (
-    FACTORED_KINDS,
-    Matrix,
-    blocks_of,
-    matrices_of,
-    numel_after,
-    rank_of,
-)
-from gradstats.lowrank.staying import LOW_RANK, Places, layers, parameters, why_kept
+from gradstats.lowrank.kinds import BY_NAME, LOW_RANK
+from gradstats.lowrank.rules import Matrix, blocks_of, matrices_of, numel_after, rank_of
+from gradstats.lowrank.staying import Places, layers, parameters, why_kept
 
 OUT_PROJ = ("out_proj.weight", "out_proj.bias")
 RECURRENT = re.compile(r"weight_(ih|hh)_l\d+(_reverse)?")
 MADE_OTHERWISE = ("_g", "_v", "_orig", "_raw")  # weight_norm, spectral_norm, pruning, DropConnect
 MORE = ("weight_hr", "bias_k", "bias_v")  # projections of an LSTM, attention to more than keys
-DIMENSIONS = {"Linear": 2, "Conv2d": 4, "LSTM": 2, "MultiheadAttention": 2}
+GATES = {4: "LSTM", 3: "GRU"}
 
 
 class Part(Protocol):
@@ -82,7 +76,7 @@ def matrices_by_parameter(model: nn.Module) -> dict[int, int]:
         if any(type(parameter) is not nn.Parameter for parameter in parameters(layer)):
             continue
         stays = why_kept(layer, places, hooks=False) or name.startswith(tuple(low))
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        groups = getattr(layer, "groups", 1)
         for own, parameter in nn.Module.named_parameters(layer):
             if parameter.dim() > 1:
                 blocks = blocks_of(type(layer).__name__, own, groups)
@@ -103,10 +97,10 @@ def replaced_in(parts: Iterable[Part], ratio: float) -> Iterator[Replaced]:
     table = {part.name: part for part in parts}
     for kind, layer in _layers(table).values():
         shapes = {own: tuple(part.shape) for own, part in layer.items()}
-        if kind not in FACTORED_KINDS or _stays(kind, layer, table):
+        if kind not in BY_NAME or _stays(kind, layer, table):
             continue
         groups = max((_groups(part) for part in layer.values()), default=1)
-        matrices = matrices_of(kind, shapes, groups if kind == "Conv2d" else 1)
+        matrices = matrices_of(kind, shapes, groups if BY_NAME[kind].grouped else 1)
         if not matrices:
             continue
         rank = rank_of(matrices, ratio)
@@ -117,7 +111,7 @@ def replaced_in(parts: Iterable[Part], ratio: float) -> Iterator[Replaced]:
 
 
 def _layers(table: dict[str, Part]) -> dict[str, tuple[str, dict[str, Part]]]:
-    """The kinds and the parameters of layers; LSTM and attention have several with matrices."""
+    """The kinds and the parameters of layers; recurrent ones and attention have several."""
     kinds = {name: part.module_type or _guessed(part, table) for name, part in table.items()}
     attention = {n.rpartition(".")[0] for n, kind in kinds.items() if kind == "MultiheadAttention"}
     found: dict[str, tuple[str, dict[str, Part]]] = {}
@@ -127,7 +121,7 @@ def _layers(table: dict[str, Part]) -> dict[str, tuple[str, dict[str, Part]]]:
         parent, _, child = layer.rpartition(".")
         if f"{child}.{own}" in OUT_PROJ and parent in attention:
             kind, layer, own = "MultiheadAttention", parent, f"{child}.{own}"
-        if kind in ("LSTM", "MultiheadAttention"):
+        if kind in BY_NAME and BY_NAME[kind].blocks > 1:
             found.setdefault(f"{kind} {layer}", (kind, {}))[1][own] = part
         elif len(part.shape) > 1:
             found[name] = (kind, {own: part})
@@ -141,13 +135,19 @@ def _guessed(part: Part, table: dict[str, Part]) -> str:
         return "MultiheadAttention"
     if RECURRENT.fullmatch(own) or own.startswith(("bias_ih_l", "bias_hh_l")):
         state = table.get(f"{layer}{dot}weight_hh_l0")
-        return "LSTM" if state is None or state.shape[0] == 4 * state.shape[1] else "RNN"
+        gates, rest = (4, 0) if state is None else divmod(state.shape[0], state.shape[1])
+        return "RNN" if rest else GATES.get(gates, "RNN")
+    if len(part.shape) == 3:  # positions of a transformer have three dimensions too
+        return "Conv1d" if own == "weight" else ""
     return {2: "Linear", 4: "Conv2d"}.get(len(part.shape), "")
 
 
 def _stays(kind: str, layer: dict[str, Part], table: dict[str, Part]) -> bool:
     weights = {own: part for own, part in layer.items() if len(part.shape) > 1}
-    if any(part.matrices == 0 or len(part.shape) != DIMENSIONS[kind] for part in weights.values()):
+    if any(
+        part.matrices == 0 or len(part.shape) != BY_NAME[kind].dimensions
+        for part in weights.values()
+    ):
         return True
     if any(own.startswith(MORE) or own.endswith(MADE_OTHERWISE) for own in layer):
         return True
@@ -168,4 +168,4 @@ def _tied(part: Part, table: dict[str, Part]) -> bool:
 def _groups(part: Part) -> int:
     if part.matrices is not None:
         return part.matrices
-    return part.shape[0] if len(part.shape) == 4 and part.shape[1] == 1 else 1
+    return part.shape[0] if len(part.shape) > 2 and part.shape[1] == 1 else 1

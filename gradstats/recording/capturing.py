@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradstats.recording.admission import Plan
 from gradstats.recording.budget import Budget, format_bytes, parse_bytes
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
 from gradstats.recording.handle import Capture
@@ -23,19 +24,18 @@ from gradstats.recording.processes import (
     Distribution,
     another_model,
     distribution,
+    group_is_missing,
     shared_store,
 )
 from gradstats.recording.provenance import provenance
 from gradstats.recording.pseudo import names_of
-from gradstats.recording.ranks import group_is_missing
 from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.registry import make_way, register
-from gradstats.recording.rows import Plan
-from gradstats.recording.sampling import sample_elements
 from gradstats.recording.schedules import Schedule, as_schedule
 from gradstats.recording.selection import (
     Selected,
     left_out,
+    sample_elements,
     select,
     unwrap_model,
     unwrap_optimizer,

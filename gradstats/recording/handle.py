@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstats.recording import registry, torch_patches
+from gradstats.recording.admission import Plan
 from gradstats.recording.backward_passes import BackwardPasses, count_by_hook
 from gradstats.recording.current_step import CurrentStep
 from gradstats.recording.guard import Guard
@@ -20,7 +21,7 @@ from gradstats.recording.marks import Marks
 from gradstats.recording.messages import Reports, print_summary
 from gradstats.recording.observer import Observer, Reduced
 from gradstats.recording.rounds import Rounds
-from gradstats.recording.rows import Plan, Rows
+from gradstats.recording.rows import Rows
 from gradstats.recording.slots import LOSS
 from gradstats.recording.staging import Source
 from gradstats.recording.stats import Spent, Stats, stats_of
@@ -45,9 +46,8 @@ class Capture:
     (an optimizer in backward) it is over when one of them is called again, or when a parameter
     that one of them updated gets another gradient.
 
-    It keeps neither model nor optimizer alive. The optimizer keeps it alive, and so does any
-    variable that holds it; it closes by itself when both are gone, or when model and optimizers
-    are.
+    It keeps neither model nor optimizer alive. The optimizer and any variable that holds it keep
+    it alive; it closes by itself when both are gone, or when model and optimizers are.
 
     Attributes:
         step: Number the next optimizer step gets: what a restart passes as `start_step`. Where

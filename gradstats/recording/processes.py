@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.selection import Selected, unwrap_model
 from gradstats.recording.sharding import fsdp1_modules
 from gradstats.recording.slots import POINTS, Point
@@ -24,6 +23,26 @@ from gradstats.store import GradientStore, Parameter, Place, beside, table_diffe
 
 _PATIENCE = timedelta(seconds=60)
 _MEETINGS = itertools.count()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's rank and the number of processes.
+
+    From the process group; before there is one, from the environment that a launcher such as
+    torchrun sets.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    try:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return (rank, world) if 0 <= rank < world else (0, 1)
+    except (KeyError, ValueError):
+        return 0, 1
+
+
+def group_is_missing() -> bool:
+    """Whether rank and world come from the environment alone."""
+    return not (dist.is_available() and dist.is_initialized())
 
 
 def check_points(at: str | Sequence[str]) -> list[str]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gradstats.recording.row_layout import local
 from gradstats.recording.selection import Selected
-from gradstats.recording.staging import local
 from gradstats.store import Parameter
 
 

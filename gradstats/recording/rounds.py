@@ -48,12 +48,8 @@ class Rounds:
             seen.inner_steps = checked_steps(inner_steps)
             rows.take_named(step, checked_gradients(gradients, self._names, rows.table))
         except Exception as error:
-            rows.dropped += 1
             fact = f"{type(error).__name__}: {error}"
-            text = f"cannot record the pseudo-gradients of round {step}: {fact}"
-            self._current.reports.once(
-                "pseudo", f"{text}; such rows are dropped, training goes on"
-            )
+            rows.drop("pseudo", f"cannot record the pseudo-gradients of round {step}: {fact}")
 
     def finish(self) -> None:
         """Complete the rows of a round that waits for no other rows."""

@@ -1,50 +1,18 @@
 """The rows of the step under way: which are due, and what is staged of them when."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradstats.recording.budget import Budget
+from gradstats.recording.admission import Admission, Plan
 from gradstats.recording.marks import Marks
 from gradstats.recording.messages import LONG, Absence, Reports, shortened
-from gradstats.recording.schedules import Schedule
 from gradstats.recording.slots import POINTS, Slot
 from gradstats.recording.staging import Source
 from gradstats.recording.step_context import Circumstances
 from gradstats.recording.writer import Writer
-
-CountBackwards = Callable[[Callable[[], None]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recording is to do.
-
-    Attributes:
-        schedule: Which steps get a full row.
-        start_step: Number of the first optimizer step.
-        budget: The bytes it may write.
-        thin: Halve the rate of full rows whenever one finds no free slot.
-        world_size: Processes that train together.
-        by_comm_hook: A communication hook puts local gradients, instead of parameters' hooks.
-        count_backwards: Calls what it is given at every backward pass and returns handles to
-            remove, where parameters' hooks would not tell (FSDP).
-        names: Places of parameters by the names that pseudo-gradients go by; None for those that
-            are not recorded.
-    """
-
-    schedule: Schedule
-    start_step: int
-    budget: Budget
-    thin: bool = False
-    world_size: int = 1
-    by_comm_hook: bool = False
-    count_backwards: CountBackwards | None = None
-    names: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Rows:
@@ -55,8 +23,8 @@ class Rows:
     Args:
         sources: Where rows come from.
         writer: Where they go.
-        plan: Which are due, and how many bytes there are.
-        reports: Who says what went wrong.
+        plan: Which rows are due, and how many bytes there are.
+        reports: Prints what went wrong.
         seen: What was seen around the step.
         marks: The gradients as clipping left them.
         together: One optimizer gets all gradients at once; else all rows are made of pieces.
@@ -69,8 +37,6 @@ class Rows:
         settled: What they hold is final, whatever happens to the gradients.
         waiting: Rows of pseudo-gradients that were given for this step.
         counted: Backward passes are counted elsewhere than by what local rows are put together of.
-        dropped: Rows that were due and not staged.
-        thinned: Rows that the budget left out.
         table: The parameters as this process holds them.
     """
 
@@ -96,30 +62,43 @@ class Rows:
         self.counted = False
         self.taken = self.settled = False
         self.waiting: list[Slot] = []
-        self.dropped = self.thinned = 0
         self._writer = writer
         self._plan = plan
         self._reports = reports
         self._seen = seen
         self._marks = marks
+        self._admission = Admission(plan, reports)
         self._every_step = any(source.kind != "full" for source in sources)
         self.table = sources[0].table
         self._absence = Absence([p.name for p in self.table], [p.numel > 0 for p in self.table])
         self._together = together
-        self._asked = (-1, False)  # the last step the schedule was asked about, and its answer
+
+    @property
+    def dropped(self) -> int:
+        """Rows that were due and not staged."""
+        return self._admission.dropped
+
+    @property
+    def thinned(self) -> int:
+        """Full rows that the budget left out."""
+        return self._admission.thinned
+
+    def drop(self, subject: str, text: str) -> None:
+        """Count a row that is due and cannot be staged; print why, the first time only."""
+        self._admission.drop(subject, f"{text}; such rows are dropped, training goes on")
 
     def look_ahead(self, step: int) -> None:
         """Set the next step of which there may be a row; begin its rows of pieces."""
         self.due = step if self._every_step else self._plan.schedule.upcoming(step)
         self.open = []
         if self.due == step and self.pieces:
-            for source in self._due(step, self.pieces):
-                if self._affordable(source, step) and self._begun(source, step):
+            for source in self._admission.due(step, self.pieces):
+                if self._admission.affordable(source, step) and self._begun(source, step):
                     self.open.append(source)
 
     def put(
         self,
-        place: int,
+        index: int,
         points: Collection[str],
         grad: Tensor | None = None,
         *,
@@ -131,7 +110,7 @@ class Rows:
         """
         for source in self.open:
             if source.point in points:
-                source.put(place, grad, add=add)
+                source.put(index, grad, add=add)
 
     def take_before(self, step: int) -> None:
         """Stage the rows of the point before clipping; once they are, what has changed since.
@@ -144,7 +123,7 @@ class Rows:
         if not self.taken:
             self.hand_over()
             self.taken = True
-            for source in self._due(step, self.before):
+            for source in self._admission.due(step, self.before):
                 self._stage(source, step)
             return
         changed = self._marks.changed(range(len(self.table)))
@@ -164,21 +143,21 @@ class Rows:
             self.take_before(step)
             self.settled = True
 
-    def weigh(self, places: Sequence[int]) -> None:
+    def weigh(self, indices: Sequence[int]) -> None:
         """Copy values of parameters into the rows made of pieces that want them."""
         for source in self.open:
             if source.weights:
-                source.weigh(places)
+                source.weigh(indices)
 
     def take_named(self, step: int, grads: Mapping[int, Tensor]) -> None:
-        """Stage the rows of pseudo-gradients, given by the places of their parameters."""
+        """Stage the rows of pseudo-gradients, by the indices of their parameters."""
         self.hand_over()
-        for source in self._due(step, self.named):
-            if not self._affordable(source, step) or not self._begun(source, step):
+        for source in self._admission.due(step, self.named):
+            if not self._admission.affordable(source, step) or not self._begun(source, step):
                 continue
             try:
-                for place, grad in grads.items():
-                    source.put(place, grad)
+                for index, grad in grads.items():
+                    source.put(index, grad)
                 slot = source.end()
             except Exception:
                 source.abandon()
@@ -203,7 +182,7 @@ class Rows:
         early = self.taken
         try:
             self.take_before(step)
-            for source in self._due(step, self.at):
+            for source in self._admission.due(step, self.at):
                 self._stage(source, step)
             self._end_pieces(step)
             for slot in self.pending:
@@ -214,7 +193,7 @@ class Rows:
             self.taken = self.settled = False
 
     def undo(self) -> None:
-        """Drop what is staged of the step under way, which did not take place."""
+        """Drop what is staged of the step under way, which did not take index."""
         self.abandon()
         for slot in list(self.pending) if self.taken else ():
             self._void(slot)
@@ -231,11 +210,11 @@ class Rows:
         self._plan.budget.take(-slot.cost)
         slot.source.pool.give_back(slot)
 
-    def restart(self, places: Iterable[int]) -> None:
-        """Gradients were zeroed: what was put of them belongs to a batch that was left out."""
+    def restart(self, indices: Iterable[int]) -> None:
+        """Forget gradients that were zeroed: they belong to a batch that makes no step."""
         for source in self.open:
             if any(source.fires):
-                source.forget(places)
+                source.forget(indices)
 
     def hand_over(self) -> None:
         """Let the writer have the last step's rows: nothing can be logged to them any more."""
@@ -256,49 +235,19 @@ class Rows:
         self.pieces, self.before, self.at, self.open = [], [], [], []
 
     def give_up(self, step: int, error: Exception) -> None:
-        """Say that a row could not be staged; drop those that are being made."""
-        self.dropped += 1
-        text = f"cannot copy the gradients of step {step}: {type(error).__name__}: {error}"
-        self._reports.once("staging", f"{text}; such rows are dropped, training goes on")
+        """Print that a row could not be staged; drop those that are being made."""
+        fact = f"{type(error).__name__}: {error}"
+        self.drop("staging", f"cannot copy the gradients of step {step}: {fact}")
         self.abandon()
-
-    def _due(self, step: int, sources: Sequence[Source]) -> list[Source]:
-        """Those of the sources whose row is due; the schedule is asked once a step."""
-        due = [source for source in sources if source.kind != "full"]
-        whole = [source for source in sources if source.kind == "full"]
-        if whole and self._full_row_is_due(step):
-            due = [*whole, *due]
-        return due
-
-    def _full_row_is_due(self, step: int) -> bool:
-        if self._asked[0] != step:
-            self._asked = (step, self._plan.schedule(step) and self._kept(step))
-        return self._asked[1]
-
-    def _kept(self, step: int) -> bool:
-        if self._plan.budget.keeps_full_row():
-            return True
-        self.thinned += 1
-        text = f"half of max_bytes is used at step {step}: full rows come half as often"
-        self._reports.once("thinning", f"{text}, and again at each next half")
-        return False
-
-    def _affordable(self, source: Source, step: int) -> bool:
-        if source.cost <= self._plan.budget.remaining:
-            return True
-        self.dropped += 1
-        text = f"max_bytes is used up at step {step}: {source.kind} rows are dropped from here on"
-        self._reports.once(f"budget {source.kind}", text)
-        return False
 
     def _begun(self, source: Source, step: int) -> bool:
         if source.begin(step):
             return True
-        self._no_slot(source, step)
+        self._admission.no_slot(source, step)
         return False
 
     def _stage(self, source: Source, step: int) -> None:
-        if not self._affordable(source, step):
+        if not self._admission.affordable(source, step):
             return
         try:
             slot = source.stage(step)
@@ -306,7 +255,7 @@ class Rows:
             self.give_up(step, error)
             return
         if slot is None:
-            self._no_slot(source, step)
+            self._admission.no_slot(source, step)
             return
         self._add(slot)
 
@@ -335,15 +284,8 @@ class Rows:
             self._reports.once("sparse", f"{text}, zeros included: its module did not say sparse")
 
     def _watch(self, step: int) -> None:
-        """Say once which parameters have had no gradient for long."""
+        """Print once which parameters have had no gradient for long."""
         gone = self._absence.long_gone(self.pending[0].present) if self.pending else []
         if gone:
             text = f"{len(gone)} parameters had no gradient in {LONG} recorded steps up to {step}"
             self._reports.once("absent", f"{text}: {shortened(gone)}")
-
-    def _no_slot(self, source: Source, step: int) -> None:
-        self.dropped += 1
-        text = f"the writer is behind at step {step}: such {source.kind} rows are dropped"
-        self._reports.once(f"full {source.kind}", text)
-        if self._plan.thin and source.kind == "full":
-            self._plan.budget.thin()

@@ -1,15 +1,17 @@
-"""Which parameters are recorded, and the names they go by."""
+"""Which parameters are recorded, by which names, and which of their elements are tracked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstats.lowrank.tables import matrices_by_parameter
 from gradstats.patterns import matching
+from gradstats.store import Parameter
 
 #: Attribute names that torch's wrappers put between a module and its parameters.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -198,3 +200,38 @@ def _check(chosen: Sequence[Selected]) -> None:
             f"parameters must be on one device that holds data, got {devices}; "
             "select some with parameters="
         )
+
+
+def row_widths(
+    table: Sequence[Parameter], element_ids: Mapping[str, np.ndarray] | None = None
+) -> dict[str, int]:
+    """Elements of a row by dtype: all of them, or the sampled ones."""
+    if element_ids is not None:
+        return {dtype: len(ids) for dtype, ids in element_ids.items()}
+    widths: dict[str, int] = {}
+    for parameter in table:
+        dense = parameter.numel if parameter.layout == "dense" else 0
+        widths[parameter.dtype] = widths.get(parameter.dtype, 0) + dense
+    return widths
+
+
+def sample_elements(
+    table: Sequence[Parameter], count: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw ``count`` elements of a row uniformly without replacement; all when there are fewer.
+
+    Returns:
+        Sorted int64 positions in the flat vector of each dtype that has any.
+    """
+    widths = row_widths(table)
+    total = sum(widths.values())
+    # numpy draws without replacement in memory proportional to count; torch would permute all
+    drawn = np.sort(rng.choice(total, min(count, total), replace=False, shuffle=False))
+    ids: dict[str, np.ndarray] = {}
+    start = 0
+    for dtype, width in widths.items():
+        first, last = np.searchsorted(drawn, (start, start + width))
+        if first < last:
+            ids[dtype] = drawn[first:last].astype(np.int64) - start
+        start += width
+    return ids

@@ -130,6 +130,20 @@ class Lane:
             source.record_stream(self._side)
             cast(torch.cuda.Event, slot.ready).record(self._side)
 
+    def send_sparse(self, grad: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
+        """Copy indices and values of a sparse gradient to the host, equal indices not added up."""
+        if grad.layout != torch.sparse_coo:
+            grad = grad.to_sparse_coo()  # type: ignore[no-untyped-call]
+        indices, values = grad._indices(), grad._values()
+        pinned = grad.device.type == "cuda"
+        hosts = (
+            torch.empty_like(indices, device="cpu", pin_memory=pinned),
+            torch.empty_like(values, device="cpu", pin_memory=pinned),
+        )
+        self.send(indices, hosts[0], slot)
+        self.send(values, hosts[1], slot)
+        return hosts
+
     def beside(self) -> AbstractContextManager[Any]:
         """In here the device's work is on the side stream, so that the training's goes on."""
         return nullcontext() if self._side is None else torch.cuda.stream(self._side)

@@ -1,9 +1,8 @@
 """Flat copies of gradients on their way to the writer, made without waiting for the device.
 
 On the CPU a row is one call that copies into a preallocated buffer. On a CUDA device it is one
-fused copy on the device in the training's own stream (so that later writes to the gradients cannot
-reach it) and one transfer into pinned memory on a side stream, whose end is an event for the
-writer. The training thread waits for neither.
+fused copy in the training's own stream (so that later writes to the gradients cannot reach it) and
+one transfer into pinned memory on a side stream, whose end is an event for the writer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradstats.recording.sampling import row_widths
+from gradstats.recording.row_layout import RowLayout, gradient_of
 from gradstats.recording.slots import Kind, Lane, Point, Pool, Slot, empty
+from gradstats.recording.weight_copies import WeightCopies
 from gradstats.store import Parameter
 
 #: Bytes of one row beside its elements and its present table: coordinates and padding.
@@ -59,59 +59,38 @@ class Source:
         self.densified: str | None = None
         self.fires = [0] * len(table)
         self.lane = Lane(tensors[0].device)
-        self._wait = wait
-        self._tensors = list(tensors)
-        self._members = list(zip(table, tensors, strict=True))
+        self._wait, self._tensors = wait, list(tensors)
+        self._layout = RowLayout(table, tensors, element_ids)
+        self._weights = WeightCopies(self._layout, self._tensors, self.lane, direct=self._direct)
         self._everyone = np.ones(len(table), dtype=bool)  # of many slots at a time
         self._everyone.flags.writeable = False
-        self._widths = row_widths(table, element_ids)
         self.cost = self._cost()
-        self.pool = Pool(lambda: Slot(self, self._widths, self.lane.device), slots)
-        dense = [p.layout == "dense" for p in table]
-        self._dtypes = [
-            getattr(torch, p.dtype) if d else "" for p, d in zip(table, dense, strict=True)
-        ]
+        self.pool = Pool(lambda: Slot(self, self._layout.widths, self.lane.device), slots)
         self._sharded = any(hasattr(tensor, "to_local") for tensor in tensors)
         self._scratch: dict[str, Tensor] = {}
-        self._weight_scratch: dict[str, Tensor] = {}
-        self._views: list[Tensor] = []
-        self._scratch_views: list[Tensor] = []
-        self._samples = self._place_samples(element_ids or {})
-        self._shapes = [torch.Size(parameter.shape) for parameter in table]
+        self._views, self._scratch_views = list[Tensor](), list[Tensor]()
         self._slot: Slot | None = None
         self._flats: Mapping[str, Tensor] = {}
-        self._weighed: set[int] = set()  # parameters whose values are copied already
 
     @property
     def nbytes(self) -> int:
         """Bytes of one row's vectors."""
-        itemsize = {dtype: getattr(torch, dtype).itemsize for dtype in self._widths}
-        once: int = sum(width * itemsize[dtype] for dtype, width in self._widths.items())
-        return (2 if self.weights else 1) * once
+        return (2 if self.weights else 1) * self._layout.nbytes
 
     @property
     def elements(self) -> int:
         """Elements of one row's vectors."""
-        return sum(self._widths.values())
-
-    @property
-    def parameters(self) -> int:
-        """Parameters in the table."""
-        return len(self._members)
+        return self._layout.elements
 
     @property
     def table(self) -> list[Parameter]:
         """The parameters as this process holds them."""
-        return [parameter for parameter, _ in self._members]
+        return self._layout.table
 
     def _cost(self) -> int:
         # a Summary takes at most about 14 KB a parameter, and never more than the gradient
-        few = self.nbytes if self.kind != "summary" else 14_000 * self.parameters
-        return min(self.nbytes, few) + self.parameters + _COORDINATE_BYTES
-
-    def shape(self, place: int) -> tuple[int, ...]:
-        """The shape of a parameter."""
-        return self._members[place][0].shape
+        few = self.nbytes if self.kind != "summary" else 14_000 * len(self._tensors)
+        return min(self.nbytes, few) + len(self._tensors) + _COORDINATE_BYTES
 
     @property
     def slot(self) -> Slot | None:
@@ -132,17 +111,17 @@ class Source:
             self.abandon()
             raise
 
-    def patch(self, slot: Slot, places: Iterable[int]) -> None:
+    def patch(self, slot: Slot, indices: Iterable[int]) -> None:
         """Copy some gradients, as they are now, into a row that was staged and not handed over."""
         self._slot = slot
         self._flats = slot.flat if self._direct else self._on_device()
         slot.present = slot.present.copy()
         try:
-            for place in places:
-                grad = gradient_of(self._members[place][1])
-                slot.present[place] = grad is not None
-                slot.sparse.pop(place, None)
-                self._copy(place, grad)
+            for index in indices:
+                grad = gradient_of(self._tensors[index])
+                slot.present[index] = grad is not None
+                slot.sparse.pop(index, None)
+                self._copy(index, grad)
             self._send()
         finally:
             self._slot = None
@@ -151,8 +130,8 @@ class Source:
         """Start a row to be made of pieces; False where no slot is free."""
         if not self._take_slot(step):
             return False
-        cast(Slot, self._slot).present = np.zeros(len(self._members), dtype=bool)
-        self.fires = [0] * len(self._members)
+        cast(Slot, self._slot).present = np.zeros(len(self._tensors), dtype=bool)
+        self.fires = [0] * len(self._tensors)
         return True
 
     def _take_slot(self, step: int) -> bool:
@@ -163,75 +142,77 @@ class Source:
         slot.step = step
         slot.numbers[:] = np.nan
         slot.sparse, slot.facts = {}, {}
-        self._weighed = set()
+        self._weights.begin()
         self._flats = slot.flat if self._direct else self._on_device()
         if self.kind != "track":
-            self._views = slot.views = slot.views or self._laid_out(slot.flat)
+            self._views = slot.views = slot.views or self._layout.views(slot.flat)
             if not self._direct:
                 self._views = self._scratch_views
         return True
 
-    def put(self, place: int, grad: Tensor | None = None, *, add: bool = False) -> None:
+    def put(self, index: int, grad: Tensor | None = None, *, add: bool = False) -> None:
         """Copy the gradient of one parameter, or one given in its stead, as it is now.
 
         With `add`, a gradient that is given is added to what was put before.
         """
         slot = cast(Slot, self._slot)
-        grad = gradient_of(self._members[place][1]) if grad is None else grad
-        add = add and self.fires[place] > 0
-        self.fires[place] += 1
-        slot.present[place] = grad is not None
+        grad = gradient_of(self._tensors[index]) if grad is None else grad
+        add = add and self.fires[index] > 0
+        self.fires[index] += 1
+        slot.present[index] = grad is not None
         if add and grad is not None:
-            self._add(place, grad)
+            self._add(index, grad)
         else:
-            self._copy(place, grad)
+            self._copy(index, grad)
 
-    def _add(self, place: int, grad: Tensor) -> None:
+    def _add(self, index: int, grad: Tensor) -> None:
         """Add a dense gradient to what the row holds of its parameter."""
-        parameter, _ = self._members[place]
-        dense = self._dense(parameter, grad)
-        if self.kind != "track":
-            self._views[place].add_(dense)
-        elif place in self._samples:
-            ids, span = self._samples[place]
-            self._flats[parameter.dtype][span].add_(torch.take(dense, ids))
+        dense, part = self._dense(index, grad), self._part(index)
+        if part is not None:
+            sampled = self.kind == "track"
+            part.add_(torch.take(dense, self._layout.sampled[index][0]) if sampled else dense)
 
-    def _copy(self, place: int, grad: Tensor | None) -> None:
-        parameter, _ = self._members[place]
-        if parameter.layout == "sparse":
+    def _copy(self, index: int, grad: Tensor | None) -> None:
+        if index not in self._layout.dense:
             if grad is not None and self.kind != "track":
-                self._keep_sparse(place, grad)
+                self._keep_sparse(index, grad)
+            return
+        part = self._part(index)
+        if part is None:
             return
         if grad is None:
-            self._clear(place)
+            part.zero_()
         elif self.kind != "track":
-            self._views[place].copy_(self._dense(parameter, grad))
-        elif place in self._samples:
-            ids, span = self._samples[place]
+            part.copy_(self._dense(index, grad))
+        else:
             # take() indexes in the order of the shape whatever the strides are, uncopied
-            torch.take(self._dense(parameter, grad), ids, out=self._flats[parameter.dtype][span])
+            torch.take(self._dense(index, grad), self._layout.sampled[index][0], out=part)
 
-    def forget(self, places: Iterable[int]) -> None:
+    def _part(self, index: int) -> Tensor | None:
+        """A dense parameter's part of the row; None where no element of it is sampled."""
+        if self.kind != "track":
+            return self._views[index]
+        if index not in self._layout.sampled:
+            return None
+        return self._flats[self.table[index].dtype][self._layout.sampled[index][1]]
+
+    def forget(self, indices: Iterable[int]) -> None:
         """What was put of these parameters is no gradient of this step."""
-        for place in places:
-            cast(Slot, self._slot).present[place] = False
-            cast(Slot, self._slot).sparse.pop(place, None)
-            self.fires[place] = 0
+        for index in indices:
+            cast(Slot, self._slot).present[index] = False
+            cast(Slot, self._slot).sparse.pop(index, None)
+            self.fires[index] = 0
 
     def end(self) -> Slot:
         """Finish the row: what was never put has no gradient."""
         slot = cast(Slot, self._slot)
-        for place in np.flatnonzero(~slot.present):
-            self._clear(int(place))
+        for index in np.flatnonzero(~slot.present):
+            self._copy(int(index), None)
         return self._finished()
 
     def _finished(self) -> Slot:
-        slot = cast(Slot, self._slot)
         if self.weights:
-            self.weigh(range(len(self._members)))
-            flats = {} if self._direct else self._weight_scratch
-            for dtype in flats:
-                self.lane.send(flats[dtype], slot.weights[dtype], slot)
+            self._weights.finish(cast(Slot, self._slot))
         return self._send()
 
     def _send(self) -> Slot:
@@ -246,22 +227,9 @@ class Source:
         self._slot = None
         return slot
 
-    def weigh(self, places: Iterable[int]) -> None:
+    def weigh(self, indices: Iterable[int]) -> None:
         """Copy values that gradients were taken at, once per row, before a step changes them."""
-        slot = cast(Slot, self._slot)
-        flats = slot.weights
-        if not self._direct:
-            flats = self._weight_scratch = self._weight_scratch or empty(
-                self._widths, device=self.lane.device
-            )
-            self.lane.before_overwriting()
-        left = [i for i in places if i not in self._weighed]
-        dense = [i for i in left if self._members[i][0].layout == "dense"]
-        views = self._laid_out(flats)
-        if dense:
-            values = [local(self._tensors[i]) for i in dense]
-            torch._foreach_copy_([views[i] for i in dense], values)
-        self._weighed.update(left)
+        self._weights.copy(indices, cast(Slot, self._slot))
 
     def abandon(self) -> None:
         """Drop the row that is being made, if there is one."""
@@ -271,37 +239,8 @@ class Source:
 
     @property
     def _direct(self) -> bool:
-        """Is the slot on the gradients' device?"""
+        """Whether the slot is on the gradients' device."""
         return self.lane.device.type == "cpu" or self.kind == "summary"
-
-    def _clear(self, place: int) -> None:
-        """Put zeros in the place of a parameter."""
-        parameter, _ = self._members[place]
-        if self.kind != "track":
-            self._views[place].zero_()
-        elif place in self._samples:
-            self._flats[parameter.dtype][self._samples[place][1]].zero_()
-
-    def _laid_out(self, flats: Mapping[str, Tensor]) -> list[Tensor]:
-        """The place of each parameter in flat vectors, in its shape; sparse ones have none."""
-        found = []
-        for p, _ in self._members:
-            numel, shape = (p.numel, p.shape) if p.layout == "dense" else (0, (0,))
-            found.append(flats[p.dtype][p.offset : p.offset + numel].view(shape))
-        return found
-
-    def _place_samples(
-        self, element_ids: Mapping[str, np.ndarray]
-    ) -> dict[int, tuple[Tensor, slice]]:
-        samples = {}
-        for place, (parameter, tensor) in enumerate(self._members):
-            ids = element_ids.get(parameter.dtype, np.zeros(0, np.int64))
-            span = (parameter.offset, parameter.offset + parameter.numel)
-            start, stop = np.searchsorted(ids, span)
-            if start < stop and parameter.layout == "dense":
-                local = torch.from_numpy(ids[start:stop] - parameter.offset).to(tensor.device)
-                samples[place] = (local, slice(int(start), int(stop)))
-        return samples
 
     def _copy_all(self) -> None:
         """All parameters at once, but for those without a gradient or with a sparse one."""
@@ -309,7 +248,10 @@ class Source:
         grads = [tensor.grad for tensor in self._tensors]
         if self._sharded:
             grads = [gradient_of(tensor) for tensor in self._tensors]
-        dtypes, shapes = self._dtypes, self._shapes  # others would be cast, or broadcast
+        dtypes, shapes = (
+            self._layout.dtypes,
+            self._layout.shapes,
+        )  # others would be cast, or broadcast
         alone = [
             i
             for i, g in enumerate(grads)
@@ -325,67 +267,33 @@ class Source:
             torch._foreach_copy_(views, others)
         except RuntimeError:  # a gradient is sparse, and its module did not say that it would be
             alone = list(range(len(grads)))
-        for place in alone:
-            self._copy(place, grads[place])
+        for index in alone:
+            self._copy(index, grads[index])
 
     def _sample_all(self) -> None:
         """The sampled elements of all parameters that have any."""
         slot = cast(Slot, self._slot)
         slot.present = np.array([tensor.grad is not None for tensor in self._tensors])
-        for place in self._samples:
-            self._copy(place, gradient_of(self._members[place][1]))
+        for index in self._layout.sampled:
+            self._copy(index, gradient_of(self._tensors[index]))
 
-    def _keep_sparse(self, place: int, grad: Tensor) -> None:
+    def _keep_sparse(self, index: int, grad: Tensor) -> None:
         """Copy indices and values as they are; the writer adds up those that repeat."""
         slot = cast(Slot, self._slot)
-        self._check(self._members[place][0], grad)
-        if grad.layout != torch.sparse_coo:
-            grad = grad.to_sparse_coo()  # type: ignore[no-untyped-call]
-        grad = grad.detach()
-        parts = (grad._indices(), grad._values())
-        pinned = grad.device.type == "cuda"
-        hosts = [torch.empty_like(p, device="cpu", pin_memory=pinned) for p in parts]
-        for part, host in zip(parts, hosts, strict=True):
-            self.lane.send(part, host, slot)
-        slot.sparse[place] = (hosts[0], hosts[1])
+        self._layout.check(index, grad)
+        slot.sparse[index] = self.lane.send_sparse(grad.detach(), slot)
 
     def _on_device(self) -> dict[str, Tensor]:
         """The flat buffers between the gradients and the host, once the last row has left them."""
         if not self._scratch:
-            self._scratch = empty(self._widths, device=self.lane.device)
-            self._scratch_views = [] if self.kind == "track" else self._laid_out(self._scratch)
+            self._scratch = empty(self._layout.widths, device=self.lane.device)
+            self._scratch_views = [] if self.kind == "track" else self._layout.views(self._scratch)
         self.lane.before_overwriting()
         return self._scratch
 
-    def _dense(self, parameter: Parameter, grad: Tensor) -> Tensor:
-        self._check(parameter, grad)
+    def _dense(self, index: int, grad: Tensor) -> Tensor:
+        self._layout.check(index, grad)
         if grad.layout != torch.strided:
-            self.densified = parameter.name
+            self.densified = self.table[index].name
             return grad.detach().to_dense()
         return grad.detach()
-
-    def _check(self, parameter: Parameter, grad: Tensor) -> None:
-        if grad.shape != parameter.shape:
-            raise ValueError(
-                f"cannot record {parameter.name!r}: its gradient is {tuple(grad.shape)} and the "
-                f"store holds {parameter.shape}; attach after the model has its final shapes"
-            )
-        if grad.dtype != getattr(torch, parameter.dtype):
-            raise TypeError(
-                f"cannot record {parameter.name!r}: its gradient is {grad.dtype} and the store "
-                f"holds {parameter.dtype}; attach after both have their final dtype"
-            )
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What of a parameter lies on this process: of a sharded one (DTensor) the shard."""
-    found = tensor.detach()
-    return cast(Tensor, found.to_local()) if hasattr(found, "to_local") else found
-
-
-def gradient_of(tensor: nn.Parameter) -> Tensor | None:
-    """The gradient on this process: of a sharded parameter (DTensor) the local shard."""
-    grad = tensor.grad
-    if grad is not None and hasattr(grad, "to_local"):
-        return cast(Tensor, grad.to_local())
-    return grad

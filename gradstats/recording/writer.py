@@ -7,29 +7,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from gradstats.recording.slots import (
-    CLIP_LIMIT,
-    CLIP_NORM,
-    KINDS,
-    LEARNING_RATE,
-    LOSS,
-    LOSS_SCALE,
-    SKIPPED,
-    Kind,
-    Slot,
-)
-from gradstats.store import GradientStore, Parameter, Place, Row
-from gradstats.store.rows import as_bits
-from gradstats.summary import Summary, summarize, summarize_segments
+from gradstats.recording.row_contents import coalesced, coordinates, norm, ragged, summaries
+from gradstats.recording.slots import KINDS, Kind, Slot
+from gradstats.store import GradientStore, Place, Row
+from gradstats.summary import Summary
 from gradstats.summary.encoding import to_bytes
 
 #: A commit costs about the same for one row as for many, so tracked rows wait for company.
@@ -55,7 +41,7 @@ class Writer:
         worker: Whose rows they are.
         segment: The segment of every row.
         on_loss: Called with (step, bytes, error) of rows that could not be written.
-        say: Told (subject, text) about a connection that fails; says each subject once.
+        warn: Called with (subject, text) about a connection that fails; prints a subject once.
         shadows: Compressors that run beside the training, by the point of their tracked rows.
         on_summary: Called in this thread with (step, {name: Summary}) of each row of Summaries.
             Held weakly until `end`: it may lead to the model, and the thread must not.
@@ -74,7 +60,7 @@ class Writer:
         worker: int,
         segment: int,
         on_loss: Callable[[int, int, Exception], None],
-        say: Callable[[str, str], None],
+        warn: Callable[[str, str], None],
         on_summary: OnSummary | None = None,
         shadows: Mapping[str, Shadowing] | None = None,
     ) -> None:
@@ -88,10 +74,10 @@ class Writer:
         self._segment = segment
         self._seen = np.zeros(len(store.table(worker)), dtype=bool)
         self._on_loss = on_loss
-        self._say = say
-        self._told = (lambda: None) if on_summary is None else weakref.ref(on_summary)
-        self._tells = on_summary is not None
-        self._untold: list[tuple[int, dict[str, Summary]]] = []
+        self._warn = warn
+        self._on_summary_ref = (lambda: None) if on_summary is None else weakref.ref(on_summary)
+        self._calls = on_summary is not None
+        self._waiting: list[tuple[int, dict[str, Summary]]] = []
         self._on_summary: OnSummary | None = None
         self._when_ended: Callable[[], None] = lambda: None
         self._ended = threading.Event()
@@ -112,11 +98,11 @@ class Writer:
         when_ended: Callable[[], None] = lambda: None,
         on_summary: OnSummary | None = None,
     ) -> None:
-        """Let the thread write what was handed over, close the store and call ``when_ended``.
+        """Let the thread write what was handed over, close the store and call `when_ended`.
 
         This returns at once, and waits for nothing: it may run in the garbage collector, which
-        has cleared weak references by then. So ``on_summary``, if there is one, is given again,
-        and told of all that was handed over.
+        has cleared weak references by then. So `on_summary`, if there is one, is given again,
+        and called with all that was handed over.
         """
         self._when_ended, self._on_summary = when_ended, on_summary
         self.ending = True
@@ -133,11 +119,11 @@ class Writer:
         try:
             self._store.close()
         except Exception as error:
-            self._say("close", f"cannot finish {self.where}: {type(error).__name__}: {error}")
+            self._warn("close", f"cannot finish {self.where}: {type(error).__name__}: {error}")
         if self.unsent:
             text = f"{self.unsent} rows did not reach {self.where} ({self._store.fault})"
             remedy = f"gradstats copy {self._store.folder} {self.where}"
-            self._say("unsent", f"{text}; the next recording there sends them, or: {remedy}")
+            self._warn("unsent", f"{text}; the next recording there sends them, or: {remedy}")
 
     @property
     def unsent(self) -> int:
@@ -165,7 +151,7 @@ class Writer:
         try:
             while self._write_next():
                 pass
-            self._tell()
+            self._call_on_summary()
             self._close_store()
             self._when_ended()
         finally:
@@ -187,7 +173,7 @@ class Writer:
                 self._write(kind, group)
         if self._store.fault:
             text = f"{self._store.fault}; rows wait in {self._store.folder}"
-            self._say("sending", f"{text}, training goes on")
+            self._warn("sending", f"{text}, training goes on")
         return not ended
 
     def _next_batch(self) -> tuple[list[Slot], bool]:
@@ -212,11 +198,11 @@ class Writer:
                 return
             for slot in slots:
                 slot.wait()
-                slot.sparse = {i: _coalesced(slot, i) for i in slot.sparse}
-            norms = [_norm(slot) for slot in slots]
+                slot.sparse = {i: coalesced(slot, i) for i in slot.sparse}
+            norms = [norm(slot) for slot in slots]
             rows = [
-                self._row(slot, norm, _ragged(slot))
-                for slot, norm in zip(slots, norms, strict=True)
+                self._row(slot, length, ragged(slot))
+                for slot, length in zip(slots, norms, strict=True)
             ]
             self._store.append_rows(rows, self._worker, kind)
         except Exception as error:
@@ -229,7 +215,7 @@ class Writer:
                 for slot in slots
                 for flat in (*slot.flat.values(), *slot.weights.values())
             )
-            self.nonfinite += sum(not math.isfinite(norm) for norm in norms)
+            self.nonfinite += sum(not math.isfinite(length) for length in norms)
             for slot in slots:
                 self._seen |= slot.present
             if kind == "track" and self._shadows:
@@ -251,111 +237,30 @@ class Writer:
         """Make a Summary of each parameter, where its gradient is, and commit them as bytes."""
         slot.wait()
         with slot.source.lane.beside():
-            found = _summaries(slot, self._table)
-        data = to_bytes(found.values())
-        norm = math.hypot(*(summary.norm for summary in found.values()))
-        norm = math.nan if any(s.nonfinite for s in found.values()) else norm
-        row = self._row(slot, norm, {"summary": np.frombuffer(data, np.uint8)})
+            by_name = summaries(slot, self._table)
+        data = to_bytes(by_name.values())
+        length = math.hypot(*(summary.norm for summary in by_name.values()))
+        length = math.nan if any(s.nonfinite for s in by_name.values()) else length
+        row = self._row(slot, length, {"summary": np.frombuffer(data, np.uint8)})
         self._store.append_rows([row], self._worker, "summary")
         self.rows["summary"] += 1
         self.nbytes += len(data)
-        self.nonfinite += math.isnan(norm)
+        self.nonfinite += math.isnan(length)
         self._seen |= slot.present
-        if self._tells:
+        if self._calls:
             scale = row.coordinates["loss_scale"] if row.coordinates["unscaled"] == 0 else 1.0
-            found = {name: one.scaled(1 / scale) for name, one in found.items()}
-            self._untold.append((slot.step, found))
-            self._tell()
+            scaled = {name: one.scaled(1 / scale) for name, one in by_name.items()}
+            self._waiting.append((slot.step, scaled))
+            self._call_on_summary()
 
-    def _tell(self) -> None:
-        """Tell of the Summaries; later where the garbage collector has just cut the reference."""
-        on_summary = self._on_summary or self._told()
-        while on_summary is not None and self._untold:
-            on_summary(*self._untold.pop(0))
+    def _call_on_summary(self) -> None:
+        """Pass the Summaries on; later if the garbage collector has just cut the reference."""
+        on_summary = self._on_summary or self._on_summary_ref()
+        while on_summary is not None and self._waiting:
+            on_summary(*self._waiting.pop(0))
 
-    def _row(self, slot: Slot, grad_norm: float, ragged: dict[str, np.ndarray]) -> Row:
-        scalars = slot.scalars.tolist()
-        norm, limit = scalars[CLIP_NORM], scalars[CLIP_LIMIT]
-        seconds = [later - sooner for sooner, later in pairwise(slot.times)]
-        coordinates = {
-            **slot.facts,
-            "step_seconds": median(seconds) if seconds else None,
-            "segment": self._segment,
-            "point": slot.source.point,
-            "loss": scalars[LOSS],
-            "learning_rate": scalars[LEARNING_RATE],
-            "grad_norm": math.nan if slot.source.kind == "track" else grad_norm,
-            "loss_scale": scalars[LOSS_SCALE],
-            "skipped": int(scalars[SKIPPED] > 0),
-            "clip_norm": norm,
-            "clip_coefficient": limit / (norm + 1e-6) if norm + 1e-6 > limit else norm * 0 + 1,
-        }
+    def _row(self, slot: Slot, grad_norm: float, vectors: dict[str, np.ndarray]) -> Row:
         flat = {} if slot.source.kind == "summary" else slot.flat
         weights = slot.weights or None
-        return Row(slot.step, flat, slot.present, coordinates, weights, ragged)
-
-
-def _summaries(slot: Slot, table: Sequence[Parameter]) -> dict[str, Summary]:
-    """By name, of the parameters that have a gradient, in table order."""
-    found: dict[int, Summary] = {}
-    for dtype, flat in slot.flat.items():
-        here = [i for i, p in enumerate(table) if p.dtype == dtype and p.layout == "dense"]
-        offsets = [0, *(table[i].offset + table[i].numel for i in here)]
-        found |= zip(here, summarize_segments(flat, offsets), strict=True)
-    for place, (indices, values) in slot.sparse.items():
-        shape = table[place].shape
-        found[place] = summarize(
-            torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
-        )
-    return {p.name: found[i] for i, p in enumerate(table) if slot.present[i]}
-
-
-def _coalesced(slot: Slot, place: int) -> tuple[Tensor, Tensor]:
-    """Indices and values of a sparse gradient, those of one index added up."""
-    indices, values = slot.sparse[place]
-    shape = slot.source.shape(place)
-    sparse = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
-    return sparse.indices(), sparse.values()
-
-
-def _ragged(slot: Slot) -> dict[str, np.ndarray]:
-    """Sparse gradients as the store keeps them: leading indices flattened, values too."""
-    ragged: dict[str, np.ndarray] = {}
-    for place, (indices, values) in slot.sparse.items():
-        shape = slot.source.shape(place)
-        strides = np.cumprod([1, *shape[indices.shape[0] - 1 : 0 : -1]])[::-1]
-        ragged[f"indices_{place}"] = strides @ indices.numpy()
-        ragged[f"values_{place}"] = as_bits(values.reshape(-1))
-    return ragged
-
-
-def _norm(slot: Slot) -> float:
-    """The Euclidean norm of a row: not finite if and only if an element is not.
-
-    Of float64 whose squares leave float64 it is taken over a power of two.
-
-    In numpy, because a torch operation of this thread would start a second team of OpenMP threads
-    beside the training's.
-    """
-    vectors = [*slot.flat.values(), *(values.reshape(-1) for _, values in slot.sparse.values())]
-    blocks = [
-        _as_numpy(flat[start : start + 2**20])
-        for flat in vectors
-        for start in range(0, len(flat), 2**20)
-    ]
-    with np.errstate(all="ignore"):
-        square = sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks)
-        if 1e-280 < square < math.inf or not any(block.dtype == np.float64 for block in blocks):
-            return math.sqrt(square)
-        largest = max(float(np.abs(block).max(initial=0.0)) for block in blocks)
-        unit = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
-        square = sum(float(np.square(block / unit, dtype=np.float64).sum()) for block in blocks)
-        return math.sqrt(square) * unit
-
-
-def _as_numpy(block: Tensor) -> np.ndarray:
-    if block.dtype != torch.bfloat16:
-        return block.numpy()
-    # numpy has no bfloat16; its bits are the upper half of a float32's
-    bits = block.view(torch.int16).numpy().view(np.uint16).astype(np.uint32) << 16
-    return bits.view(np.float32)
+        known = coordinates(slot, grad_norm, self._segment)
+        return Row(slot.step, flat, slot.present, known, weights, vectors)

@@ -84,8 +84,8 @@ def _law_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
     yield (
         "Medians over rows. transfer: nats per element lost to the best family on the next row, "
         "shape kept and scale refitted; tail: median |ln((k̂+½)/(k+½))| over ratios; ranked by "
-        "both. shape_se: standard error as if elements were independent; shape_spread: what rows differ "
-        "by.",
+        "both. shape_se: standard error as if elements were independent; "
+        "shape_spread: what rows differ by.",
         laws.best_law(tables["fits"]),
     )
     yield (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,58 +10,39 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors import Bound, Compressor, Payload, Rng
+from gradstats.testing.laws import Facts, encode
 
 HEADER = 64  # bytes that the formula need not count
 DRAWS = 100  # of the random numbers, where a contract holds in expectation
 STANDARD_ERRORS = 5  # by which the mean over the draws may miss: one false alarm in 3 million
 
-Facts = Iterator[tuple[str, bool]]
-
-EXTREMAL = 512  # elements of a gradient at which a bound is reached
-FREQUENT = ("constant", "4/3", "one large of 64, the rest small", "of equal singular values")
-RARE = "one large of 512, the rest small"  # in 100 draws a sampler may never take it
-
-
-def extremal() -> dict[str, Tensor]:
-    """Gradients at which the bounds of published methods are reached, or nearly.
-
-    An average gradient is far from any bound: a variance that is declared at half its value holds
-    there. The constant is the worst for sparsifiers, sampling and levels that are wider than the
-    elements; x = 4/3 of a power of 2 for exponents, where (x - 1)(2 - x)/x² is 1/8; one element
-    of 1 and the rest 1/(√B + 1) for a scale that is the maximum, where max|x| ‖x‖₁/‖x‖² is
-    (√B + 1)/2; elements midway between two levels for what rounds to the nearest.
-    """
-    flat = {"constant": 0.7, "4/3": 4 / 3, "just below a power of 2": 2 - 2.0**-6}
-    found = {name: torch.full((EXTREMAL,), value) for name, value in flat.items()}
-    for every in (64, EXTREMAL):
-        name = f"one large of {every}, the rest small"
-        found[name] = _peaks(every, 1.0, 1 / (math.sqrt(every) + 1))
-    found["a sixteenth of the largest"] = _peaks(32, 1.0, 1 / 16)
-    found["midway in 3 bits of mantissa"] = _peaks(EXTREMAL, 1.75, 17 / 16)
-    found["midway in 2 bits of mantissa"] = _peaks(EXTREMAL, 1.75, 9 / 8)
-    found["midway in 1 bit of mantissa"] = _peaks(16, 6.0, 5.0)
-    normal = torch.randn(32, 32, generator=torch.Generator().manual_seed(4))
-    found["of equal singular values"] = torch.linalg.qr(normal).Q[:16].contiguous()
-    return found
-
-
-def _peaks(every: int, peak: float, rest: float) -> Tensor:
-    grad = torch.full((EXTREMAL,), rest)
-    grad[every // 2 :: every] = peak
-    return grad
-
-
-def encode(compressor: Compressor, grad: Tensor, rng: Rng) -> Payload:
-    """One step from a fresh state."""
-    return compressor.encode(grad, compressor.init(grad), rng)[0]
-
 
 def contraction(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     """The contraction, on every finite input."""
-    if compressor.contract.in_expectation or not grad.any():
-        return
-    excess = _excess_error(compressor, grad, rng)
-    yield "‖x - C(x)‖² <= (1 - delta)‖x‖²", excess <= 1e-9
+    if grad.any():
+        excess = _excess_error(compressor, grad, rng)
+        yield "‖x - C(x)‖² <= (1 - delta)‖x‖²", excess <= 1e-9
+
+
+def contracts(compressor: Compressor) -> bool:
+    """Whether the contract promises a contraction in every step."""
+    return compressor.contract.delta is not None and not compressor.contract.in_expectation
+
+
+def promises_a_mean(compressor: Compressor) -> bool:
+    """Whether the contract promises something of the mean over draws."""
+    contract = compressor.contract
+    return bool(contract.in_expectation or contract.omega or contract.unbiased)
+
+
+def promises_a_variance(compressor: Compressor) -> bool:
+    """Whether the contract has an ω."""
+    return compressor.contract.omega is not None
+
+
+def promises_a_size(compressor: Compressor) -> bool:
+    """Whether the contract has a formula for the bits."""
+    return compressor.contract.bits is not None
 
 
 @dataclass(frozen=True)
@@ -89,8 +69,6 @@ class _Drawn:
 def expectation(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     """What holds in the mean over draws: the contraction, the variance, the gradient itself."""
     contract = compressor.contract
-    if not (contract.in_expectation or contract.omega or contract.unbiased):
-        return
     drawn = _Drawn.of(compressor, grad, rng)
     if contract.in_expectation:
         yield "E‖x - C(x)‖² <= (1 - delta)‖x‖²", _contracts(compressor, drawn)

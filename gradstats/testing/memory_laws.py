@@ -1,22 +1,62 @@
-"""The laws on states: what leaves them alone, and what memories do where everything is dense."""
+"""The laws on states: whose they are, what leaves them alone, and what memories conserve."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradstats.compressors import Compressor, Memory, Rng
+from gradstats.compressors import Compressor, ErrorFeedback, Memory, Rng
 from gradstats.compressors.rounds import alone
 from gradstats.compressors.states import plain
 from gradstats.exchange import simulate
+from gradstats.testing.comparing import close
+from gradstats.testing.laws import Facts
 
-Facts = Iterator[tuple[str, bool]]
 WORKERS, STEPS = 2, 4
+
+
+def separate_states(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    """Two gradients in turn are encoded as each would be alone."""
+    other = grad.reshape(-1).flip(0) * 3
+    alone = [_two_steps(compressor, [each], rng)[0] for each in (grad, other)]
+    yield "tensors do not share a state", _two_steps(compressor, [grad, other], rng) == alone
+
+
+def _two_steps(compressor: Compressor, grads: list[Tensor], rng: Rng) -> list[list[bytes]]:
+    states = [compressor.init(grad) for grad in grads]
+    sent: list[list[bytes]] = [[] for _ in grads]
+    for step in range(2):
+        for i, grad in enumerate(grads):
+            payload, states[i] = compressor.encode(grad, states[i], replace(rng, step=step))
+            sent[i].append(payload.to_bytes())
+    return sent
+
+
+def conservation(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    """Error feedback around the method sends, forgets or keeps every gradient."""
+    memory = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
+    grads = [(grad * (step + 1)).double().roll(step) for step in range(4)]
+    state = memory.init(grads[0])
+    sent = torch.zeros(grad.numel(), dtype=torch.float64)
+    forgotten = torch.zeros_like(sent)
+    for step, each in enumerate(grads):
+        forgotten += (1 - memory.gamma) * state.residual.reshape(-1)
+        payload, state = memory.encode(each, state, replace(rng, step=step))
+        payload.add_to(sent)
+    total = torch.stack(grads).sum(0).reshape(-1)
+    yield (
+        "what was sent, forgotten and left over adds up to the gradients",
+        close(sent + forgotten + state.residual.reshape(-1), total, 1e-12),
+    )
+
+
+def conserves(compressor: Compressor) -> bool:
+    """Whether the law of conservation binds: another memory conserves something else."""
+    return not isinstance(compressor, Memory) or isinstance(compressor, ErrorFeedback)
 
 
 def untouched_states(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
@@ -40,8 +80,6 @@ def nothing_compressed(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     A memory that is a part of the optimizer has its settings as torch.optim.SGD names them,
     `momentum` and `nesterov`; any other has no part in it.
     """
-    if not isinstance(compressor, Memory) or vars(compressor).get("clip"):
-        return
     momentum: float = getattr(compressor, "momentum", 0.0)
     nesterov = bool(getattr(compressor, "nesterov", False))
     weights = torch.zeros(grad.shape, dtype=torch.float64, requires_grad=True)
@@ -69,6 +107,11 @@ def nothing_compressed(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
         )
 
 
+def adds_all_up(compressor: Compressor) -> bool:
+    """Whether it is a memory that clips nothing."""
+    return isinstance(compressor, Memory) and not vars(compressor).get("clip")
+
+
 def _near(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool(((actual - expected).abs() <= tolerance).all())
 
@@ -82,6 +125,3 @@ def _same(state: Any, other: Any) -> bool:
     if isinstance(state, Tensor):
         return torch.equal(state.nan_to_num(), other.nan_to_num())
     return bool(state == other or state != state)
-
-
-LAWS = (untouched_states, nothing_compressed)

@@ -224,8 +224,8 @@ def test_a_parametrized_weight_stays():
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"ranks": {"*": 2}}, r"got '\*'"),
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"ranks": {"x": 1}}, "got 'x'"),
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"ranks": {"0": 0}}, "whole numbers from 1"),
-        (lambda: nn.Sequential(nn.GRU(8, 8)), {}, r"cannot factorize 0 \(GRU\)"),
-        (lambda: nn.Sequential(nn.Conv1d(8, 8, 3)), {}, r"cannot factorize 0 \(Conv1d\)"),
+        (lambda: nn.Sequential(nn.RNN(8, 8)), {}, r"cannot factorize 0 \(RNN\)"),
+        (lambda: nn.Sequential(nn.Conv3d(8, 8, 3)), {}, r"cannot factorize 0 \(Conv3d\)"),
         (lambda: nn.Sequential(nn.Bilinear(8, 8, 8)), {}, "name them in keep"),
     ],
 )
@@ -235,7 +235,7 @@ def test_what_cannot_be_is_refused_by_name(make, settings, message):
 
 
 def test_a_layer_without_a_rule_may_be_kept():
-    found = factorize(nn.Sequential(nn.GRU(8, 8), nn.Linear(32, 32)), keep=["0"])
+    found = factorize(nn.Sequential(nn.RNN(8, 8), nn.Linear(32, 32)), keep=["0"])
     assert [change.kept for change in found.changes] == ["kept: asked for", ""]
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from gradstats.lowrank import LowRankLSTM, factorize, stable_rank
-from gradstats.lowrank.layers import LowRankAttention, LowRankConv2d, LowRankLinear
+from gradstats.lowrank.convolutions import LowRankConv2d
+from gradstats.lowrank.layers import LowRankAttention, LowRankLinear
 
 
 def seeded(*shape, seed=0):

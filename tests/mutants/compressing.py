@@ -4,17 +4,27 @@ from tests.mutants.base import within
 
 LAWS = "tests/compressors/test_laws.py"
 OBEYS = f"{LAWS}::test_every_member_obeys_the_laws"
-HALF = f"{LAWS}::test_half_of_the_error_that_is_declared_is_found_out"
+
+
+def obeys(member):
+    """The tests of the bounds of one member."""
+    return [f"{OBEYS}[{member}-{law}]" for law in ("expectation", "variance")]
+
+
+HALF = f"{LAWS}::test_half_of_the_error_that_is_declared_is_detected"
 KEPT = f"{LAWS}::test_settings_with_bounds_of_their_own_keep_them"
 MEMORIES = "tests/compressors/test_memories.py"
 LOW_RANK = "tests/compressors/test_low_rank.py"
 SHARED = "tests/compressors/test_shared_scale.py"
 
 terngrad = within("compressors/methods/terngrad.py", f"{KEPT}[terngrad(clip=0)]")
-natural = within("compressors/methods/natural.py", f"{OBEYS}[natural]", f"{KEPT}[nuqsgd(steps=6)]")
+natural = within("compressors/methods/natural.py", *obeys("natural"), f"{KEPT}[nuqsgd(steps=6)]")
 SETTINGS = [f"{KEPT}[qsgd({each})]" for each in ("bits=2", "bits=8", "bits=2, norm=max")]
 qsgd = within(
-    "compressors/methods/qsgd.py", f"{KEPT}[qsgd(norm=max)]", *SETTINGS, f"{OBEYS}[qsgd]"
+    "compressors/methods/qsgd.py",
+    f"{KEPT}[qsgd(norm=max)]",
+    *SETTINGS,
+    *obeys("qsgd"),
 )
 randomk = within("compressors/methods/randomk.py", f"{KEPT}[randomk(0.01, scaled=True)]")
 count_sketch = within(
@@ -22,6 +32,7 @@ count_sketch = within(
 )
 sketch = within("payloads/sketch.py", f"{KEPT}[count-sketch(estimate=mean)]")
 laws = within("testing/contract_laws.py", HALF)
+gradients = within("testing/gradients.py", HALF)
 TESTING = "tests/testing/test_family_laws.py"
 ef = within("compressors/wrappers/error_feedback.py", MEMORIES)
 payloads = within("payloads/base.py", MEMORIES)
@@ -35,7 +46,7 @@ MUTANTS = (
     # bounds
     terngrad("(math.sqrt(payload.bucket) - 1) / 2", "(math.sqrt(payload.bucket) - 1) / 4"),
     natural('Bound("1/8", lambda payload: 1 / 8)', 'Bound("1/8", lambda payload: 1 / 16)'),
-    natural("size * least**2 / 4, math", "size * least**2 / 16, math", f"{OBEYS}[nuqsgd]"),
+    natural("size * least**2 / 4, math", "size * least**2 / 16, math", *obeys("nuqsgd")),
     qsgd("min(bucket / (4 * self.s**2), few", "min(bucket / (8 * self.s**2), few"),
     qsgd('(root + 1) / 2 if self.norm == "max"', '(root + 1) / 4 if self.norm == "max"'),
     qsgd("else root\n", "else root / 2\n"),
@@ -47,12 +58,12 @@ MUTANTS = (
     sketch("else rows.mean(0)", "else 0.97 * rows.mean(0)", SHARED),
     sketch("1 - 2 * (sign & 1)", "1 - (sign & 1)"),
     # what the law suite looks at
-    laws('{"constant": 0.7, "4/3": 4 / 3,', '{"constant": 1.0, "4/3": 1.0,', TESTING),
-    laws("1 / (math.sqrt(every) + 1)", "1.0"),
-    laws("_peaks(32, 1.0, 1 / 16)", "_peaks(32, 1.0, 1 / 2)"),
-    laws("_peaks(EXTREMAL, 1.75, 17 / 16)", "_peaks(EXTREMAL, 1.75, 1.0)"),
-    laws("_peaks(16, 6.0, 5.0)", "_peaks(16, 6.0, 4.0)"),
-    laws("2 - 2.0**-6}", "2.0}"),
+    gradients('{"constant": 0.7, "4/3": 4 / 3,', '{"constant": 1.0, "4/3": 1.0,', TESTING),
+    gradients("1 / (math.sqrt(every) + 1)", "1.0"),
+    gradients("_peaks(32, 1.0, 1 / 16)", "_peaks(32, 1.0, 1 / 2)"),
+    gradients("_peaks(EXTREMAL, 1.75, 17 / 16)", "_peaks(EXTREMAL, 1.75, 1.0)"),
+    gradients("_peaks(16, 6.0, 5.0)", "_peaks(16, 6.0, 4.0)"),
+    gradients("2 - 2.0**-6}", "2.0}"),
     laws("STANDARD_ERRORS = 5", "STANDARD_ERRORS = 500"),
     # error feedback
     ef("residual.mul_(self.gamma) if reuse", "residual if reuse"),

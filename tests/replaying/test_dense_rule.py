@@ -14,7 +14,7 @@ import gradstats
 from gradstats.compressors import Compressor, Contract, DenseRule, PerParameter, compressor
 from gradstats.ddp_hooks import CompressorState, compress_hook
 from gradstats.network import Network
-from gradstats.payloads.sparse import sparse
+from gradstats.payloads.sparse import Sparse
 from gradstats.replaying.planning import plan
 from gradstats.reporting.advice import advice
 from tests.replaying.test_ranking import method, ranked_of
@@ -28,7 +28,7 @@ class Nothing(Compressor):
     contract = Contract("all_gather")
 
     def encode(self, grad, state, rng=None):
-        return sparse(grad.reshape(-1), torch.zeros(0, dtype=torch.int64)), state
+        return Sparse.at(grad.reshape(-1), torch.zeros(0, dtype=torch.int64)), state
 
 
 NOTHING = f"{__name__}:Nothing()"

@@ -81,6 +81,12 @@ PLAIN = {
     "lstm, no bias": lambda: nn.ModuleDict({"lstm": nn.LSTM(16, 64, bias=False)}),
     "lstm, projected": lambda: nn.ModuleDict({"lstm": nn.LSTM(16, 64, proj_size=8)}),
     "the lstm itself": lambda: nn.LSTM(16, 64),
+    "gru, narrow": lambda: nn.ModuleDict({"gru": nn.GRU(16, 64)}),
+    "gru, square": lambda: nn.ModuleDict({"gru": nn.GRU(32, 32)}),
+    "gru, layers": lambda: nn.ModuleDict({"gru": nn.GRU(12, 20, 2, bidirectional=True)}),
+    "gru, no bias": lambda: nn.ModuleDict({"gru": nn.GRU(16, 64, bias=False)}),
+    "conv1d": lambda: nn.Sequential(nn.Conv1d(8, 16, 3), nn.Conv1d(16, 16, 1, bias=False)),
+    "depthwise, 1d": lambda: nn.Sequential(nn.Conv1d(64, 64, 3, groups=64), nn.Conv1d(64, 64, 1)),
     "attention": lambda: nn.ModuleDict({"attention": nn.MultiheadAttention(32, 4)}),
     "attention itself": lambda: nn.MultiheadAttention(32, 4),
     "attention, other": lambda: nn.ModuleDict(
@@ -104,6 +110,9 @@ PLAIN = {
 }
 #: Models of which a recording has to say what their layers are.
 RECORDED = {
+    "grouped, 1d": lambda: nn.Sequential(
+        nn.Conv1d(32, 64, 3, groups=4), nn.Conv1d(64, 32, 3, groups=8)
+    ),
     "grouped": lambda: nn.Sequential(
         nn.Conv2d(32, 64, 3, groups=4), nn.Conv2d(64, 32, 3, groups=8)
     ),
@@ -118,8 +127,7 @@ RECORDED = {
 }
 #: Layers without a rule, which factorize refuses unless they are kept.
 REFUSED = {
-    "gru": lambda: nn.Sequential(nn.GRU(32, 32)),
-    "conv1d": lambda: nn.Sequential(nn.Conv1d(16, 32, 5)),
+    "rnn": lambda: nn.Sequential(nn.RNN(32, 32)),
     "conv3d": lambda: nn.Sequential(nn.Conv3d(8, 16, 3)),
     "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(16, 32, 3)),
     "bilinear": lambda: nn.Sequential(nn.Bilinear(16, 16, 16)),
@@ -191,7 +199,8 @@ def test_a_run_of_an_earlier_version_counts_what_factorize_leaves(name):
         assert left(table, ratio) == after(PLAIN[name], ratio), ratio
 
 
-NAMED = [n for n in PLAIN if n.split(",")[0] in ("linear", "column", "conv", "depthwise", "lstm")]
+BY_NAME = ("linear", "column", "conv", "conv1d", "depthwise", "lstm", "gru")
+NAMED = [name for name in PLAIN if name.split(",")[0] in BY_NAME]
 
 
 @pytest.mark.parametrize("name", [*NAMED, "attention", "attention, other"])

@@ -9,8 +9,9 @@ from scipy import stats
 
 from gradstats.families import DWeibull, Family, Laplace
 from gradstats.summary import summarize
-from gradstats.testing import check_family
-from gradstats.testing.contract_laws import extremal
+from gradstats.testing import check_family, family_checks
+from gradstats.testing.gradients import extremal
+from tests.testing.test_compressor_laws import fails
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ class PowerLawInWords(Laplace):
 
 
 @dataclass(frozen=True)
+class OffScale(Laplace):
+    def log_scale(self, logs, weights):
+        return super().log_scale(logs, weights) + 0.1
+
+
+@dataclass(frozen=True)
 class BoundsOfAnother(Laplace):
     bounds = {"shape": (0.1, 5.0)}
 
@@ -123,7 +130,7 @@ def test_the_suite_rejects_a_shape(cheat, promise):
         (WrongInverse, r"kept\(threshold\(ratio\)\) = ratio"),
         (Underflowing, "density is 0 where nothing is kept"),
         (OtherUnits, "kept = 2 scipy"),
-        (MedianAsMean, "mle recovers the law"),
+        (MedianAsMean, "mle recovers the distribution"),
         (Credulous, "raises FitError without a magnitude"),
         (OwnRandomness, "depends on the generator alone"),
         (Mutable, "parameters are frozen"),
@@ -136,9 +143,42 @@ def test_the_suite_rejects(cheat, promise):
         check_family(cheat(2.0))
 
 
+BREAKS = {
+    OneSided: "tail scipy estimators randomness arguments",
+    DensityOfMagnitudes: "scipy density",
+    Skewed: "symmetry",
+    WrongInverse: "tail scipy",
+    Underflowing: "density",
+    OtherUnits: "scipy",
+    MedianAsMean: "estimators",
+    Credulous: "estimators",
+    OwnRandomness: "randomness",
+    PowerLawInWords: "contract",
+    BoundsOfAnother: "contract",
+    OffScale: "scales",
+    Mutable: "value estimators",
+}
+
+
+def broken_laws(distribution):
+    """The ids of the checks that fail."""
+    return {name for name, check in family_checks(distribution) if fails(check)}
+
+
+@pytest.mark.parametrize("cheat", BREAKS, ids=lambda cheat: cheat.__name__)
+def test_a_cheat_breaks_exactly_these_laws(cheat):
+    assert broken_laws(cheat(2.0)) == set(BREAKS[cheat].split())
+
+
+def test_an_honest_family_breaks_none_and_every_law_is_broken_by_someone():
+    assert broken_laws(Laplace(2.0)) == set()
+    laws = {name for name, _ in family_checks(Laplace(2.0))}
+    assert {name for names in BREAKS.values() for name in names.split()} == laws
+
+
 def test_the_extremal_gradients_are_where_the_bounds_are():
     """By the formulas of the bounds: of exponents at 4/3, and of levels between powers of 2."""
-    found = {name: float(grad.flatten()[0]) for name, grad in extremal().items()}
-    x = found["4/3"]
+    values = {name: float(grad.flatten()[0]) for name, grad in extremal().items()}
+    x = values["4/3"]
     assert (x - 1) * (2 - x) / x**2 == pytest.approx(1 / 8, rel=1e-6)
-    assert math.log2(found["constant"]) % 1 != 0
+    assert math.log2(values["constant"]) % 1 != 0

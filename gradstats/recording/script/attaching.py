@@ -15,9 +15,8 @@ from gradstats.recording.capturing import capture_by
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.messages import write_line
-from gradstats.recording.processes import check_points
+from gradstats.recording.processes import check_points, rank_and_world
 from gradstats.recording.provenance import VARIABLE
-from gradstats.recording.ranks import rank_and_world
 from gradstats.recording.script.trainings import Trainings, restarted
 from gradstats.recording.settings import CaptureSettings, IfExists
 from gradstats.store import GradientStore, as_place

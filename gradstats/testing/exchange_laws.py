@@ -1,0 +1,82 @@
+"""The laws on several workers: one update for all, the mean of what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradstats.compressors import Compressor, Rng, Step
+from gradstats.exchange import simulate
+from gradstats.testing.comparing import close, same
+from gradstats.testing.laws import Facts
+
+WORKERS = 3
+TEAMS = (2, 8)
+
+
+def several_workers(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    """Three workers get one update, the mean of what they sent."""
+    grads = [grad.roll(worker) * (worker + 1) for worker in range(WORKERS)]
+    steps = exchanged(compressor, grads, rng)
+    updates, sent = [step.update for step in steps], [step.sent.decode() for step in steps]
+    yield "all workers get the same update", all(same(each, updates[0]) for each in updates)
+    yield (
+        "the update is like the gradient",
+        updates[0].shape == grad.shape and updates[0].dtype == grad.dtype,
+    )
+    precision = max(torch.finfo(each.dtype).eps for each in (grad, sent[0]))
+    mean = torch.stack(sent).double().mean(0)
+    if compressor.contract.update == "majority":
+        mean = mean.sign()
+    yield (
+        "the update is the mean of what was sent",
+        close(updates[0].reshape(-1).double(), mean, 4 * precision),
+    )
+
+
+def near_the_range(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    """Workers whose 16-bit gradients are near the end of the range get one finite mean."""
+    for workers in TEAMS:
+        for name, grads in _teams(grad, workers):
+            steps = exchanged(compressor, grads, rng)
+            updates = [step.update for step in steps]
+            team = f"{workers} workers, {name}"
+            yield f"the update is finite for {team}", bool(updates[0].isfinite().all())
+            alike = all(torch.equal(each, updates[0]) for each in updates)
+            yield f"all workers get the same update for {team}", alike
+            yield f"the mean of what was sent for {team}", _is_mean(compressor, steps)
+
+
+def exchanged(compressor: Compressor, grads: list[Tensor], rng: Rng) -> list[Step]:
+    """One step of all workers, from fresh states."""
+    rngs = [replace(rng, worker=worker, workers=len(grads)) for worker in range(len(grads))]
+    return simulate(
+        [
+            compressor.exchange(grad, compressor.init(grad), own)
+            for grad, own in zip(grads, rngs, strict=True)
+        ]
+    )
+
+
+def _teams(grad: Tensor, workers: int) -> Iterator[tuple[str, list[Tensor]]]:
+    ones, signs = torch.ones_like(grad), grad.sign()
+    for dtype, value in ((torch.float16, 4e4), (torch.float16, 65504.0), (torch.bfloat16, 3e38)):
+        name = f"{value:g} in {dtype}"
+        yield f"all {name}", [(ones * value).to(dtype) for _ in range(workers)]
+        yield f"± {name}", [(signs * value).to(dtype).roll(w) for w in range(workers)]
+        yield f"one {name}", [(ones * (1 if w else value)).to(dtype) for w in range(workers)]
+
+
+def _is_mean(compressor: Compressor, steps: list[Step]) -> bool:
+    if compressor.contract.update == "majority":
+        return True
+    update = steps[0].update
+    sent = torch.stack([step.sent.decode() for step in steps]).double()
+    most = torch.finfo(update.dtype).max
+    inside = (sent.abs() < torch.finfo(steps[0].sent.decode().dtype).max).all(0)
+    error = (update.reshape(-1).double() - sent.mean(0).clamp(-most, most)).abs()[inside]
+    # where values travel in 16 bits each of them is rounded once more
+    return bool((error <= 4 * torch.finfo(update.dtype).eps * sent.abs().mean(0).max()).all())
