@@ -20,7 +20,7 @@ def symmetric_law(half: Any, name: str) -> Any:
     from scipy import stats
 
     class symmetric_gen(stats.rv_continuous):  # type: ignore[misc]
-        """Symmetric about 0, with the magnitudes of a one-sided law."""
+        """Symmetric about 0, with the magnitudes of a one-sided distribution."""
 
         def _argcheck(self, c: Floats) -> Any:
             return half._argcheck(c)

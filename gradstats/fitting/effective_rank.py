@@ -56,7 +56,7 @@ def effective_rank(grad: Tensor) -> EffectiveRank:
     largest = float(matrix.abs().max())
     if not math.isfinite(largest) or largest == 0:
         fact = "every element is zero" if largest == 0 else "an element is NaN or inf"
-        raise ValueError(f"cannot tell the rank of a {tuple(grad.shape)} gradient: {fact}")
+        raise ValueError(f"cannot compute the rank of a {tuple(grad.shape)} gradient: {fact}")
     matrix = (matrix if len(matrix) <= matrix.shape[1] else matrix.T) / largest
     energies = torch.linalg.eigvalsh(matrix @ matrix.T).flip(0).clamp(min=0).cpu()
     sigma = energies.sqrt()

@@ -2,8 +2,8 @@
 
 Three jobs in three forms, and a file is named by both: `counting_`, `selecting_` or `coding_` and
 `eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda` (triton). The
-functions of this package and of `coding` pick a form by device, unless `use("eager")` says
-otherwise. All forms return identical counts, selected sets and bytes.
+functions of this package and of `coding` choose a form by device, unless `use("eager")` overrides
+it. All forms return identical counts, selected sets and bytes.
 """
 
 from __future__ import annotations

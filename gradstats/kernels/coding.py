@@ -1,4 +1,4 @@
-"""Quantise and pack, unpack and dequantise: what all quantisers share.
+"""Quantise and pack, unpack and dequantise: the loops that all quantisers share.
 
 As in `gradstats.kernels`, the same functions are in `coding_eager` (torch), `coding_cpu` (numba)
 and `coding_cuda` (triton); packed bytes are identical.
@@ -193,7 +193,7 @@ def add_dequantized(
     out: Tensor,
     weight: float,
 ) -> None:
-    """Add `weight` times what `dequantize` gives to `out`, floating point `[n]`.
+    """Add `weight` times the result of `dequantize` to `out`, floating point `[n]`.
 
     Raises:
         ValueError: bytes that `pack` does not give, or too few scales or levels.
@@ -207,7 +207,7 @@ def add_dequantized(
 
 
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
-    """The norm of every `bucket` consecutive elements; the last bucket may have fewer.
+    """Compute the norm of every `bucket` consecutive elements; the last may have fewer.
 
     Args:
         values: floating point `[n]`, contiguous.
@@ -219,7 +219,7 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
         is its largest number.
 
     Raises:
-        ValueError: another kind.
+        ValueError: `kind` is unknown.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -39,7 +39,7 @@ class Steps(NamedTuple):
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
-    """See `codes.pack`."""
+    """See `coding.pack`."""
     rule = packing(levels)
     array = symbols.numpy().astype(np.uint16, copy=False)
     out = np.zeros(rule.nbytes(len(array)) + 8, np.uint8)
@@ -55,7 +55,7 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
 
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
-    """See `codes.unpack`."""
+    """See `coding.unpack`."""
     rule = packing(levels)
     data = np.append(packed.numpy(), np.zeros(8, np.uint8))
     out = np.empty(n, np.uint8 if levels <= 256 else np.int32)
@@ -75,7 +75,7 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
 
 
 def quantize(values: Tensor, how: Rounding) -> Tensor:
-    """See `codes.quantize`."""
+    """See `coding.quantize`."""
     rule = packing(len(how.levels))
     out = np.zeros(rule.nbytes(len(values)) + 8, np.uint8)
     powers = _powers(rule)
@@ -88,7 +88,7 @@ def quantize(values: Tensor, how: Rounding) -> Tensor:
 
 
 def to_symbols(values: Tensor, how: Rounding) -> Tensor:
-    """See `codes.to_symbols`."""
+    """See `coding.to_symbols`."""
     out = np.empty(len(values), np.uint8 if len(how.levels) <= 256 else np.int32)
 
     def put(symbols: NDArray[np.uint16], run: slice) -> None:
@@ -130,7 +130,7 @@ def add_dequantized(
     out: Tensor,
     weight: float,
 ) -> None:
-    """See `codes.add_dequantized`."""
+    """See `coding.add_dequantized`."""
     rule, n = packing(levels.shape[-1]), out.numel()
     if out.dtype.itemsize == 2:  # numba knows no 16-bit floats
         decoded = torch.zeros(n, dtype=FLOAT32)
@@ -157,7 +157,7 @@ def add_dequantized(
 
 
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
-    """See `codes.bucket_norms`."""
+    """See `coding.bucket_norms`."""
     n = values.numel()
     wide = values if values.dtype.itemsize > 2 else values.to(FLOAT32)
     if bucket <= CHUNK:
@@ -197,7 +197,7 @@ def _gathered(values: Tensor, piece: int, kind: str) -> NDArray[Any]:
 
 
 def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
-    """See `codes.rotate`."""
+    """See `coding.rotate`."""
     array = values.to(FLOAT32).numpy()
     out = np.empty(-(-len(array) // block) * block, np.float32)
     words = np.array(key, np.uint32)
@@ -211,7 +211,7 @@ def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
 
 
 def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
-    """See `codes.unrotate`."""
+    """See `coding.unrotate`."""
     array, words = rotated.numpy(), np.array(key, np.uint32)
     out = np.empty(len(array), np.float32)
 

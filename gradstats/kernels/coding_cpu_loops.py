@@ -1,4 +1,4 @@
-"""The loops of `cpu_codes`, compiled by numba."""
+"""The loops of `coding_cpu`, compiled by numba."""
 
 from __future__ import annotations
 

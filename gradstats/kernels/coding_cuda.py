@@ -128,22 +128,22 @@ def _add(
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
-    """See `codes.pack`."""
+    """See `coding.pack`."""
     return coding_eager.pack(symbols, levels)
 
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
-    """See `codes.unpack`."""
+    """See `coding.unpack`."""
     return coding_eager.unpack(packed, n, levels)
 
 
 def to_symbols(values: Tensor, how: Rounding) -> Tensor:
-    """See `codes.to_symbols`."""
+    """See `coding.to_symbols`."""
     return coding_eager.to_symbols(values, how)
 
 
 def quantize(values: Tensor, how: Rounding) -> Tensor:
-    """See `codes.quantize`."""
+    """See `coding.quantize`."""
     levels = how.levels
     rule, n = packing(len(levels)), len(values)
     if rule.bits > MOST_BITS and not rule.digits:
@@ -187,7 +187,7 @@ def add_dequantized(
     out: Tensor,
     weight: float,
 ) -> None:
-    """See `codes.add_dequantized`."""
+    """See `coding.add_dequantized`."""
     rule, n = packing(levels.shape[-1]), len(out)
     if (rule.bits > MOST_BITS and not rule.digits) or out.dtype.itemsize == 2 or not n:
         coding_eager.add_dequantized(packed, scales, bucket, levels, out, weight)

@@ -22,7 +22,7 @@ class Rounding(NamedTuple):
         inverse: float32 `[⌈n/bucket⌉]`, inverse scales.
         bucket: elements that share a scale.
         levels: float32 `[L]`.
-        rule: one of `codes.ROUNDINGS`.
+        rule: one of `coding.ROUNDINGS`.
         key: of the random numbers.
     """
 
@@ -34,7 +34,7 @@ class Rounding(NamedTuple):
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
-    """See `codes.pack`."""
+    """See `coding.pack`."""
     rule, n = packing(levels), symbols.numel()
     integers = symbols.cpu().numpy().astype(np.uint64)
     if rule.digits:
@@ -48,7 +48,7 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
 
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
-    """See `codes.unpack`."""
+    """See `coding.unpack`."""
     rule, data = packing(levels), packed.cpu().numpy()
     if rule.digits:
         words = _filled(data, 8).copy().view("<u8").ravel()
@@ -75,12 +75,12 @@ def _filled(data: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def quantize(values: Tensor, how: Rounding) -> Tensor:
-    """See `codes.quantize`."""
+    """See `coding.quantize`."""
     return pack(to_symbols(values, how), len(how.levels))
 
 
 def to_symbols(values: Tensor, how: Rounding) -> Tensor:
-    """See `codes.to_symbols`."""
+    """See `coding.to_symbols`."""
     levels = how.levels
     y = values.to(torch.float32) * spread(how.inverse, how.bucket, values.numel())
     if how.rule == "stochastic":
@@ -133,7 +133,7 @@ def add_dequantized(
     out: Tensor,
     weight: float,
 ) -> None:
-    """See `codes.add_dequantized`."""
+    """See `coding.add_dequantized`."""
     n = out.numel()
     symbols = unpack(packed, n, levels.shape[-1]).long()
     if scales is None:
@@ -144,7 +144,7 @@ def add_dequantized(
 
 
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
-    """See `codes.bucket_norms`."""
+    """See `coding.bucket_norms`."""
     n = values.numel()
     if not n:
         return torch.zeros(0, device=values.device)
@@ -159,13 +159,13 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
 
 
 def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
-    """See `codes.rotate`."""
+    """See `coding.rotate`."""
     filled = torch.nn.functional.pad(values.to(torch.float32), (0, -values.numel() % block))
     return _hadamard(filled * _signs(len(filled), key, filled.device), block)
 
 
 def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
-    """See `codes.unrotate`."""
+    """See `coding.unrotate`."""
     return (_hadamard(rotated, block) * _signs(len(rotated), key, rotated.device))[:n]
 
 

@@ -37,7 +37,7 @@ WIDEST = 1 << 16  # keys of a table that is held twice: 512 kB in all
 
 
 class _Own(threading.local):
-    """What each thread has for itself."""
+    """The arrays of one thread."""
 
     def __init__(self) -> None:
         self.tables: dict[str, NDArray[np.int32]] = {}

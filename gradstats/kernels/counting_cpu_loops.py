@@ -195,7 +195,7 @@ def count_range(
 
 
 class Keys(NamedTuple):
-    """Which place of a table of counts a pattern has.
+    """The masks and shifts that turn a pattern into its index in a table of counts.
 
     Attributes:
         magnitude: mask of a pattern without its sign.
@@ -213,14 +213,14 @@ class Keys(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """What is found in the segments of a vector.
+    """The results for the segments of a vector.
 
     Attributes:
         specials: `[segments, 5]`, zeros, negative zeros, NaN, inf, -inf.
         largest: `[segments]`, the largest finite magnitude of 16-bit values, as a pattern.
         rows: `[3, …]`, bins and the elements of either sign in each; segment i has the columns
             from `row_ends[i]` to `row_ends[i + 1]`.
-        listed: `[2, …]`, patterns of 16-bit values and their counts, in like manner.
+        listed: `[2, …]`, patterns of 16-bit values and their counts, stored in the same way.
     """
 
     specials: NDArray[np.int64]

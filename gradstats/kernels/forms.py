@@ -17,7 +17,7 @@ _form = ContextVar("form", default="auto")
 
 @contextmanager
 def use(form: str) -> Iterator[None]:
-    """Run what is inside with the kernels in one form.
+    """Run the block with the kernels in one form.
 
     Args:
         form: "eager", the plain torch that defines them, or "auto", the fastest for the device.

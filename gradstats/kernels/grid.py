@@ -22,7 +22,7 @@ MANTISSA = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float
 
 
 class Tally(NamedTuple):
-    """What one pass over a vector counts.
+    """The counts and sums of one pass over a vector.
 
     `positive[i]` and `negative[i]` elements lie in the magnitude bin `bins[i]`; bins rise, and
     none is empty. These, the sums and `max_abs` run over finite elements alone, and zeros are
@@ -55,7 +55,7 @@ class Grid:
     Attributes:
         name: of the dtype.
         dtype: of the values.
-        shift: bits of a pattern that a cell does not tell apart.
+        shift: number of last bits of a pattern that a cell ignores.
         kinds: bins per cell, 1 or 2.
     """
 

@@ -1,4 +1,4 @@
-"""How integers below L lie in bytes.
+"""The byte layout of integers below L.
 
 Either ⌊64/log₂ L⌋ of them are the digits of a 64-bit number in base L, the first the least
 significant, or each has ⌈log₂ L⌉ bits, little-endian; whichever is shorter. Ternary symbols take
@@ -43,7 +43,7 @@ class Packing:
 
 @cache
 def packing(levels: int) -> Packing:
-    """How symbols of an alphabet of L levels are packed.
+    """Return the packing of symbols of an alphabet of L levels.
 
     Raises:
         ValueError: fewer than 2 or more than 65,536 levels.

@@ -1,6 +1,6 @@
 """The k largest in triton.
 
-The k-th largest of a sample says which magnitude the k-th largest surely reaches. The elements
+The k-th largest of a sample gives a magnitude that the k-th largest surely reaches. The elements
 from there on, little more than k, are collected in one pass and sorted. Where the sample was
 wrong, or too many elements are equal, a radix select does it: passes over some 11 bits of the
 magnitudes each narrow down the k-th largest, and a last one writes the k elements in their order.

@@ -1,4 +1,4 @@
-"""What an alphabet is: the levels that symbols stand for."""
+"""Alphabets: the levels that symbols stand for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Alphabet(ABC):
     """A set of levels. Subclasses have up to two integers as fields, which determine it.
 
     Attributes:
-        kind: what tells its class apart in bytes.
+        kind: the code of its class in the bytes.
     """
 
     kind: ClassVar[int]

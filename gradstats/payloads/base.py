@@ -1,4 +1,4 @@
-"""What is sent: self-describing payloads whose `nbytes` is the length of their bytes."""
+"""Payloads: self-describing messages whose `nbytes` is the length of their bytes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Payload(ABC):
     """A message that stands for a gradient of `numel` elements, `count` of which travel.
 
     Attributes:
-        kind: what tells its class apart in bytes.
-        summable: its values lie at the same places on all workers: an all-reduce may add them.
+        kind: the code of its class in the bytes.
+        summable: whether its values belong to the same indices on all workers, so that an
+            all-reduce may add them.
     """
 
     kind: ClassVar[int]
@@ -55,7 +56,7 @@ class Payload(ABC):
 
     @abstractmethod
     def decode(self) -> Tensor:
-        """The gradient as the receiver sees it, `[numel]`.
+        """Return the gradient that the receiver gets, `[numel]`.
 
         Raises:
             PayloadError: bad entropy-coded elements, too many for `from_bytes` to look at.
@@ -63,7 +64,7 @@ class Payload(ABC):
 
     @property
     def summable(self) -> bool:
-        """Whether an all-reduce may add its values: they have the same places on all workers."""
+        """Whether an all-reduce may add its values: they have the same indices on all workers."""
         return False
 
     @property
@@ -87,7 +88,7 @@ class Payload(ABC):
         return moved
 
     def to_bytes(self) -> bytes:
-        """Bytes that `from_bytes` reads without knowing anything else."""
+        """Return bytes that `from_bytes` reads without other information."""
         return seal(written(self))
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
@@ -295,6 +296,6 @@ class Bundle(Payload):
 
 
 def left(waiting: Tensor, sent: Tensor) -> Tensor:
-    """What is left of what was waiting once `sent` went; 0 where that is not finite."""
+    """Return the residual after `sent` was sent; 0 where it is not finite."""
     # a NaN was delivered like any other value: left in a residual, it would never go away
     return saturated(torch.where(sent.isfinite(), waiting - sent, 0), waiting.dtype)

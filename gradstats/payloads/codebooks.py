@@ -93,7 +93,7 @@ class Powers(Alphabet):
 
 @dataclass(frozen=True)
 class Gauss(Alphabet):
-    """The Lloyd-Max quantiser of the standard normal law.
+    """The Lloyd-Max quantiser of the standard normal distribution.
 
     Each level is the mean of the distribution in its cell, and cells meet halfway between levels.
 
@@ -127,7 +127,7 @@ class MiniFloat(Alphabet):
     """A small floating-point format: sign, exponent, mantissa, subnormals; 0 and -0 are one level.
 
     Attributes:
-        format: its place in `FORMATS`.
+        format: its index in `FORMATS`.
     """
 
     format: int
@@ -196,7 +196,7 @@ class DynamicTree(Alphabet):
 
 @dataclass(frozen=True)
 class Lattice(Alphabet):
-    r"""Some of the points of an even grid from -1 to 1, best for a clipped normal law.
+    r"""Some of the points of an even grid from -1 to 1, best for a clipped normal distribution.
 
     Levels are z / (g/2) - 1 for 2^bits integers z in 0 … g with both ends among them. Values are
     those of a standard normal distribution over `CLIP`, and they are rounded at random to a
@@ -249,7 +249,7 @@ def alphabet_of(code: Code) -> Alphabet:
     """The alphabet of a code.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no alphabet has this code.
     """
     kind, *numbers = code
     if kind not in KINDS:

@@ -1,4 +1,4 @@
-"""The scale at which a float format loses least of a generalized normal law."""
+"""The scale at which a float format loses least of a generalized normal distribution."""
 
 from __future__ import annotations
 

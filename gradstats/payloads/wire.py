@@ -113,7 +113,7 @@ class Reader:
 
     Args:
         body: of an envelope.
-        kinds: the payload classes, each in the place that its `kind` says.
+        kinds: the payload classes, indexed by their `kind`.
         max_numel: the most elements that a gradient may have.
     """
 
@@ -179,7 +179,7 @@ class Reader:
         return self.number(self.max_numel, "number of elements")
 
     def dtype(self) -> torch.dtype:
-        """A dtype, by its place in `DTYPES`."""
+        """A dtype, by its index in `DTYPES`."""
         return DTYPES[self.number(len(DTYPES) - 1, "dtype")]
 
     def float_dtype(self) -> torch.dtype:

@@ -81,7 +81,7 @@ class Narrowing:
             values: the elements.
             name: of the parameter.
             step: of the row.
-            note: what else an error should say of the elements.
+            note: a remark on the elements for an error.
             quantity: "grad" or "weight", which are counted apart.
 
         Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMAT = "gradstats"
 FORMAT_VERSION = 1
-# optional parts of version 1 that this code can extend: columns that say how a gradient came to
+# optional parts of version 1 that this code can extend: columns that record how a gradient came to
 # be, arrays of another length in every row, tables of a worker's own, pseudo-gradients
 FEATURES: tuple[str, ...] = ("context", "outer", "ragged", "worker_tables")
 

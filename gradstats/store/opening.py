@@ -50,7 +50,7 @@ def _opened(path: Path | Place, worker: int) -> tuple[zarr.Group, dict[str, Any]
     except Exception as error:  # Zarr has many for what it does not understand
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise
-        fact = f"its metadata says what Zarr does not read ({type(error).__name__}: {error})"
+        fact = f"its metadata cannot be read by Zarr ({type(error).__name__}: {error})"
         raise StoreFormatError(
             f"cannot read {path}/worker_{worker}/zarr.json: {fact}; restore it from a copy"
         ) from error

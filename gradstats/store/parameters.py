@@ -18,7 +18,7 @@ class Parameter:
     has sparse gradients, which take no part in the flat array; its `numel` is the dense size.
 
     In the table of a worker that holds a shard, `shape` and `numel` are the shard's: the part of
-    `global_shape` that begins at `shard_offset`, cut as `placement` says.
+    `global_shape` that begins at `shard_offset`, cut as `placement` describes.
 
     `matrices` is the number of matrices that low-rank training makes of it (groups of a
     convolution, gates, projections); 0 if its layer stays as it is, None if that is not known.

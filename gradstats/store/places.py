@@ -155,5 +155,5 @@ def zarr_store(place: Path | Place) -> Whole:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the pages that some add."""
+    """Return the first line of an error; some add pages."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -46,7 +46,7 @@ class Summary:
         unit: elements were divided by it before they were counted. Always 1, except for Summaries
             that `scaled` cannot put on the grid again.
         version: the version of the grid. Version 1, found in stores, has eight values per bin of
-            float16 and does not tell which values of float32 and float64 were once bfloat16.
+            float16 and does not separate values of float32 and float64 that were once bfloat16.
         total_log: sum of ln|g| over the finite non-zero elements, of at most 1,024 elements;
             None for others.
         sums: the sums after division by a power of two near max|g|, if the sums of g itself leave
@@ -89,12 +89,12 @@ class Summary:
 
     @property
     def distinct(self) -> int:
-        """Number of distinct magnitudes that the bins tell apart: there may be more."""
+        """Number of distinct magnitudes as far as the bins separate them: there may be more."""
         return len(self.bins)
 
     @property
     def spread(self) -> str:
-        """How many magnitudes are told apart, for messages: values, or bins where they share some.
+        """The number of distinct magnitudes in words: values, or bins if values share bins.
 
         Example:
             >>> from gradstats import summarize

@@ -192,7 +192,9 @@ def test_workers_that_are_named_are_workers(tmp_path, names):
     rows = [(source.step, source.worker, source.files) for source in found.sources]
     expected = [(9 + i // count, i % count, (tmp_path / name,)) for i, name in enumerate(names)]
     assert rows == expected
-    with pytest.raises(ValueError, match=f"workers must be the {count} that the names say, got 7"):
+    with pytest.raises(
+        ValueError, match=f"workers must be the {count} that the file names give, got 7"
+    ):
         find_sources(files, workers=7, **how)
     files.remove(tmp_path / names[1])
     with pytest.raises(ValueError, match="has no file of its step"):

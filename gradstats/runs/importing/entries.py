@@ -63,7 +63,7 @@ def chosen(raw: Any, key: str) -> tuple[dict[str, Any], dict[str, str]]:
     remedy = "choose one with --key NAME, or all with --key '*'"
     if isinstance(raw, (list, tuple)) and not own:
         remedy += "; if each is a step, save each to a file of its own"
-    raise ValueError(f"it does not say which entry holds the gradients: {several}; {remedy}")
+    raise ValueError(f"which entry holds the gradients is not clear: {several}; {remedy}")
 
 
 def _check_gradients(raw: Any, entries: Mapping[str, Any], key: str) -> None:

@@ -82,7 +82,7 @@ def load(path: Path, key: str = "") -> Content:
             takes the only one that may.
 
     Raises:
-        ValueError: it cannot be read, or does not say which entry holds the gradients.
+        ValueError: it cannot be read, or it is not clear which entry holds the gradients.
         ImportError: its format needs a package that is missing.
     """
     try:
@@ -98,7 +98,7 @@ def load(path: Path, key: str = "") -> Content:
 
 
 def _fact(path: Path, error: Exception) -> str:
-    """What is wrong with a file: by how it begins, else by what its reader says."""
+    """Name the fault of a file: from its first bytes, else from its reader's error."""
     with path.open("rb") as file:
         start = file.read(512)
     if other := _by_start(path, start):
@@ -130,7 +130,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def _by_start(path: Path, start: bytes) -> str:
-    """What a file is by its first bytes; "" where it begins as its suffix says."""
+    """Name what a file is by its first bytes; "" if they fit its suffix."""
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):

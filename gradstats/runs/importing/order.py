@@ -50,7 +50,7 @@ def ordered(names: Sequence[str], *, order: str = "natural", step_from: str = ""
             one, is the number to sort by.
 
     Raises:
-        ValueError: the numbers do not tell two of the names apart, or the expression finds none.
+        ValueError: two names have the same numbers, or the expression finds none.
 
     Example:
         >>> ordered(["a/step_10/grad", "a/step_9/grad"]).steps
@@ -84,7 +84,7 @@ def _by_expression(names: Sequence[str], expression: str) -> Ordered:
         value = _captured(pattern, name)
         if value in values:
             pair = f"{values[value]!r} and {name!r}"
-            raise ValueError(f"step_from must tell files apart, got {value} for {pair}")
+            raise ValueError(f"step_from must differ between files, got {value} for {pair}")
         values[value] = name
     in_order = sorted(values)
     steps = _as_steps(in_order)

@@ -81,7 +81,7 @@ def find_sources(files: Sequence[Path], *, workers: int, order: str, step_from: 
 
     Raises:
         ValueError: no files, one twice, a suffix that nothing reads, a shard that is missing, or
-            names that do not tell the order.
+            names that give no order.
         FileNotFoundError: a file does not exist.
     """
     paths, aside = _spelled_out(files)
@@ -101,7 +101,9 @@ def _in_order(rows: Mapping[str, Files], *, workers: int, order: str, step_from:
         steps = _by_worker(rows)
     ranks = sorted({rank for each in steps.values() for rank in each})
     if len(ranks) > 1 and workers not in (1, len(ranks)):
-        raise ValueError(f"workers must be the {len(ranks)} that the names say, got {workers!r}")
+        raise ValueError(
+            f"workers must be the {len(ranks)} that the file names give, got {workers!r}"
+        )
     _check_complete(steps, ranks)
     in_order = ordered(list(steps), order=order, step_from=step_from)
     if len(ranks) > 1 or workers == 1:
