@@ -22,6 +22,7 @@ Answer = TypeVar("Answer")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def setting(default: Any, text: str, *, choices: tuple[str, ...] = ()) -> Any:
@@ -139,5 +140,29 @@ def takes_settings(
 
         vars(called)["__signature__"] = own.replace(parameters=[*first, *keywords])
         return called
+
+    return decorate
+
+
+def lists_settings(kind: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Let `help` and `inspect.signature` show the fields of `kind` in place of `**settings`.
+
+    Args:
+        kind: The settings dataclass, of which the function makes one by `from_keywords`.
+    """
+
+    def decorate(function: Function) -> Function:
+        own = inspect.signature(function)
+        variable = inspect.Parameter.VAR_KEYWORD
+        first = [each for each in own.parameters.values() if each.kind is not variable]
+        known = {each.name for each in first}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        keywords = [
+            each.replace(kind=keyword)
+            for each in inspect.signature(kind).parameters.values()
+            if each.name not in known
+        ]
+        vars(function)["__signature__"] = own.replace(parameters=[*first, *keywords])
+        return function
 
     return decorate

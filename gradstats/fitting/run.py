@@ -27,7 +27,7 @@ from gradstats.fitting.threshold_reuse import Reuse, new_thresholds, reuse
 from gradstats.runs import Run
 from gradstats.runs.groups import Group, groups
 from gradstats.runs.tasks import in_order
-from gradstats.settings import from_keywords
+from gradstats.settings import from_keywords, lists_settings
 from gradstats.summary.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -188,6 +188,7 @@ def rows_to_fit(run: Run, settings: FitSettings) -> int:
     return len(run.rows(kind))
 
 
+@lists_settings(FitSettings)
 def fit(
     run: Run,
     *,

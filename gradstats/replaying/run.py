@@ -24,7 +24,7 @@ from gradstats.replaying.settings import ReplaySettings
 from gradstats.replaying.timing import time_compressor
 from gradstats.runs.run import Progress, Run
 from gradstats.runs.tables import frame
-from gradstats.settings import from_keywords
+from gradstats.settings import from_keywords, lists_settings
 
 
 def replay_jobs(
@@ -86,6 +86,7 @@ def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
     return sum(1 if job.skipped else len(run.rows(job.kind)) for job in jobs)
 
 
+@lists_settings(ReplaySettings)
 def replay(
     run: Run, compressors: str | Compressor | Iterable[str | Compressor], **settings: Any
 ) -> Any:

@@ -37,7 +37,7 @@ from gradstats.reporting.sections import sections
 from gradstats.reporting.settings import ReportSettings
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run
-from gradstats.settings import from_keywords, in_words
+from gradstats.settings import from_keywords, in_words, lists_settings
 from gradstats.summary import Summary
 
 Row = dict[str, Any]
@@ -49,6 +49,7 @@ COMPENSATED = "topk(0.01)"
 CONTENT = "report.json"  # what the page needs beside the tables
 
 
+@lists_settings(ReportSettings)
 def report(
     run: Run,
     *,
