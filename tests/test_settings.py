@@ -10,7 +10,7 @@ from gradstats.fitting.settings import FitSettings
 from gradstats.recording.settings import CaptureSettings
 from gradstats.replaying.settings import ReplaySettings
 from gradstats.reporting.settings import ReportSettings
-from gradstats.settings import check_choices, from_keywords, several, setting
+from gradstats.settings import check_choices, from_keywords, setting, several
 
 VERBS = {
     "capture": CaptureSettings,
