@@ -28,7 +28,7 @@ from gradstats.cli.options import (
     opened_or_none,
     require,
 )
-from gradstats.cli.parsing import parse_steps, words
+from gradstats.cli.parsing import at_least, parse_steps, words
 from gradstats.cli.printing import (
     bar,
     counted,
@@ -160,7 +160,8 @@ def import_(
     files_per_step: Annotated[
         int,
         typer.Option(
-            min=1, help="Number of consecutive files that belong to one step, one per worker."
+            callback=at_least(1),
+            help="Number of consecutive files that belong to one step, one per worker.",
         ),
     ] = 1,
     order: Annotated[
@@ -220,7 +221,7 @@ def copy(
         ),
     ] = "",
     track: Annotated[
-        int, typer.Option(min=0, help="Number of tracked elements to keep; 0: all.")
+        int, typer.Option(callback=at_least(0), help="Number of tracked elements to keep; 0: all.")
     ] = 0,
     allow_loss: Annotated[
         bool, typer.Option(help="Accept elements that the dtype turns into infinity or 0.")
@@ -262,7 +263,9 @@ def fit(
         Axis,
         typer.Option(help="elements: all elements of one step; steps: one element over steps."),
     ] = Axis.elements,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of processes that fit.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(callback=at_least(1), help="Number of processes that fit.")
+    ] = 1,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:

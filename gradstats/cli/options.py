@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gradstats.cli.parsing import at_least
 from gradstats.cli.usage import usage
 from gradstats.settings import setting
 
@@ -54,7 +55,10 @@ Steps = Annotated[
     str, typer.Option(metavar="START:STOP:STRIDE", help="Which steps; one number: that step.")
 ]
 NetworkWorkers = Annotated[
-    int, typer.Option(min=2, help="Number of workers in the network that exchanges are timed for.")
+    int,
+    typer.Option(
+        callback=at_least(2), help="Number of workers in the network that exchanges are timed for."
+    ),
 ]
 NetworkGbits = Annotated[
     float, typer.Option(help="Bandwidth of each link of that network, in Gbit/s.")

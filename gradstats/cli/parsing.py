@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import typer
 
@@ -66,3 +67,14 @@ def parse_seconds(text: str) -> float:
     if not match:
         raise typer.BadParameter(f"budget must look like 90s, 5min or 1h, got {text!r}")
     return float(match[1]) * {"min": 60, "m": 60, "h": 3600}.get(match[2] or "s", 1)
+
+
+def at_least(least: int) -> Callable[[int], int]:
+    """A check of an option's number, which must not be less."""
+
+    def check(number: int) -> int:
+        if number < least:
+            raise typer.BadParameter(f"it must be at least {least}, got {number}")
+        return number
+
+    return check
