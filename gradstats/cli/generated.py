@@ -239,8 +239,8 @@ def _called(function: Function, arguments: Sequence[Argument]) -> Function:
 
     def called(**given: Any) -> None:
         with usage():
-            made = {each.name: each.value(given) for each in arguments}
-        function(**made, **given)
+            values = {each.name: each.value(given) for each in arguments}
+        function(**values, **given)
 
     of_options = {each.name: [one.parameter for one in each.options] for each in arguments}
     parameters: list[inspect.Parameter] = []

@@ -42,8 +42,8 @@ def compensated_groups(
     fraction, left_out = run.stream(kind).sampling_fraction, left_out_of(run, kind, by)
     fed = compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
     for step, grad in compensated(run.gradients(kind), fed, seed=seed):
-        found = summarize_segments(grad, offsets, fraction=fraction)
-        pairs = [pair for pair in zip(parts, found, strict=True) if pair[0].numel]
+        summaries = summarize_segments(grad, offsets, fraction=fraction)
+        pairs = [pair for pair in zip(parts, summaries, strict=True) if pair[0].numel]
         joined = joined_summaries(key, pairs)
         yield [
             Group(step, name, joined.get(name, NOTHING), status_of(True, held, ""), without)

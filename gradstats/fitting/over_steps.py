@@ -55,8 +55,8 @@ def over_steps(
         raise ValueError(f"axis steps must have two tracked rows, got {len(rows)}: {remedy}")
     blocks = list(_blocks(run, len(rows)))
     tables = []
-    for done, found in enumerate(in_order(partial(_block, run, rows), blocks, executor), 1):
-        tables += [pandas.DataFrame(columns) for columns in found]
+    for done, block_rows in enumerate(in_order(partial(_block, run, rows), blocks, executor), 1):
+        tables += [pandas.DataFrame(columns) for columns in block_rows]
         if progress:
             progress(done, len(blocks))
     return pandas.concat(tables, ignore_index=True)
@@ -71,23 +71,23 @@ def _blocks(run: Run, rows: int) -> Iterator[tuple[str, int, int]]:
 
 
 def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
-    """The columns of each parameter's elements in a block, one dictionary a parameter."""
+    """The columns of each parameter's elements in a block, one dictionary per parameter."""
     dtype, start, stop = block
     stream, reader = run.stream("track"), run.reader("track")
     values = np.stack([reader.elements(row, dtype, start, stop) for row in rows])
     consecutive = bool((np.diff(stream.steps[rows]) == 1).all())
-    found = []
+    columns_of = []
     for place, (part, whole) in enumerate(zip(stream.parameters, stream.table, strict=True)):
         low, high = max(start, part.offset), min(stop, part.offset + part.numel)
         if part.dtype != dtype or part.name not in run.selected or low >= high:
             continue
-        here = values[:, low - start : high - start].copy()
-        here[~stream.present[rows, place]] = np.nan
+        sample = values[:, low - start : high - start].copy()
+        sample[~stream.present[rows, place]] = np.nan
         ids = (stream.element_ids or {})[dtype][low:high]
         labels = {"axis": "steps", "parameter": part.name, "module_type": part.module_type}
-        columns = series_columns(here, consecutive=consecutive)
-        found.append({**labels, "element": ids - whole.offset, **columns})
-    return found
+        columns = series_columns(sample, consecutive=consecutive)
+        columns_of.append({**labels, "element": ids - whole.offset, **columns})
+    return columns_of
 
 
 def rank_table(
@@ -117,20 +117,20 @@ def rank_table(
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
     chosen = [rows[place] for place in places]
     lines: list[Row] = []
-    for done, found in enumerate(
+    for done, step_rows in enumerate(
         in_order(partial(_ranks, run, quantity), chosen if rows else [], executor), 1
     ):
-        lines += found
+        lines += step_rows
         if progress:
             progress(done, len(chosen))
     return frame(lines, RankRow)
 
 
-def _of_gates(found: Tensor, part: Parameter) -> Iterator[Row]:
+def _of_gates(whole: Tensor, part: Parameter) -> Iterator[Row]:
     """The ranks of each matrix of a parameter: gates, projections and groups are their own."""
     own = part.name.rpartition(".")[2]
     count = part.matrices or blocks_of(part.module_type, own)
-    for gate, matrix in enumerate(found.chunk(count)):
+    for gate, matrix in enumerate(whole.chunk(count)):
         name = {"parameter": f"{part.name}[{gate}]"} if count > 1 else {}
         yield {**name, **asdict(effective_rank(matrix))}
 

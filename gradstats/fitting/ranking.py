@@ -85,7 +85,7 @@ def best_by_group(fits: Table) -> Table:
 
 
 def by_ratio(rows: Table, keys: list[str]) -> Table:
-    """Median k̂/k with a column a ratio, the largest first, and a line for each of `keys`."""
+    """Median k̂/k with one column per ratio, the largest first, and a line for each of `keys`."""
     if not len(rows):
         return extras.load("pandas").DataFrame(columns=keys)
     pivot = rows.pivot_table("khat_over_k", keys, "target_ratio", "median")
@@ -95,7 +95,7 @@ def by_ratio(rows: Table, keys: list[str]) -> Table:
 def reuse_table(reuse: Table) -> Table:
     """For how many steps an exact threshold may be reused before k̂/k leaves 1 ± 20 %.
 
-    A line a group and ratio: thresholds followed, the median of steps (of those that still hold
+    One line per group and ratio: thresholds followed, the median of steps (of those that still hold
     at the end the steps they were seen to hold, so that it is a lower bound), and the share that
     still holds.
     """

@@ -42,7 +42,7 @@ def fit_rows(
     method: str = "mle",
     bootstrap: int = 0,
 ) -> Iterator[Row]:
-    """One row a family and ratio; a fit that fails is a row with its reason, never dropped.
+    """One row per family and ratio; a fit that fails is a row with its reason, never dropped.
 
     Args:
         summary: of the gradient or of a part of it.

@@ -74,13 +74,13 @@ def fit_steps(
     source = chain(_source(run, settings, first, executor), [nothing])
     numbered = enumerate(pairwise(source), first)
     still = list(followed)
-    for index, (found, fitted) in _fitted(numbered, settings, executor):
-        for group in found:
+    for index, (row_groups, fitted) in _fitted(numbered, settings, executor):
+        for group in row_groups:
             still = reuse(still, group.step, group.name, group.summary)
         if index % settings.stride == 0:
             still += [
                 threshold
-                for group in found
+                for group in row_groups
                 if group.status == "ok"
                 for threshold in new_thresholds(
                     group.step, group.name, group.summary, settings.ratios
@@ -114,18 +114,18 @@ def _fit_pair(
     settings: FitSettings, item: Numbered
 ) -> tuple[int, tuple[list[Group], dict[str, list[Row]]]]:
     """The rows of one captured row, scored on the next one."""
-    index, (found, following) = item
+    index, (row_groups, following) = item
     tables: dict[str, list[Row]] = {name: [] for name in TABLES}
     if index % settings.stride:
-        return index, (found, tables)
+        return index, (row_groups, tables)
     after = {group.name: group.summary for group in following}
-    for group in found:
+    for group in row_groups:
         labels = {"step": group.step, "group": group.name}
         for name, rows in _group_rows(group, after.get(group.name), settings).items():
             tables[name] += [{**labels, **row} for row in rows]
     if settings.bootstrap:
         tables["fits"] = corrected(tables["fits"])
-    return index, (found, tables)
+    return index, (row_groups, tables)
 
 
 def _group_rows(
@@ -244,5 +244,5 @@ def spread(fits: Any) -> Any:
 
 def with_spread(fits: Any, between: Any) -> Any:
     """The rows with what `spread` gives for their group and family."""
-    there = fits.columns.intersection(["shape_spread", "scale_spread"])
-    return fits.drop(columns=there).merge(between, on=["group", "family"], how="left")
+    present = fits.columns.intersection(["shape_spread", "scale_spread"])
+    return fits.drop(columns=present).merge(between, on=["group", "family"], how="left")

@@ -65,39 +65,39 @@ def capture(
     path: str | os.PathLike[str],
     settings: CaptureSettings,
 ) -> Capture | Idle:
-    """Record the gradients of a training, from now until ``close()``.
+    """Record the gradients of a training, from now until `close()`.
 
     The gradients themselves are never touched, and nothing is raised into the training: rows that
     cannot be stored are counted and logged once.
 
     Args:
         model: The module whose parameter names the rows go by; wrapped ones are unwrapped.
-        optimizer: A torch optimizer, or a wrapper with one in ``.optimizer``; a list of them where
+        optimizer: A torch optimizer, or a wrapper with one in `.optimizer`; a list of them where
             each updates some of the parameters (an optimizer in backward): a step is then over
             when one of them is called again.
-        path: The store to write, by custom ``NAME.zarr``: a folder, or a URL such as
-            ``s3://bucket/run.zarr``, to which rows are sent in the background.
+        path: The store to write, by custom `NAME.zarr`: a folder, or a URL such as
+            `s3://bucket/run.zarr`, to which rows are sent in the background.
         settings: Keywords, one per field of `CaptureSettings`, as follows.
-        full: Which steps get a whole row: ``every(n)``, ``log_spaced(n)``, ``window(a, b)``, a
+        full: Which steps get a whole row: `every(n)`, `log_spaced(n)`, `window(a, b)`, a
             list of steps, any callable step -> bool, or None.
         track: How many elements to keep at every step, the same random ones; 0 or None for none.
         summary: Keep a Summary of each parameter at every step, made on its device: for models too
             big to store. Distributions can be fitted to them; a replay needs gradients.
         on_summary: Called with (step, {name: Summary}) at every step, in a thread of its own;
-            implies ``summary``.
-        shadow: Compressors, such as ``"ef(topk(0.01))"``, that get the tracked elements of every
+            implies `summary`.
+        shadow: Compressors, such as `"ef(topk(0.01))"`, that get the tracked elements of every
             step beside the training and keep their memories; what each did is stored.
         weights: Keep the parameters' values with every full row, as they are just before the
             optimizer changes them.
         at: Where in the step: "local" (this process's gradient, before reduction and clipping, on
             every process), "reduced" (as the optimizer is about to get it, before
-            ``clip_grad_norm_``), "clipped" (after), "outer" (pseudo-gradients that ``record`` is
+            `clip_grad_norm_`), "clipped" (after), "outer" (pseudo-gradients that `record` is
             given, on every process), or several. "auto" is "local" under
             DistributedDataParallel and else "reduced". Reduced and clipped gradients are recorded
             by rank 0, sharded ones (FSDP2) by every process; who has none gets an `Idle` handle.
         parameters: Globs over parameter names.
-        max_bytes: The most that may lie at ``path``, such as ``"20GB"``.
-        if_exists: What to do with a store at ``path``: "error", "resume" (adds a segment) or
+        max_bytes: The most that may lie at `path`, such as `"20GB"`.
+        if_exists: What to do with a store at `path`: "error", "resume" (adds a segment) or
             "overwrite".
         when_full: What to do when the writer is behind: "block" (the training waits), "drop" (the
             row is not taken, and counted), "thin" (the same, and full rows come half as often).
@@ -108,16 +108,16 @@ def capture(
         quiet: Print nothing on stderr but errors and warnings.
 
     Returns:
-        The handle: ``log(loss=...)``, ``record(...)``, ``step``, ``stats``, ``close()``; a context
+        The handle: `log(loss=...)`, `record(...)`, `step`, `stats`, `close()`; a context
         manager.
 
     Raises:
         ValueError: A setting out of range, nothing to record, or a point that cannot be seen.
         TypeError: Something is not a model, an optimizer or a schedule.
-        FileExistsError: There is something at ``path``.
+        FileExistsError: There is something at `path`.
         OSError: The object store of a URL does not answer.
-        StoreFormatError: What is at ``path`` is not a store that can be added to or replaced.
-        BlockingIOError: Another process writes to ``path``, or another recording of this one whose
+        StoreFormatError: What is at `path` is not a store that can be added to or replaced.
+        BlockingIOError: Another process writes to `path`, or another recording of this one whose
             optimizer is alive; `close_all` closes that.
         RuntimeError: The processes of a training do not agree on the store.
     """
@@ -208,10 +208,12 @@ def capture_by(
             names=names_of(model, chosen) if "outer" in points else {},
         )
         lost = partial(_lost, budget, reports)
-        told = settings.on_summary and _guarded(settings.on_summary, reports)
-        writer = Writer(store, spread.rank, segment, lost, reports.once, told, shadows)
+        callback = settings.on_summary and _guarded(settings.on_summary, reports)
+        writer = Writer(store, spread.rank, segment, lost, reports.once, callback, shadows)
         undo.callback(_ended, writer)
-        handle = Capture(unwrap_model(model), inner, tensors, sources, writer, plan, reports, told)
+        handle = Capture(
+            unwrap_model(model), inner, tensors, sources, writer, plan, reports, callback
+        )
         undo.callback(handle.detach)
         if by_comm_hook:
             register_comm_hook(spread.ddp, handle)

@@ -60,7 +60,7 @@ def close_all() -> None:
 
 
 def make_way(place: Path | Place) -> None:
-    """Close the recordings at ``place`` whose optimizers are gone, and wait for their last rows.
+    """Close the recordings at `place` whose optimizers are gone, and wait for their last rows.
 
     One whose optimizer is alive stays open: it may belong to a training that runs.
     """

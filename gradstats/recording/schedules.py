@@ -138,16 +138,16 @@ def as_schedule(full: Callable[[int], bool] | Iterable[int] | None) -> Schedule:
 
 
 def parse(text: str) -> Schedule:
-    """Read a schedule from its expression, which is its ``repr``.
+    """Read a schedule from its expression, which is its `repr`.
 
     Example:
         >>> parse("log_spaced(per_decade=2)")
         log_spaced(per_decade=2)
 
     Raises:
-        ValueError: ``text`` is no such expression.
+        ValueError: `text` is no such expression.
     """
-    makers = {made.__name__: made for made in (every, log_spaced, window, at_steps)}
+    makers = {maker.__name__: maker for maker in (every, log_spaced, window, at_steps)}
     try:
         call: Any = ast.parse(text, mode="eval").body
         make = makers[call.func.id]

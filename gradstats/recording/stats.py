@@ -16,7 +16,7 @@ class Stats:
         summary_rows: Rows of Summaries on disk.
         nbytes: Bytes of gradients and weights in them.
         dropped: Rows that were due and could not be stored.
-        thinned: Full rows passed over because of ``max_bytes``.
+        thinned: Full rows passed over because of `max_bytes`.
         nonfinite: Rows on disk that hold a NaN or an infinity.
         unsent: Rows on their way to an object store, or that did not arrive.
         unrecorded: Steps that other optimizers took over recorded parameters.
@@ -59,7 +59,7 @@ class Spent:
 
     Attributes:
         dropped: Rows that were due and not staged.
-        thinned: Full rows passed over because of ``max_bytes``.
+        thinned: Full rows passed over because of `max_bytes`.
         unrecorded: Steps that other optimizers took over recorded parameters.
         seconds: Time the training thread spent on the recording.
         training_seconds: Time from the first to the last step looked at.

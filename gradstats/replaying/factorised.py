@@ -69,10 +69,10 @@ class _Matrix:
     def of(self, run: Run, row: int, quantity: str = "grad") -> Tensor:
         """Its gradient or weight in one row, float64; zero where it has no gradient."""
         try:
-            found = run.parameter(row, self.name, quantity)
+            matrix = run.parameter(row, self.name, quantity)
         except LookupError:
             return torch.zeros(self.sides, dtype=torch.float64, device=run.device)
-        return found.double().flatten(1).chunk(self.blocks)[self.block]
+        return matrix.double().flatten(1).chunk(self.blocks)[self.block]
 
 
 def factorised_rows(
@@ -203,9 +203,9 @@ def _measured(
 def _sums(grad: Tensor, weight: Tensor | None, rank: int) -> Tensor:
     """Squares that add up over matrices: see the names in `_measured`."""
     energies, _ = _spectrum(grad, vectors=False)
-    found = [float(energies[rank:].sum()), 0.0, 0.0, 0.0, 0.0, 0.0, float(energies.sum())]
+    amounts = [float(energies[rank:].sum()), 0.0, 0.0, 0.0, 0.0, 0.0, float(energies.sum())]
     if weight is not None and not bool(weight.isfinite().all()):
-        found[1:6] = [math.nan] * 5
+        amounts[1:6] = [math.nan] * 5
     elif weight is not None:
         squares, vectors = _spectrum(weight, vectors=True)
         sigma = squares[:rank].sqrt()
@@ -217,14 +217,14 @@ def _sums(grad: Tensor, weight: Tensor | None, rank: int) -> Tensor:
         gv, ug = grad @ vh, uh.T @ grad
         follows = float(gv.square().sum() + ug.square().sum() - (uh.T @ gv).square().sum())
         change = (gv * sh) @ vh.T + (uh * sh) @ ug
-        found[1:6] = [
+        amounts[1:6] = [
             follows,
             float((change * grad).sum()),
             float(change.square().sum()),
             float(squares[rank:].sum()),
             float(squares.sum()),
         ]
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(amounts, dtype=torch.float64)
 
 
 def _spectrum(matrix: Tensor, *, vectors: bool) -> tuple[Tensor, Tensor]:
@@ -236,8 +236,8 @@ def _spectrum(matrix: Tensor, *, vectors: bool) -> tuple[Tensor, Tensor]:
     gram = short @ short.T
     if not vectors:
         return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0), gram
-    values, found = torch.linalg.eigh(gram)
-    return values.flip(0).clamp(min=0), found.flip(1)
+    values, columns = torch.linalg.eigh(gram)
+    return values.flip(0).clamp(min=0), columns.flip(1)
 
 
 def _native(run: Run, full: float, share: Share) -> FactorisedRow:

@@ -42,8 +42,8 @@ def replay_rows(
         status: "ok", or why there is no measurement. A compressor that fails is not called again.
     """
     folded: list[_Fold] | None = None
-    for step, found in grads:
-        workers = [found] if isinstance(found, Tensor) else list(found)
+    for step, given in grads:
+        workers = [given] if isinstance(given, Tensor) else list(given)
         numel = workers[0].numel()
         broken = sum(int((~grad.isfinite()).sum()) for grad in workers)
         if folded is None and not broken:

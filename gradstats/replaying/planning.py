@@ -90,12 +90,12 @@ def plan(
         ValueError: unknown compressor, feedback or granularity.
     """
     asked = ReplaySettings((), several(ratios), several(feedback), several(granularity))
-    made = _made(several(specs), asked.ratios)
+    members = _made(several(specs), asked.ratios)
     jobs = [
         _job(run, compressor, each_feedback, each_granularity)
         for each_granularity in asked.granularity
         for each_feedback in asked.feedback
-        for compressor in made
+        for compressor in members
     ]
     return list({tuple(job.labels.items()): job for job in jobs}.values())
 

@@ -169,9 +169,9 @@ def timings_of(results: Results, settings: ReplaySettings) -> Table:
 
 def nothing_replayed(results: Results, what: Replaying) -> None:
     """Keep empty tables, of a run that holds no gradients."""
-    for made, row in ((REPLAY, ReplayRow), (TIMINGS, TimingRow)):
-        (name,) = made.tables
-        results.keep(name, frame([], row), results.key(made, what))
+    for declared, row in ((REPLAY, ReplayRow), (TIMINGS, TimingRow)):
+        (name,) = declared.tables
+        results.keep(name, frame([], row), results.key(declared, what))
 
 
 @dataclass(frozen=True)

@@ -176,13 +176,13 @@ def timed(
     specs: Iterable[str | Compressor], ratios: Sequence[float]
 ) -> dict[tuple[str, str], Compressor]:
     """What is timed, by compressor and feedback."""
-    found: dict[tuple[str, str], Compressor] = {}
-    for made, _ in map(without_parts, _made(specs, ratios)):
-        inner = _inner(made)
-        found |= {(inner.spec, "none"): inner, (inner.spec, "ef"): ErrorFeedback(inner)}
-        if isinstance(made, Memory):
-            found[inner.spec, made.label] = made
-    return found
+    members: dict[tuple[str, str], Compressor] = {}
+    for member, _ in map(without_parts, _made(specs, ratios)):
+        inner = _inner(member)
+        members |= {(inner.spec, "none"): inner, (inner.spec, "ef"): ErrorFeedback(inner)}
+        if isinstance(member, Memory):
+            members[inner.spec, member.label] = member
+    return members
 
 
 def last_finite(run: Run) -> Tensor | None:

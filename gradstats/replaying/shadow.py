@@ -35,7 +35,7 @@ class Shadow:
     """Folds compressors over the tracked rows of one point as they come.
 
     Args:
-        specs: Compressors in the grammar of `gradstats.compressor`, such as ``"ef(topk(0.01))"``.
+        specs: Compressors in the grammar of `gradstats.compressor`, such as `"ef(topk(0.01))"`.
         seed: Of the random methods.
 
     Raises:
@@ -55,8 +55,8 @@ class Shadow:
         for part in parts[1:]:
             dtype = wide(dtype, part.dtype)
         self._now = track.step, torch.cat([part.to(dtype) for part in parts])
-        found = [self._named(next(self._rows)) for _ in self._compressors]
-        data = np.frombuffer(json.dumps(found).encode(), np.uint8)
+        results = [self._named(next(self._rows)) for _ in self._compressors]
+        data = np.frombuffer(json.dumps(results).encode(), np.uint8)
         return Row(track.step, {}, track.present, track.coordinates, ragged={"shadow": data})
 
     def _grads(self) -> Iterator[tuple[int, Tensor]]:

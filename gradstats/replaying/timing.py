@@ -68,11 +68,11 @@ def _timed_rounds(exchange: Exchange[Step], clock: Clock) -> tuple[float, float,
     """Seconds up to the last collective and after it, and the state then."""
     encoding, result = 0.0, None
     while True:
-        seconds, found = clock(lambda r=result: _next(exchange, r))  # type: ignore[misc]
-        if isinstance(found, Step):
-            return encoding, seconds, found.state
+        seconds, answered = clock(lambda r=result: _next(exchange, r))  # type: ignore[misc]
+        if isinstance(answered, Step):
+            return encoding, seconds, answered.state
         encoding += seconds
-        result = answer(found)
+        result = answer(answered)
 
 
 def _next(exchange: Exchange[Step], result: Any) -> Collective | Step:

@@ -44,7 +44,7 @@ def compressor_figures(tables: Tables) -> Iterator[Drawing]:
         yield (
             "equal-bits",
             "Error of one step of the last captured gradient, without feedback, over that of "
-            "exact Top-k with as many bytes. Below the line a method is better than Top-k.",
+            "exact Top-k with as many bytes. A method below the line is better than Top-k.",
             partial(plot.equal_bits, equal),
         )
     if timings["encode_over_topk"].notna().any():

@@ -21,14 +21,14 @@ def draw(name: str, drawing: Callable[..., Any], folder: Path) -> bytes:
     that no axis can hold, such as 1.7e308, give a figure that says so.
     """
     agg, pdf = (extras.load(f"matplotlib.backends.backend_{each}") for each in ("agg", "pdf"))
-    made = extras.load("matplotlib.figure").Figure
-    figure = made(SIZE, DPI, layout="constrained")
+    figure_class = extras.load("matplotlib.figure").Figure
+    figure = figure_class(SIZE, DPI, layout="constrained")
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             drawing(ax=figure.subplots())
             agg.FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
     except (ArithmeticError, ValueError) as error:
-        figure = made(SIZE, DPI, layout="constrained")
+        figure = figure_class(SIZE, DPI, layout="constrained")
         figure.text(0.5, 0.5, f"cannot draw {name}:\n{error}", ha="center", wrap=True)
         agg.FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
     figure.set_layout_engine("none")  # it is laid out

@@ -198,8 +198,8 @@ def _fit_more(results: Results, settings: ReportSettings) -> dict[str, str]:
 def _rank_settings(results: Results) -> RankSettings:
     """Those of a fit where its ranks are there, which are of more rows."""
     of_fit = RankSettings()
-    there = results.holds("ranks", results.key(RANKS, of_fit))
-    return of_fit if there else RankSettings(most_rows=MOST_RANKED_ROWS)
+    kept = results.holds("ranks", results.key(RANKS, of_fit))
+    return of_fit if kept else RankSettings(most_rows=MOST_RANKED_ROWS)
 
 
 def _fit_compensated(results: Results, settings: ReportSettings) -> dict[str, str]:

@@ -71,18 +71,18 @@ class Results:
         progress = self.progress or (lambda stage, done, total: None)
         return lambda done, total: progress(name, done, total)
 
-    def key(self, made: Made, settings: Any) -> Row:
+    def key(self, declared: Made, settings: Any) -> Row:
         """What the tables depend on, as JSON has it."""
-        chosen = {name: in_words(getattr(settings, name)) for name in made.depends}
-        needs = {name: self.checksum(name) for name in made.needs}
+        chosen = {name: in_words(getattr(settings, name)) for name in declared.depends}
+        needs = {name: self.checksum(name) for name in declared.needs}
         key = {"layout": LAYOUT, "run": self.identity, "settings": chosen, "needs": needs}
         return dict(in_json(key))
 
-    def ensure(self, made: Made, settings: Any) -> None:
+    def ensure(self, declared: Made, settings: Any) -> None:
         """Make the tables, unless they are there."""
-        key = self.key(made, settings)
-        if made.grows or not all(self.holds(name, key) for name in made.tables):
-            made.make(self, settings, key)
+        key = self.key(declared, settings)
+        if declared.grows or not all(self.holds(name, key) for name in declared.tables):
+            declared.make(self, settings, key)
 
     def holds(self, name: str, key: Row) -> bool:
         """Whether there is a table of that name that was made under the key."""
@@ -92,8 +92,8 @@ class Results:
         """What a table was made under; None without it, or if it is none of ours."""
         parquet = extras.load("pyarrow.parquet")
         try:
-            found = parquet.read_schema(self.path(name)).metadata or {}
-            return dict(json.loads(found[KEY]))
+            metadata = parquet.read_schema(self.path(name)).metadata or {}
+            return dict(json.loads(metadata[KEY]))
         except (FileNotFoundError, KeyError, ValueError):
             return None
 
@@ -108,8 +108,10 @@ class Results:
         """Write a table and what it depends on; a file that is half written is not there."""
         arrow, parquet = (extras.load(module) for module in ("pyarrow", "pyarrow.parquet"))
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = arrow.Table.from_pandas(table, preserve_index=False)
-        labelled = found.replace_schema_metadata({**(found.schema.metadata or {}), **mark(key)})
+        content = arrow.Table.from_pandas(table, preserve_index=False)
+        labelled = content.replace_schema_metadata(
+            {**(content.schema.metadata or {}), **mark(key)}
+        )
         new = self.path(name).with_suffix(".new")
         parquet.write_table(labelled, new)
         os.replace(new, self.path(name))
@@ -215,12 +217,12 @@ def _checksum(run: Run) -> int:
     try:
         if kind == "summary":
             return zlib.crc32(stream.read_bytes(row))
-        found = zlib.crc32(stream.read(row).view(torch.uint8).numpy().data)
+        checksum = zlib.crc32(stream.read(row).view(torch.uint8).numpy().data)
         for name in ragged_dtypes(kind, stream.table):
-            found = zlib.crc32(stream.read_ragged(row, name).tobytes(), found)
+            checksum = zlib.crc32(stream.read_ragged(row, name).tobytes(), checksum)
     except StoreFormatError:  # a damaged row is a row with a status, not the end
         return 0
-    return found
+    return checksum
 
 
 def device_name(device: str) -> str:

@@ -133,8 +133,8 @@ def _contract(distribution: Family) -> Facts:
         for end in filter(np.isfinite, ends):
             if end <= 0 and name in distribution.positive:
                 continue
-            there = replace(distribution, **{name: end})  # type: ignore[type-var]
-            yield "a parameter at the end of its search is at_bound", name in there.at_bound
+            at_end = replace(distribution, **{name: end})  # type: ignore[type-var]
+            yield "a parameter at the end of its search is at_bound", name in at_end.at_bound
     far = float(distribution.threshold(1e-8)) * np.array([1e12, 1e13])
     slope = (
         -np.diff(distribution.log_kept(far))[0] / np.log(10)
@@ -226,8 +226,8 @@ def _scales(distribution: Family) -> Facts:
     """The likeliest scale of its own quantiles is its own."""
     magnitudes = np.abs(distribution.isf((np.arange(20_000) + 0.5) / 20_000))
     weights = np.full(len(magnitudes), 1 / len(magnitudes))
-    found = math.exp(distribution.log_scale(np.log(np.maximum(magnitudes, 1e-300)), weights))
-    yield "log_scale finds the scale", abs(found / distribution.parameters["scale"] - 1) < 0.05
+    scale = math.exp(distribution.log_scale(np.log(np.maximum(magnitudes, 1e-300)), weights))
+    yield "log_scale finds the scale", abs(scale / distribution.parameters["scale"] - 1) < 0.05
 
 
 LAWS: tuple[Callable[[Family], Facts], ...] = (

@@ -117,21 +117,21 @@ def find_model(optimizer: Optimizer) -> nn.Module:
     owned = [(one, {id(tensor) for tensor in _parameters_of(one)} & wanted) for one in modules]
     owned = [(one, covered) for one, covered in owned if covered]
     owned.sort(key=lambda entry: sum(1 for _ in nn.Module.modules(entry[0])), reverse=True)
-    found: list[nn.Module] = []
+    models: list[nn.Module] = []
     while wanted and owned:
         best, covered = max(owned, key=lambda entry: len(entry[1] & wanted))
         if not covered & wanted:
             break
-        found.append(best)
+        models.append(best)
         wanted -= covered
-    if not found:
+    if not models:
         raise ValueError(
             "cannot find the model: no torch.nn.Module owns a parameter of this "
             f"{type(optimizer).__name__}; call gradstats.capture(model, optimizer, path) in it"
         )
     if wanted:
         write_line(f"{len(wanted)} tensors of the optimizer belong to no module: not recorded")
-    return found[0] if len(found) == 1 else _together(found)
+    return models[0] if len(models) == 1 else _together(models)
 
 
 def _parameters_of(module: nn.Module) -> list[Tensor]:

@@ -29,7 +29,7 @@ def run_command(
 
     Every Python below the command, however deep, attaches by itself; under a launcher such as
     torchrun all workers write to one run. Processes that train by themselves are trainings of
-    their own: the first is recorded at ``out``, the others beside it (``run-2.zarr``, ...), and at
+    their own: the first is recorded at `out`, the others beside it (`run-2.zarr`, ...), and at
     the end they are listed.
 
     Args:
@@ -43,8 +43,8 @@ def run_command(
 
     Raises:
         ValueError: No command, or a setting that only a script can have.
-        FileExistsError: There is something at ``out`` and ``if_exists`` is "error".
-        StoreFormatError: What is at ``out`` is not a store that can be added to or replaced.
+        FileExistsError: There is something at `out` and `if_exists` is "error".
+        StoreFormatError: What is at `out` is not a store that can be added to or replaced.
     """
     if not argv:
         raise ValueError("argv must name a command to run, got none; write it after --")
@@ -52,7 +52,7 @@ def run_command(
     path = path.absolute() if isinstance(path, Path) else path
     session = Session(str(path), settings)
     session.check()
-    before, made = rows_at(path), _made_at(path)
+    before, written_at = rows_at(path), _made_at(path)
     try:
         with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
             shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
@@ -63,7 +63,7 @@ def run_command(
         return _NOT_FOUND
     if len(trainings) > 1 and not settings.quiet:
         write_line(_listed(trainings))
-    if settings.if_exists == "overwrite" and _made_at(path) != made:
+    if settings.if_exists == "overwrite" and _made_at(path) != written_at:
         before = 0  # another store lies there now
     if rows_at(path) > before or any(one.rows > 0 for one in trainings):
         return code

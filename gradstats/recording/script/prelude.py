@@ -1,4 +1,4 @@
-"""Below ``gradstats capture``: from the first optimizer that is made to the recording.
+"""Below `gradstats capture`: from the first optimizer that is made to the recording.
 
 Whatever a row says of its step has to be seen, so the recording begins with the first backward
 pass where there is one optimizer, and else with the first clipping, scaling or step of one.

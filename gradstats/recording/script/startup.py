@@ -1,4 +1,4 @@
-"""Starts a recording in a Python process below ``gradstats capture``.
+"""Starts a recording in a Python process below `gradstats capture`.
 
 A copy of this file, named sitecustomize.py, is first on the command's PYTHONPATH, so Python runs
 it at start-up. It must cost nothing in processes that never train: it imports torch in none.

@@ -37,8 +37,8 @@ class Entry:
 class Trainings:
     """Numbers for the trainings of one command, given out through a folder on this machine.
 
-    The first records to the path that the command names, ``run.zarr``, the second to
-    ``run-2.zarr`` beside it, and so on: no training of a command touches what another one
+    The first records to the path that the command names, `run.zarr`, the second to
+    `run-2.zarr` beside it, and so on: no training of a command touches what another one
     recorded. All workers of a process group are one training, for which rank 0 asks.
 
     Args:
@@ -51,8 +51,8 @@ class Trainings:
     @property
     def entries(self) -> list[Entry]:
         """The trainings so far, by number."""
-        found = {int(file.suffix[1:]): file for file in self._folder.glob("training.*")}
-        return [Entry(**json.loads(found[number].read_bytes())) for number in sorted(found)]
+        files = {int(file.suffix[1:]): file for file in self._folder.glob("training.*")}
+        return [Entry(**json.loads(files[number].read_bytes())) for number in sorted(files)]
 
     @contextmanager
     def claim(self, out: str, if_exists: IfExists) -> Iterator[tuple[str, IfExists]]:
@@ -126,7 +126,7 @@ def restarted() -> bool:
 
 
 def rows_at(place: Path | Place) -> int:
-    """Rows of the store at ``place``, 0 where there is none."""
+    """Rows of the store at `place`, 0 where there is none."""
     if not place.exists():
         return 0
     return sum(len(stream) for stream in recorded_streams(GradientStore.open(place)))
@@ -135,7 +135,7 @@ def rows_at(place: Path | Place) -> int:
 def _replaceable(path: str, out: str, if_exists: IfExists) -> bool:
     """May a training record to this path, which the user did not name?
 
-    Where there is nothing, or what an earlier command of the same ``--out`` recorded.
+    Where there is nothing, or what an earlier command of the same `--out` recorded.
     """
     place = as_place(path)
     if not place.exists():
