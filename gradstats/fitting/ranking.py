@@ -95,9 +95,9 @@ def by_ratio(rows: Table, keys: list[str]) -> Table:
 def reuse_table(reuse: Table) -> Table:
     """For how many steps an exact threshold may be reused before k̂/k leaves 1 ± 20 %.
 
-    One line per group and ratio: thresholds followed, the median of steps (of those that still hold
-    at the end the steps they were seen to hold, so that it is a lower bound), and the share that
-    still holds.
+    One line per group and ratio: the number of thresholds that were followed, the median number of
+    steps (a threshold that still holds at the end counts with the steps that were seen, so that
+    the median is a lower bound), and the share that still holds.
     """
     if not len(reuse):
         return reuse

@@ -22,7 +22,9 @@ MUTANTS = (
     fusing("(request.op, request.tensor.dtype, request", "(request.op, request"),
     memories("        self._split_up(keys)\n", ""),
     timing("        encoding += seconds\n", "        encoding = seconds\n"),
-    timing("return encoding, seconds, found.state", "return encoding, encoding, found.state"),
+    timing(
+        "return encoding, seconds, answered.state", "return encoding, encoding, answered.state"
+    ),
     timing("median(encodings[WARM_UP:])", "median(encodings)"),
     timing("median(decodings[WARM_UP:])", "median(decodings)"),
     timing("median(decodings[WARM_UP:])", "median(encodings[WARM_UP:])"),
