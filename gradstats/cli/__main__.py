@@ -1,5 +1,5 @@
 """`python -m gradstats.cli`: the command line."""
 
-from gradstats.cli.app import main
+from gradstats.cli import main
 
 main()

@@ -235,4 +235,4 @@ def test_the_command_line_prints_the_order_and_takes_it(call, tmp_path):
     assert gradstats.open(tmp_path / "run.zarr").stream().steps.tolist() == [0, 1, 2]
     code, _, err = call(*again, "--order", "shell")
     assert code == 2
-    assert "got 'shell'" in err
+    assert "'shell' is not one of 'natural', 'given'" in err

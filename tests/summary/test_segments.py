@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradstats import kernels
-from gradstats.kernels import counting_cpu
+from gradstats.kernels import counting_cpu, forms
 from gradstats.summary import summarize, summarize_segments
 from gradstats.summary.encoding import to_bytes
 
@@ -91,7 +90,7 @@ def check(summary, segment):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.slow
 def test_segments_of_every_length_and_kind(dtype, numba, monkeypatch):
-    monkeypatch.setattr(kernels, "HAVE_NUMBA", numba)
+    monkeypatch.setattr(forms, "HAVE_NUMBA", numba)
     flat, offsets = mixed(dtype)
     found = summarize_segments(flat, offsets, fraction=0.5)
     for (start, end), summary in zip(pairwise(offsets), found, strict=True):
