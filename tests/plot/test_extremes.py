@@ -8,7 +8,7 @@ import pytest
 import gradstats
 from gradstats import plot, summarize
 from gradstats.families import FAMILIES, FitError
-from gradstats.reporting.sections import draw
+from gradstats.reporting.drawing import draw
 from gradstats.runs.importing import import_gradients
 
 DRAWS = np.random.default_rng(0).laplace(size=2_000)

@@ -219,19 +219,27 @@ def test_two_live_recordings_stay_apart(training, make_training, tmp_path, read)
 
 
 def test_an_interrupted_close_is_finished_by_a_second_one(training, path, read, monkeypatch):
-    append, go_on = GradientStore.append_rows, threading.Event()
+    append, go_on, raised = GradientStore.append_rows, threading.Event(), threading.Event()
 
     def interrupted(*args, **kwargs):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while not raised.wait(1):  # it came just before the main thread began to wait
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         go_on.wait(PATIENCE)
         append(*args, **kwargs)
+
+    def close():
+        try:
+            cap.close()
+        finally:
+            raised.set()
 
     cap = capture(training.model, training.optimizer, path, full=None, track=5)
     for _ in range(3):
         training.step()
     monkeypatch.setattr(GradientStore, "append_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cap.close()
+        close()
     go_on.set()
     cap.close()
     assert cap.stats.tracked_rows == 3
