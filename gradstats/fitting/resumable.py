@@ -129,8 +129,8 @@ def _make_fits(results: Results, settings: FitSettings, key: Row, *, deadline: f
     if whole:
         results.remove_parts(name)
     else:
-        fact = f"{done:,} of {total:,} rows, its share was spent"
-        results.skipped.append(f"{name} in part, {fact}.")
+        fact = f"{done:,} of {total:,} rows, its share of the budget was spent"
+        results.skipped.append(f"Fitted in part, {fact}: {name}.")
 
 
 def _state(parts: Path) -> tuple[int, list[Reuse]]:

@@ -84,7 +84,10 @@ def _of_methods(methods: Table, tracked_share: float | None) -> list[str]:
             f"({tracked_share:.1%})."
         )
     failed = methods[methods["status"] != "ok"]["status"].value_counts()
-    sentences += [f"{count} rows of methods, {reason}." for reason, count in failed.items()]
+    sentences += [
+        f"{count} {'row' if count == 1 else 'rows'} of methods, {reason}."
+        for reason, count in failed.items()
+    ]
     broken = int(methods["skipped_rows"].max()) if len(methods) else 0
     if broken:
         sentences.append(f"Up to {broken} rows were skipped for NaN or inf elements.")
