@@ -92,10 +92,10 @@ def replay(
 ) -> Any:
     """Replay captured gradients through compressors, as if the training had compressed them.
 
-    Methods without a memory run on full gradients. Methods with a memory, the state that they
-    keep from step to step such as the residual of error feedback, run on consecutive steps; where
-    the full gradients are not of consecutive steps, they run on the tracked elements (the same
-    random elements, stored at every step).
+    A memory is the state that a method keeps from step to step, such as the residual of error
+    feedback. Methods without a memory run on the full gradients. A method with a memory needs
+    consecutive steps: it runs on the tracked elements (the same random elements, stored at every
+    step) if the run has them, else on the full gradients if their steps are consecutive.
 
     Args:
         run: an open run; it selects worker, steps and parameters.
