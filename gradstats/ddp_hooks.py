@@ -55,27 +55,31 @@ class CompressorState(HookState):
 
     Args:
         process_group: The group of DistributedDataParallel; None is the default one.
-        compressor: A spec such as "ef(exact-threshold(0.01))", or an instance.
-        by: "bucket" compresses what is compressed of a bucket as one vector, "parameter" each
-            parameter for itself, which methods that need matrices do in any case, and those
-            written `per-parameter(…)`.
-        min_numel: Parameters of fewer elements are sent dense, see `DenseRule`.
+        compressor: A spec (text, see `gradstats.compressor`) such as "ef(exact-threshold(0.01))",
+            or an instance.
+        by: How gradients are grouped before compression. "bucket": all compressed parameters of a
+            DDP bucket form one vector. "parameter": each parameter is compressed by itself.
+            Methods that need matrices, and specs written `per-parameter(…)`, always compress each
+            parameter by itself.
+        min_numel: Parameters of fewer elements are sent dense (uncompressed), see `DenseRule`.
         min_dims: Parameters of fewer dimensions are sent dense. Both rules are those of a replay
             per parameter; `per-parameter(…, min_numel=…, min_dims=…)` brings its own.
         start_step: Everything is sent dense in the steps before this one.
-        named_parameters: `model.named_parameters()`, by which memories find their parameters in
-            the next process. Without it they go by number, and a checkpoint is loaded only if the
-            match is unambiguous.
-        seed: Seed of random methods; global generators are not touched.
-        scaler: The GradScaler of the training: memories then hold unscaled gradients,
-            outlast its changes, and stay as they were in a step that it skips.
+        named_parameters: The pairs of `model.named_parameters()`. A checkpoint stores the memory
+            of a parameter (the residual of error feedback) under its name. Without names it is
+            stored under a number, and is loaded only if the match is unambiguous.
+        seed: Whole number from which random methods derive their random numbers.
+        scaler: The GradScaler of the training. If given, memories hold unscaled gradients: they
+            stay valid when the loss scale changes, and a step that the scaler skips does not
+            update them.
         check_every: Number of steps after which the workers compare what they wrote; 0: never.
 
     Attributes:
         step: Number of backward passes with communication so far.
         traffic: Bytes that this worker sent, see `Traffic`.
         seconds: Time of the hook by phase, see `Seconds`.
-        khat_over_k: Elements sent over elements asked for in the last step; NaN without a ratio.
+        khat_over_k: Number of elements sent divided by the target number, k̂/k, in the last step,
+            over the compressed parameters; NaN if the method has no ratio.
         nonfinite: Number of buckets that were averaged uncompressed because a worker had a NaN or
             inf in it, or the exchange produced one; memories are left as they were.
 

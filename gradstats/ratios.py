@@ -34,17 +34,20 @@ MIN_NUMEL, MIN_DIMS = 1024, 2
 
 @dataclass(frozen=True)
 class DenseRule:
-    """Which parameters are sent dense, that is uncompressed: the small and the one-dimensional.
+    """The rule that decides which parameters are sent dense, that is uncompressed.
 
-    Replay per parameter, the communication hook and the report all use the default rule; a rule
-    of your own is written `per-parameter(topk(0.01), min_numel=512, min_dims=1)`.
+    A parameter is sent dense if it has fewer than `min_numel` elements or fewer than `min_dims`
+    dimensions. By default these are small and one-dimensional parameters. A replay with
+    granularity "parameter", the communication hook and the report use this default. Another rule
+    is written in a spec, the text that names a compressor:
+    `per-parameter(topk(0.01), min_numel=512, min_dims=1)`.
 
     Args:
-        min_numel: Number of elements from which a parameter is compressed.
-        min_dims: Number of dimensions from which a parameter is compressed.
+        min_numel: Smallest number of elements of a compressed parameter, from 1.
+        min_dims: Smallest number of dimensions of a compressed parameter, from 0.
 
     Raises:
-        ValueError: A setting is no whole number, or too small.
+        ValueError: `min_numel` is not a whole number from 1, or `min_dims` not one from 0.
 
     Example:
         >>> rule = DenseRule()

@@ -59,11 +59,16 @@ def sidco_threshold(
     stages: int = 1,
     first_ratio: float = FIRST_RATIO,
 ) -> Threshold:
-    r"""Estimate the threshold that keeps `target_ratio` of a gradient, without sorting it.
+    r"""Estimate the magnitude above which a fraction `target_ratio` of a gradient lies.
 
-    With δ the target ratio over the non-zero elements, M stages and :math:`\delta = \prod
-    \delta_m`, stage 1 fits the variant's distribution to the magnitudes, and every later stage
-    fits one to the excesses over the previous threshold:
+    Elements with a magnitude above the threshold are sent. It comes from fitted distributions, so
+    that no sorting is needed.
+
+    The target ratio k/d is a fraction of all d elements. Zeros are never kept, so that the
+    estimate uses :math:`\delta = k / d_\text{non-zero}`, the fraction of the non-zero elements.
+    It is the product of the ratios :math:`\delta_m` of M stages. Stage 1 fits the variant's
+    distribution F₁ to the magnitudes. Each later stage m fits its distribution to the amounts by
+    which magnitudes exceed the threshold of the stage before:
 
     .. math:: \eta_m = \eta_{m-1} + F_m^{-1}(1 - \delta_m), \quad
               \delta_1 = \text{first\_ratio}, \quad \delta_m = (\delta/\delta_1)^{1/(M-1)}.
@@ -73,10 +78,15 @@ def sidco_threshold(
 
     Args:
         data: a gradient of any shape, or its Summary.
-        target_ratio: k/d, in (0, 1].
-        variant: "e", "gp" or "p".
-        stages: M >= 1.
-        first_ratio: δ₁, in (0, 1).
+        target_ratio: fraction k/d of all elements to keep, zeros counted in d, in (0, 1].
+        variant: "e" (default), "gp" or "p", see above.
+        stages: number of stages M, a whole number from 1.
+        first_ratio: ratio δ₁ of the first of several stages, in (0, 1).
+
+    Returns:
+        A `Threshold`: its value in the unit of the gradient, the number of stages that were
+        fitted, and the special cases that were handled. Its value is 0, which keeps all non-zero
+        elements, if k is not below their number.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -86,7 +96,9 @@ def sidco_threshold(
         docs/differences-from-the-papers.md.
 
     Example:
+        >>> import numpy as np
         >>> import torch
+        >>> from gradstats import sidco_threshold
         >>> from gradstats.families import Laplace
         >>> grad = torch.from_numpy(Laplace(1.0).ppf((np.arange(10_000) + 0.5) / 10_000))
         >>> threshold = sidco_threshold(grad, 0.01)

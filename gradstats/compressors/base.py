@@ -73,9 +73,22 @@ class Compressor(ABC):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """Run one step over all workers.
+        """Run this worker's part of one step, as a generator.
 
-        A generator: it yields collectives, receives their results, and returns a `Step`.
+        It yields collectives, which the caller performs over all workers, and receives their
+        results. All workers must yield the same kinds of collectives in the same order.
+
+        Args:
+            grad: this worker's gradient, of any shape; read only.
+            state: this worker's state, from `init` or the step before; left unchanged.
+            rng: random numbers; needed if the contract says `random=True`.
+
+        Returns:
+            A `Step`: the mean update for the optimizer, the payload that counts as sent, and the
+            state for the next step.
+
+        Raises:
+            ValueError: the method draws random numbers, and `rng` is None.
         """
         payload, state = self.encode(grad, state, rng)
         payloads: list[Payload]

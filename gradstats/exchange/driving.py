@@ -23,21 +23,25 @@ def simulate(
     *,
     fp16: bool = False,
 ) -> list[T]:
-    """Run one exchange per worker to its end, all of them in lock-step.
+    """Run the exchanges of several workers to their end in this process, without a network.
 
-    Sums run in worker order and in the dtype of the tensors, as one process group would see them.
+    An exchange is the generator of one worker's part of a step: it yields collectives (all-reduce,
+    all-gather, broadcast) and receives their results. All workers advance together, one collective
+    at a time. Sums run in worker order and in the dtype of the tensors.
 
     Args:
-        exchanges: One per worker, from `Compressor.exchange` or `fused`.
-        ledgers: One per worker, to count what it moves.
-        fp16: Also measure what the float sums would lose in float16, see `Traffic`.
+        exchanges: Exchanges from `Compressor.exchange` or `fused`, one per worker.
+        ledgers: `Traffic` objects, one per worker, to which the calls and bytes of that worker are
+            added; None: nothing is counted.
+        fp16: Whether `Traffic.fp16_error` is measured too: the relative error that the sums of
+            floats would have in float16.
 
     Returns:
-        What each exchange returns, in the same order.
+        The return values of the exchanges, in the order of the workers: a `Step` for
+        `Compressor.exchange`, a list of them for `fused`.
 
     Raises:
-        RuntimeError: the workers ask for different collectives, on which a process group would
-            hang.
+        RuntimeError: the workers ask for different collectives; a process group would hang.
 
     Example:
         >>> import torch

@@ -98,20 +98,25 @@ def rank_table(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Any:
-    """Effective ranks of every matrix-shaped parameter over training.
+    """Compute the effective ranks of every matrix-shaped parameter at steps of the training.
 
     Args:
-        run: selects parameters and steps; its full rows are read.
-        quantity: of the gradients, "grad", or of the weights, "weight", where the rows hold them.
-        most_rows: at most that many of them, evenly spaced.
-        executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
-        progress: called with (rows done, rows).
+        run: an open run; it selects worker, steps and parameters. Full rows are read, which hold
+            all elements of one worker's gradient at one step.
+        quantity: the matrices whose ranks are computed: "grad" (default), the gradients, or
+            "weight", the weights. Weights must have been captured.
+        most_rows: largest number of captured rows that are read, evenly spaced over the selected
+            ones, the first and the last included.
+        executor: any `concurrent.futures.Executor`, whose tasks open the store themselves;
+            default: the calling process.
+        progress: function that is called with (rows done, rows in all).
 
     Returns:
-        A pandas DataFrame, one row per captured step and matrix, with the columns of
-        `gradstats.fitting.columns.RankRow`. An LSTM weight counts
-        as four matrices, one per gate (`weight_hh_l0[2]`), fused attention as three, a convolution
-        as one per group where the run says how many.
+        A pandas DataFrame with the columns of `gradstats.fitting.columns.RankRow`: one row per
+        matrix and step, for at most `most_rows` steps. An LSTM weight is four matrices, one per
+        gate (`weight_hh_l0[2]`), fused attention three, and a convolution one per group if the
+        run says how many groups it has. A matrix that could not be read has one row, whose
+        `status` gives the reason.
     """
     rows = run.rows("full")
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)

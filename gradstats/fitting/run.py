@@ -197,22 +197,34 @@ def fit(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Any:
-    """Fit families to every selected row: one row per step, group, family and ratio.
+    """Fit families of distributions to the captured gradients of a run.
+
+    A captured row is the gradient of one worker at one step. A family is a set of distributions
+    with free parameters, such as "laplace".
 
     Args:
-        run: an open run.
-        axis: of sampling. "elements": those of one step's vector. "steps": each tracked element
-            over the steps; the table is then that of `gradstats.fitting.over_steps.over_steps`.
-        executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
-        progress: called with (done, of how many).
-        **settings: fields of `gradstats.fitting.settings.FitSettings`: by, families (names or
-            classes), ratios, method, bootstrap, compensated …
+        run: an open run; it selects worker, steps and parameters.
+        axis: the sample that a distribution describes. "elements" (default): all elements of one
+            captured row, per group of parameters. "steps": one tracked element at all selected
+            steps. Tracked elements are the same random elements, stored at every step. No family
+            is fitted for "steps", so that it takes no settings.
+        executor: any `concurrent.futures.Executor`, whose tasks open the store themselves;
+            default: the calling process.
+        progress: a function that is called with (items done, items in all): captured rows for
+            "elements", blocks of tracked elements for "steps".
+        **settings: fields of `gradstats.fitting.settings.FitSettings`: by (the groups), families
+            (one or several names or classes; default: all), ratios (one or several fractions k/d
+            of elements to keep), method, bootstrap, compensated, kind, stride and seed.
 
     Returns:
-        A pandas DataFrame with the columns of `gradstats.fitting.columns.FitRow`.
+        A pandas DataFrame. For "elements": one row per step, group, family and ratio, with the
+        columns of `gradstats.fitting.columns.FitRow` and shape_spread and scale_spread, the
+        standard deviations of shape and scale between steps. For "steps": one row per tracked
+        element, with the columns of `gradstats.fitting.columns.SeriesRow`.
 
     Raises:
-        ValueError: unknown axis, grouping, family or method, or a ratio outside (0, 1].
+        ValueError: unknown axis, grouping, family or method, a ratio outside (0, 1], settings
+            with axis "steps", or fewer than two tracked rows with axis "steps".
         TypeError: an unknown setting.
     """
     chosen = from_keywords(FitSettings, settings, verb="fit")

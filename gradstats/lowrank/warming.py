@@ -14,34 +14,43 @@ from gradstats.lowrank.optimizers import rebuilt
 def warm_start(
     model: nn.Module, optimizer: Optimizer, rank_ratio: float = 0.25, **how: Any
 ) -> tuple[Factorization, Optimizer]:
-    """Go on with a trained model at low rank: Pufferfish's switch after a warm-up of full rank.
+    """Replace the weights of a trained model by low-rank factors, and renew its optimizer.
 
-    Factors are the balanced truncated SVD of the weights, so that their products are the best
-    approximations of that rank; everything else of the model stays, running statistics of
-    BatchNorm included. The optimizer is a new one of the same class and settings, group by group,
-    made before the model is touched: where this raises, nothing has changed. Its momentum is
-    dropped, as published, since it belongs to matrices that are gone; the norms of `extra_norm`
-    are in the group of their layer's bias, else of its weight.
+    This is Pufferfish's switch after a warm-up at full rank: the training goes on afterwards. Each
+    weight is replaced by two factors, the balanced truncated SVD of the weight, whose product is
+    the best approximation of that rank. The rest of the model stays, running statistics of
+    BatchNorm included. The new optimizer has the class, the groups and the settings of the old
+    one. Its momentum is dropped, as published, since it belongs to matrices that no longer exist.
+    The norms of `extra_norm` join the group of their layer's bias, else of its weight. If an error
+    is raised, neither the model nor the optimizer has changed.
+
+    Schedulers and hooks of the old optimizer must be made anew, on the new one. A new schedule
+    starts at the present learning rate. To continue an old schedule:
+
+        _, new_optimizer = warm_start(model, old_optimizer)
+        schedule = StepLR(new_optimizer, 30)  # with the arguments of the old schedule
+        schedule.load_state_dict(old_schedule.state_dict())
+        pairs = zip(new_optimizer.param_groups, old_optimizer.param_groups, strict=True)
+        for group, old in pairs:  # some schedules change the settings when they are made
+            group.update({k: v for k, v in old.items() if k not in ("params", "param_names")})
 
     Args:
-        model: The trained model, changed in place.
-        optimizer: The optimizer of its parameters. Its schedulers and hooks must be made anew, on
-            the optimizer returned. A fresh schedule starts at the learning rate of the moment. One
-            that was under way goes on after `load_state_dict` of the old one's state, once the
-            settings of the old groups are put back, which the constructors of some schedules
-            change.
-        rank_ratio: As in `factorize`.
-        **how: Other keywords of `factorize`.
+        model: Trained model, changed in place.
+        optimizer: Optimizer of the model's parameters, which is left as it is.
+        rank_ratio: Rank divided by the shorter side of each matrix, in (0, 1].
+        **how: Other keywords of `factorize`, except `warm`: keep, full_rank_layers, ranks and
+            extra_norm.
 
     Returns:
-        The factorization and the new optimizer.
+        The factorization, which lists the layers that were replaced, and the new optimizer.
 
     Raises:
-        ValueError: As `factorize` does, or the optimizer is another model's, or its class cannot
-            be made again from its settings.
+        TypeError: `optimizer` is no `torch.optim.Optimizer`.
+        ValueError: A case in which `factorize` raises it, an optimizer that holds none of the
+            replaced weights, or one that cannot be made again from its settings.
 
     References:
-        Wang et al., "Pufferfish", MLSys 2021.
+        Wang et al., "Pufferfish: Communication-efficient models at no extra cost", MLSys 2021.
     """
     plan = planned(model, Settings(rank_ratio, warm=True, **how))
     fresh = rebuilt(optimizer, plan.replaced, plan.names)

@@ -39,21 +39,30 @@ def equal_bits(
     ratios: float | Iterable[float] = RATIOS,
     seed: int = 0,
 ) -> list[Row]:
-    """Encode one gradient by every method, and by exact Top-k at the same number of bytes.
+    """Encode one gradient by each method, and by exact Top-k with at most as many bytes.
 
-    One step from a fresh state, without feedback. A method with a ratio runs at each of `ratios`,
-    one with a number of bits at 1, 2, 3, 4, 6 and 8.
+    Each method encodes one step from a fresh state, without error feedback. A spec without
+    arguments is run with several settings: at each of `ratios` if the method has a ratio, and at
+    1, 2, 3, 4, 6 and 8 bits (those that it allows) if it has a number of bits.
 
     Args:
-        grad: `[n]`, finite.
-        specs: in the grammar, or instances; memories are refused, since they need steps, and
-            methods that need matrices are left out.
-        ratios: target ratios, each in (0, 1].
-        seed: of the random methods.
+        grad: a finite gradient as one vector, `[n]`.
+        specs: one or several methods, each an instance or a spec, that is text such as
+            "topk(0.01)" (see `gradstats.compressor`). Default: all supported methods and three
+            pipes of Top-k and a number format. Methods that need matrices, such as "powersgd",
+            are skipped without an error, in the default too: they give no row.
+        ratios: one or several target ratios k/d (fraction of elements to keep), each in (0, 1].
+        seed: whole number from which random methods derive their random numbers.
 
     Returns:
-        A row per method and setting, the best first, with the columns of
-        `gradstats.replaying.columns.EqualBitsRow`. over_topk is NaN where Top-k sends everything.
+        One row per method and setting, with the columns of
+        `gradstats.replaying.columns.EqualBitsRow`, sorted by over_topk, the smallest (best) first.
+        over_topk is the method's error divided by that of Top-k; it is NaN, and last, where Top-k
+        sends every element within the same bytes.
+
+    Raises:
+        ValueError: an unknown method, a ratio outside (0, 1], or a memory such as "ef(topk)":
+            error feedback needs several steps.
     """
     chosen = several(ratios)
     members = [each for spec in several(specs) for each in _settings(spec, chosen)]

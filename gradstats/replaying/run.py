@@ -90,22 +90,36 @@ def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
 def replay(
     run: Run, compressors: str | Compressor | Iterable[str | Compressor], **settings: Any
 ) -> Any:
-    """Replay captured gradients through compressors: one row per step and compressor.
+    """Replay captured gradients through compressors, as if the training had compressed them.
+
+    A memory is the state that a method keeps from step to step, such as the residual of error
+    feedback. Methods without a memory run on the full gradients. A method with a memory needs
+    consecutive steps: it runs on the tracked elements (the same random elements, stored at every
+    step) if the run has them, else on the full gradients if their steps are consecutive.
 
     Args:
-        run: an open run.
-        compressors: specs in the grammar or instances; a spec without a ratio runs at each of
-            `ratios`.
-        **settings: fields of `gradstats.replaying.settings.ReplaySettings`: ratios (target ratios,
-            each in (0, 1]), feedback ("none", "ef" or both), granularity ("model", one threshold
-            for all, "parameter", one for each, or both), workers (how many exchange; their local
-            gradients must have been captured) and seed (of the random methods).
+        run: an open run; it selects worker, steps and parameters.
+        compressors: one or several compressors, each an instance or a spec, that is text such as
+            "topk(0.01)" (see `gradstats.compressor`). A spec without a ratio, such as "topk", runs
+            at each of `ratios`.
+        **settings: fields of `gradstats.replaying.settings.ReplaySettings`:
+
+            - ratios: one or several target ratios k/d (fraction of elements to keep), in (0, 1].
+            - feedback: "none" (default), "ef" (error feedback), or a list of both.
+            - granularity: "model" (default; the whole gradient is compressed as one vector),
+              "parameter" (each parameter is compressed by itself), or a list of both.
+            - workers: number of workers that exchange their local gradients (default 1); so many
+              must have been captured.
+            - seed: whole number from which random methods derive their random numbers; default 0.
 
     Returns:
-        A pandas DataFrame with the columns of `gradstats.replaying.columns.ReplayRow`.
+        A pandas DataFrame with the columns of `gradstats.replaying.columns.ReplayRow`: one row per
+        step, compressor, ratio, feedback and granularity. A compressor that cannot run on this
+        run has one row, whose `status` gives the reason.
 
     Raises:
-        ValueError: an unknown compressor, feedback or granularity, or fewer workers were captured.
+        ValueError: an unknown compressor, feedback or granularity, a ratio outside (0, 1], fewer
+            workers were captured, or a loss scale is not known.
         TypeError: an unknown setting.
 
     Example:

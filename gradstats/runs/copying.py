@@ -38,32 +38,37 @@ def copy(
     out: str | os.PathLike[str],
     smaller: Smaller | None = None,
     *,
-    progress: Progress = lambda done, total: None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> int:
     """Copy a run to a folder, a zip file (`OUT.zarr.zip`) or a URL, row by row.
 
-    A folder or zip file appears when it is complete, or not at all.
+    A row is one captured step of one worker. A folder or zip file appears when it is complete, or
+    not at all.
 
-    If `run` is a folder of rows that an object store did not get (`store.spool`), those rows are
-    sent.
+    One case is different. A recording to an object store (a URL) keeps the rows that it could not
+    send in a local folder, its spool folder. If `run` is that folder and `out` is the URL of the
+    recording, the waiting rows are added to the store at `out`, which exists already. `smaller`,
+    `progress` and `say` are then ignored.
 
     Args:
-        run: A store in a folder, a zip file or an object store.
-        out: The path or URL of the copy; nothing may exist there.
-        smaller: The part to copy; None copies all.
-        progress: Called with (rows done, rows).
-        say: Called with each line about elements that a narrower dtype lost; default: print to
-            stderr.
+        run: Path or URL of a store: a folder, a zip file or an object store.
+        out: Path or URL of the copy. Nothing may exist at it, except for a spool folder's URL.
+        smaller: Part of the run to copy, see `Smaller`; None: all of it.
+        progress: Function that is called with (rows copied, rows in all); None: none.
+        say: Function that is called with each line of text about elements that a narrower dtype
+            made infinite or 0; None: the lines are printed to stderr.
 
     Returns:
-        How many rows were copied.
+        The number of rows that were copied or sent.
 
     Raises:
-        FileExistsError: Something is at `out`.
-        ValueError: Nothing is left to copy, an element is beyond the range of the dtype, or more
-            than 0.1 % of the non-zero ones of a parameter would become 0.
+        FileExistsError: Something exists at `out`.
+        ValueError: No row is selected, an element is beyond the range of the dtype, more than
+            0.1 % of the non-zero elements of a parameter would become 0, or this process uses
+            another spool folder for `out`.
         StoreFormatError: `run` is not a readable store.
+        OSError: The object store did not take the waiting rows.
     """
     smaller = smaller or Smaller()
     if address(Path(run)) == restored(out):
@@ -83,7 +88,8 @@ def copy(
                 batch = [layout.row(row, kind) for row in rows[start : start + _BATCH]]
                 store.append_rows(batch, stream.worker, kind)
                 done += len(batch)
-                progress(done, total)
+                if progress:
+                    progress(done, total)
         narrowing.check()
     for line in narrowing.lines():
         (say or _to_stderr)(line)

@@ -72,18 +72,26 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
 def summarize_segments(
     flat: Tensor, offsets: Sequence[int] | NDArray[np.integer], *, fraction: float = 1.0
 ) -> list[Summary]:
-    """Summarise consecutive segments of one flat gradient, such as its parameters.
+    """Summarise consecutive segments of one flat gradient, such as the parameters of a model.
 
-    Every element is visited once; each Summary equals `summarize` of its segment, bit for bit.
+    Every element is visited once. Each Summary equals that of `summarize` on the segment, bit for
+    bit.
 
     Args:
-        flat: `[n]`, floating point, any device.
-        offsets: `[segments + 1]`, from 0 to n, not falling: segment i is
-            `flat[offsets[i] : offsets[i + 1]]`.
-        fraction: as in `summarize`.
+        flat: gradient as one vector, `[n]`, of float16, bfloat16, float32 or float64, on any
+            device.
+        offsets: positions at which segments start, and n at the end: `[segments + 1]` whole
+            numbers from 0 to n, each at least as large as the one before. Segment i is
+            `flat[offsets[i] : offsets[i + 1]]`, which may be empty.
+        fraction: the share of the gradient's elements that `flat` is a random sample of, in
+            (0, 1]; 1 (default): `flat` is the whole gradient.
+
+    Returns:
+        The Summaries, one per segment, in order.
 
     Raises:
-        ValueError: flat has more than one dimension, or offsets do not divide it.
+        TypeError: the elements are not floating-point numbers.
+        ValueError: `flat` does not have one dimension, or `offsets` do not rise from 0 to n.
 
     Example:
         >>> parts = summarize_segments(torch.tensor([1.0, 0.0, -2.0]), [0, 2, 3])

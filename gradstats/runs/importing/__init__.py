@@ -31,29 +31,36 @@ def import_gradients(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> GradientStore:
-    """Write one row per file, in the order of the numbers in the files' paths.
+    """Write gradients from files into a new store, one row per file.
 
+    A row is one step of one worker. Rows are in the order of the numbers in the files' paths.
     All files are read before `out` is created, and `out` appears when it is complete, or not at
-    all.
-    Entries that are not floating point are left out by name. A parameter that a file lacks, or
-    has as None, has no gradient in that row.
+    all. Entries that are not floating point are skipped, and their names are reported. A parameter
+    that a file lacks, or has as None, has no gradient in that row.
 
     Args:
         files: files, folders or patterns: .npy (one array, named "gradient"), .npz, .pt, .pth,
             .bin, .ckpt (a tensor or tensors by name, loaded without running code), .safetensors,
-            .h5, .hdf5; shards such as model-00001-of-00002 are one row, and files that a worker
-            is named in, such as step0_rank1, are that worker's.
-        out: the store to write.
+            .h5, .hdf5. Shards such as model-00001-of-00002 are one row together. A file whose name
+            holds the number of a worker, such as step0_rank1, is a row of that worker.
+        out: path or URL of the store to write.
         workers: number of consecutive files that belong to one step, one per worker, such as the
-            micro-batches of one batch; steps then count 0, 1, 2, ...
-        order: "natural", by every number in every part of the path, or "given". The step is the
-            last number that tells the files apart and grows along them, else 0, 1, 2, ...
-        step_from: regular expression whose group in the path is the number to sort by.
-        rows: the first axis of every array counts the steps.
-        key: entry of each file that holds the gradients, such as "state_dict"; "*": all entries.
-        if_exists: "error" or "overwrite".
-        progress: called with (files done, files).
-        say: called with each line about the order and what is left out; default: print to stderr.
+            micro-batches of one batch. With more than 1, steps are 0, 1, 2, …
+        order: "natural" (default): files are sorted by all numbers in their paths. The step number
+            is the last number in the path that differs between files and increases in file order;
+            if there is none, steps are 0, 1, 2, … "given": files keep the order of `files`, and
+            steps are 0, 1, 2, …
+        step_from: regular expression that is searched for in each path; its group is the number to
+            sort by, and the step number if all are whole. Default "": see `order`.
+        rows: whether the first axis of every array counts steps, so that one file holds many
+            rows. Default False: one file is one step.
+        key: name of the entry that holds the gradients in each file, such as "state_dict". "*":
+            all entries. Default "": the only entry that can hold them.
+        if_exists: "error" (default) or "overwrite": what happens if something exists at `out`.
+        progress: function that is called with (files done, files in all); the shards of one row
+            count as one file.
+        say: function that is called with each line of text about the order and the entries that
+            are skipped; default: the lines are printed to stderr.
 
     Returns:
         The store, open for appending.
@@ -62,7 +69,7 @@ def import_gradients(
         ValueError: no files, a suffix or content that cannot be read, names that give no order,
             layouts that differ, or a number of files that is not a multiple of the workers.
         ImportError: reading .safetensors or .h5 needs a package that is missing.
-        FileExistsError: something is at `out`.
+        FileExistsError: something exists at `out`, and `if_exists` is "error".
         OSError: a file cannot be read, or the object store of a URL does not answer.
     """
     place = as_place(out)
