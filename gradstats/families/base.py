@@ -61,15 +61,20 @@ class Family(ABC):
 
     @classmethod
     def fit(cls, data: Tensor | NDArray[np.floating] | Summary, *, method: str = "mle") -> Self:
-        """Fit the family to the finite non-zero magnitudes of a gradient or of its Summary.
+        """Fit this distribution to the finite non-zero magnitudes of a gradient.
 
         Args:
-            data: a gradient of any shape, or a Summary.
-            method: one of `methods`.
+            data: a gradient of any shape, or its Summary.
+            method: "mle" (maximum likelihood), or "moments" (closed form) for the families that
+                have it; `methods` lists those of a family.
+
+        Returns:
+            The distribution with its fitted parameters.
 
         Raises:
-            ValueError: unknown method.
-            FitError: the data do not determine the parameters.
+            ValueError: the family does not have this method.
+            FitError: the data do not determine the parameters, for example because they are empty
+                or constant.
         """
         cls.check_method(method)
         summary = summarize(data)

@@ -19,17 +19,19 @@ TOLERANCE = 0.2  # of k̂/k about 1, as in SIDCo's stage adaptation
 
 @dataclass(frozen=True)
 class Reuse:
-    """An exact threshold of one step, tried on later steps until it no longer keeps k.
+    """A threshold that was exact at one step, and for how long it may be used at later steps.
+
+    It is applied to each later step until the number k̂ of kept elements is more than 20 % off k.
 
     Attributes:
-        group: the group of parameters.
-        step: the step at which the threshold keeps k elements (or, if several have that magnitude,
-            the largest possible number below k).
-        target_ratio: k over the elements of the group.
-        threshold: in the unit of the gradient.
-        last_good: last step at which k̂/k was within 20 % of 1.
-        ended: the step that ended it; -1 while it still holds.
-        khat_over_k: k̂/k at the last step it was tried on.
+        group: name of the group of parameters.
+        step: step whose k-th largest magnitude is the threshold. At this step it keeps k elements;
+            if several elements have that magnitude, the largest possible number below k.
+        target_ratio: k divided by the number of elements of the group.
+        threshold: magnitude above which elements are kept, in the unit of the gradient.
+        last_good: last step before `ended`; k̂/k was in [0.8, 1.2] up to it.
+        ended: first step at which k̂/k was outside [0.8, 1.2]; -1 while there is none.
+        khat_over_k: k̂/k at the last step to which the threshold was applied.
     """
 
     group: str

@@ -277,10 +277,18 @@ class Run:
             yield self.gradient(row, kind)
 
     def beside(self, workers: int) -> tuple[Run, ...]:
-        """Return the same selection for the first `workers` workers; this run alone for 1.
+        """Return the same selection for several workers.
+
+        Args:
+            workers: number of workers: the first ones that were captured with the same parameters
+                as this run's worker. 1 stands for this run's worker alone.
+
+        Returns:
+            One run per worker.
 
         Raises:
-            ValueError: fewer workers were captured, or their gradients are reduced ones.
+            ValueError: fewer workers were captured, or their gradients are reduced ones, which are
+                the same for all workers.
         """
         if workers == 1:
             return (self,)
@@ -298,10 +306,19 @@ class Run:
         return runs
 
     def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
-        """Iterate over (step, flat gradient of each worker), for steps that all workers have.
+        """Iterate over the gradients of several workers at the steps that all of them have.
+
+        Args:
+            workers: number of workers, as `beside` takes it.
+            kind: kind of rows: "full" (whole gradients) or "track" (the same random elements at
+                every step).
+
+        Yields:
+            (step, gradients): one flat gradient per worker, `[n]`, in worker order.
 
         Raises:
-            ValueError: see `beside`; or the workers track different elements.
+            ValueError: fewer workers were captured, their gradients are reduced ones, or the
+                workers track different elements.
         """
         runs = self.beside(workers)
         for run in runs:

@@ -214,21 +214,24 @@ class GradientStore:
         weights: Mapping[str, Array] | None = None,
         **coordinates: Any,
     ) -> None:
-        """Append one row of gradients, of any device and stride.
+        """Append one row: the gradients of one worker at one step.
 
         Args:
-            step: the optimizer step; grows within a segment.
-            grads: gradients by parameter name; a missing parameter has no gradient in this row.
-                The first row of a store without a table makes the table.
-            worker: the data-parallel worker.
-            weights: the parameters themselves; on every row or on none.
-            **coordinates: any of micro_step, segment (one per process start), point ("local",
-                "reduced", "clipped"), loss, learning_rate, grad_norm, loss_scale, unscaled,
-                skipped, clip_norm, clip_coefficient, world_size, step_seconds, inner_steps.
+            step: number of the optimizer step; larger than the step before in the same segment.
+            grads: gradients by parameter name, tensors or arrays on any device. Shape and dtype
+                must be those of the store's table of parameters; the first row of a store without
+                a table defines it. A parameter that is not in `grads` has no gradient in this row.
+            worker: number of the data-parallel worker.
+            weights: values of the parameters by name; if one row has them, all must.
+            **coordinates: facts about the row: micro_step, segment (number of the process start),
+                point (where in the step: "local", "reduced", "clipped"), loss, learning_rate,
+                grad_norm, loss_scale, unscaled (1 if the loss scale is divided out), skipped,
+                clip_norm, clip_coefficient, world_size, step_seconds, inner_steps. What is not
+                given is stored as unknown; docs/format.md describes each.
 
         Raises:
-            ValueError: a name, shape, dtype, step or coordinate the store cannot hold.
-            BlockingIOError: another process writes this worker.
+            ValueError: a name, shape, dtype, step or coordinate that the store cannot hold.
+            BlockingIOError: another process writes rows of this worker.
         """
         self._check_writable()
         if not self.parameters:

@@ -20,32 +20,36 @@ Check = Callable[[], None]
 def compressor_checks(
     compressor: str | Compressor, *, rng: Rng | None = None, fresh_process: bool = True
 ) -> Iterator[tuple[str, Check]]:
-    """One check per law that `Compressor` and the compressor's own contract promise.
+    """Yield one check per law that every compressor, or this compressor's contract, promises.
 
-    One step is checked on ordinary, real and awkward gradients: every dtype, two dimensions,
-    strides, all negative, tied, constant, one non-zero, zero, one element, none, every scale,
-    subnormal, NaN, infinite. Bounds are also checked where published ones are reached: constants,
-    4/3 of a power of 2, one large element among small ones, elements midway between levels, equal
-    singular values. Memory and several workers are checked on ordinary and real gradients.
-    Expectations are checked over 100 draws of the random numbers: a bound fails when the
-    mean is 5 standard errors above it, unbiasedness when the mean is 5 standard errors off along
-    the gradient, its signs or all ones, or its squared distance is 5 standard deviations more than
-    the variance explains. Bytes are compared with their formula at 10⁵ elements. At the ends
-    of the range of every dtype what is finite stays finite; a factor that is a power of 2 passes
-    through, but for `scaling` of the contract, where what is sent is neither subnormal nor beyond
-    the range of float32.
+    A contract is what a compressor declares: bounds, unbiasedness, bytes (`Contract`). Laws that
+    it does not declare are left out. The checks use these inputs and limits:
+
+    - One step: gradients of every dtype from a generator and from a captured training, and edge
+      cases: two dimensions, strides, all negative, equal magnitudes, constants, one non-zero
+      element, zeros, one element, no element, every scale, subnormal, NaN, infinite.
+    - Bounds: also inputs that reach published bounds with equality, such as constants, elements
+      midway between two levels, or equal singular values.
+    - Expectations: 100 draws of the random numbers. A bound fails if the mean is more than 5
+      standard errors above it. Unbiasedness fails if the error of the mean, projected on the
+      gradient, on its signs or on all ones, is more than 5 standard errors from 0, or if its
+      squared norm is 5 standard deviations larger than the variance predicts.
+    - Bytes: compared with the declared formula at 10⁵ elements.
+    - Range: a finite gradient gives a finite update, up to the ends of every dtype. If the
+      gradient is multiplied by a power of 2, the update is too, with the tolerance
+      `Contract.scaling`, as long as the sent numbers are normal numbers of float32.
 
     Args:
         compressor: An instance of any class, or a spec such as `"my.module:Mine(0.01)"`.
-        rng: Where the random numbers start; other steps and workers are derived from it.
-        fresh_process: Also decode in a process that knows nothing but the bytes (two seconds).
+        rng: Seed of the random numbers; other steps and workers are derived from it.
+        fresh_process: Whether to decode in a new process too, from the bytes alone (two seconds).
 
     Yields:
         (id, check): the name of a law, and a function that raises AssertionError with the
-        gradients and facts that break it. Laws that the contract does not promise are left out.
+        gradients and facts that break the law.
 
     Raises:
-        ValueError: The spec names no compressor.
+        ValueError: The spec is not one of a compressor.
 
     Example:
         In a test file, with one law that is known to fail:
