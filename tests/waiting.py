@@ -3,6 +3,7 @@
 import time
 
 PATIENCE = 300  # seconds; nothing waits a tenth of it on a busy machine of two cores
+PULSE = 1  # seconds from one attempt to the next
 
 
 def wait_until(happened):

@@ -129,7 +129,7 @@ def _make_fits(results: Results, settings: FitSettings, key: Row, *, deadline: f
     if whole:
         results.remove_parts(name)
     else:
-        fact = f"{done:,} of {total:,} rows, its share of the budget was spent"
+        fact = f"{done:,} of {total:,} rows, its share of the time was used up"
         results.skipped.append(f"Fitted in part, {fact}: {name}.")
 
 

@@ -223,7 +223,7 @@ def test_an_interrupted_close_is_finished_by_a_second_one(training, path, read, 
 
     def interrupted(*args, **kwargs):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        while not raised.wait(1):  # it came just before the main thread began to wait
+        while not raised.wait(PULSE):  # it came just before the main thread began to wait
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         go_on.wait(PATIENCE)
         append(*args, **kwargs)
