@@ -14,7 +14,7 @@ import torch
 import gradstats
 from gradstats.recording import capture, every, registry, torch_patches
 from gradstats.store import GradientStore
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, PULSE, wait_until
 
 pytestmark = pytest.mark.slow
 
