@@ -38,12 +38,14 @@ class Fit(Counted):
         "Standard error of scale, as if elements were independent.", unit="gradient"
     )
     ks: float = column("Kolmogorov-Smirnov distance of the magnitudes.")
-    anderson_darling: float = column("Anderson-Darling statistic A² over the number of elements.")
+    anderson_darling: float = column(
+        "Anderson-Darling statistic A² divided by the number of elements."
+    )
     wasserstein_1: float = column(
-        "Wasserstein-1 distance of the magnitudes over their mean.",
+        "Wasserstein-1 distance of the magnitudes divided by their mean.",
     )
     wasserstein_2: float = column(
-        "Wasserstein-2 distance of the magnitudes over their mean.",
+        "Wasserstein-2 distance of the magnitudes divided by their mean.",
     )
     log_likelihood: float = column("Mean log-likelihood.", unit="nats per element")
     aic: float = column("Akaike's information criterion.", unit="nats")

@@ -9,6 +9,9 @@ _UNITS = {"B": 1} | {
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
 
+#: What the store's tables take at most before they hold a row: chunks of many rows, metadata.
+TABLE_BYTES = 600_000
+
 
 def parse_bytes(size: int | str) -> int:
     """Read a size.

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,14 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from gradstats.recording.admission import Plan
-from gradstats.recording.budget import Budget, format_bytes, parse_bytes
+from gradstats.recording.budget import TABLE_BYTES, Budget, format_bytes, parse_bytes
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
-from gradstats.recording.messages import Reports, shortened, write_line
+from gradstats.recording.introduction import (
+    idle_by_environment,
+    introduction,
+    recorder,
+    size_of,
+    surprises,
+)
+from gradstats.recording.messages import Reports, write_line
 from gradstats.recording.processes import (
     Distribution,
     another_model,
@@ -31,14 +36,14 @@ from gradstats.recording.provenance import provenance
 from gradstats.recording.pseudo import names_of
 from gradstats.recording.reduce_scatter import check_reduce_scatter, record_reduce_scatters
 from gradstats.recording.registry import make_way, register
-from gradstats.recording.schedules import Schedule, as_schedule
+from gradstats.recording.schedules import as_schedule
 from gradstats.recording.selection import (
+    Optimizers,
     Selected,
-    left_out,
     sample_elements,
     select,
     unwrap_model,
-    unwrap_optimizer,
+    unwrap_optimizers,
 )
 from gradstats.recording.settings import CaptureSettings, IfExists
 from gradstats.recording.sharding import backward_counter, tables
@@ -49,13 +54,8 @@ from gradstats.settings import takes_settings
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
 from gradstats.summary import Summary
 
-Optimizers = Optimizer | Sequence[Optimizer]
-
 #: Rows of each kind that may wait for the writer before the training does.
 _WAITING: Mapping[Kind, int] = {"full": 2, "track": 2 * BATCH_ROWS, "summary": 2}
-
-#: What the store's tables take at most before they hold a row: chunks of many rows, metadata.
-_TABLE_BYTES = 600_000
 
 
 @takes_settings(CaptureSettings)
@@ -143,7 +143,7 @@ def capture_by(
     whole, own = tables(model, chosen)
     if not points:
         if group_is_missing():
-            write_line(_idle_by_environment(spread))
+            write_line(idle_by_environment(spread))
         if not another_model(spread, place, own):
             return Idle(settings.start_step)
         spread = replace(spread, first=True)
@@ -158,7 +158,7 @@ def capture_by(
     if settings.weights:
         _check_weights(chosen, own)
     own = own if spread.sharded else whole
-    ids = _tracked(own, settings, share=_size(own) / max(1, _size(whole)), spread=spread)
+    ids = _tracked(own, settings, share=size_of(own) / max(1, size_of(whole)), spread=spread)
     sources = [
         Source(
             own,
@@ -190,13 +190,13 @@ def capture_by(
         _declare(store, spread.rank, ids, {"summary": settings.summaries, "shadow": bool(shadows)})
         alone = {"local", "outer"}.isdisjoint(points) and spread.one_model
         budget = Budget(max(0, (limit - store.nbytes) // (1 if alone else spread.world_size)))
-        for line in _surprises(model, inner, chosen):
+        for line in surprises(model, inner, chosen):
             reports.news(line)
-        for line in _introduction(store, own, sources, schedule, limit):
+        for line in introduction(store, own, sources, schedule, limit):
             reports.news(line)
         if spread.world_size > 1:
             source = ", by RANK and WORLD_SIZE: no process group" if group_is_missing() else ""
-            reports.news(_who(spread, points) + source)
+            reports.news(recorder(spread, points) + source)
         plan = Plan(
             schedule,
             settings.start_step,
@@ -297,41 +297,6 @@ def _guarded(on_summary: OnSummary, reports: Reports) -> OnSummary:
     return told
 
 
-def unwrap_optimizers(optimizer: Optimizers) -> list[Optimizer]:
-    """The torch optimizers of what a user passes: one, a wrapper, or several.
-
-    Raises:
-        TypeError: There is no torch optimizer inside, or none that takes hooks.
-        ValueError: An empty sequence.
-    """
-    if isinstance(optimizer, Sequence):
-        if not optimizer:
-            raise ValueError("optimizer must be an optimizer or a list of some, got none")
-        return [_hooked(unwrap_optimizer(one)) for one in optimizer]
-    return [_hooked(unwrap_optimizer(optimizer))]
-
-
-def _hooked(optimizer: Optimizer) -> Optimizer:
-    """Check that torch calls hooks on an optimizer.
-
-    Raises:
-        TypeError: It does not: a wrapper that never ran Optimizer.__init__.
-    """
-    if hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        return optimizer
-    kind = type(optimizer).__name__
-    inner = [name for name, one in vars(optimizer).items() if isinstance(one, Optimizer)]
-    names = " or ".join(f"optimizer.{name}" for name in inner) or "the optimizer that it wraps"
-    raise TypeError(
-        f"cannot record {kind}: it never ran Optimizer.__init__, so that torch calls no hooks "
-        f"on it; pass {names}"
-    )
-
-
-def _size(table: Sequence[Parameter]) -> int:
-    return sum(parameter.numel for parameter in table)
-
-
 def _kinds(settings: CaptureSettings, *, track: bool) -> list[Kind]:
     wanted = {"full": settings.full is not None, "track": track, "summary": settings.summaries}
     return [kind for kind in KINDS if wanted[kind]]
@@ -356,12 +321,12 @@ def recorded_streams(store: GradientStore) -> Iterator[Stream]:
 
 
 def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:
-    limit = parse_bytes(max_bytes) - _TABLE_BYTES
+    limit = parse_bytes(max_bytes) - TABLE_BYTES
     needed = max(source.cost for source in sources)
     if needed > limit:
         raise ValueError(
             f"max_bytes must leave room for one row, which takes {format_bytes(needed)} beside "
-            f"{format_bytes(_TABLE_BYTES)} of tables, got {max_bytes!r}; raise it, or select "
+            f"{format_bytes(TABLE_BYTES)} of tables, got {max_bytes!r}; raise it, or select "
             "fewer parameters"
         )
     return limit
@@ -380,74 +345,3 @@ def _check_weights(chosen: Sequence[Selected], table: Sequence[Parameter]) -> No
                 f"weights must be off: {one.name!r} is {one.tensor.dtype}, and its gradient, in "
                 f"whose rows it would be kept, {dtype}"
             )
-
-
-def _surprises(
-    model: nn.Module, optimizers: Sequence[Optimizer], chosen: Sequence[Selected]
-) -> Iterator[str]:
-    """What is recorded that one may not expect, and what is not."""
-    frozen = left_out(model, optimizers)
-    if frozen:
-        what = f"{len(frozen)} frozen parameters are not recorded: {shortened(frozen)}"
-        yield f"{what}, whose dtypes get no gradients"
-    # by the method of torch's class: a model's own parameters() may need an argument
-    own = {id(tensor) for tensor in nn.Module.parameters(unwrap_model(model))}
-    if not any(id(one.tensor) in own for one in chosen):
-        text = "the optimizer holds copies of the parameters, equal in value: the rows are the"
-        yield f"{text} gradients of those copies, under the parameters' names"
-
-
-_SEEN = {
-    "local": "of this process, before reduction and clipping",
-    "reduced": "as optimizer.step() finds them, before clip_grad_norm_",
-    "clipped": "as optimizer.step() finds them, after clipping",
-    "outer": "pseudo-gradients of this process, as record() is given them",
-}
-
-
-def _introduction(
-    store: GradientStore,
-    table: Sequence[Parameter],
-    sources: Sequence[Source],
-    schedule: Schedule,
-    limit: int,
-) -> Iterator[str]:
-    what = f"{len(table)} parameters with {_size(table):,} elements"
-    points = list(dict.fromkeys(source.point for source in sources))
-    where = "; ".join(f"{_SEEN[point]} (point {point!r})" for point in points)
-    yield f"recording to {store.path}: {what}, {where}"
-    rows = []
-    for source in sources:
-        if source.point != points[0]:
-            continue
-        size = format_bytes(source.nbytes)
-        if source.kind == "full":
-            rows.append(f"full rows of {size} at {schedule!r}")
-        if source.kind == "track":
-            rows.append(f"{source.elements:,} elements of every step, {size} each")
-        if source.kind == "summary":
-            rows.append("a Summary of each parameter at every step")
-    free = shutil.disk_usage(store.folder).free
-    way = (
-        "" if store.folder == store.path else f" in {store.folder}, by way of which they are sent"
-    )
-    room = f"at most {format_bytes(limit + _TABLE_BYTES)}, {format_bytes(free)} free{way}"
-    yield f"{'; '.join(rows)}; {room}"
-
-
-def _idle_by_environment(spread: Distribution) -> str:
-    """Say why a process is idle that may be alone: the variables may be left from another run."""
-    return (
-        f"not recorded: RANK and WORLD_SIZE say that this is rank {spread.rank} of "
-        f"{spread.world_size}, of which rank 0 records, and there is no process group; if this "
-        "process trains alone, unset RANK; else call capture after init_process_group"
-    )
-
-
-def _who(spread: Distribution, points: Sequence[Point]) -> str:
-    if spread.sharded:
-        return f"rank {spread.rank} of {spread.world_size} records its own shards ({spread.by})"
-    if "local" in points or "outer" in points:
-        return f"rank {spread.rank} of {spread.world_size} records its own gradients"
-    who = f"rank {spread.rank} of {spread.world_size} records"
-    return f"{who}; ranks with the same parameters run without recording"

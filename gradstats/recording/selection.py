@@ -15,6 +15,7 @@ from gradstats.store import Parameter
 
 #: Attribute names that torch's wrappers put between a module and its parameters.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+Optimizers = Optimizer | Sequence[Optimizer]
 
 
 @dataclass(frozen=True)
@@ -235,3 +236,34 @@ def sample_elements(
             ids[dtype] = drawn[first:last].astype(np.int64) - start
         start += width
     return ids
+
+
+def unwrap_optimizers(optimizer: Optimizers) -> list[Optimizer]:
+    """The torch optimizers of what a user passes: one, a wrapper, or several.
+
+    Raises:
+        TypeError: There is no torch optimizer inside, or none that takes hooks.
+        ValueError: An empty sequence.
+    """
+    if isinstance(optimizer, Sequence):
+        if not optimizer:
+            raise ValueError("optimizer must be an optimizer or a list of some, got none")
+        return [_hooked(unwrap_optimizer(one)) for one in optimizer]
+    return [_hooked(unwrap_optimizer(optimizer))]
+
+
+def _hooked(optimizer: Optimizer) -> Optimizer:
+    """Check that torch calls hooks on an optimizer.
+
+    Raises:
+        TypeError: It does not: a wrapper that never ran Optimizer.__init__.
+    """
+    if hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return optimizer
+    kind = type(optimizer).__name__
+    inner = [name for name, one in vars(optimizer).items() if isinstance(one, Optimizer)]
+    names = " or ".join(f"optimizer.{name}" for name in inner) or "the optimizer that it wraps"
+    raise TypeError(
+        f"cannot record {kind}: it never ran Optimizer.__init__, so that torch calls no hooks "
+        f"on it; pass {names}"
+    )

@@ -31,12 +31,12 @@ class Measured:
 
     n: int = column("Elements of the vector.", default=0)
     k: float = column("Elements that the target ratio keeps.")
-    khat_over_k: float = column("Elements sent over k, the mean over workers; 1 is right.")
+    khat_over_k: float = column("Elements sent divided by k, the mean over workers; 1 is right.")
     error: float = column("‖g - ĝ‖/‖g‖ of the update ĝ against the mean gradient g.")
     error_compensated: float = column("The same against gradient + residual.")
     cosine: float = column("Cosine of the update and the mean gradient.")
     nmse: float = column("‖g - ĝ‖²/‖g‖².")
-    nmse_workers: float = column("‖g - ĝ‖² over the mean of the workers' ‖g_w‖².")
+    nmse_workers: float = column("‖g - ĝ‖² divided by the mean of the workers' ‖g_w‖².")
     nbytes: float = column("What a worker hands to collectives.", unit="bytes")
     bits: float = column("The same per element.", unit="bits per element")
     wire: float = column("What a ring of the workers makes of it, per worker.", unit="bytes")
@@ -54,7 +54,7 @@ class ReplayRow(Measured, Labels):
         "Step of the captured row; -1 for a compressor that cannot run.", default=-1
     )
     status: str = column("ok, or why nothing was measured.", default="ok")
-    sampling_fraction: float = column("Elements of the vector over those of the model.")
+    sampling_fraction: float = column("Elements of the vector divided by those of the model.")
     left_out: str = column("Parameters that tracked rows do not hold.", default="")
     whole: bool = column("Whether all rows of the compressor are there.", default=True)
 
@@ -64,7 +64,7 @@ class Line:
     """Medians over the steps of one method; with memory, over the last quarter of them."""
 
     steps: int = column("Steps that were measured.", default=0)
-    khat_over_k: float = column("Elements sent over those asked for.")
+    khat_over_k: float = column("Elements sent divided by those asked for.")
     khat_low: float = column("Its 10th percentile.")
     khat_high: float = column("Its 90th percentile.")
     miss: float = column("Median of |ln((k̂+½)/(k+½))|.")
@@ -73,7 +73,7 @@ class Line:
     cosine: float = column("Cosine of update and gradient.")
     bits: float = column("Handed to collectives.", unit="bits per element")
     nmse: float = column("‖g - ĝ‖²/‖g‖².")
-    nmse_workers: float = column("‖g - ĝ‖² over the mean of the workers' ‖g_w‖².")
+    nmse_workers: float = column("‖g - ĝ‖² divided by the mean of the workers' ‖g_w‖².")
     wire: float = column("What a ring makes of it, per worker.", unit="bytes")
     sum_bits: float = column("Width of the widest sum of integers of any step.", unit="bits")
     fp16_error: float = column("Most that float sums would lose in float16.")
@@ -124,7 +124,7 @@ class EqualBitsRow:
     error: float = column("‖g - ĝ‖/‖g‖ of one encoding.")
     averaged_error: float = column("The same of the mean of 8 encodings.")
     topk_error: float = column("The same of exact Top-k with as many bytes.")
-    over_topk: float = column("error over topk_error: below 1 is better than Top-k.")
+    over_topk: float = column("error divided by topk_error: below 1 is better than Top-k.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The language rules that a program can check, in docs and code.
 
-CONTRIBUTING.md names the rules. `EXEMPT` lists the files that are not yet held to them, and why.
+CONTRIBUTING.md names the rules.
 """
 
 import ast
@@ -24,17 +24,10 @@ RATES = re.compile(rf"\b(?:an? (?:{_NOUN})|{_NOUN}) an? (?:{_UNIT})\b")
 # Written by scripts from recorded results, or examples that are quoted as they were printed.
 MARKED = re.compile(r"<!-- [^>]*written by .*?<!-- (?:/\w+|end[\w ]*) -->", re.DOTALL)
 
-EXEMPT: dict[str, str] = {}
-
 
 def held(files):
-    """The files that are not exempt, with a short name for each test."""
-    named = {str(file.relative_to(ROOT)): file for file in sorted(files)}
-    return [
-        pytest.param(file, id=name)
-        for name, file in named.items()
-        if not any(name == entry or name.startswith(f"{entry}/") for entry in EXEMPT)
-    ]
+    """The files, with a short name for each test."""
+    return [pytest.param(file, id=str(file.relative_to(ROOT))) for file in sorted(files)]
 
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
@@ -118,11 +111,6 @@ def test_docstrings_have_single_backticks(source):
 def test_variables_say_what_they_hold(source):
     tree = ast.parse(source.read_text(encoding="utf-8"))
     assert list(vague_names(tree)) == []
-
-
-@pytest.mark.parametrize("entry", EXEMPT)
-def test_what_is_exempt_exists(entry):
-    assert (ROOT / entry).exists()
 
 
 @pytest.mark.parametrize(

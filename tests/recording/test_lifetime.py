@@ -330,7 +330,7 @@ FAILURES = {
     "thread": ("gradstats.recording.writer.threading.Thread.start", {}),
     "claim": ("gradstats.store.GradientStore.claim", {}),
     "segment": ("gradstats.store.GradientStore.last_segment", {}),
-    "disk": ("gradstats.recording.capturing.shutil.disk_usage", {}),
+    "disk": ("gradstats.recording.introduction.shutil.disk_usage", {}),
     "register": ("gradstats.recording.capturing.register", {}),
 }
 
