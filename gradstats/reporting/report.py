@@ -13,6 +13,7 @@ from gradstats.fitting.over_steps import RANKS, SERIES, WEIGHT_RANKS, RankSettin
 from gradstats.fitting.resumable import fits
 from gradstats.fitting.settings import FitSettings
 from gradstats.ratios import DenseRule
+from gradstats.replaying.batches import Replaying, asked
 from gradstats.replaying.planning import Job
 from gradstats.replaying.resumable import (
     EQUAL_BITS,
@@ -23,8 +24,6 @@ from gradstats.replaying.resumable import (
     EqualBitsSettings,
     FactorisedSettings,
     MethodSettings,
-    Replaying,
-    asked,
     nothing_replayed,
     timings_of,
 )
