@@ -1,6 +1,7 @@
 """Commands that compute results of a run: fit, replay, report."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,10 +115,10 @@ def replay(
 
     network = network_of(network_workers, network_gbits)
     low_rank = FactorisedSettings(rank_ratio, opened_or_none(factorised)) if rank_ratio else None
-    priced = {"network": network, "low_rank": low_rank}
     with open_run(run, **vars(selection)) as opened:
         with bar() as advance, use(kernels.value), usage():
-            replayed = replay_into(opened, settings, out, **priced, progress=advance)
+            into = partial(replay_into, opened, settings, out, network=network)
+            replayed = into(low_rank=low_rank, progress=advance)
         remarks(what_was_replayed(opened))
     print_replay(replayed, network, several=settings.workers > 1, as_json=as_json)
     remark(f"tables: {replayed.folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,7 @@ def _grammar() -> Iterator[tuple[str, Factory, str]]:
     """Name, factory and status of everything that the grammar knows."""
     from gradstats import compressors as room
 
-    groups = {
+    groups: dict[str, Mapping[str, Factory]] = {
         "supported": room.SUPPORTED,
         "reference": room.REFERENCE,
         "memory": room.MEMORIES,
