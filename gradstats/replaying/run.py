@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from gradstats.ratios import RATIOS
 from gradstats.replaying.columns import ReplayRow, TimingRow
 from gradstats.replaying.folding import replay_rows
 from gradstats.replaying.planning import Job, _inner, _made, planned
-from gradstats.replaying.settings import ReplaySettings
+from gradstats.replaying.settings import ReplayKeywords, ReplaySettings
 from gradstats.replaying.timing import time_compressor
 from gradstats.runs.opening import opened
 from gradstats.runs.run import Progress, Run
@@ -88,11 +88,11 @@ def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
     return sum(1 if job.skipped else len(run.rows(job.kind)) for job in jobs)
 
 
-@lists_settings(ReplaySettings)
+@lists_settings(ReplaySettings, ReplayKeywords)
 def replay(
     run: Run | str | PathLike[str],
     compressors: str | Compressor | Iterable[str | Compressor],
-    **settings: Any,
+    **settings: Unpack[ReplayKeywords],
 ) -> Any:
     """Replay captured gradients through compressors, as if the training had compressed them.
 

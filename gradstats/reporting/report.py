@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.compressors import compressor
@@ -35,7 +35,7 @@ from gradstats.reporting.facts import facts, keep_last, read_last
 from gradstats.reporting.front_page import front_page
 from gradstats.reporting.page import Section, render
 from gradstats.reporting.sections import sections
-from gradstats.reporting.settings import ReportSettings
+from gradstats.reporting.settings import ReportKeywords, ReportSettings
 from gradstats.runs.opening import opened
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run
@@ -51,13 +51,13 @@ COMPENSATED = "topk(0.01)"
 CONTENT = "report.json"  # what the page needs beside the tables
 
 
-@lists_settings(ReportSettings)
+@lists_settings(ReportSettings, ReportKeywords)
 def report(
     run: Run | str | PathLike[str],
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[ReportKeywords],
 ) -> Path:
     """Fit, time and replay what is missing, then write the report.
 
