@@ -39,7 +39,12 @@ def callables():
 
 
 def is_ours(value):
-    return callable(value) and str(getattr(value, "__module__", "")).startswith("gradstats")
+    error = inspect.isclass(value) and issubclass(value, Exception)
+    return (
+        not error
+        and callable(value)
+        and str(getattr(value, "__module__", "")).startswith("gradstats")
+    )
 
 
 def test_no_public_callable_hides_its_options():
