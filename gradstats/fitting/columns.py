@@ -31,6 +31,10 @@ class Fit(Counted):
 
     family: str = column("Family that was fitted.", default=EACH)
     method: str = column("How it was fitted: mle or moments.", default=EACH)
+    reference: bool = column(
+        "Whether it is a distribution of scipy.stats, fitted by scipy to a subsample; not ranked.",
+        default=False,
+    )
     shape: float = column("Shape parameter, with scipy's sign; NaN for families without one.")
     scale: float = column("Scale parameter.", unit="gradient")
     shape_se: float = column("Standard error of shape, as if elements were independent.")

@@ -32,7 +32,9 @@ class FitSettings:
         "model",
         "Groups: model, module-type, parameter, or a regular expression found in names.",
     )
-    families: tuple[type[Family], ...] = setting(None, "Distributions to fit; default: all.")
+    families: tuple[type[Family], ...] = setting(
+        None, "Distributions to fit: names, my_module:MyFamily, scipy:NAME; default: all."
+    )
     ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
     method: str = setting("mle", "How families are fitted.", choices=METHODS)
     bootstrap: int = setting(
@@ -48,7 +50,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         from gradstats.compressors import compressor
 
-        self._set(families=_families(self.families), ratios=several(self.ratios))
+        self._set(families=chosen_families(self.families), ratios=several(self.ratios))
         spec: Any = self.compensated
         self._set(compensated=compressor(spec) if isinstance(spec, str) else spec)
         for ratio in self.ratios:
@@ -78,9 +80,21 @@ class FitSettings:
         return "" if self.by == "model" else "_by_part"
 
 
-def _families(given: Any) -> tuple[type[Family], ...]:
+def chosen_families(given: Any) -> tuple[type[Family], ...]:
+    """Families of names and classes; None: all of the package.
+
+    Raises:
+        ValueError: an unknown name, a class that is no family, or two families of one name.
+    """
     from gradstats.families import FAMILIES, family
 
     if given is None:
         return FAMILIES
-    return tuple(family(each) if isinstance(each, str) else each for each in several(given))
+    chosen = dict.fromkeys(family(each) for each in several(given))
+    by_name: dict[str, type[Family]] = {}
+    for each in chosen:
+        other = by_name.setdefault(each.name, each)
+        if other is not each:
+            pair = " and ".join(f"{one.__module__}:{one.__qualname__}" for one in (other, each))
+            raise ValueError(f"families must have different names, got {each.name!r} of {pair}")
+    return tuple(chosen)

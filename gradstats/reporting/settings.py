@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gradstats.fitting.settings import chosen_families
 from gradstats.network import Network
 from gradstats.ratios import RATIOS
 from gradstats.replaying.settings import chosen
@@ -12,6 +13,7 @@ from gradstats.settings import setting, several
 
 if TYPE_CHECKING:
     from gradstats.compressors import Compressor
+    from gradstats.families import Family
     from gradstats.runs import Run
 
 
@@ -20,7 +22,7 @@ class ReportSettings:
     """Settings of a report; one value given for several is a tuple of one.
 
     Raises:
-        ValueError: A negative budget.
+        ValueError: A negative budget, or an unknown family.
     """
 
     budget: float = setting(
@@ -29,6 +31,9 @@ class ReportSettings:
     by: str = setting(
         "module-type",
         "Groups of the second table: model, module-type, parameter, or a regular expression.",
+    )
+    families: tuple[type[Family], ...] = setting(
+        None, "Distributions to fit: names, my_module:MyFamily, scipy:NAME; default: all."
     )
     ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
     compressors: tuple[str | Compressor, ...] = setting(
@@ -42,5 +47,6 @@ class ReportSettings:
         if self.budget < 0:
             raise ValueError(f"budget must be at least 0 seconds, got {self.budget!r}")
         object.__setattr__(self, "ratios", several(self.ratios))
+        object.__setattr__(self, "families", chosen_families(self.families))
         object.__setattr__(self, "compressors", chosen(self.compressors))
         object.__setattr__(self, "network", self.network or Network())
