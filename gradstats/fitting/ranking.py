@@ -38,8 +38,8 @@ def scores(fits: Table) -> Table:
     ours = ~_are_references(once.reset_index()["family"]).to_numpy()
     best = once.assign(nats=once["nats"].where(ours)).groupby(STEP)["nats"].transform("max")
     once = once.assign(transfer=best - once["nats"])
-    ranked = once[["transfer", "tail"]].where(ours[:, None])
-    ranks = [ranked.groupby(STEP)[name].rank() for name in ("transfer", "tail")]
+    ranked = [once[name].where(ours) for name in ("transfer", "tail")]
+    ranks = [each.groupby(level=STEP).rank() for each in ranked]
     return once.assign(rank=(ranks[0] + ranks[1]) / 2).reset_index()
 
 

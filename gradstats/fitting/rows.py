@@ -24,7 +24,7 @@ from gradstats.fitting.goodness import (
 )
 from gradstats.fitting.tail_index import stable_index
 from gradstats.fitting.uncertainty import standard_errors
-from gradstats.ratios import RATIOS, kept_count
+from gradstats.ratios import RATIOS, check_ratio, kept_count
 from gradstats.summary.summarizing import summarize
 from gradstats.summary.summary import Summary
 from gradstats.thresholds import VARIANTS, sidco_threshold
@@ -57,6 +57,8 @@ def fit_rows(
         Rows with the columns of `gradstats.fitting.columns.Fit`.
     """
     counted: Row = vars(_counted(summary))
+    for ratio in ratios:
+        check_ratio("ratio", ratio)
     for family in families:
         base = {
             **counted,
