@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradstats.compressors import compressor
+    from gradstats.fitting.pairs import compare_distributions
     from gradstats.fitting.run import fit
     from gradstats.recording import at_steps, capture, close_all, every, log_spaced, window
     from gradstats.replaying.equal_bits import equal_bits
@@ -38,6 +39,7 @@ __all__ = [
     "at_steps",
     "capture",
     "close_all",
+    "compare_distributions",
     "compressor",
     "equal_bits",
     "every",
@@ -58,6 +60,7 @@ __all__ = [
 
 _HOMES = {
     "compressor": "compressors",
+    "compare_distributions": "fitting.pairs",
     "fit": "fitting.run",
     "at_steps": "recording",
     "capture": "recording",

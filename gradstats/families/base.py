@@ -47,6 +47,7 @@ class Family(ABC):
         bounds: the (lowest, highest) value that `mle` tries, for each parameter that it searches
             for.
         positive: parameters that must be above 0; all must be finite.
+        special_cases: names of the families that it contains: that it equals at some shape.
         reference: whether it is shown for comparison alone, and never ranked.
     """
 
@@ -54,6 +55,7 @@ class Family(ABC):
     methods: ClassVar[tuple[str, ...]] = ("moments", "mle")
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
     positive: ClassVar[tuple[str, ...]] = ("shape", "scale")
+    special_cases: ClassVar[tuple[str, ...]] = ()
     reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -148,6 +148,34 @@ class ReuseRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairRow:
+    """Table `pairs`: a row per step, group and pair of families, with Vuong's test."""
+
+    step: int = column("Step of the captured row.", default=EACH)
+    group: str = column("Group of parameters; model is all of them.", default=EACH)
+    first: str = column("First family.", default=EACH)
+    second: str = column("Second family.", default=EACH)
+    n: int = column("Finite non-zero elements.", default=EACH)
+    mean_log_ratio: float = column(
+        "Mean of ln(first / second density): the size of the difference; above 0 for the first.",
+        unit="nats per element",
+    )
+    z: float = column("Vuong's statistic with the variance of blocks; above 0 for the first.")
+    p: float = column("Two-sided p-value of the test.")
+    better: str = column("The better family, or cannot tell (p of 0.05 or more).", default="")
+    z_independent: float = column("The statistic as if elements were independent.")
+    inflation: float = column("Variance by blocks divided by the variance as if independent.")
+    blocks: int = column("Blocks of contiguous elements; 0 if their order is unknown.", default=0)
+    block_length: float = column("Elements per block, zeros among them.")
+    correction: str = column("For the numbers of parameters: none, aic or bic.", default=EACH)
+    method: str = column("How the families were fitted: mle or moments.", default=EACH)
+    relation: str = column("non-nested, nested or overlapping.", default="")
+    test: str = column("vuong, chi-squared (of nested families) or none.", default="")
+    notes: str = column("Why there is no test, or why it cannot tell.", default="")
+    status: str = column("ok, or why there is no comparison.", default="ok")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankRow:
     """Tables `ranks` and `weight_ranks`: a row per captured step and matrix."""
 

@@ -80,6 +80,43 @@ class FitSettings:
         return "" if self.by == "model" else "_by_part"
 
 
+@dataclass(frozen=True)
+class PairSettings:
+    """Settings of a comparison of families in pairs; names become families.
+
+    Raises:
+        ValueError: Fewer than two families, or a setting out of its range.
+    """
+
+    by: str = setting(
+        "model",
+        "Groups: model, module-type, parameter, or a regular expression found in names.",
+    )
+    families: tuple[type[Family], ...] = setting(None, "Families to compare; default: all.")
+    method: str = setting("mle", "How families are fitted.", choices=METHODS)
+    correction: str = setting(
+        "bic", "Correction for the numbers of parameters.", choices=("none", "aic", "bic")
+    )
+    blocks: int = setting(100, "Blocks of contiguous elements.")
+    kind: str | None = setting(None, "Rows to read: full or track; default: full where there are.")
+    most_rows: int = setting(32, "Largest number of captured rows that are read, evenly spaced.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "families", chosen_families(self.families))
+        if len(self.families) < 2:
+            names = ", ".join(each.name for each in self.families) or "none"
+            raise ValueError(f"families must name at least two, got {names}")
+        for name, least in (("blocks", 2), ("most_rows", 1)):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
+        if self.kind not in (None, *KINDS, "summary"):
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        check_choices(self)
+        for each in self.families:
+            each.check_method(self.method)
+
+
 def chosen_families(given: Any) -> tuple[type[Family], ...]:
     """Families of names and classes; None: all of the package.
 
