@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "summary": ("kernels", "ratios"),
     "families": ("summary",),
     "payloads": ("kernels", "rng"),
-    "runs": ("patterns", "ratios", "store", "summary"),
+    # compressors for Run.compensated alone, when it is called
+    "runs": ("compressors", "patterns", "ratios", "store", "summary"),
     "thresholds": ("families", "ratios", "summary"),
     "compressors": (
         "families",

@@ -12,7 +12,6 @@ from typing import Any
 from gradstats import extras
 from gradstats.fitting.bootstrap import corrected
 from gradstats.fitting.columns import ELEMENTS
-from gradstats.fitting.compensated import compensated_groups
 from gradstats.fitting.over_steps import over_steps
 from gradstats.fitting.rows import (
     STAGES,
@@ -25,6 +24,7 @@ from gradstats.fitting.rows import (
 from gradstats.fitting.settings import FitSettings
 from gradstats.fitting.threshold_reuse import Reuse, new_thresholds, reuse
 from gradstats.runs import Run
+from gradstats.runs.compensated import compensated_groups
 from gradstats.runs.groups import Group, groups
 from gradstats.runs.tasks import in_order
 from gradstats.settings import from_keywords, lists_settings

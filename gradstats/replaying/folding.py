@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors import Compressor, Rng
+from gradstats.compressors import Compressor, Memory, Rng
 from gradstats.exchange import simulate
 from gradstats.exchange.counts import Traffic
 from gradstats.metrics import closeness
@@ -98,9 +98,15 @@ def failure(error: Exception, where: str) -> str:
 def measure(
     compressor: Compressor, grads: Sequence[Tensor], states: Sequence[Any], rng: Rng
 ) -> tuple[Measured, list[Any]]:
-    """One step of one compressor on all workers, and how good the update was.
+    r"""One step of one compressor on all workers, and how good the update was.
 
-    With g the mean of the workers' gradients g_w, ĝ the update and e the mean of the residuals:
+    With g, v and e the means over the workers of their gradients :math:`g_w`, of their compensated
+    gradients (`Memory.compensated`: gradient + residual before the step, as the method's memory
+    holds it back) and of their residuals after the step, and ĝ the update:
+
+    .. math:: \text{error} = \|g - \hat g\| / \|g\|, \quad
+              \text{error\_compensated} = \|v - \hat g\| / \|v\|, \quad
+              \text{residual\_ratio} = \|e\| / \|g\|
 
     Args:
         compressor: on every worker.
@@ -109,17 +115,18 @@ def measure(
         rng: of worker 0.
 
     Returns:
-        The row and the next states. error = ‖g - ĝ‖/‖g‖ and cosine are against the mean gradient,
-        as an optimizer sees it; nmse = ‖g - ĝ‖²/‖g‖², and nmse_workers = ‖g - ĝ‖²/mean ‖g_w‖² as
-        the literature on mean estimation has it. error_compensated is against gradient + residual,
-        residual_ratio = ‖e‖/‖g‖ after the step, NaN where nothing is held back. Means over the
-        workers: khat_over_k counts the elements sent, NaN without a target; nbytes and bits (an
-        element) go to collectives; wire is what a ring makes of nbytes. sum_bits is the width of
-        the widest sum of integers, 0 without one; fp16_error what float sums over several workers
-        would lose in float16.
+        The row and the next states. error and cosine are against the mean gradient, as an
+        optimizer sees it; nmse = ‖g - ĝ‖²/‖g‖², and nmse_workers = ‖g - ĝ‖²/mean ‖g_w‖² as the
+        literature on mean estimation has it. error_compensated is error for a method without
+        memory, residual_ratio NaN where nothing is held back. Means over the workers: khat_over_k
+        counts the elements sent, NaN without a target; nbytes and bits (per element) go to
+        collectives; wire is what a ring makes of nbytes. sum_bits is the width of the widest sum
+        of integers, 0 without one; fp16_error what float sums over several workers would lose in
+        float16.
     """
     n, numel = len(grads), grads[0].numel()
     ledgers = [Traffic() for _ in grads]
+    waiting = _compensated(compressor, grads, states)
     exchanges = [
         compressor.exchange(grad, state, replace(rng, worker=worker))
         for worker, (grad, state) in enumerate(zip(grads, states, strict=True))
@@ -128,7 +135,7 @@ def measure(
     after = [step.state for step in steps]
     mean = _mean(grads)
     residuals = [state.residual.reshape(-1) for state in after if hasattr(state, "residual")]
-    near = closeness(mean, steps[0].update, _mean(residuals) if residuals else None)
+    near = closeness(mean, steps[0].update, _mean(residuals) if residuals else None, waiting)
     k, asked = compressor.target_count(numel), compressor.ratio_asked is not None
     nmse, nbytes = near["error"] * near["error"], fmean(ledger.nbytes for ledger in ledgers)
     row = Measured(
@@ -145,6 +152,16 @@ def measure(
         **near,
     )
     return row, after
+
+
+def _compensated(
+    compressor: Compressor, grads: Sequence[Tensor], states: Sequence[Any]
+) -> Tensor | None:
+    """v, the mean over the workers, flat; None without a memory around the method."""
+    if not isinstance(compressor, Memory):
+        return None
+    pairs = zip(grads, states, strict=True)
+    return _mean([compressor.compensated(grad, state).reshape(-1) for grad, state in pairs])
 
 
 def _agreement(mean: Tensor, grads: Sequence[Tensor]) -> float:

@@ -60,7 +60,7 @@ def replay_jobs(
             continue
         fraction, left_out = run.stream(kind).sampling_fraction, run.reader(kind).left_out
         grads = run.gradients(kind) if workers == 1 else run.together(workers, kind)
-        losses = _losses(run, kind)
+        losses = run.losses(kind)
         members = [job.compressor for job in ours]
         for row in replay_rows(grads, members, seed=seed, losses=losses):
             labels = {**ours[row.pop("index")].labels, "workers": workers}
@@ -72,13 +72,6 @@ def replay_jobs(
             if time.monotonic() > deadline:
                 break
     return rows
-
-
-def _losses(run: Run, kind: str) -> dict[int, float]:
-    """The losses that were logged at capture, by step."""
-    stream = run.stream(kind)
-    losses = stream.coordinates["loss"]
-    return {int(stream.steps[row]): float(losses[row]) for row in run.rows(kind)}
 
 
 def rows_expected(run: Run, jobs: Sequence[Job]) -> int:

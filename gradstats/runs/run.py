@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,9 @@ from gradstats.ratios import DenseRule, Part
 from gradstats.runs.reading import SHOWN, Reader, last_told
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
+
+if TYPE_CHECKING:
+    from gradstats.compressors import Compressor
 
 Progress = Callable[[int, int], None]  # done, of how many
 KINDS = ("full", "track")  # of rows that are gradients
@@ -275,6 +278,46 @@ class Run:
         self.check(kind)
         for row in self.rows(kind):
             yield self.gradient(row, kind)
+
+    def losses(self, kind: str = "full") -> dict[int, float]:
+        """Return the losses that were logged at capture by step; NaN where there was none."""
+        stream = self.stream(kind)
+        losses = stream.coordinates["loss"]
+        return {int(stream.steps[row]): float(losses[row]) for row in self.rows(kind)}
+
+    def compensated(
+        self, spec: str | Compressor, *, seed: int = 0
+    ) -> Iterator[tuple[int, Summary]]:
+        """Summarise the compensated gradient of each step: gradient + residual before compression.
+
+        It is the vector that a compressor with a memory encodes, of the selected parameters
+        together. The steps must be consecutive: those of the tracked rows if there are any, else
+        those of the full rows. `gradstats.fit(run, compensated=spec)` fits the same vectors.
+
+        Args:
+            spec: a compressor or its spec, such as "topk(0.01)" or "lowpass(topk(0.01))"; one
+                without a memory gets error feedback.
+            seed: whole number from which random methods derive their random numbers.
+
+        Yields:
+            (step, Summary), without steps that have a NaN or inf.
+
+        Raises:
+            ValueError: no such compressor, no consecutive steps, or a loss scale is not known.
+
+        Example:
+            >>> import gradstats
+            >>> run = gradstats.load_example()
+            >>> step, summary = next(run.compensated("topk(0.01)"))
+            >>> step, summary.n
+            (504, 1200)
+        """
+        from gradstats.compressors import compressor
+        from gradstats.runs.compensated import compensated_groups
+
+        chosen = compressor(spec) if isinstance(spec, str) else spec
+        for groups in compensated_groups(self, chosen, seed=seed):
+            yield groups[0].step, groups[0].summary
 
     def beside(self, workers: int) -> tuple[Run, ...]:
         """Return the same selection for several workers.
