@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gradstats.fitting.columns import RankRow, SeriesRow
 from gradstats.fitting.effective_rank import effective_rank
 from gradstats.fitting.series import series_columns
 from gradstats.lowrank.rules import blocks_of
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, frame
 from gradstats.runs.tasks import in_order
@@ -28,14 +29,17 @@ BLOCK_VALUES = 1 << 22  # values of a block of elements over all steps: 32 MB in
 
 
 def over_steps(
-    run: Run, *, executor: Executor | None = None, progress: Progress | None = None
+    run: Run | str | PathLike[str],
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
 ) -> Any:
     """Every tracked element over the selected steps: the axis "steps".
 
     Blocks of elements are read one after another, so that memory does not grow with the run.
 
     Args:
-        run: selects parameters and steps; its tracked rows are read.
+        run: selects parameters and steps, or its path; its tracked rows are read.
         executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
         progress: called with (blocks done, blocks).
 
@@ -46,7 +50,7 @@ def over_steps(
     Raises:
         ValueError: fewer than two tracked rows, or a loss scale is not known.
     """
-    pandas = extras.load("pandas")
+    pandas, run = extras.load("pandas"), opened(run)
     rows = run.rows("track")
     run.check("track")
     if len(rows) < 2:
@@ -91,7 +95,7 @@ def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
 
 
 def rank_table(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     quantity: str = "grad",
     most_rows: int = 32,
@@ -101,8 +105,8 @@ def rank_table(
     """Compute the effective ranks of every matrix-shaped parameter at steps of the training.
 
     Args:
-        run: an open run; it selects worker, steps and parameters. Full rows are read, which hold
-            all elements of one worker's gradient at one step.
+        run: an open run, which selects worker, steps and parameters; or its path. Full rows are
+            read, which hold all elements of one worker's gradient at one step.
         quantity: the matrices whose ranks are computed: "grad" (default), the gradients, or
             "weight", the weights. Weights must have been captured.
         most_rows: largest number of captured rows that are read, evenly spaced over the selected
@@ -118,6 +122,7 @@ def rank_table(
         run says how many groups it has. A matrix that could not be read has one row, whose
         `status` gives the reason.
     """
+    run = opened(run)
     rows = run.rows("full")
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
     chosen = [rows[place] for place in places]

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, pairwise
+from os import PathLike
 from typing import Any
 
 from gradstats import extras
@@ -23,11 +24,11 @@ from gradstats.fitting.rows import (
 )
 from gradstats.fitting.settings import FitSettings
 from gradstats.fitting.threshold_reuse import Reuse, new_thresholds, reuse
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
 from gradstats.runs.compensated import compensated_groups
 from gradstats.runs.groups import Group, groups
 from gradstats.runs.tasks import in_order
-from gradstats.settings import from_keywords, lists_settings
+from gradstats.settings import SettingError, from_keywords, lists_settings
 from gradstats.summary.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -190,7 +191,7 @@ def rows_to_fit(run: Run, settings: FitSettings) -> int:
 
 @lists_settings(FitSettings)
 def fit(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     axis: str = ELEMENTS,
     executor: Executor | None = None,
@@ -203,7 +204,7 @@ def fit(
     with free parameters, such as "laplace".
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         axis: the sample that a distribution describes. "elements" (default): all elements of one
             captured row, per group of parameters. "steps": one tracked element at all selected
             steps. Tracked elements are the same random elements, stored at every step. No family
@@ -227,7 +228,7 @@ def fit(
             with axis "steps", or fewer than two tracked rows with axis "steps".
         TypeError: an unknown setting.
     """
-    chosen = from_keywords(FitSettings, settings, verb="fit")
+    chosen, run = from_keywords(FitSettings, settings, verb="fit"), opened(run)
     check_axis(axis)
     if axis != ELEMENTS:
         if settings:
@@ -243,7 +244,7 @@ def fit(
 def check_axis(axis: str) -> None:
     """Raise ValueError unless it is an axis of sampling."""
     if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+        raise SettingError("axis", f"must be one of {', '.join(AXES)}, got {axis!r}")
 
 
 def spread(fits: Any) -> Any:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradstats.ratios import RATIOS, check_ratio
-from gradstats.settings import check_choices, setting, several
+from gradstats.ratios import RATIOS, ratios
+from gradstats.settings import (
+    SettingError,
+    at_least_one,
+    check_fields,
+    naming,
+    setting,
+    several,
+)
 
 if TYPE_CHECKING:
     from gradstats.compressors import Compressor
@@ -38,35 +45,25 @@ class FitSettings:
     ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
     method: str = setting("mle", "How families are fitted.", choices=METHODS)
     bootstrap: int = setting(
-        0, "Replicates of a parametric bootstrap of 2,000 elements (slow); 0: none."
+        0, "Replicates of a parametric bootstrap of 2,000 elements (slow); 0: none.", least=0
     )
     compensated: Compressor | None = setting(
         None, "Fit gradient + residual of this compressor with error feedback."
     )
     kind: str | None = setting(None, "Rows to fit: full or track; default: full where there are.")
-    stride: int = setting(1, "Rows from one fit to the next; thresholds are followed over all.")
-    seed: int = setting(0, "Seed of the compressor.")
+    stride: int = setting(
+        1, "Rows from one fit to the next; thresholds are followed over all.", least=1
+    )
+    seed: int = setting(0, "Seed of the compressor.", least=0)
 
     def __post_init__(self) -> None:
-        from gradstats.compressors import compressor
-
-        self._set(families=chosen_families(self.families), ratios=several(self.ratios))
-        spec: Any = self.compensated
-        self._set(compensated=compressor(spec) if isinstance(spec, str) else spec)
-        for ratio in self.ratios:
-            check_ratio("ratio", ratio)
-        for name in ("families", "ratios"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must name at least one, got none")
-        for name, least in (("bootstrap", 0), ("stride", 1), ("seed", 0)):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
-        if self.kind not in (None, *KINDS, "summary"):
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        for each in self.families:
-            each.check_method(self.method)
-        check_choices(self)
+        self._set(families=chosen_families(self.families), ratios=ratios(self.ratios))
+        self._set(compensated=_compressor(self.compensated))
+        check_fields(self)
+        at_least_one(self, "families", "ratios")
+        if not isinstance(self.by, str):
+            raise SettingError("by", f"must be the name of a grouping, got {self.by!r}")
+        _check_kind_and_method(self)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -97,24 +94,27 @@ class PairSettings:
     correction: str = setting(
         "bic", "Correction for the numbers of parameters.", choices=("none", "aic", "bic")
     )
-    blocks: int = setting(100, "Blocks of contiguous elements.")
+    blocks: int = setting(100, "Blocks of contiguous elements.", least=2)
     kind: str | None = setting(None, "Rows to read: full or track; default: full where there are.")
-    most_rows: int = setting(32, "Largest number of captured rows that are read, evenly spaced.")
+    most_rows: int = setting(
+        32, "Largest number of captured rows that are read, evenly spaced.", least=1
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "families", chosen_families(self.families))
         if len(self.families) < 2:
             names = ", ".join(each.name for each in self.families) or "none"
-            raise ValueError(f"families must name at least two, got {names}")
-        for name, least in (("blocks", 2), ("most_rows", 1)):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
-        if self.kind not in (None, *KINDS, "summary"):
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        check_choices(self)
-        for each in self.families:
-            each.check_method(self.method)
+            raise SettingError("families", f"must name at least two, got {names}")
+        check_fields(self)
+        _check_kind_and_method(self)
+
+
+def _check_kind_and_method(settings: FitSettings | PairSettings) -> None:
+    if settings.kind not in (None, *KINDS, "summary"):
+        raise SettingError("kind", f"must be one of {', '.join(KINDS)}, got {settings.kind!r}")
+    with naming("method"):
+        for each in settings.families:
+            each.check_method(settings.method)
 
 
 def chosen_families(given: Any) -> tuple[type[Family], ...]:
@@ -127,11 +127,24 @@ def chosen_families(given: Any) -> tuple[type[Family], ...]:
 
     if given is None:
         return FAMILIES
-    chosen = dict.fromkeys(family(each) for each in several(given))
+    with naming("families"):
+        chosen = dict.fromkeys(family(each) for each in several(given))
     by_name: dict[str, type[Family]] = {}
     for each in chosen:
         other = by_name.setdefault(each.name, each)
         if other is not each:
             pair = " and ".join(f"{one.__module__}:{one.__qualname__}" for one in (other, each))
-            raise ValueError(f"families must have different names, got {each.name!r} of {pair}")
+            raise SettingError(
+                "families", f"must have different names, got {each.name!r} of {pair}"
+            )
     return tuple(chosen)
+
+
+def _compressor(given: Any) -> Compressor | None:
+    from gradstats.compressors import Compressor, compressor
+
+    with naming("compensated"):
+        chosen = compressor(given) if isinstance(given, str) else given
+    if chosen is not None and not isinstance(chosen, Compressor):
+        raise SettingError("compensated", f"must be a compressor or its spec, got {given!r}")
+    return chosen

@@ -182,4 +182,7 @@ def _excluded(means: Sequence[float], relation: str) -> Comparison:
     """One distribution ends before the largest magnitude, or both do."""
     difference = means[0] - means[1] if means[0] != means[1] else math.nan
     better = 0 if math.isnan(difference) else 1 if difference > 0 else 2
-    return Comparison(difference, *[math.nan] * 4, relation, False, better)
+    nothing = math.nan
+    return Comparison(
+        difference, nothing, nothing, nothing, nothing, relation, alike=False, better=better
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Sequence
+from os import PathLike
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from gradstats.replaying.folding import replay_rows
 from gradstats.replaying.planning import Job, _inner, _made, planned
 from gradstats.replaying.settings import ReplaySettings
 from gradstats.replaying.timing import time_compressor
+from gradstats.runs.opening import opened
 from gradstats.runs.run import Progress, Run
 from gradstats.runs.tables import frame
 from gradstats.settings import from_keywords, lists_settings
@@ -81,7 +83,9 @@ def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
 
 @lists_settings(ReplaySettings)
 def replay(
-    run: Run, compressors: str | Compressor | Iterable[str | Compressor], **settings: Any
+    run: Run | str | PathLike[str],
+    compressors: str | Compressor | Iterable[str | Compressor],
+    **settings: Any,
 ) -> Any:
     """Replay captured gradients through compressors, as if the training had compressed them.
 
@@ -91,7 +95,7 @@ def replay(
     step) if the run has them, else on the full gradients if their steps are consecutive.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         compressors: one or several compressors, each an instance or a spec, that is text such as
             "topk(0.01)" (see `gradstats.compressor`). A spec without a ratio, such as "topk", runs
             at each of `ratios`.
@@ -123,6 +127,7 @@ def replay(
     """
     named = {"compressors": compressors, **settings}
     asked = from_keywords(ReplaySettings, named, verb="replay")
+    run = opened(run)
     rows = replay_jobs(run, planned(run, asked), workers=asked.workers, seed=asked.seed)
     return frame(rows, ReplayRow).drop(columns="whole")
 

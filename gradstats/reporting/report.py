@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from gradstats.reporting.front_page import front_page
 from gradstats.reporting.page import Section, render
 from gradstats.reporting.sections import sections
 from gradstats.reporting.settings import ReportSettings
+from gradstats.runs.opening import opened
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run
 from gradstats.settings import from_keywords, in_words, lists_settings
@@ -52,7 +54,7 @@ CONTENT = "report.json"  # what the page needs beside the tables
 
 @lists_settings(ReportSettings)
 def report(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -64,7 +66,7 @@ def report(
     again; see `render_folder` for the page alone.
 
     Args:
-        run: an open run.
+        run: an open run, or its path or URL.
         out: folder to write; default `RUN.results` beside the run.
         progress: called with (stage, done, of how many).
         **settings: fields of `gradstats.reporting.settings.ReportSettings`: budget (seconds after
@@ -83,7 +85,7 @@ def report(
         ImportError: a package of gradstats[analysis] is missing.
     """
     chosen = from_keywords(ReportSettings, settings, verb="report")
-    return report_into(run, chosen, Path(out) if out else None, progress=progress)
+    return report_into(opened(run), chosen, Path(out) if out else None, progress=progress)
 
 
 def report_into(

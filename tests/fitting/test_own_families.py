@@ -60,7 +60,7 @@ def test_tasks_in_other_processes_find_the_class_by_import(call, small_run, my_m
         (f"{OWN}s", "has no 'HypSecants'; did you mean HypSecant?"),
         ("tests.testing.own_families:likeliest", "must be a subclass of gradstats.families.Fam"),
         ("scipy:hypsecan", "got 'scipy:hypsecan'; did you mean scipy:hypsecant?"),
-        (f"{OWN},{OWN[:-9]}ExactHypSecant", "families must have different names, got 'hypsecant'"),
+        (f"{OWN},{OWN[:-9]}ExactHypSecant", "must have different names, got 'hypsecant'"),
     ],
 )
 def test_the_command_says_why_a_family_is_none(call, small_run, names, message):
