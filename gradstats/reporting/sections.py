@@ -86,7 +86,7 @@ def _law_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
         "shape kept and scale refitted; tail: median |ln((k̂+½)/(k+½))| over ratios; ranked by "
         "both. shape_se: standard error as if elements were independent; shape_spread: what rows "
         "differ by.",
-        laws.best_law(tables["fits"]),
+        laws.best_distribution(tables["fits"]),
     )
     yield (
         "The best family of each part, ranked in the same way.",
@@ -114,7 +114,7 @@ def _training_figures(tables: Tables) -> Iterator[Drawing]:
             "The family that ranks first, by part and over training.",
             partial(plot.winners, laws.winners(parts)),
         )
-        best = laws.best_law(parts[parts["shape"].notna()])["family"].head(1)
+        best = laws.best_distribution(parts[parts["shape"].notna()])["family"].head(1)
         rows = parts[parts["family"].isin(best)].drop_duplicates(["step", "group"])
         if rows["shape"].notna().any():
             yield (
@@ -240,7 +240,7 @@ def _compensated(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]
         "of Top-k at 0.01. Sums of many steps look more normal: fewer large elements stand out."
     )
     later = good[good["step"] >= good["step"].median()]
-    return figures, [(f"{note} Second half of the rows.", laws.best_law(later))]
+    return figures, [(f"{note} Second half of the rows.", laws.best_distribution(later))]
 
 
 def _over_steps(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]:
