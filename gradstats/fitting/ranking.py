@@ -80,7 +80,7 @@ def best_distribution(fits: Table) -> Table:
         >>> gradstats.best_distribution(fits)["family"].tolist()
         ['laplace', 'normal']
     """
-    fits = given_table(fits, RANKED, name="fits", verb="fit")
+    fits = given_table(fits, [*RANKED, *MEDIANS], name="fits", verb="fit")
     good = fits[fits["status"] == "ok"]
     if not len(good):
         return extras.load("pandas").DataFrame({"family": []})

@@ -56,7 +56,7 @@ def _law_figures(last: Summary | None, tables: Tables) -> Iterator[Drawing]:
         fitted = dict(_fitted(last))
         yield (
             "density",
-            "Magnitudes of the last captured gradient against the fitted laws.",
+            "Magnitudes of the last captured gradient against the fitted distributions.",
             partial(plot.density, last, fitted),
         )
         yield (
@@ -112,24 +112,22 @@ def _training_figures(tables: Tables) -> Iterator[Drawing]:
         yield (
             "winners",
             "The family that ranks first, by part and over training.",
-            partial(plot.winners, laws.winners(parts)),
+            partial(plot.winners, parts),
         )
-        best = laws.best_distribution(parts[parts["shape"].notna()])["family"].head(1)
-        rows = parts[parts["family"].isin(best)].drop_duplicates(["step", "group"])
-        if rows["shape"].notna().any():
+        if parts["shape"].notna().any():
+            best = laws.best_distribution(parts[parts["shape"].notna()])["family"].iloc[0]
             yield (
                 "heat-shape",
-                f"Shape of {best.iloc[0]}, the best family with one, by part and over training.",
-                partial(plot.heat, rows, "shape"),
+                f"Shape of {best}, the best family with one, by part and over training.",
+                partial(plot.heat, parts, "shape"),
             )
-        smallest = parts["target_ratio"].min()
-        rows = parts[(parts["family"] == "laplace") & (parts["target_ratio"] == smallest)]
-        if len(rows):
+        if (parts["family"] == "laplace").any():
             yield (
                 "heat-laplace",
-                f"What Laplace's threshold, that of SIDCo-E's first stage, keeps at ratio "
-                f"{smallest:g} over its target, in doublings: red keeps too many.",
-                partial(plot.heat, rows, "khat_over_k"),
+                "What Laplace's threshold, that of SIDCo-E's first stage, keeps at ratio "
+                f"{parts['target_ratio'].min():g} over its target, in doublings: red keeps too "
+                "many.",
+                partial(plot.heat, parts, family="laplace"),
             )
     if len(tables["reuse"]):
         yield (
@@ -248,21 +246,16 @@ def _over_steps(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]
     series = tables.get("series")
     if series is None or not len(series):
         return [], []
+    texts = {
+        "snr": "Signal-to-noise ratio |mean| / deviation of each tracked element over the steps.",
+        "tail_index": "McCulloch's stable index of each tracked element over the steps: 2 is "
+        "normal.",
+    }
     figures: list[Drawing] = [
-        (
-            "snr",
-            "Signal-to-noise ratio |mean| / deviation of each tracked element over the steps.",
-            partial(plot.over_steps, series, "snr"),
-        )
+        (value.replace("_", "-"), text, partial(plot.over_steps, series, value))
+        for value, text in texts.items()
+        if series[value].notna().any()
     ]
-    if series["tail_index"].notna().any():
-        figures.append(
-            (
-                "tail-index",
-                "McCulloch's stable index of each tracked element over the steps: 2 is normal.",
-                partial(plot.over_steps, series, "tail_index"),
-            )
-        )
     columns = ["zeros", "snr", "tail_index", "autocorrelation"]
     medians = series.groupby("module_type", sort=False)[columns].median()
     note = "Axis of sampling: steps. Medians over the tracked elements of each module type."

@@ -73,5 +73,21 @@ def of_one(table: Table, column: str, name: str) -> Table:
     return table
 
 
+def one_row_per(table: Table, keys: Sequence[str], name: str) -> Table:
+    """Return the table if no two of its rows agree in all keys.
+
+    Raises:
+        ValueError: two do, as where tables of several workers or runs were joined.
+    """
+    known = [key for key in keys if key in table]
+    again = table[table.duplicated(known)]
+    if len(again):
+        first = ", ".join(f"{key} {_written(again[key].iloc[0])}" for key in known)
+        rule = f"{name} must have one row per {', '.join(known)}"
+        remedy = "leave out what comes of another worker, run or setting"
+        raise ValueError(f"{rule}, got {len(again):,} more, first for {first}; {remedy}")
+    return table
+
+
 def _written(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)

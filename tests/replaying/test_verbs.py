@@ -75,5 +75,5 @@ def test_a_table_of_another_verb_is_named(replayed, timings):
         gradstats.methods(replayed[:0])
     with pytest.raises(ValueError, match=r"fits must have the columns .* as gradstats\.fit"):
         gradstats.best_distribution(replayed)
-    with pytest.raises(ValueError, match="must have the columns .* got Run"):
+    with pytest.raises(ValueError, match=r"must have the columns .* got Run"):
         gradstats.best_distribution(gradstats.load_example())
