@@ -77,7 +77,7 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
     Example:
         >>> import gradstats
         >>> run = gradstats.load_example()
-        >>> replayed = gradstats.replay(run, ["topk", "qsgd(4)", "sign"], ratios=[0.1, 0.01])
+        >>> replayed = gradstats.replay(run, ["topk", "randomk", "qsgd(2)", "qsgd(4)", "sign"])
         >>> ax = gradstats.plot.error_against_bytes(gradstats.methods(replayed))
     """
     table = given_table(methods, METHODS, name="methods", verb="methods")
@@ -87,8 +87,8 @@ def error_against_bytes(methods: Table, ax: Axes = None) -> Axes:
     if not len(rows):
         raise ValueError(f"methods must have an error above 0, got none in {len(every)} rows")
     ax = new_axes(ax)
-    _lines(told_apart(rows, whole=False), "bits", "error_compensated", ax)
-    ax.set(xscale="log", yscale="log", xlabel="bits per element", ylabel="relative error")
+    _over_bits(told_apart(rows, whole=False), "error_compensated", ax)
+    ax.set(yscale="log", ylabel="relative error")
     ax.set(title=f"Error against bytes sent{_feedback(rows)}")
     legend(ax, ncols=2)
     return ax
@@ -122,10 +122,9 @@ def equal_bits(rows: Table, ax: Axes = None) -> Axes:
     if not len(lossy):
         raise ValueError(f"rows must have errors above 0, got none in {len(table)} rows")
     ax = new_axes(ax)
-    _lines(lossy, "bits", "over_topk", ax)
+    _over_bits(lossy, "over_topk", ax)
     ax.axhline(1, color="0.5", lw=1)
-    ax.set(xscale="log", yscale="log", xlabel="bits per element")
-    ax.set(ylabel="error divided by Top-k's", title="Error at equal bits")
+    ax.set(yscale="log", ylabel="error divided by Top-k's", title="Error at equal bits")
     legend(ax, ncols=2)
     return ax
 
@@ -262,7 +261,10 @@ def _feedback(rows: Table) -> str:
     return f", {words.get(memories[0], f'with {memories[0]}')}"
 
 
-def _lines(rows: Table, x: str, y: str, ax: Axes) -> None:
-    """A line with markers per method."""
+def _over_bits(rows: Table, y: str, ax: Axes) -> None:
+    """A line with markers per method over bits per element."""
     look = {"style": "method", "markers": True, "dashes": False, "estimator": None}
-    seaborn().lineplot(named(rows, "method"), x=x, y=y, hue="method", ax=ax, **look)
+    seaborn().lineplot(named(rows, "method"), x="bits", y=y, hue="method", ax=ax, **look)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="bits per element")

@@ -19,7 +19,7 @@ OF_A_RATIO = ("khat_over_k", "threshold")
 
 @lettered
 def winners(fits: Table, ax: Axes = None) -> Axes:
-    """Draw the family that ranks first as a colour, by group and step.
+    r"""Draw the family that ranks first as a colour, by group and step.
 
     The ranking is that of `gradstats.best_distribution` at each step.
 
@@ -36,8 +36,8 @@ def winners(fits: Table, ax: Axes = None) -> Axes:
     Example:
         >>> import gradstats
         >>> run = gradstats.load_example()
-        >>> families = ["laplace", "dgamma", "normal"]
-        >>> fits = gradstats.fit(run, by="module-type", families=families, kind="track", stride=60)
+        >>> settings = {"by": r"blocks\.\d", "kind": "track", "stride": 60}
+        >>> fits = gradstats.fit(run, families=["laplace", "normal"], ratios=0.1, **settings)
         >>> ax = gradstats.plot.winners(fits)
     """
     rows = fitted_rows(given_table(fits, RANKED, name="fits", verb="fit"))
@@ -61,7 +61,7 @@ def heat(
     family: str | None = None,
     target_ratio: float | None = None,
 ) -> Axes:
-    """Draw one column of a fit as a colour, by group and step.
+    r"""Draw one column of a fit as a colour, by group and step.
 
     k̂/k is drawn as a number of doublings: red keeps too many elements.
 
@@ -82,7 +82,8 @@ def heat(
     Example:
         >>> import gradstats
         >>> run = gradstats.load_example()
-        >>> fits = gradstats.fit(run, by="module-type", families="laplace", kind="track", stride=5)
+        >>> settings = {"by": r"blocks\.\d", "kind": "track", "stride": 30}
+        >>> fits = gradstats.fit(run, families="laplace", ratios=0.1, **settings)
         >>> ax = gradstats.plot.heat(fits)
     """
     every = fitted_rows(fits)
