@@ -8,9 +8,12 @@ import numpy as np
 
 from gradstats import extras
 from gradstats.families.reference import PREFIX
+from gradstats.runs.given import given_table
 
 Table = Any
 STEP = ["step", "group"]
+RANKED = [*STEP, "family", "target_ratio", "khat_over_k", "n", "log_likelihood", "status"]
+RANKED += ["next_log_likelihood_rescaled"]
 MEDIANS = ["ks", "anderson_darling", "wasserstein_1", "wasserstein_2", "shape", "shape_se"]
 MEDIANS += ["scale"]
 
@@ -44,7 +47,11 @@ def scores(fits: Table) -> Table:
 
 
 def winners(fits: Table) -> Table:
-    """The winning family of every step and group, with its scores; references do not take part."""
+    """The winning family of every step and group, with its scores; references do not take part.
+
+    Args:
+        fits: the table of `gradstats.fit`.
+    """
     fits = fits[~_are_references(fits["family"])]
     if not (fits["status"] == "ok").any():
         return extras.load("pandas").DataFrame({"step": [], "group": [], "family": []})
@@ -57,13 +64,34 @@ def _are_references(families: Any) -> Any:
     return families.astype(str).str.startswith(PREFIX)
 
 
-def best_law(fits: Table) -> Table:
-    """Families by shape transfer and tail error, best first, with k̂/k at each ratio.
+def best_distribution(fits: Table) -> Table:
+    """Rank families by how well they describe the gradients, best first.
 
-    References (`scipy:…`) come last and have no rank. Medians over steps (and groups); `wins` is
-    the share of steps at which the family is the best; shape_se holds as if elements were
-    independent, shape_spread is what steps differ by.
+    Columns are medians over steps and groups. `rank` is the mean of two ranks: by `transfer`, the
+    nats per element that a family loses to the best one on the next captured step, and by `tail`,
+    the median of |ln (k̂+½)/(k+½)| over ratios.
+
+    Args:
+        fits: the table of `gradstats.fit`; select the rows of one group to rank for it alone.
+
+    Returns:
+        A pandas DataFrame, one row per family that could be fitted: rank, wins (share of steps and
+        groups at which the family is the best), transfer, tail, distances, parameters, shape_se
+        (as if elements were independent), shape_spread (between steps), and one column of k̂/k per
+        target ratio. References (`scipy:…`) come last, without a rank. Without any fit it has no
+        row.
+
+    Raises:
+        ValueError: the table is not that of a fit.
+
+    Example:
+        >>> import gradstats
+        >>> run = gradstats.load_example()
+        >>> fits = gradstats.fit(run, families=["laplace", "normal"], kind="track", stride=99)
+        >>> gradstats.best_distribution(fits)["family"].tolist()
+        ['laplace', 'normal']
     """
+    fits = given_table(fits, [*RANKED, *MEDIANS], name="fits", verb="fit")
     good = fits[fits["status"] == "ok"]
     if not len(good):
         return extras.load("pandas").DataFrame({"family": []})
@@ -85,7 +113,7 @@ def best_by_group(fits: Table) -> Table:
     """The best family of every group, with its medians."""
     pandas = extras.load("pandas")
     best = [
-        best_law(rows).head(1).assign(group=group)
+        best_distribution(rows).head(1).assign(group=group)
         for group, rows in fits[~_are_references(fits["family"])].groupby("group", sort=False)
         if (rows["status"] == "ok").any()
     ]

@@ -222,14 +222,14 @@ def _make_equal_bits(results: Results, settings: EqualBitsSettings, key: Row) ->
     members = _made(settings.compressors, (0.5,))
     if results.holds("equal_bits", key) and all(map(ours, members)):
         return
-    rows: list[Row] = []
+    table = frame([], EqualBitsRow)
     grad = last_finite(results.opened)
     if grad is not None:
         results.stage("equal bits")(0, 1)
         some = grad[:: -(-grad.numel() // MOST_ELEMENTS)].contiguous()
         chosen = {"ratios": settings.ratios, "seed": settings.seed}
-        rows = equal_bits(some, settings.compressors, **chosen)  # type: ignore[arg-type]
-    results.keep("equal_bits", frame(rows, EqualBitsRow), key)
+        table = equal_bits(some, settings.compressors, **chosen)  # type: ignore[arg-type]
+    results.keep("equal_bits", table, key)
 
 
 @dataclass(frozen=True)

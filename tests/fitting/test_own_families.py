@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.fitting.ranking import best_by_group, best_law, scores, winners
+from gradstats.fitting.ranking import best_by_group, best_distribution, scores, winners
 from gradstats.fitting.resumable import fit_into
 from gradstats.fitting.settings import FitSettings
 from gradstats.settings import in_words
@@ -103,7 +103,7 @@ def with_references(small_run):
 
 
 def test_references_are_in_the_table_and_never_ranked(with_references):
-    table = best_law(with_references)
+    table = best_distribution(with_references)
     ranked = table[table["rank"].notna()]
     assert set(ranked["family"]) == {"laplace", "dgamma", "hypsecant"}
     assert list(table["family"])[-2:] == sorted(set(table["family"]) - set(ranked["family"]))
@@ -124,7 +124,7 @@ def test_ranks_are_those_without_the_references(with_references):
 
 def test_references_alone_have_no_winner(with_references):
     alone = with_references[with_references["reference"]]
-    assert best_law(alone)["rank"].isna().all()
+    assert best_distribution(alone)["rank"].isna().all()
     assert winners(alone).empty
     assert best_by_group(alone).empty
 
