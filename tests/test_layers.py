@@ -65,7 +65,7 @@ MAY_IMPORT = {
         "runs",
         "store",
     ),
-    "plot": ("families", "fitting", "summary"),
+    "plot": ("families", "fitting", "runs", "summary"),
     "testing": ("compressors", "exchange", "families", "runs"),
     # replaying for `shadow=` alone, when it is asked for
     "recording": ("lowrank", "patterns", "replaying", "store", "summary"),

@@ -8,10 +8,11 @@ import pytest
 import gradstats
 
 NAMES = {
-    "gradstats": """GradientStore StoreFormatError Summary at_steps capture close_all compressor
-        equal_bits every factorised_rows fit load_example log_spaced open replay report
-        sidco_threshold summarize summarize_counts summarize_histogram summarize_segments
-        window""",
+    "gradstats": """GradientStore StoreFormatError Summary at_steps best_distribution capture
+        close_all compare_distributions compressor equal_bits every factorised_rows fit
+        load_example log_spaced methods open ranks replay report series sidco_threshold
+        sidco_thresholds structure summarize summarize_counts summarize_histogram
+        summarize_segments threshold_reuse timings window""",
     "gradstats.compressors": """AllGather AllReduce Bound Broadcast COMPRESSORS Collective
         Compressor Contract ErrorFeedback ExactThreshold MEMORIES MIN_NUMEL Memory POLICIES Part
         Payload PayloadError PerParameter Pipe REFERENCE Rng STAGES SUPPORTED Stage Step

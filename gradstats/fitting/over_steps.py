@@ -29,7 +29,7 @@ Row = dict[str, Any]
 BLOCK_VALUES = 1 << 22  # values of a block of elements over all steps: 32 MB in float64
 
 
-def over_steps(
+def series(
     run: Run | str | PathLike[str],
     *,
     executor: Executor | None = None,
@@ -47,11 +47,17 @@ def over_steps(
         collect: makes the columns of each block, but for those that are kept.
 
     Returns:
-        A pandas DataFrame, a row per element: axis, parameter, module_type, element (its index in
-        the flattened parameter), and the columns of `gradstats.fitting.series.series_columns`.
+        A pandas DataFrame with the columns of `gradstats.fitting.columns.SeriesRow`: one row per
+        element, whose statistics are over the steps.
 
     Raises:
         ValueError: fewer than two tracked rows, or a loss scale is not known.
+
+    Example:
+        >>> import gradstats
+        >>> table = gradstats.series(gradstats.load_example())
+        >>> len(table), set(table["axis"])
+        (1200, {'steps'})
     """
     pandas, run = extras.load("pandas"), opened(run)
     rows = run.rows("track")
@@ -101,7 +107,7 @@ def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
     return columns_of
 
 
-def rank_table(
+def ranks(
     run: Run | str | PathLike[str],
     *,
     quantity: str = "grad",
@@ -131,6 +137,12 @@ def rank_table(
         gate (`weight_hh_l0[2]`), fused attention three, and a convolution one per group if the
         run says how many groups it has. A matrix that could not be read has one row, whose
         `status` gives the reason.
+
+    Example:
+        >>> import gradstats
+        >>> table = gradstats.ranks(gradstats.load_example(), most_rows=1)
+        >>> bool((table["stable_rank"] <= table["full"]).all())
+        True
     """
     run = opened(run)
     rows = run.rows("full")
@@ -172,6 +184,11 @@ def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
     return [vars(each) for each in lines]
 
 
+# their names of before
+over_steps = series
+rank_table = ranks
+
+
 @dataclass(frozen=True)
 class RankSettings:
     """What the ranks of a run depend on, beside the run.
@@ -186,7 +203,7 @@ class RankSettings:
 
 
 def _make_ranks(results: Results, settings: RankSettings, key: Row, *, name: str) -> None:
-    table = rank_table(
+    table = ranks(
         results.opened,
         quantity=settings.quantity,
         most_rows=settings.most_rows,
@@ -200,7 +217,7 @@ def _make_ranks(results: Results, settings: RankSettings, key: Row, *, name: str
 
 def _make_series(results: Results, settings: object, key: Row) -> None:
     advance = results.stage("over steps")
-    table = over_steps(
+    table = series(
         results.opened,
         executor=results.executor,
         progress=advance,

@@ -22,6 +22,7 @@ from gradstats.ratios import RATIOS
 from gradstats.replaying.columns import ReplayRow, TimingRow
 from gradstats.replaying.folding import Given
 from gradstats.replaying.planning import Job, _inner, _made, planned
+from gradstats.replaying.ranking import timing_table
 from gradstats.replaying.settings import ReplayKeywords, ReplaySettings
 from gradstats.replaying.streams import Stream, in_step_order, rows_done, write
 from gradstats.replaying.timing import time_compressor
@@ -29,7 +30,7 @@ from gradstats.runs.opening import opened
 from gradstats.runs.parts import Pace
 from gradstats.runs.run import KINDS, Progress, Run
 from gradstats.runs.tables import frame
-from gradstats.settings import from_keywords, lists_settings
+from gradstats.settings import from_keywords, lists_settings, several
 
 
 def replay_jobs(
@@ -168,6 +169,42 @@ def replay(
     run = opened(run)
     rows = replay_jobs(run, planned(run, asked), workers=asked.workers, seed=asked.seed)
     return frame(rows, ReplayRow).drop(columns="whole")
+
+
+def timings(
+    run: Run,
+    compressors: str | Compressor | Iterable[str | Compressor],
+    *,
+    ratios: float | Iterable[float] = RATIOS,
+    seed: int = 0,
+) -> Any:
+    """Time encoding and decoding of the last finite gradient of a run, the whole model at once.
+
+    Times are medians of several calls on this machine, after a warm-up.
+
+    Args:
+        run: an open run; it selects worker, steps and parameters.
+        compressors: one or several compressors, as in `gradstats.replay`. Name "topk" among them
+            for `encode_over_topk`.
+        ratios: one or several target ratios k/d of the compressors that name none.
+        seed: whole number from which random methods derive their random numbers.
+
+    Returns:
+        A pandas DataFrame with the columns of `gradstats.replaying.columns.TimingRow`: one row per
+        method without memory, one with error feedback, and one with the memory that it was given.
+        Times are NaN where a method fails; `gradstats.replay` gives the reason.
+
+    Raises:
+        ValueError: an unknown compressor, or a ratio outside (0, 1].
+
+    Example:
+        >>> import gradstats
+        >>> table = gradstats.timings(gradstats.load_example(), ["topk", "bf16"], ratios=0.01)
+        >>> bool((table["encode_seconds"] > 0).all())
+        True
+    """
+    rows = timing_rows(run, several(compressors), ratios=several(ratios), seed=seed)
+    return timing_table(rows)
 
 
 def timing_rows(
