@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from gradstats.compressors import Compressor
@@ -62,8 +61,7 @@ def compress(
     def load(_models: Any, folder: str | os.PathLike[str]) -> None:
         if compression.state is not None:
             compression.begin(model, scaler=accelerator.scaler)
-            worker, workers = dist.get_rank(), dist.get_world_size()
-            compression.load(lambda: read_memories(folder, worker, workers))
+        compression.load(lambda: read_memories(folder, *compression.place))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

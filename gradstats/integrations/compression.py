@@ -57,10 +57,25 @@ class Compression:
         """The state of this worker; None before the training, and where nothing is compressed."""
         return self._state
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Rank of this worker among those that exchange, and their number."""
+        if self._state is None:
+            return 0, 1
+        return dist.get_rank(self._group), dist.get_world_size(self._group)
+
     def __repr__(self) -> str:
-        if self._state is not None:
-            return f"Compression({self._state!r})"
-        return f"Compression({str(self.settings.compressor)!r}, not compressing)"
+        return f"Compression({self.described})"
+
+    @property
+    def described(self) -> str:
+        """The state in use; without one the compressor."""
+        spec = str(self.settings.compressor)
+        return (
+            repr(self._state)
+            if self._state is not None
+            else f"{spec!r}, not compressing in this process"
+        )
 
     def begin(self, model: nn.Module, *, scaler: Any = None) -> None:
         """Compress the backward passes from now on, with empty memories: a collective.
@@ -99,9 +114,10 @@ class Compression:
             ValueError: They cannot be loaded.
         """
         if self._state is None:
+            self._drop(find)
             return
         if not self.restore:
-            self.say(f"memories begin empty at this step: {FRESH}")
+            self.say("memories begin empty, as restore=False asks")
             return
         state, fault, number = self._state, "", 0
         try:
@@ -122,12 +138,27 @@ class Compression:
         elif number != workers:
             self.say(f"the memories of {number} workers were added up for {workers}")
 
+    def _drop(self, find: Callable[[], Sequence[Saved]]) -> None:
+        dropped = len(find())
+        if dropped:
+            self.say(f"the memories of {dropped} workers in the checkpoint are dropped")
+
     def _load(self, state: CompressorState, saved: Sequence[Saved]) -> None:
-        rank, workers = dist.get_rank(self._group), dist.get_world_size(self._group)
+        rank, workers = self.place
         if len(saved) == workers:
             state.load_state_dict(saved[rank])
         else:
             state.load_state_dict(saved, reshard=True)
+
+    def end(self) -> None:
+        """Print what was saved, or that the backward passes went around the hook."""
+        if self._state is None:
+            return
+        if self._state.traffic.volumes["control"].calls:
+            self.say(f"compressed: {self._state!r}")
+        else:
+            fact = "no backward pass went through DistributedDataParallel"
+            self.say(f"nothing was compressed: {fact}; call the wrapped model, not the inner one")
 
     def gathered(self) -> list[Saved]:
         """The checkpoints of all workers, on the first one; nothing on the others: a collective.
@@ -136,10 +167,10 @@ class Compression:
         """
         if self._state is None:
             return []
-        first = dist.get_rank(self._group) == 0
+        first = self.place[0] == 0
         every: list[Any] | None = None
         if first:
-            every = [None] * dist.get_world_size(self._group)
+            every = [None] * self.place[1]
         target = dist.get_global_rank(self._group, 0)
         dist.gather_object(self._state.state_dict(), every, target, self._group)
         return every or []
@@ -148,10 +179,10 @@ class Compression:
         """This worker's checkpoint in every place: for a training that goes on in this process."""
         if self._state is None:
             return []
-        return [self._state.state_dict()] * dist.get_world_size(self._group)
+        return [self._state.state_dict()] * self.place[1]
 
     def _of_all(self, text: str) -> list[str]:
-        texts: list[Any] = [""] * dist.get_world_size(self._group)
+        texts: list[Any] = [""] * self.place[1]
         dist.all_gather_object(texts, text, group=self._group)
         return texts
 

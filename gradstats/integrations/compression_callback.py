@@ -9,8 +9,8 @@ from gradstats.exchange.hook_settings import HookSettings
 from gradstats.settings import lists_settings
 
 CLASSES = {
-    "lightning.pytorch": "LightningCompression",
-    "transformers.trainer_callback": "TransformersCompression",
+    "LightningCompression": ("lightning.pytorch", "pytorch_lightning"),
+    "TransformersCompression": ("transformers.trainer_callback",),
 }
 
 
@@ -34,10 +34,14 @@ def CompressionCallback(
         ImportError: Both are imported, or neither; then write the name of the class.
         ValueError: A setting is out of range.
     """
-    used = [name for module, name in CLASSES.items() if module in sys.modules]
+    used = [
+        name for name, modules in CLASSES.items() if any(one in sys.modules for one in modules)
+    ]
     if len(used) != 1:
-        fact = f"{'both' if used else 'neither'} of {' and '.join(CLASSES)} are imported"
-        remedy = f"write {' or '.join(CLASSES.values())}"
+        fact = (
+            f"{'both' if used else 'neither'} of Lightning and transformers' Trainer are imported"
+        )
+        remedy = f"write {' or '.join(CLASSES)}"
         raise ImportError(f"cannot choose the callback of a trainer: {fact}; {remedy}")
     kind = getattr(importlib.import_module("gradstats.integrations"), used[0])
     return kind(compressor, restore=restore, **settings)

@@ -58,7 +58,7 @@ class LightningCompression(pl.Callback):
         return KEY
 
     def __repr__(self) -> str:
-        return f"LightningCompression({self._compression!r})"
+        return f"LightningCompression({self._compression.described})"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Register the hook, and restore the memories of a fit that goes on.
@@ -77,6 +77,10 @@ class LightningCompression(pl.Callback):
         self._compression.begin(trainer.model or pl_module, scaler=scaler)
         if trainer.global_step:
             self._compression.load(lambda: before or [])
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print what was saved."""
+        self._compression.end()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all workers, in the process that writes checkpoints: a collective."""

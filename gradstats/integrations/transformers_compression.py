@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradstats.compressors import Compressor
@@ -68,7 +67,7 @@ class TransformersCompression(TrainerCallback):
         return self._compression.state
 
     def __repr__(self) -> str:
-        return f"TransformersCompression({self._compression!r})"
+        return f"TransformersCompression({self._compression.described})"
 
     def on_train_begin(
         self,
@@ -106,9 +105,19 @@ class TransformersCompression(TrainerCallback):
         weights = weights_digest(kwargs["model"])
         write_memories(_checkpoint_of(folder, state), self.state.state_dict(), weights)
 
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Print what was saved."""
+        self._compression.end()
+
     def _find(self, args: TrainingArguments, state: TrainerState, model: Any) -> list[Saved]:
         """The memories of the checkpoint from which the training goes on; [] if it has none."""
-        worker, workers = dist.get_rank(), dist.get_world_size()
+        worker, workers = self._compression.place
         if self._checkpoint is not None:
             saved = read_memories(self._checkpoint, worker, workers)
             if not saved:
@@ -126,7 +135,11 @@ class TransformersCompression(TrainerCallback):
         """The Trainer that calls; a callback is only passed the model inside the wrapper."""
         # type() and not isinstance(): objects that pretend to be others may not survive it
         trainers = (one for one in gc.get_objects() if issubclass(type(one), Trainer))
-        return next((one for one in trainers if self in one.callback_handler.callbacks), None)
+        for trainer in trainers:
+            handler = getattr(trainer, "callback_handler", None)  # none while it is being made
+            if handler is not None and self in handler.callbacks:
+                return trainer
+        return None
 
 
 def _checkpoint_of(folder: str | None, state: TrainerState) -> Path:

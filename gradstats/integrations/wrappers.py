@@ -34,18 +34,15 @@ def explain_without_ddp(model: nn.Module) -> str:
     other = _other_wrapper(model)
     if not other and workers == 1:
         return ALONE
-    fact = f"{other or type(model).__name__} is not DistributedDataParallel"
+    fact = f"it is trained by {other or 'something else'}, not by DistributedDataParallel"
     if other == "DataParallel":
         remedy = "one process copies the model to its devices; start one per device by torchrun"
     else:
         remedy = (
             "train with DistributedDataParallel (strategy 'ddp'), whose buckets are compressed"
         )
-    raise TypeError(f"cannot compress the gradients of {_counted(workers)}: {fact}; {remedy}")
-
-
-def _counted(workers: int) -> str:
-    return f"{workers} processes" if workers > 1 else "this process"
+    name = f"the gradients of {type(model).__name__} in {workers} process{'es' * (workers > 1)}"
+    raise TypeError(f"cannot compress {name}: {fact}; {remedy}")
 
 
 def _other_wrapper(model: nn.Module) -> str:

@@ -137,7 +137,7 @@ class Sequential(transformers.Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def transformers_trainer(folder, callbacks, workers, **settings):
+def transformers_trainer(folder, callbacks, workers, kind=Sequential, **settings):
     given = {"max_steps": 2 * STEPS, "save_steps": STEPS, "save_strategy": "steps", **settings}
     args = transformers.TrainingArguments(
         output_dir=str(folder),
@@ -154,7 +154,7 @@ def transformers_trainer(folder, callbacks, workers, **settings):
         **given,
     )
     model = Model()
-    return Sequential(
+    return kind(
         model=model,
         args=args,
         train_dataset=examples(workers),
