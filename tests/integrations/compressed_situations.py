@@ -42,6 +42,7 @@ from tests.integrations.compressed import (
     lightning_trainer,
     loader,
     place,
+    resumed,
     sgd,
     transformers_trainer,
     weights,
@@ -254,8 +255,9 @@ def said(train):
 
 
 def resumes(worker, workers, folder):
-    """All resumes that are not the plain one."""
-    return other_resumes(worker, workers, folder), of_other_weights(worker, workers, folder)
+    """The plain resumes, and all others."""
+    plain = resumed(worker, workers, folder)
+    return plain, other_resumes(worker, workers, folder), of_other_weights(worker, workers, folder)
 
 
 def other_resumes(worker, workers, folder):
