@@ -150,7 +150,7 @@ def transformers_trainer(folder, callbacks, workers, kind=Sequential, **settings
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
-        ddp_backend="gloo",
+        ddp_backend="gloo" if dist.is_initialized() else None,
         **given,
     )
     model = Model()
