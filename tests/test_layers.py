@@ -65,7 +65,7 @@ MAY_IMPORT = {
         "runs",
         "store",
     ),
-    "plot": ("families", "fitting", "summary"),
+    "plot": ("families", "fitting", "runs", "summary"),
     "testing": ("compressors", "exchange", "families", "runs"),
     # replaying for `shadow=` alone, when it is asked for
     "recording": ("lowrank", "patterns", "replaying", "store", "summary"),
@@ -80,7 +80,8 @@ MAY_IMPORT = {
         "runs",
         "summary",
     ),
-    "integrations": ("recording",),
+    # a callback that compresses takes the hook's settings, and finds its parameters' digests
+    "integrations": ("compressors", "ddp_hooks", "exchange", "recording"),
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py
 }
@@ -123,7 +124,7 @@ def imported_at_once(path, names):
 
 def room(parts):
     first = parts[0]
-    return "" if first == "__init__" else first
+    return {"__init__": "", "__main__": "cli"}.get(first, first)  # python -m gradstats
 
 
 def edges():

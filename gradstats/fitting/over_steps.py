@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gradstats.fitting.columns import RankRow, SeriesRow
 from gradstats.fitting.effective_rank import effective_rank
 from gradstats.fitting.series import series_columns
 from gradstats.lowrank.rules import blocks_of
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
 from gradstats.runs.parts import Collect, at_once
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, frame
@@ -28,8 +29,8 @@ Row = dict[str, Any]
 BLOCK_VALUES = 1 << 22  # values of a block of elements over all steps: 32 MB in float64
 
 
-def over_steps(
-    run: Run,
+def series(
+    run: Run | str | PathLike[str],
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
@@ -40,19 +41,25 @@ def over_steps(
     Blocks of elements are read one after another, so that memory does not grow with the run.
 
     Args:
-        run: selects parameters and steps; its tracked rows are read.
+        run: selects parameters and steps, or its path; its tracked rows are read.
         executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
         progress: called with (blocks done, blocks).
         collect: makes the columns of each block, but for those that are kept.
 
     Returns:
-        A pandas DataFrame, a row per element: axis, parameter, module_type, element (its index in
-        the flattened parameter), and the columns of `gradstats.fitting.series.series_columns`.
+        A pandas DataFrame with the columns of `gradstats.fitting.columns.SeriesRow`: one row per
+        element, whose statistics are over the steps.
 
     Raises:
         ValueError: fewer than two tracked rows, or a loss scale is not known.
+
+    Example:
+        >>> import gradstats
+        >>> table = gradstats.series(gradstats.load_example())
+        >>> len(table), set(table["axis"])
+        (1200, {'steps'})
     """
-    pandas = extras.load("pandas")
+    pandas, run = extras.load("pandas"), opened(run)
     rows = run.rows("track")
     run.check("track")
     if len(rows) < 2:
@@ -100,8 +107,8 @@ def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
     return columns_of
 
 
-def rank_table(
-    run: Run,
+def ranks(
+    run: Run | str | PathLike[str],
     *,
     quantity: str = "grad",
     most_rows: int = 32,
@@ -112,8 +119,8 @@ def rank_table(
     """Compute the effective ranks of every matrix-shaped parameter at steps of the training.
 
     Args:
-        run: an open run; it selects worker, steps and parameters. Full rows are read, which hold
-            all elements of one worker's gradient at one step.
+        run: an open run, which selects worker, steps and parameters; or its path. Full rows are
+            read, which hold all elements of one worker's gradient at one step.
         quantity: the matrices whose ranks are computed: "grad" (default), the gradients, or
             "weight", the weights. Weights must have been captured.
         most_rows: largest number of captured rows that are read, evenly spaced over the selected
@@ -130,7 +137,14 @@ def rank_table(
         gate (`weight_hh_l0[2]`), fused attention three, and a convolution one per group if the
         run says how many groups it has. A matrix that could not be read has one row, whose
         `status` gives the reason.
+
+    Example:
+        >>> import gradstats
+        >>> table = gradstats.ranks(gradstats.load_example(), most_rows=1)
+        >>> bool((table["stable_rank"] <= table["full"]).all())
+        True
     """
+    run = opened(run)
     rows = run.rows("full")
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
     chosen = [rows[place] for place in places] if rows else []
@@ -170,6 +184,11 @@ def _ranks(run: Run, quantity: str, row: int) -> list[Row]:
     return [vars(each) for each in lines]
 
 
+# their names of before
+over_steps = series
+rank_table = ranks
+
+
 @dataclass(frozen=True)
 class RankSettings:
     """What the ranks of a run depend on, beside the run.
@@ -184,7 +203,7 @@ class RankSettings:
 
 
 def _make_ranks(results: Results, settings: RankSettings, key: Row, *, name: str) -> None:
-    table = rank_table(
+    table = ranks(
         results.opened,
         quantity=settings.quantity,
         most_rows=settings.most_rows,
@@ -198,7 +217,7 @@ def _make_ranks(results: Results, settings: RankSettings, key: Row, *, name: str
 
 def _make_series(results: Results, settings: object, key: Row) -> None:
     advance = results.stage("over steps")
-    table = over_steps(
+    table = series(
         results.opened,
         executor=results.executor,
         progress=advance,

@@ -16,7 +16,7 @@ from typing import Any
 from gradstats import extras
 from gradstats.fitting.columns import ELEMENTS, FitRow, ReuseRow, StructureRow, ThresholdRow
 from gradstats.fitting.over_steps import RANKS, SERIES, RankSettings
-from gradstats.fitting.ranking import best_law, reuse_table
+from gradstats.fitting.ranking import best_distribution, reuse_table
 from gradstats.fitting.run import StepFits, check_axis, fit_steps, rows_to_fit, spread, with_spread
 from gradstats.fitting.settings import FitSettings
 from gradstats.fitting.threshold_reuse import Reuse
@@ -235,7 +235,7 @@ def _medians(fitted: Fitted) -> dict[str, Any]:
     failed = table.loc[table["status"] != "ok", "status"].value_counts()
     return {
         "laws": {
-            str(group): _records(best_law(rows))
+            str(group): _records(best_distribution(rows))
             for group, rows in table.groupby("group", sort=False)
         },
         "reuse": _records(reuse_table(fitted.table("reuse"))),

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice, pairwise
-from typing import Any
+from itertools import chain, pairwise
+from os import PathLike
+from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.fitting.bootstrap import corrected
+from gradstats.fitting.by_group import groups_to_fit
 from gradstats.fitting.columns import ELEMENTS
-from gradstats.fitting.over_steps import over_steps
+from gradstats.fitting.over_steps import series
 from gradstats.fitting.rows import (
     STAGES,
     Row,
@@ -21,13 +23,12 @@ from gradstats.fitting.rows import (
     structure_row,
     threshold_rows,
 )
-from gradstats.fitting.settings import FitSettings
-from gradstats.fitting.threshold_reuse import Reuse, new_thresholds, reuse
-from gradstats.runs import Run
-from gradstats.runs.compensated import compensated_groups
-from gradstats.runs.groups import Group, groups
+from gradstats.fitting.settings import FitKeywords, FitSettings
+from gradstats.fitting.threshold_reuse import Reuse, tried_on
+from gradstats.runs import Run, opened
+from gradstats.runs.groups import Group
 from gradstats.runs.tasks import in_order
-from gradstats.settings import from_keywords, lists_settings
+from gradstats.settings import SettingError, from_keywords, lists_settings
 from gradstats.summary.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -71,34 +72,15 @@ def fit_steps(
         executor: any `concurrent.futures.Executor`; default: here.
     """
     nothing: list[Group] = []  # after the last row
-    source = chain(_source(run, settings, first, executor), [nothing])
+    source = chain(groups_to_fit(run, settings, first=first, executor=executor), [nothing])
     numbered = enumerate(pairwise(source), first)
     still = list(followed)
     for index, (row_groups, fitted) in _fitted(numbered, settings, executor):
-        for group in row_groups:
-            still = reuse(still, group.step, group.name, group.summary)
-        if index % settings.stride == 0:
-            still += [
-                threshold
-                for group in row_groups
-                if group.status == "ok"
-                for threshold in new_thresholds(
-                    group.step, group.name, group.summary, settings.ratios
-                )
-            ]
+        begins = settings.ratios if index % settings.stride == 0 else ()
+        still = tried_on(still, row_groups, begins)
         ended = [each.row for each in still if each.ended >= 0]
         still = [each for each in still if each.ended < 0]
         yield StepFits(index, {**fitted, "reuse": ended}, still)
-
-
-def _source(
-    run: Run, settings: FitSettings, first: int, executor: Executor | None
-) -> Iterator[list[Group]]:
-    if settings.compensated is None:
-        yield from groups(run, by=settings.by, kind=settings.kind, first=first, executor=executor)
-        return
-    every = compensated_groups(run, settings.compensated, by=settings.by, seed=settings.seed)
-    yield from islice(every, first, None)
 
 
 Numbered = tuple[int, tuple[list[Group], list[Group]]]
@@ -188,14 +170,14 @@ def rows_to_fit(run: Run, settings: FitSettings) -> int:
     return len(run.rows(kind))
 
 
-@lists_settings(FitSettings)
+@lists_settings(FitSettings, FitKeywords)
 def fit(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     axis: str = ELEMENTS,
     executor: Executor | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[FitKeywords],
 ) -> Any:
     """Fit families of distributions to the captured gradients of a run.
 
@@ -203,7 +185,7 @@ def fit(
     with free parameters, such as "laplace".
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         axis: the sample that a distribution describes. "elements" (default): all elements of one
             captured row, per group of parameters. "steps": one tracked element at all selected
             steps. Tracked elements are the same random elements, stored at every step. No family
@@ -227,7 +209,7 @@ def fit(
             with axis "steps", or fewer than two tracked rows with axis "steps".
         TypeError: an unknown setting.
     """
-    chosen = from_keywords(FitSettings, settings, verb="fit")
+    chosen, run = from_keywords(FitSettings, settings, verb="fit"), opened(run)
     check_axis(axis)
     if axis != ELEMENTS:
         if settings:
@@ -235,7 +217,7 @@ def fit(
             raise ValueError(
                 f"axis {axis!r} must come without {given}: no family is fitted over it"
             )
-        return over_steps(run, executor=executor, progress=progress)
+        return series(run, executor=executor, progress=progress)
     tables = fit_tables(run, chosen, executor=executor, progress=progress)
     return with_spread(tables["fits"], spread(tables["fits"]))
 
@@ -243,7 +225,7 @@ def fit(
 def check_axis(axis: str) -> None:
     """Raise ValueError unless it is an axis of sampling."""
     if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+        raise SettingError("axis", f"must be one of {', '.join(AXES)}, got {axis!r}")
 
 
 def spread(fits: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -21,13 +22,15 @@ from gradstats.ratios import RATIOS
 from gradstats.replaying.columns import ReplayRow, TimingRow
 from gradstats.replaying.folding import Given
 from gradstats.replaying.planning import Job, _inner, _made, planned
-from gradstats.replaying.settings import ReplaySettings
+from gradstats.replaying.ranking import timing_table
+from gradstats.replaying.settings import ReplayKeywords, ReplaySettings
 from gradstats.replaying.streams import Stream, in_step_order, rows_done, write
 from gradstats.replaying.timing import time_compressor
+from gradstats.runs.opening import opened
 from gradstats.runs.parts import Pace
 from gradstats.runs.run import KINDS, Progress, Run
 from gradstats.runs.tables import frame
-from gradstats.settings import from_keywords, lists_settings
+from gradstats.settings import from_keywords, lists_settings, several
 
 
 def replay_jobs(
@@ -82,7 +85,7 @@ def _passes(run: Run, streams: Sequence[Stream], workers: int, seed: int) -> Ite
         first = min((stream.position.done for stream in ours), default=0)
         if not ours:
             continue
-        grads = (
+        grads: Iterable[tuple[int, Tensor | Sequence[Tensor]]] = (
             run.gradients(kind, first=first)
             if workers == 1
             else run.together(workers, kind, first=first)
@@ -117,9 +120,11 @@ def rows_expected(run: Run, jobs: Sequence[Job], workers: int = 1) -> int:
     return sum(1 if job.skipped else steps[job.kind] for job in jobs)
 
 
-@lists_settings(ReplaySettings)
+@lists_settings(ReplaySettings, ReplayKeywords)
 def replay(
-    run: Run, compressors: str | Compressor | Iterable[str | Compressor], **settings: Any
+    run: Run | str | PathLike[str],
+    compressors: str | Compressor | Iterable[str | Compressor],
+    **settings: Unpack[ReplayKeywords],
 ) -> Any:
     """Replay captured gradients through compressors, as if the training had compressed them.
 
@@ -129,7 +134,7 @@ def replay(
     step) if the run has them, else on the full gradients if their steps are consecutive.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         compressors: one or several compressors, each an instance or a spec, that is text such as
             "topk(0.01)" (see `gradstats.compressor`). A spec without a ratio, such as "topk", runs
             at each of `ratios`.
@@ -161,8 +166,45 @@ def replay(
     """
     named = {"compressors": compressors, **settings}
     asked = from_keywords(ReplaySettings, named, verb="replay")
+    run = opened(run)
     rows = replay_jobs(run, planned(run, asked), workers=asked.workers, seed=asked.seed)
     return frame(rows, ReplayRow).drop(columns="whole")
+
+
+def timings(
+    run: Run,
+    compressors: str | Compressor | Iterable[str | Compressor],
+    *,
+    ratios: float | Iterable[float] = RATIOS,
+    seed: int = 0,
+) -> Any:
+    """Time encoding and decoding of the last finite gradient of a run, the whole model at once.
+
+    Times are medians of several calls on this machine, after a warm-up.
+
+    Args:
+        run: an open run; it selects worker, steps and parameters.
+        compressors: one or several compressors, as in `gradstats.replay`. Name "topk" among them
+            for `encode_over_topk`.
+        ratios: one or several target ratios k/d of the compressors that name none.
+        seed: whole number from which random methods derive their random numbers.
+
+    Returns:
+        A pandas DataFrame with the columns of `gradstats.replaying.columns.TimingRow`: one row per
+        method without memory, one with error feedback, and one with the memory that it was given.
+        Times are NaN where a method fails; `gradstats.replay` gives the reason.
+
+    Raises:
+        ValueError: an unknown compressor, or a ratio outside (0, 1].
+
+    Example:
+        >>> import gradstats
+        >>> table = gradstats.timings(gradstats.load_example(), ["topk", "bf16"], ratios=0.01)
+        >>> bool((table["encode_seconds"] > 0).all())
+        True
+    """
+    rows = timing_rows(run, several(compressors), ratios=several(ratios), seed=seed)
+    return timing_table(rows)
 
 
 def timing_rows(
