@@ -14,11 +14,13 @@ from gradstats.store import GradientStore, parameter_table
 from tests.conftest import write_run
 
 OWN = """
-import torch
+from dataclasses import dataclass
+
 from gradstats.compressors import Contract, Stateless
 from gradstats.payloads import Dense
 
 
+@dataclass(frozen=True)
 class Mine(Stateless):
     name = "mine"
     contract = Contract("all_reduce")
@@ -31,11 +33,13 @@ class Halving:
     pass
 
 
+@dataclass(frozen=True)
 class Bare(Stateless):
     name = "bare"
     contract = Contract("all_reduce")
 
 
+@dataclass(frozen=True)
 class Lawless(Stateless):
     name = "lawless"
 
@@ -43,6 +47,7 @@ class Lawless(Stateless):
         return Dense(flat.clone())
 
 
+@dataclass(frozen=True)
 class Listing(Mine):
     name = "listing"
 
@@ -50,6 +55,7 @@ class Listing(Mine):
         return flat.tolist()
 
 
+@dataclass(frozen=True)
 class Short(Mine):
     name = "short"
 
@@ -57,6 +63,7 @@ class Short(Mine):
         return Dense(flat[:-1].clone())
 
 
+@dataclass(frozen=True)
 class Changing(Mine):
     name = "changing"
 
@@ -65,11 +72,20 @@ class Changing(Mine):
         return Dense(flat.clone())
 
 
+@dataclass(frozen=True)
 class Failing(Mine):
     name = "failing"
 
     def message(self, flat, rng=None):
         raise IndexError("own mistake")
+
+
+class Plain(Stateless):
+    name = "plain"
+    contract = Contract("all_reduce")
+
+    def message(self, flat, rng=None):
+        return Dense(flat.clone())
 
 
 number = 3
