@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import typer
@@ -40,11 +41,28 @@ class Command(TyperCommand):
         valued = {name for each in self.params if takes_value(each) for name in each.opts}
         words = joined(args, valued, interspersed=ctx.allow_interspersed_args)
         try:
-            return super().parse_args(ctx, words)
+            return super().parse_args(ctx, list(words))
         except UsageError as error:
             if hasattr(error, "possibilities"):  # there is no such option
                 suggest(error, RENAMED.get(str(self.name), {}))
+            name_number(error, words)
             raise
+
+
+def name_number(error: Any, words: Sequence[str]) -> None:
+    """Name the value of an option that is no number, which the parser leaves out.
+
+    Args:
+        error: What the parser raised.
+        words: What was typed after the command's name.
+    """
+    if not str(error.message).startswith("Input should be a valid"):
+        return
+    kind = "a whole number" if "integer" in error.message else "a number"
+    following = pairwise((*words, ""))
+    split = [word.split("=", 1) if "=" in word else [word, after] for word, after in following]
+    value = next((value for name, value in split if name in error.param.opts), "")
+    error.message = f"must be {kind}, got {value!r}"
 
 
 def takes_value(parameter: Any) -> bool:

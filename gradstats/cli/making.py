@@ -20,7 +20,7 @@ from gradstats.cli.options import (
 )
 from gradstats.cli.parsing import at_least, parse_steps, words
 from gradstats.cli.printing import bar, counted, print_demo, print_info, say
-from gradstats.cli.usage import usage
+from gradstats.cli.usage import spelled, usage
 
 if TYPE_CHECKING:
     from gradstats.recording.settings import CaptureSettings
@@ -123,7 +123,7 @@ def import_(
     """Make a run of gradients that were saved elsewhere, one file per step and worker."""
     from gradstats.runs.importing import import_gradients
 
-    with bar() as advance:
+    with bar() as advance, spelled(workers="files_per_step"):
         store = import_gradients(
             files,
             out,

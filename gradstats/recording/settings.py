@@ -10,7 +10,7 @@ from gradstats.recording.budget import parse_bytes
 from gradstats.recording.processes import check_points
 from gradstats.recording.schedules import as_schedule, every, parse
 from gradstats.recording.writer import OnSummary
-from gradstats.settings import SettingError, check_fields, setting, several
+from gradstats.settings import SettingError, check_fields, naming, setting, several
 
 IfExists = Literal["error", "resume", "overwrite"]
 WhenFull = Literal["block", "drop", "thin"]
@@ -76,6 +76,8 @@ class CaptureSettings:
         _check_rows_wanted(whole=self.full is not None or self.summaries, track=self.track)
         if self.shadow and not self.track:
             raise SettingError("track", f"must be on for shadow compressors, got {self.track!r}")
+        if self.shadow:  # nobody else pays for the import
+            _check_shadows(self.shadow, self.seed)
 
     @property
     def summaries(self) -> bool:
@@ -104,6 +106,18 @@ class CaptureSettings:
         """
         full = values["full"] and parse(values["full"])
         return cls(**{**values, "full": full, "on_summary": None})
+
+
+def _check_shadows(specs: Sequence[str], seed: int) -> None:
+    """Check that shadow compressors can be made, before the training begins.
+
+    Raises:
+        SettingError: One cannot.
+    """
+    from gradstats.replaying.shadow import Shadow
+
+    with naming("shadow"):
+        Shadow(specs, seed)
 
 
 def _check_rows_wanted(*, whole: bool, track: int | None) -> None:
