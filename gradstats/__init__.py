@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradstats.compressors import compressor
+    from gradstats.fitting.by_group import sidco_thresholds, structure, threshold_reuse
+    from gradstats.fitting.over_steps import ranks, series
+    from gradstats.fitting.pairs import compare_distributions
+    from gradstats.fitting.ranking import best_distribution
     from gradstats.fitting.run import fit
     from gradstats.recording import at_steps, capture, close_all, every, log_spaced, window
     from gradstats.replaying.equal_bits import equal_bits
     from gradstats.replaying.factorised import factorised_rows
-    from gradstats.replaying.run import replay
+    from gradstats.replaying.ranking import methods
+    from gradstats.replaying.run import replay, timings
     from gradstats.reporting.report import report
     from gradstats.runs import open
     from gradstats.runs.examples import load_example
@@ -36,8 +41,10 @@ __all__ = [
     "StoreFormatError",
     "Summary",
     "at_steps",
+    "best_distribution",
     "capture",
     "close_all",
+    "compare_distributions",
     "compressor",
     "equal_bits",
     "every",
@@ -45,19 +52,33 @@ __all__ = [
     "fit",
     "load_example",
     "log_spaced",
+    "methods",
     "open",
+    "ranks",
     "replay",
     "report",
+    "series",
     "sidco_threshold",
+    "sidco_thresholds",
+    "structure",
     "summarize",
     "summarize_counts",
     "summarize_histogram",
     "summarize_segments",
+    "threshold_reuse",
+    "timings",
     "window",
 ]
 
 _HOMES = {
     "compressor": "compressors",
+    "compare_distributions": "fitting.pairs",
+    "sidco_thresholds": "fitting.by_group",
+    "structure": "fitting.by_group",
+    "threshold_reuse": "fitting.by_group",
+    "ranks": "fitting.over_steps",
+    "series": "fitting.over_steps",
+    "best_distribution": "fitting.ranking",
     "fit": "fitting.run",
     "at_steps": "recording",
     "capture": "recording",
@@ -67,7 +88,9 @@ _HOMES = {
     "window": "recording",
     "equal_bits": "replaying.equal_bits",
     "factorised_rows": "replaying.factorised",
+    "methods": "replaying.ranking",
     "replay": "replaying.run",
+    "timings": "replaying.run",
     "report": "reporting.report",
     "load_example": "runs.examples",
     "open": "runs",

@@ -36,33 +36,44 @@ def cosine(grad: Tensor, reconstruction: Tensor) -> float:
     return _dot(g, s) / length if length else math.nan
 
 
-def closeness(grad: Tensor, sent: Tensor, residual: Tensor | None) -> dict[str, float]:
-    """Compute the errors that a replay reports, from six inner products.
+def closeness(
+    grad: Tensor,
+    sent: Tensor,
+    residual: Tensor | None,
+    compensated: Tensor | None = None,
+) -> dict[str, float]:
+    r"""Compute the errors that a replay reports.
+
+    .. math:: \text{error} = \|g - \hat g\| / \|g\|, \quad
+              \text{error\_compensated} = \|v - \hat g\| / \|v\|, \quad
+              \text{residual\_ratio} = \|e\| / \|g\|
 
     Args:
-        grad: g, `[n]`.
-        sent: ĝ, the part of g + old residual that was sent, `[n]`.
-        residual: e, the part that was not sent; None without error feedback.
+        grad: g, the gradient, `[n]`.
+        sent: ĝ, the update: what was sent of v, `[n]`.
+        residual: e, what the memory keeps for the next step, `[n]`; None without a memory of what
+            was not sent.
+        compensated: v, the compensated gradient, `[n]`: gradient + residual of the step before.
+            Default: ĝ + e, which is v if the memory keeps all that was not sent; g without a
+            residual.
 
     Returns:
-        error = ‖g - ĝ‖/‖g‖, cosine of g and ĝ, error_compensated = ‖e‖/‖ĝ + e‖ (which is error
-        without feedback) and residual_ratio = ‖e‖/‖g‖ (NaN without).
+        error, error_compensated (equal to error where v is g), residual_ratio (NaN without a
+        residual, and for g = 0), and cosine, that of g and ĝ (NaN if either is zero).
     """
-    every = _in_range(grad, sent) if residual is None else _in_range(grad, sent, residual)
-    g, s = every[:2]
+    given = [each for each in (residual, compensated) if each is not None]
+    g, s, *others = _in_range(grad, sent, *given)
     gg, gs, ss = _dot(g, g), _dot(g, s), _dot(s, s)
     lost = gg - 2 * gs + ss
     error = _ratio(max(lost, 0.0), gg) if math.isfinite(lost) else math.inf  # a sum overflowed
     angle = gs / (math.sqrt(gg) * math.sqrt(ss)) if gg and ss else math.nan
-    if residual is None:
-        held = {"error_compensated": error, "residual_ratio": math.nan}
-    else:
-        e = every[2]
-        ee = _dot(e, e)
-        waiting = ss + 2 * _dot(s, e) + ee
-        held = {"error_compensated": _ratio(ee, waiting), "residual_ratio": math.nan}
-        if gg:
-            held["residual_ratio"] = math.sqrt(ee / gg)
+    held = {"error_compensated": error, "residual_ratio": math.nan}
+    if residual is not None and gg:
+        held["residual_ratio"] = math.sqrt(_dot(others[0], others[0]) / gg)
+    if given:
+        missed = others[0] if compensated is None else others[-1] - s
+        whole = s + missed if compensated is None else others[-1]
+        held["error_compensated"] = _ratio(_dot(missed, missed), _dot(whole, whole))
     return {"error": error, "cosine": angle, **held}
 
 

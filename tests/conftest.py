@@ -36,6 +36,19 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("GRADSTATS_HYPOTHESIS", "suite"))
 
+
+class Figures:
+    """Closes the figures that a test leaves open, doctests too: many of them are a warning."""
+
+    def pytest_runtest_teardown(self) -> None:
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Figures())
+
+
 Named = Mapping[str, Tensor]
 SHAPES = {
     "embed.weight": (60, 48),

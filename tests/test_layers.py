@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "summary": ("kernels", "ratios"),
     "families": ("summary",),
     "payloads": ("kernels", "rng"),
-    "runs": ("patterns", "ratios", "store", "summary"),
+    # compressors for Run.compensated alone, when it is called
+    "runs": ("compressors", "patterns", "ratios", "store", "summary"),
     "thresholds": ("families", "ratios", "summary"),
     "compressors": (
         "families",
@@ -64,7 +65,7 @@ MAY_IMPORT = {
         "runs",
         "store",
     ),
-    "plot": ("families", "fitting", "summary"),
+    "plot": ("families", "fitting", "runs", "summary"),
     "testing": ("compressors", "exchange", "families", "runs"),
     # replaying for `shadow=` alone, when it is asked for
     "recording": ("lowrank", "patterns", "replaying", "store", "summary"),
@@ -79,7 +80,8 @@ MAY_IMPORT = {
         "runs",
         "summary",
     ),
-    "integrations": ("recording",),
+    # a callback that compresses takes the hook's settings, and finds its parameters' digests
+    "integrations": ("compressors", "ddp_hooks", "exchange", "recording"),
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py
 }

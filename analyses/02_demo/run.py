@@ -13,7 +13,7 @@ import pandas
 
 from gradstats.fitting.ranking import (
     best_by_group,
-    best_law,
+    best_distribution,
     reuse_table,
     structure_table,
     winners,
@@ -45,10 +45,10 @@ def collect(folder: Path) -> dict[str, object]:
     ranked = ranking(tables["methods"])
     return {
         "settings": json.loads((folder / "settings.json").read_text()),
-        "laws": records(best_law(tables["fits"])),
+        "laws": records(best_distribution(tables["fits"])),
         "laws_by_part": records(best_by_group(tables["fits_by_part"])),
         "winners": records(winners(tables["fits_by_part"])[["step", "group", "family", "shape"]]),
-        "laws_compensated": records(best_law(tables["fits_compensated"])),
+        "laws_compensated": records(best_distribution(tables["fits_compensated"])),
         "structure": records(structure_table(tables["structure_by_part"])),
         "reuse": records(reuse_table(tables["reuse"])),
         "thresholds": records(thresholds),

@@ -13,7 +13,13 @@ from train import train
 
 import gradstats
 from gradstats.fitting.over_steps import over_steps, rank_table
-from gradstats.fitting.ranking import best_law, by_ratio, reuse_table, structure_table, winners
+from gradstats.fitting.ranking import (
+    best_distribution,
+    by_ratio,
+    reuse_table,
+    structure_table,
+    winners,
+)
 from gradstats.fitting.run import fit_tables
 from gradstats.fitting.settings import FitSettings
 
@@ -30,7 +36,8 @@ def collect(path: Path) -> dict[str, object]:
         fits = tables["fits"]
         report[by] = {
             "laws": {
-                group: records(best_law(rows)[LAWS]) for group, rows in fits.groupby("group")
+                group: records(best_distribution(rows)[LAWS])
+                for group, rows in fits.groupby("group")
             },
             "winners": records(winners(fits)[["step", "group", "family", "shape"]]),
             "thresholds": records(by_ratio(tables["thresholds"], ["group", "variant", "stages"])),
@@ -41,7 +48,7 @@ def collect(path: Path) -> dict[str, object]:
     topk = gradstats.compressor("topk(0.01)")
     compensated = fit_tables(run, FitSettings(compensated=topk, stride=48))
     late = compensated["fits"][compensated["fits"]["step"] >= 300]
-    report["compensated"] = records(best_law(late)[LAWS])
+    report["compensated"] = records(best_distribution(late)[LAWS])
     report["reuse_compensated"] = records(reuse_table(compensated["reuse"]))
     series = over_steps(run).groupby("module_type")
     columns = ["snr", "tail_index", "autocorrelation"]

@@ -103,7 +103,7 @@ def on_real_gradients(names: tuple[str, ...]) -> dict[str, dict[str, object]]:
         found[name] = {
             "elements": grad.numel(),
             "co3": {form: _co3(form, grad) for form in ("fp4", "fp8")},
-            "equal_bits": equal_bits(grad),
+            "equal_bits": equal_bits(grad).to_dict("records"),
         }
     return found
 

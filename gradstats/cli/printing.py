@@ -90,14 +90,14 @@ def print_fits(fitted: Fitted, *, as_json: bool = False) -> None:
 
 
 def _print_fits(fits: Any, thresholds: Any, reuse: Any) -> None:
-    from gradstats.fitting.ranking import best_law, reuse_table
+    from gradstats.fitting.ranking import best_distribution, reuse_table
 
     for group, rows in fits.groupby("group", sort=False):
         good = rows[rows["status"] == "ok"]
         if len(good):
             steps = good["step"].nunique()
             title = f"{group}: distributions over elements, medians over {steps} rows"
-            print_table(title, best_law(rows)[LAW_COLUMNS + ratios_of(rows)])
+            print_table(title, best_distribution(rows)[LAW_COLUMNS + ratios_of(rows)])
         else:
             say(f"{group}: {rows['status'].iloc[0]}")
     if len(thresholds):

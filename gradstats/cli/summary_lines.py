@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradstats.fitting.ranking import best_law
+from gradstats.fitting.ranking import best_distribution
 from gradstats.network import Network
 from gradstats.replaying.ranking import ranking
 from gradstats.reporting.advice import advice, law_sentence
@@ -15,7 +15,9 @@ Table = Any
 
 def closing_lines(methods: Table, fits: Table, thresholds: Table) -> Iterator[str]:
     """About ten lines: the distribution, SIDCo's variants, the ranking and the advice."""
-    yield law_sentence(best_law(fits), thresholds, float(thresholds["target_ratio"].min()))
+    yield law_sentence(
+        best_distribution(fits), thresholds, float(thresholds["target_ratio"].min())
+    )
     yield from sidco_lines(methods)
     ranked = ranking(methods)
     for line in ranked[ranked["rank"].notna()].head(4).to_dict("records"):

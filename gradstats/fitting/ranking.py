@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 
 from gradstats import extras
+from gradstats.families.reference import PREFIX
+from gradstats.runs.given import given_table
 
 Table = Any
 STEP = ["step", "group"]
+RANKED = [*STEP, "family", "target_ratio", "khat_over_k", "n", "log_likelihood", "status"]
+RANKED += ["next_log_likelihood_rescaled"]
 MEDIANS = ["ks", "anderson_darling", "wasserstein_1", "wasserstein_2", "shape", "shape_se"]
 MEDIANS += ["scale"]
 
@@ -20,7 +24,8 @@ def scores(fits: Table) -> Table:
     `transfer` is how many nats per element a family loses to the best on the next captured step,
     its shape kept and its scale refitted, so that drift of the scale favours nobody; at a step
     without a next one, on itself. `tail` is the median of |ln (k̂+½)/(k+½)| over ratios. `rank` is
-    the mean of a family's two ranks; equals are ordered by transfer. One that failed has none.
+    the mean of a family's two ranks; equals are ordered by transfer. One that failed has none, and
+    neither has a reference (`scipy:…`), whose transfer is against the best of the others.
 
     Args:
         fits: rows of `gradstats.fitting.run.fit`.
@@ -33,26 +38,60 @@ def scores(fits: Table) -> Table:
     once = keyed.groupby([*STEP, "family"], sort=False).agg(
         {"tail": "median", "nats": "first", "shape": "first", "scale": "first"}
     )
-    best = once.groupby(STEP)["nats"].transform("max")
+    ours = ~_are_references(once.reset_index()["family"]).to_numpy()
+    best = once.assign(nats=once["nats"].where(ours)).groupby(STEP)["nats"].transform("max")
     once = once.assign(transfer=best - once["nats"])
-    ranks = [once.groupby(STEP)[name].rank() for name in ("transfer", "tail")]
+    ranked = [once[name].where(ours) for name in ("transfer", "tail")]
+    ranks = [each.groupby(level=STEP).rank() for each in ranked]
     return once.assign(rank=(ranks[0] + ranks[1]) / 2).reset_index()
 
 
 def winners(fits: Table) -> Table:
-    """The winning family of every step and group, with its scores."""
+    """The winning family of every step and group, with its scores; references do not take part.
+
+    Args:
+        fits: the table of `gradstats.fit`.
+    """
+    fits = fits[~_are_references(fits["family"])]
     if not (fits["status"] == "ok").any():
         return extras.load("pandas").DataFrame({"step": [], "group": [], "family": []})
     ordered = scores(fits).sort_values([*STEP, "rank", "transfer"], kind="stable")
     return ordered.drop_duplicates(STEP).reset_index(drop=True)
 
 
-def best_law(fits: Table) -> Table:
-    """Families by shape transfer and tail error, best first, with k̂/k at each ratio.
+def _are_references(families: Any) -> Any:
+    """Whether each family is a distribution of scipy.stats, which is not ranked."""
+    return families.astype(str).str.startswith(PREFIX)
 
-    Medians over steps (and groups); `wins` is the share of steps at which the family is the best;
-    shape_se holds as if elements were independent, shape_spread is what steps differ by.
+
+def best_distribution(fits: Table) -> Table:
+    """Rank families by how well they describe the gradients, best first.
+
+    Columns are medians over steps and groups. `rank` is the mean of two ranks: by `transfer`, the
+    nats per element that a family loses to the best one on the next captured step, and by `tail`,
+    the median of |ln (k̂+½)/(k+½)| over ratios.
+
+    Args:
+        fits: the table of `gradstats.fit`; select the rows of one group to rank for it alone.
+
+    Returns:
+        A pandas DataFrame, one row per family that could be fitted: rank, wins (share of steps and
+        groups at which the family is the best), transfer, tail, distances, parameters, shape_se
+        (as if elements were independent), shape_spread (between steps), and one column of k̂/k per
+        target ratio. References (`scipy:…`) come last, without a rank. Without any fit it has no
+        row.
+
+    Raises:
+        ValueError: the table is not that of a fit.
+
+    Example:
+        >>> import gradstats
+        >>> run = gradstats.load_example()
+        >>> fits = gradstats.fit(run, families=["laplace", "normal"], kind="track", stride=99)
+        >>> gradstats.best_distribution(fits)["family"].tolist()
+        ['laplace', 'normal']
     """
+    fits = given_table(fits, [*RANKED, *MEDIANS], name="fits", verb="fit")
     good = fits[fits["status"] == "ok"]
     if not len(good):
         return extras.load("pandas").DataFrame({"family": []})
@@ -74,8 +113,8 @@ def best_by_group(fits: Table) -> Table:
     """The best family of every group, with its medians."""
     pandas = extras.load("pandas")
     best = [
-        best_law(rows).head(1).assign(group=group)
-        for group, rows in fits.groupby("group", sort=False)
+        best_distribution(rows).head(1).assign(group=group)
+        for group, rows in fits[~_are_references(fits["family"])].groupby("group", sort=False)
         if (rows["status"] == "ok").any()
     ]
     if not best:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from os import PathLike
 from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.fitting.bootstrap import corrected
+from gradstats.fitting.by_group import groups_to_fit
 from gradstats.fitting.columns import ELEMENTS
-from gradstats.fitting.compensated import compensated_groups
-from gradstats.fitting.over_steps import over_steps
+from gradstats.fitting.over_steps import series
 from gradstats.fitting.rows import (
     STAGES,
     Row,
@@ -24,9 +24,9 @@ from gradstats.fitting.rows import (
     threshold_rows,
 )
 from gradstats.fitting.settings import FitKeywords, FitSettings
-from gradstats.fitting.threshold_reuse import Reuse, new_thresholds, reuse
+from gradstats.fitting.threshold_reuse import Reuse, tried_on
 from gradstats.runs import Run, opened
-from gradstats.runs.groups import Group, groups
+from gradstats.runs.groups import Group
 from gradstats.runs.tasks import in_order
 from gradstats.settings import SettingError, from_keywords, lists_settings
 from gradstats.summary.summary import Summary
@@ -72,34 +72,15 @@ def fit_steps(
         executor: any `concurrent.futures.Executor`; default: here.
     """
     nothing: list[Group] = []  # after the last row
-    source = chain(_source(run, settings, first, executor), [nothing])
+    source = chain(groups_to_fit(run, settings, first=first, executor=executor), [nothing])
     numbered = enumerate(pairwise(source), first)
     still = list(followed)
     for index, (row_groups, fitted) in _fitted(numbered, settings, executor):
-        for group in row_groups:
-            still = reuse(still, group.step, group.name, group.summary)
-        if index % settings.stride == 0:
-            still += [
-                threshold
-                for group in row_groups
-                if group.status == "ok"
-                for threshold in new_thresholds(
-                    group.step, group.name, group.summary, settings.ratios
-                )
-            ]
+        begins = settings.ratios if index % settings.stride == 0 else ()
+        still = tried_on(still, row_groups, begins)
         ended = [each.row for each in still if each.ended >= 0]
         still = [each for each in still if each.ended < 0]
         yield StepFits(index, {**fitted, "reuse": ended}, still)
-
-
-def _source(
-    run: Run, settings: FitSettings, first: int, executor: Executor | None
-) -> Iterator[list[Group]]:
-    if settings.compensated is None:
-        yield from groups(run, by=settings.by, kind=settings.kind, first=first, executor=executor)
-        return
-    every = compensated_groups(run, settings.compensated, by=settings.by, seed=settings.seed)
-    yield from islice(every, first, None)
 
 
 Numbered = tuple[int, tuple[list[Group], list[Group]]]
@@ -236,7 +217,7 @@ def fit(
             raise ValueError(
                 f"axis {axis!r} must come without {given}: no family is fitted over it"
             )
-        return over_steps(run, executor=executor, progress=progress)
+        return series(run, executor=executor, progress=progress)
     tables = fit_tables(run, chosen, executor=executor, progress=progress)
     return with_spread(tables["fits"], spread(tables["fits"]))
 

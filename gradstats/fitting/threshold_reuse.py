@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gradstats.fitting.columns import ReuseRow
 from gradstats.ratios import kept_count
+from gradstats.runs.groups import Group
 from gradstats.summary.summary import Summary
 
 Floats = NDArray[np.float64]
@@ -77,3 +78,25 @@ def new_thresholds(
         if 1 < k <= summary.nonzero:
             threshold = summary.quantile(k / summary.nonzero)
             yield Reuse(name, step, ratio, threshold, step, -1, summary.kept(threshold) / k)
+
+
+def tried_on(
+    still: Sequence[Reuse], row_groups: Iterable[Group], ratios: Sequence[float]
+) -> list[Reuse]:
+    """Try thresholds on the groups of the next captured row, and add the row's own.
+
+    Args:
+        still: thresholds of earlier rows that have not ended.
+        row_groups: the groups of one captured row.
+        ratios: target ratios of the thresholds that begin here; none: no threshold begins.
+
+    Returns:
+        The thresholds of `still`, those whose k̂/k left 1 ± 20 % with the step in `ended`, and the
+        new ones.
+    """
+    tried, new = list(still), list[Reuse]()
+    for group in row_groups:
+        tried = reuse(tried, group.step, group.name, group.summary)
+        if group.status == "ok":
+            new += new_thresholds(group.step, group.name, group.summary, ratios)
+    return tried + new

@@ -1,6 +1,7 @@
 """Figures of tables and Summaries; never drawn from millions of points.
 
-Each function draws into `ax`, a new one if None, and returns it.
+Each function takes what one public function of gradstats returns, named in its docstring, draws
+into `ax` (default: the axes of a new figure) and returns the axes.
 """
 
 from gradstats.plot.compressors import (
@@ -10,16 +11,16 @@ from gradstats.plot.compressors import (
     overhead,
     residuals,
 )
-from gradstats.plot.laws import best_k, density, qq, sorted_magnitudes, survival, tail_error
-from gradstats.plot.training import (
-    evolution,
-    heat,
-    over_steps,
-    ranks,
-    reusable,
-    thresholds,
-    winners,
+from gradstats.plot.distributions import (
+    best_k,
+    density,
+    qq,
+    sorted_magnitudes,
+    survival,
+    tail_error,
 )
+from gradstats.plot.maps import heat, winners
+from gradstats.plot.training import evolution, over_steps, ranks, reusable, thresholds
 
 __all__ = [
     "best_k",

@@ -6,9 +6,12 @@ from typing import Any
 
 from gradstats import extras
 from gradstats.plot.text import named
+from gradstats.runs.given import given_table, measured_rows, of_one, one_row_per
 
 Axes = Any
 Table = Any
+FITS = ("step", "group", "family", "target_ratio", "khat_over_k", "shape", "scale", "status")
+KEYS = ("step", "target_ratio", "element")  # numbers that name a row
 CURVE_POINTS = 300
 MOST_INSIDE = 9  # names in a legend inside the axes
 
@@ -23,6 +26,16 @@ def new_axes(ax: Axes) -> Axes:
 def seaborn() -> Any:
     """The package of the optional dependencies."""
     return extras.load("seaborn")
+
+
+def fitted_rows(fits: Table) -> Table:
+    """The rows of a table of `gradstats.fit` that were fitted, one per fit and target ratio.
+
+    Raises:
+        ValueError: it is another table, is of two estimators, or nothing was fitted.
+    """
+    rows = of_one(given_table(fits, FITS, name="fits", verb="fit"), "method", "fits")
+    return measured_rows(one_row_per(rows, FITS[:4], "fits"), "fits")
 
 
 def estimated_over_target(rows: Table, name: str, ax: Axes) -> None:
@@ -54,3 +67,12 @@ def legend(ax: Axes, **settings: Any) -> None:
         ax.legend(**beside, frameon=False)
     elif names:
         ax.legend(**{"fontsize": "small", **settings})
+
+
+def check_value(table: Table, value: str, name: str) -> None:
+    """Raise ValueError unless `value` is a column of numbers of a table, some of them known."""
+    numbers = [column for column in table.select_dtypes("number") if column not in KEYS]
+    if value not in numbers:
+        raise ValueError(f"value must be one of {', '.join(numbers)}, got {value!r}")
+    if not table[value].notna().any():
+        raise ValueError(f"{name} must have a number in {value}, got NaN in {len(table):,} rows")

@@ -9,23 +9,41 @@ from numpy.typing import ArrayLike
 
 from gradstats import extras
 from gradstats.fitting.threshold_reuse import Floats
-from gradstats.plot.base import Axes, Table, legend, new_axes, seaborn
+from gradstats.plot.base import Axes, Table, check_value, fitted_rows, legend, new_axes, seaborn
 from gradstats.plot.text import lettered, named, shown
+from gradstats.runs.given import given_table, measured_rows, of_one, one_row_per
 
-MOST_STEPS = 60  # columns of a heat map
+REUSE = ("group", "step", "target_ratio", "threshold", "ended", "reusable_steps")
+RANKS = ("step", "parameter", "module_type", "stable_rank", "full", "status")
+SERIES = ("parameter", "module_type", "element", "snr", "tail_index", "autocorrelation")
 CDF_POINTS = 200
 
 
 @lettered
 def evolution(fits: Table, ax: Axes = None) -> Axes:
-    """Shape parameters over training with LOWESS trends; dashed: mean magnitude over its first.
+    """Draw shape parameters over training with LOWESS trends.
+
+    The dashed line is the mean magnitude divided by the first one, if Laplace was fitted.
 
     Args:
-        fits: rows of `gradstats.fit` of one group.
-        ax: where to draw.
+        fits: the table of `gradstats.fit`, of one group.
+        ax: the axes to draw into; default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the table is not that of a fit, is of several groups, or nothing was fitted.
+
+    Example:
+        >>> import gradstats
+        >>> run = gradstats.load_example()
+        >>> fits = gradstats.fit(run, families=["laplace", "gennorm"], kind="track", stride=20)
+        >>> ax = gradstats.plot.evolution(fits)
     """
+    once = of_one(fitted_rows(fits), "group", "fits").drop_duplicates(["step", "family"])
     ax = new_axes(ax)
-    once = fits.drop_duplicates(["step", "family"])
+    once = once.sort_values("step", kind="stable")
     for name, rows in once[once["shape"].notna()].groupby("family", sort=False):
         _with_trend(ax, rows, "shape", shown(name))
     scales = once[(once["family"] == "laplace") & once["scale"].notna()]
@@ -39,14 +57,26 @@ def evolution(fits: Table, ax: Axes = None) -> Axes:
 
 @lettered
 def thresholds(reuse: Table, ax: Axes = None) -> Axes:
-    """The exact thresholds of one group over training by ratio, with LOWESS trends.
+    """Draw the exact thresholds over training by ratio, with LOWESS trends.
 
     Args:
-        reuse: rows of the table "reuse" of `gradstats.fitting.run.fit_tables`, of one group.
-        ax: where to draw.
+        reuse: the table of `gradstats.threshold_reuse`, of one group.
+        ax: the axes to draw into; default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the table is not that of `gradstats.threshold_reuse`, or is of several groups.
+
+    Example:
+        >>> import gradstats
+        >>> reuse = gradstats.threshold_reuse(gradstats.load_example(), kind="track")
+        >>> ax = gradstats.plot.thresholds(reuse)
     """
+    rows_of = _reused(reuse).sort_values("step").groupby("target_ratio")
     ax = new_axes(ax)
-    for ratio, rows in reuse.sort_values("step").groupby("target_ratio"):
+    for ratio, rows in rows_of:
         _with_trend(ax, rows, "threshold", f"{ratio:g}")
     ax.set(yscale="log", xlabel="step", ylabel="threshold", title="Exact thresholds over training")
     legend(ax, title="ratio")
@@ -55,15 +85,28 @@ def thresholds(reuse: Table, ax: Axes = None) -> Axes:
 
 @lettered
 def reusable(reuse: Table, ax: Axes = None) -> Axes:
-    """For how many steps the threshold of a step keeps k̂/k within 1 ± 20 %, by ratio.
+    """Draw for how many steps the threshold of a step keeps k̂/k within 1 ± 20 %, by ratio.
+
+    Thresholds that still hold at the end are hollow: their numbers are lower bounds.
 
     Args:
-        reuse: rows of the table "reuse" of one group; thresholds that still hold at the end are
-            hollow: lower bounds.
-        ax: where to draw.
+        reuse: the table of `gradstats.threshold_reuse`, of one group.
+        ax: the axes to draw into; default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the table is not that of `gradstats.threshold_reuse`, or is of several groups.
+
+    Example:
+        >>> import gradstats
+        >>> reuse = gradstats.threshold_reuse(gradstats.load_example(), kind="track")
+        >>> ax = gradstats.plot.reusable(reuse)
     """
+    rows_of = _reused(reuse).groupby("target_ratio")
     ax = new_axes(ax)
-    for i, (ratio, rows) in enumerate(reuse.groupby("target_ratio")):
+    for i, (ratio, rows) in enumerate(rows_of):
         held = rows["ended"] < 0
         look = {"color": f"C{i}", "ls": "", "ms": 5, "alpha": 0.7}
         ended, bounds = rows[~held], rows[held]
@@ -76,59 +119,36 @@ def reusable(reuse: Table, ax: Axes = None) -> Axes:
     return ax
 
 
-@lettered
-def winners(best: Table, ax: Axes = None) -> Axes:
-    """Group × step: the winning family as a colour.
-
-    Args:
-        best: step, group and family, a line each, as `gradstats.fitting.ranking.winners` has them.
-        ax: where to draw.
-    """
-    ax = new_axes(ax)
-    best = named(best, "group", "family")
-    families = list(best["family"].value_counts().index)
-    grid = _grid(best.assign(code=best["family"].map(families.index)), "code")
-    palette = seaborn().color_palette("tab10", len(families))
-    seaborn().heatmap(grid, cmap=palette, vmin=-0.5, vmax=len(families) - 0.5, ax=ax)
-    ax.collections[0].colorbar.set_ticks(range(len(families)), labels=families)
-    ax.set(xlabel="step", ylabel="group", title="Law that ranks first")
-    return ax
-
-
-@lettered
-def heat(rows: Table, value: str, ax: Axes = None) -> Axes:
-    """Group × step: one column of a table as a colour, such as a shape over layers and training.
-
-    k̂/k is shown as a number of doublings about 1.
-
-    Args:
-        rows: step, group and the column; one row per step and group.
-        value: name of the column.
-        ax: where to draw.
-    """
-    ax = new_axes(ax)
-    if value == "khat_over_k":
-        name, values = "log2(k̂/k)", np.log2(rows[value].clip(lower=2**-6))
-        look = {"cmap": "vlag", "vmin": -values.abs().max(), "vmax": values.abs().max()}
-    else:
-        name, values, look = shown(value), rows[value], {"cmap": "viridis", "robust": True}
-    grid = _grid(named(rows.assign(shown=values), "group"), "shown")
-    seaborn().heatmap(grid, ax=ax, cbar_kws={"label": name}, **look)
-    ax.set(xlabel="step", ylabel="group", title=f"{name} by group and step")
-    return ax
+def _reused(reuse: Table) -> Table:
+    table = given_table(reuse, REUSE, name="reuse", verb="threshold_reuse")
+    table = of_one(table, "group", "reuse")
+    return one_row_per(table, ("step", "target_ratio"), "reuse")
 
 
 @lettered
 def ranks(table: Table, ax: Axes = None) -> Axes:
-    """Stable rank over full rank, over training: the median of each module type's matrices.
+    """Draw stable rank divided by full rank over training: medians of each module type.
+
+    The band goes from the 10th to the 90th percentile of the matrices.
 
     Args:
-        table: of `gradstats.fitting.over_steps.rank_table`.
-        ax: where to draw.
+        table: the table of `gradstats.ranks`.
+        ax: the axes to draw into; default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the table is not that of `gradstats.ranks`, or no matrix could be read.
+
+    Example:
+        >>> import gradstats
+        >>> ax = gradstats.plot.ranks(gradstats.ranks(gradstats.load_example()))
     """
-    ax = new_axes(ax)
-    rows = table[table["status"] == "ok"]
+    table = given_table(table, RANKS, name="table", verb="ranks")
+    rows = measured_rows(one_row_per(table, ("step", "parameter"), "table"), "table")
     rows = named(rows.assign(share=rows["stable_rank"] / rows["full"]), "module_type")
+    ax = new_axes(ax)
     seaborn().lineplot(
         rows,
         x="step",
@@ -147,19 +167,33 @@ def ranks(table: Table, ax: Axes = None) -> Axes:
 
 @lettered
 def over_steps(series: Table, value: str = "snr", ax: Axes = None) -> Axes:
-    """Share of elements below a value, by module type: signal-to-noise, tail index and others.
+    """Draw the share of elements below a value, by module type.
 
     Args:
-        series: one row per element, of `gradstats.fitting.over_steps.over_steps`.
-        value: name of the column.
-        ax: where to draw.
+        series: the table of `gradstats.series`: statistics of each tracked element over the steps.
+        value: name of a column of numbers: "snr" (signal-to-noise ratio), "tail_index",
+            "autocorrelation", "mean", "variance" or "zeros".
+        ax: the axes to draw into; default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the table is not that of `gradstats.series`, or has no number in that column.
+
+    Example:
+        >>> import gradstats
+        >>> ax = gradstats.plot.over_steps(gradstats.series(gradstats.load_example()), "snr")
     """
+    table = given_table(series, SERIES, name="series", verb="series")
+    table = one_row_per(table, ("parameter", "element"), "series")
+    check_value(table, value, "series")
     ax = new_axes(ax)
     shares = np.linspace(0, 1, CDF_POINTS)
-    for name, column in series[series[value].notna()].groupby("module_type", sort=False)[value]:
+    for name, column in table[table[value].notna()].groupby("module_type", sort=False)[value]:
         ax.plot(np.quantile(column, shares), shares, label=shown(f"{name} ({len(column):,})"))
-    ax.set(xscale="log" if value == "snr" else "linear", xlabel=value, ylabel="share of elements")
-    ax.set(title="Elements over the steps")
+    ax.set(xscale="log" if value == "snr" else "linear", xlabel=shown(value))
+    ax.set(ylabel="share of elements", title="Elements over the steps")
     legend(ax)
     return ax
 
@@ -170,13 +204,6 @@ def _with_trend(ax: Axes, rows: Table, value: str, name: str) -> None:
     smooth = trend(rows["step"], rows[value])
     line = smooth if np.isfinite(smooth).any() else rows[value]
     ax.plot(rows["step"], line, color=dots.get_color(), lw=1.5, label=name)
-
-
-def _grid(rows: Table, value: str) -> Table:
-    """Groups in their order × at most sixty steps, evenly spaced."""
-    grid = rows.pivot(index="group", columns="step", values=value)
-    places = np.linspace(0, len(grid.columns) - 1, min(MOST_STEPS, len(grid.columns))).astype(int)
-    return grid.reindex(list(dict.fromkeys(rows["group"]))).iloc[:, places]
 
 
 SMOOTHED_SHARE = 2 / 3  # of the steps, in each local line of LOWESS

@@ -33,7 +33,10 @@ class Measured:
     k: float = column("Elements that the target ratio keeps.")
     khat_over_k: float = column("Elements sent divided by k, the mean over workers; 1 is right.")
     error: float = column("‖g - ĝ‖/‖g‖ of the update ĝ against the mean gradient g.")
-    error_compensated: float = column("The same against gradient + residual.")
+    error_compensated: float = column(
+        "‖v - ĝ‖/‖v‖ of the compensated gradient v: gradient + residual before the step, as the "
+        "memory holds it back; g without a memory."
+    )
     cosine: float = column("Cosine of the update and the mean gradient.")
     nmse: float = column("‖g - ĝ‖²/‖g‖².")
     nmse_workers: float = column("‖g - ĝ‖² divided by the mean of the workers' ‖g_w‖².")
@@ -42,7 +45,9 @@ class Measured:
     wire: float = column("What a ring of the workers makes of it, per worker.", unit="bytes")
     sum_bits: float = column("Width of the widest sum of integers; 0 without one.", unit="bits")
     fp16_error: float = column("What float sums over workers would lose in float16.")
-    residual_ratio: float = column("‖e‖/‖g‖ of the residual e; NaN where nothing is held back.")
+    residual_ratio: float = column(
+        "‖e‖/‖g‖ of the residual e after the step; NaN where nothing is held back."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class Line:
     khat_high: float = column("Its 90th percentile.")
     miss: float = column("Median of |ln((k̂+½)/(k+½))|.")
     error: float = column("‖g - ĝ‖/‖g‖.")
-    error_compensated: float = column("The same against gradient + residual.")
+    error_compensated: float = column("‖v - ĝ‖/‖v‖ of the compensated gradient v.")
     cosine: float = column("Cosine of update and gradient.")
     bits: float = column("Handed to collectives.", unit="bits per element")
     nmse: float = column("‖g - ĝ‖²/‖g‖².")

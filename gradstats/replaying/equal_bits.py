@@ -22,6 +22,7 @@ from gradstats.compressors import (
 from gradstats.compressors.wrappers.per_parameter import without_parts
 from gradstats.metrics import relative_error
 from gradstats.replaying.columns import EqualBitsRow
+from gradstats.runs.tables import frame
 from gradstats.settings import several
 
 Row = dict[str, Any]
@@ -38,7 +39,7 @@ def equal_bits(
     *,
     ratios: float | Iterable[float] = RATIOS,
     seed: int = 0,
-) -> list[Row]:
+) -> Any:
     """Encode one gradient by each method, and by exact Top-k with at most as many bytes.
 
     Each method encodes one step from a fresh state, without error feedback. A spec without
@@ -55,20 +56,28 @@ def equal_bits(
         seed: whole number from which random methods derive their random numbers.
 
     Returns:
-        One row per method and setting, with the columns of
-        `gradstats.replaying.columns.EqualBitsRow`, sorted by over_topk, the smallest (best) first.
-        over_topk is the method's error divided by that of Top-k; it is NaN, and last, where Top-k
-        sends every element within the same bytes.
+        A pandas DataFrame with the columns of `gradstats.replaying.columns.EqualBitsRow`: one row
+        per method and setting, sorted by over_topk, the smallest (best) first. over_topk is the
+        method's error divided by that of Top-k; it is NaN, and last, where Top-k sends every
+        element within the same bytes.
 
     Raises:
         ValueError: an unknown method, a ratio outside (0, 1], or a memory such as "ef(topk)":
             error feedback needs several steps.
+
+    Example:
+        >>> import gradstats
+        >>> grad = torch.linspace(-1, 1, 1001) ** 3
+        >>> table = gradstats.equal_bits(grad, ["topk", "sign"], ratios=0.1)
+        >>> table["compressor"].tolist()
+        ['sign', 'topk(0.1)']
     """
     chosen = several(ratios)
     members = [each for spec in several(specs) for each in _settings(spec, chosen)]
     vectors = [member for member in members if "matrix" not in member.contract.needs]
     rows = [_row(member, grad, seed) for member in vectors]
-    return sorted(rows, key=lambda row: (math.isnan(row["over_topk"]), row["over_topk"]))
+    best = sorted(rows, key=lambda row: (math.isnan(row["over_topk"]), row["over_topk"]))
+    return frame(best, EqualBitsRow)
 
 
 def _settings(spec: str | Compressor, ratios: tuple[float, ...]) -> Iterator[Compressor]:

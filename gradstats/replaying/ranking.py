@@ -10,16 +10,54 @@ import numpy as np
 
 from gradstats import extras
 from gradstats.network import Network
-from gradstats.replaying.columns import Labels, Line, MethodRow, TimingRow
+from gradstats.replaying.columns import Labels, Line, MethodRow, ReplayRow, TimingRow
 from gradstats.replaying.folding import settled
+from gradstats.runs.given import given_table, of_one
 from gradstats.runs.tables import frame, names
 
 Table = Any
 METHOD = names(Labels)
+REPLAYED = [name for name in names(ReplayRow) if name not in ("sampling_fraction", "left_out")]
+REPLAYED.remove("whole")  # a column of the folder of results
 TAIL = 4  # methods with memory are judged on the last quarter of their steps
 TIMED = [name for name in names(TimingRow) if name != "encode_over_topk"]
 MOST_RANKED = 10
 FAR_BEHIND = 1.5  # times what Top-k holds back
+
+
+def methods(
+    replayed: Table, timings: Table | None = None, *, network: Network | None = None
+) -> Table:
+    """Reduce a replay to one row per method and setting, with what an exchange would cost.
+
+    Columns are medians over the steps. Methods that were replayed on consecutive steps are judged
+    on the last quarter of them, the others on all rows. `exchange_seconds` is encode + collective
+    + decode, the collective as the network models it.
+
+    Args:
+        replayed: the table of `gradstats.replay`, of one number of workers.
+        timings: the table of `gradstats.timings` for the same compressors; without it no time is
+            known, and those columns are NaN.
+        network: on which the exchange is projected; default: `Network()`, 8 workers on 10 Gbit/s.
+
+    Returns:
+        A pandas DataFrame with the columns of `gradstats.replaying.columns.MethodRow`.
+
+    Raises:
+        ValueError: a table is not of that verb, or the rows are of several numbers of workers.
+
+    Example:
+        >>> import gradstats
+        >>> replayed = gradstats.replay(gradstats.load_example(), ["topk", "bf16"], ratios=0.01)
+        >>> gradstats.methods(replayed)[["method", "steps", "status"]].to_dict("records")
+        [{'method': 'topk', 'steps': 2, 'status': 'ok'}, {'method': 'bf16', 'steps': 2, \
+'status': 'ok'}]
+    """
+    rows = given_table(replayed, REPLAYED, name="replayed", verb="replay")
+    times = frame([], TimingRow)
+    if timings is not None:
+        times = given_table(timings, names(TimingRow), name="timings", verb="timings")
+    return methods_table(of_one(rows, "workers", "replayed"), times, network or Network())
 
 
 def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
@@ -30,8 +68,8 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
     several rounds waits for its messages.
 
     Args:
-        replayed: rows of a replay.
-        timings: rows of `gradstats.replaying.run.timing_rows`.
+        replayed: the table of `gradstats.replay`, which may be empty.
+        timings: the table of `gradstats.timings`, which may be empty.
         network: that the exchange is projected on.
     """
     pandas = extras.load("pandas")

@@ -47,11 +47,12 @@ def compressor_figures(tables: Tables) -> Iterator[Drawing]:
             "exact Top-k with as many bytes. A method below the line is better than Top-k.",
             partial(plot.equal_bits, equal),
         )
-    if timings["encode_over_topk"].notna().any():
+    alone = timings[timings["feedback"] == "none"]
+    if alone["encode_over_topk"].notna().any():
         yield (
             "overhead",
             "Time to encode the whole gradient over that of torch.topk at the same ratio.",
-            partial(plot.overhead, timings[timings["feedback"] == "none"]),
+            partial(plot.overhead, alone),
         )
     memory = whole[
         (whole["feedback"] == "ef") & (whole["target_ratio"] == headline_ratio(methods))

@@ -30,7 +30,7 @@ def front_page(content: Row, tables: Mapping[str, Table], drawn: list[Section]) 
         title=f"gradstats report: {settings['run']}",
         facts=[(name, value) for name, value in content["facts"]["lines"]],
         advice=advice(ranked, network),
-        law=law_sentence(law_tables.best_law(fits), thresholds, min(settings["ratios"])),
+        law=law_sentence(law_tables.best_distribution(fits), thresholds, min(settings["ratios"])),
         ranking=ranked,
         ranking_note=(
             f"At ratio {ranking.headline_ratio(methods):g}, one threshold for the whole model, "

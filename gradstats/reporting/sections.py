@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from gradstats import plot
-from gradstats.families import FAMILIES, FitError
+from gradstats.families import FAMILIES, Family
 from gradstats.fitting import ranking as laws
 from gradstats.replaying.ranking import low_rank
 from gradstats.reporting.compressor_sections import (
@@ -23,18 +24,21 @@ Table = Any
 Tables = Mapping[str, Table]
 
 
-def sections(last: Summary | None, tables: Tables) -> list[Section]:
+def sections(
+    last: Summary | None, tables: Tables, families: Sequence[type[Family]] = FAMILIES
+) -> list[Section]:
     """Every section that the data allow; its figures are not drawn yet.
 
     Args:
         last: Summary of the last full row of the whole model.
         tables: by name, as the report keeps them.
+        families: distributions to draw beside the last row.
     """
     every = (
         Section("Compressors", list(compressor_figures(tables)), list(equal_bits_tables(tables))),
         Section(
             "Distributions over the elements of one step",
-            list(_law_figures(last, tables)),
+            list(_law_figures(last, tables, families)),
             list(_law_tables(tables)),
         ),
         Section("Over training", list(_training_figures(tables)), list(_reuse(tables))),
@@ -51,12 +55,14 @@ def sections(last: Summary | None, tables: Tables) -> list[Section]:
     return [section for section in every if section.figures or section.tables]
 
 
-def _law_figures(last: Summary | None, tables: Tables) -> Iterator[Drawing]:
+def _law_figures(
+    last: Summary | None, tables: Tables, families: Sequence[type[Family]]
+) -> Iterator[Drawing]:
     if last is not None and last.nonzero:
-        fitted = dict(_fitted(last))
+        fitted = dict(_fitted(last, families))
         yield (
             "density",
-            "Magnitudes of the last captured gradient against the fitted laws.",
+            "Magnitudes of the last captured gradient against the fitted distributions.",
             partial(plot.density, last, fitted),
         )
         yield (
@@ -86,7 +92,7 @@ def _law_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
         "shape kept and scale refitted; tail: median |ln((k̂+½)/(k+½))| over ratios; ranked by "
         "both. shape_se: standard error as if elements were independent; shape_spread: what rows "
         "differ by.",
-        laws.best_law(tables["fits"]),
+        laws.best_distribution(tables["fits"]),
     )
     yield (
         "The best family of each part, ranked in the same way.",
@@ -112,24 +118,22 @@ def _training_figures(tables: Tables) -> Iterator[Drawing]:
         yield (
             "winners",
             "The family that ranks first, by part and over training.",
-            partial(plot.winners, laws.winners(parts)),
+            partial(plot.winners, parts),
         )
-        best = laws.best_law(parts[parts["shape"].notna()])["family"].head(1)
-        rows = parts[parts["family"].isin(best)].drop_duplicates(["step", "group"])
-        if rows["shape"].notna().any():
+        if parts["shape"].notna().any():
+            best = laws.best_distribution(parts[parts["shape"].notna()])["family"].iloc[0]
             yield (
                 "heat-shape",
-                f"Shape of {best.iloc[0]}, the best family with one, by part and over training.",
-                partial(plot.heat, rows, "shape"),
+                f"Shape of {best}, the best family with one, by part and over training.",
+                partial(plot.heat, parts, "shape"),
             )
-        smallest = parts["target_ratio"].min()
-        rows = parts[(parts["family"] == "laplace") & (parts["target_ratio"] == smallest)]
-        if len(rows):
+        if (parts["family"] == "laplace").any():
             yield (
                 "heat-laplace",
-                f"What Laplace's threshold, that of SIDCo-E's first stage, keeps at ratio "
-                f"{smallest:g} over its target, in doublings: red keeps too many.",
-                partial(plot.heat, rows, "khat_over_k"),
+                "What Laplace's threshold, that of SIDCo-E's first stage, keeps at ratio "
+                f"{parts['target_ratio'].min():g} over its target, in doublings: red keeps too "
+                "many.",
+                partial(plot.heat, parts, family="laplace"),
             )
     if len(tables["reuse"]):
         yield (
@@ -240,7 +244,7 @@ def _compensated(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]
         "of Top-k at 0.01. Sums of many steps look more normal: fewer large elements stand out."
     )
     later = good[good["step"] >= good["step"].median()]
-    return figures, [(f"{note} Second half of the rows.", laws.best_law(later))]
+    return figures, [(f"{note} Second half of the rows.", laws.best_distribution(later))]
 
 
 def _over_steps(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]:
@@ -248,21 +252,16 @@ def _over_steps(tables: Tables) -> tuple[list[Drawing], list[tuple[str, Table]]]
     series = tables.get("series")
     if series is None or not len(series):
         return [], []
+    texts = {
+        "snr": "Signal-to-noise ratio |mean| / deviation of each tracked element over the steps.",
+        "tail_index": "McCulloch's stable index of each tracked element over the steps: 2 is "
+        "normal.",
+    }
     figures: list[Drawing] = [
-        (
-            "snr",
-            "Signal-to-noise ratio |mean| / deviation of each tracked element over the steps.",
-            partial(plot.over_steps, series, "snr"),
-        )
+        (value.replace("_", "-"), text, partial(plot.over_steps, series, value))
+        for value, text in texts.items()
+        if series[value].notna().any()
     ]
-    if series["tail_index"].notna().any():
-        figures.append(
-            (
-                "tail-index",
-                "McCulloch's stable index of each tracked element over the steps: 2 is normal.",
-                partial(plot.over_steps, series, "tail_index"),
-            )
-        )
     columns = ["zeros", "snr", "tail_index", "autocorrelation"]
     medians = series.groupby("module_type", sort=False)[columns].median()
     note = "Axis of sampling: steps. Medians over the tracked elements of each module type."
@@ -273,9 +272,7 @@ def _good(fits: Table) -> Table:
     return fits[fits["status"] == "ok"]
 
 
-def _fitted(summary: Summary) -> Iterator[tuple[str, Any]]:
-    for family in FAMILIES:
-        try:
+def _fitted(summary: Summary, families: Sequence[type[Family]]) -> Iterator[tuple[str, Family]]:
+    for family in families:
+        with suppress(Exception):  # its rows in the table `fits` say why
             yield family.name, family.fit(summary)
-        except FitError:
-            continue

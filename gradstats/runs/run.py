@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,9 @@ from gradstats.runs.reading import SHOWN, Reader, last_told
 from gradstats.settings import SettingError
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
+
+if TYPE_CHECKING:
+    from gradstats.compressors import Compressor
 
 Progress = Callable[[int, int], None]  # done, of how many
 KINDS = ("full", "track")  # of rows that are gradients
@@ -272,11 +275,56 @@ class Run:
         values = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
         return values.to(self.device)
 
-    def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
-        """Iterate over (step, flat gradient of the selected parameters) of the selected rows."""
+    def gradients(self, kind: str = "full", *, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Iterate over (step, flat gradient of the selected parameters) of the selected rows.
+
+        Args:
+            kind: kind of rows: "full" or "track".
+            first: number of rows to leave out at the beginning.
+        """
         self.check(kind)
-        for row in self.rows(kind):
+        for row in self.rows(kind)[first:]:
             yield self.gradient(row, kind)
+
+    def losses(self, kind: str = "full") -> dict[int, float]:
+        """Return the losses that were logged at capture by step; NaN where there was none."""
+        stream = self.stream(kind)
+        losses = stream.coordinates["loss"]
+        return {int(stream.steps[row]): float(losses[row]) for row in self.rows(kind)}
+
+    def compensated(
+        self, spec: str | Compressor, *, seed: int = 0
+    ) -> Iterator[tuple[int, Summary]]:
+        """Summarise the compensated gradient of each step: gradient + residual before compression.
+
+        It is the vector that a compressor with a memory encodes, of the selected parameters
+        together. The steps must be consecutive: those of the tracked rows if there are any, else
+        those of the full rows. `gradstats.fit(run, compensated=spec)` fits the same vectors.
+
+        Args:
+            spec: a compressor or its spec, such as "topk(0.01)" or "lowpass(topk(0.01))"; one
+                without a memory gets error feedback.
+            seed: whole number from which random methods derive their random numbers.
+
+        Yields:
+            (step, Summary), without steps that have a NaN or inf.
+
+        Raises:
+            ValueError: no such compressor, no consecutive steps, or a loss scale is not known.
+
+        Example:
+            >>> import gradstats
+            >>> run = gradstats.load_example()
+            >>> step, summary = next(run.compensated("topk(0.01)"))
+            >>> step, summary.n
+            (504, 1200)
+        """
+        from gradstats.compressors import compressor
+        from gradstats.runs.compensated import compensated_groups
+
+        chosen = compressor(spec) if isinstance(spec, str) else spec
+        for groups in compensated_groups(self, chosen, seed=seed):
+            yield groups[0].step, groups[0].summary
 
     def beside(self, workers: int) -> tuple[Run, ...]:
         """Return the same selection for several workers.
@@ -307,13 +355,16 @@ class Run:
             raise ValueError(f"gradients of several workers must be local ones, {fact}")
         return runs
 
-    def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
+    def together(
+        self, workers: int, kind: str = "full", *, first: int = 0
+    ) -> Iterator[tuple[int, list[Tensor]]]:
         """Iterate over the gradients of several workers at the steps that all of them have.
 
         Args:
             workers: number of workers, as `beside` takes it.
             kind: kind of rows: "full" (whole gradients) or "track" (the same random elements at
                 every step).
+            first: number of steps to leave out at the beginning.
 
         Yields:
             (step, gradients): one flat gradient per worker, `[n]`, in worker order.
@@ -330,10 +381,22 @@ class Run:
             not np.array_equal(other[dtype], ids[0][dtype]) for other in ids for dtype in other
         ):
             raise ValueError("workers must track the same elements, got different ones")
-        rows = [{int(run.stream(kind).steps[row]): row for row in run.rows(kind)} for run in runs]
-        for step in sorted(set(rows[0]).intersection(*rows[1:])):
+        rows = [run.rows_by_step(kind) for run in runs]
+        for step in sorted(set(rows[0]).intersection(*rows[1:]))[first:]:
             pairs = zip(runs, rows, strict=True)
             yield step, [run.gradient(of[step], kind)[1] for run, of in pairs]
+
+    def rows_by_step(self, kind: str = "full") -> dict[int, int]:
+        """Return the index of the selected row of each step."""
+        steps = self.stream(kind).steps
+        return {int(steps[row]): row for row in self.rows(kind)}
+
+    def steps_together(self, workers: int, kind: str = "full") -> int:
+        """Count the steps that `together` iterates over, or the selected rows of one worker."""
+        if workers == 1:
+            return len(self.rows(kind))
+        first, *others = (run.rows_by_step(kind) for run in self.beside(workers))
+        return len(set(first).intersection(*others))
 
     def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
         """Return (step, flat gradient of the selected parameters) of one row."""

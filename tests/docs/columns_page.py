@@ -24,11 +24,28 @@ same tables of groups (`--group-by`) end in `_by_part`, those of `--compensated`
 `replay` and `timings` gather the rows of all compressors that have been replayed; `methods` has
 those of the last command.
 """
+BY_MEMORY = """### The columns of the residual, by memory
+
+`error_compensated` = ‖v − ĝ‖/‖v‖ is the error of one step of the method inside the memory: v is
+the update that a lossless method would give (`Memory.compensated`), ĝ that of the replayed one.
+`residual_ratio` = ‖e‖/‖g‖ is what the memory keeps after the step. With several workers v, g and e
+are means over them. The table gives v and e, with g the gradient, e₋ the residual of the step
+before, and C(v) what is sent.
+
+| memory | v | e |
+|---|---|---|
+| none | g: `error_compensated` is `error` | none: `residual_ratio` is NaN |
+| `ef` | g + γ e₋ | v − C(v) |
+| `lowpass` | g + e₋ | (1 − β) e₋ + β (v − C(v)): less than the step loses |
+| `velocity` | e₋ + u, with u the momentum of g (Nesterov: e₋ + u + g) | v − C(v) |
+| `ef21` | g: the update is the receivers' estimate of g | none: `residual_ratio` is NaN |
+"""
 
 
 def page():
     sections = [section(name, row) for made in MADE for name, row in made.tables.items()]
-    return "\n".join([HEAD, *sections])
+    after_replay = 1 + [name for made in MADE for name in made.tables].index("replay")
+    return "\n".join([HEAD, *sections[:after_replay], BY_MEMORY, *sections[after_replay:]])
 
 
 def section(name, row):

@@ -6,7 +6,13 @@ import numpy as np
 import pandas
 import pytest
 
-from gradstats.fitting.ranking import best_by_group, best_law, reuse_table, scores, winners
+from gradstats.fitting.ranking import (
+    best_by_group,
+    best_distribution,
+    reuse_table,
+    scores,
+    winners,
+)
 
 RATIOS = (0.1, 0.01)
 
@@ -42,9 +48,9 @@ def test_a_law_is_scored_by_what_it_loses_and_by_what_it_keeps():
 def test_equals_are_ordered_by_transfer_and_the_best_of_both_wins():
     laws = table({"a": (4.5, 1.0), "b": (5.0, 2.0), "c": (4.0, 3.0)})
     assert winners(laws)["family"].tolist() == ["b"] * 3
-    assert best_law(laws)["family"].tolist() == ["b", "a", "c"]
+    assert best_distribution(laws)["family"].tolist() == ["b", "a", "c"]
     laws = table({"a": (4.5, 1.5), "b": (5.0, 1.1), "c": (4.0, 3.0)})
-    assert best_law(laws)["wins"].tolist() == [1.0, 0.0, 0.0]
+    assert best_distribution(laws)["wins"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_without_a_next_step_the_step_itself_counts():
@@ -55,12 +61,12 @@ def test_without_a_next_step_the_step_itself_counts():
 
 def test_a_law_that_ends_before_the_data_comes_last():
     laws = table({"a": (-math.inf, 1.0), "b": (5.0, 1.0), "c": (4.0, 1.0)})
-    assert best_law(laws)["family"].tolist()[0] == "b"
-    assert best_law(laws).set_index("family").loc["a", "transfer"] == math.inf
+    assert best_distribution(laws)["family"].tolist()[0] == "b"
+    assert best_distribution(laws).set_index("family").loc["a", "transfer"] == math.inf
 
 
 def test_what_steps_differ_by_stands_beside_the_standard_error():
-    line = best_law(table({"a": (5.0, 1.0)})).iloc[0]
+    line = best_distribution(table({"a": (5.0, 1.0)})).iloc[0]
     assert (line["shape"], line["shape_se"], line["shape_spread"]) == (2.0, 0.01, 1.0)
     assert (line[0.1], line[0.01]) == (1.0, 1.0)
 
@@ -68,12 +74,12 @@ def test_what_steps_differ_by_stands_beside_the_standard_error():
 def test_failures_have_no_rank_and_nothing_fitted_is_an_empty_table():
     laws = table({"a": (5.0, 1.0), "b": (6.0, 1.0)})
     laws.loc[laws["family"] == "b", "status"] = "cannot fit"
-    assert best_law(laws)["family"].tolist() == ["a"]
-    assert len(best_law(laws.assign(status="cannot fit"))) == 0
+    assert best_distribution(laws)["family"].tolist() == ["a"]
+    assert len(best_distribution(laws.assign(status="cannot fit"))) == 0
     assert len(best_by_group(laws.assign(status="cannot fit"))) == 0
 
 
-def test_each_group_has_its_best_law():
+def test_each_group_has_its_best_distribution():
     laws = table({"a": (5.0, 1.0), "b": (4.0, 2.0)})
     other = table({"a": (4.0, 2.0), "b": (5.0, 1.0)}).assign(group="other")
     best = best_by_group(pandas.concat([laws, other]))

@@ -11,7 +11,7 @@ fusing = within("compressors/rounds.py", EXCHANGE)
 memories = within("exchange/parameter_states.py", REBUILT)
 network = within("network.py", "tests/test_network.py", "tests/replaying/test_ranking.py")
 folding = within("replaying/folding.py", "tests/replaying/test_folding.py")
-compensated = within("compressors/wrappers/error_feedback.py", "tests/replaying/test_folding.py")
+compensated = within("compressors/wrappers/memory.py", "tests/replaying/test_folding.py")
 timing = within("replaying/timing.py", CLOCK, "tests/replaying/test_folding.py")
 workers = within("replaying/folding.py", "tests/replaying/test_workers.py")
 switching = within("lowrank/switching.py", "tests/lowrank/test_switching.py")
@@ -34,7 +34,7 @@ MUTANTS = (
     folding("known[-len(known) // 4 :]", "known[-len(known) // 2 :]"),
     folding("max(STEPS_TO_SETTLE, 1 / target_ratio)", "STEPS_TO_SETTLE"),
     folding("abs(trend) * len(last)", "trend * len(last)"),
-    compensated("compressor.gamma * state.residual + grad", "state.residual + grad"),
+    compensated("memory.before(grad, state)[0]", "grad"),
     workers("double().mean(0)", "double().sum(0)"),
     workers("nmse * _agreement(mean, grads)", "nmse"),
     workers("fp16=n > 1", "fp16=n > 9"),

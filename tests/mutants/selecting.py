@@ -34,6 +34,6 @@ MUTANTS = (
     ratios("max(1, round(ratio * numel))", "max(1, int(ratio * numel))"),
     ratios("min(numel, max(1, round", "min(numel, max(0, round"),
     metrics("lost = gg - 2 * gs + ss", "lost = gg - gs + ss"),
-    metrics("waiting = ss + 2 * _dot(s, e) + ee", "waiting = ss + ee"),
-    metrics("math.sqrt(ee / gg)", "math.sqrt(ee / ss)"),
+    metrics("s + missed if", "s if"),
+    metrics("others[0]) / gg", "others[0]) / ss"),
 )

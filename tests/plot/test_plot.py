@@ -37,8 +37,8 @@ def summary(sample):
 
 
 @pytest.fixture(scope="module")
-def laws(summary):
-    return {law.name: law.fit(summary) for law in (Laplace, DGamma, Normal)}
+def fitted(summary):
+    return {family.name: family.fit(summary) for family in (Laplace, DGamma, Normal)}
 
 
 def replayed(steps):
@@ -49,6 +49,9 @@ def replayed(steps):
             "compressor": f"{method}({ratio})",
             "target_ratio": ratio,
             "feedback": "ef",
+            "granularity": "model",
+            "workers": 1,
+            "status": "ok",
             "step": step,
             "khat_over_k": rng.lognormal(sigma=0.1),
             "residual_ratio": 1 + step / 100,
@@ -60,6 +63,11 @@ def replayed(steps):
 METHOD_LINES = pandas.DataFrame(
     {
         "method": method,
+        "compressor": f"{method}({ratio})",
+        "feedback": "none",
+        "granularity": "model",
+        "exchange_seconds": 0.1,
+        "status": "ok",
         "target_ratio": ratio,
         "bits": 64 * ratio,
         "error_compensated": 1 - ratio,
@@ -70,6 +78,7 @@ METHOD_LINES = pandas.DataFrame(
 EQUAL = pandas.DataFrame(
     {
         "method": method,
+        "compressor": f"{method}({bits})",
         "bits": bits,
         "over_topk": 0.5 + bits,
         "topk_error": 0.0 if bits == 9 else 0.3,
@@ -86,17 +95,35 @@ FITS = pandas.DataFrame(
         "scale": 1e-3 * (1 + step / 100),
         "target_ratio": ratio,
         "khat_over_k": 2 * ratio if family == "laplace" else 1 + step / 100,
+        "status": "ok",
     }
     for step, family, ratio in itertools.product(
         range(0, 700, 100), ("laplace", "dgamma"), (0.1, 0.01)
     )
 )
-BEST = pandas.DataFrame(
-    {"step": [0, 0, 1, 1], "group": ["b", "a"] * 2, "family": ["t", "t", "t", "normal"]}
+# the family that loses nothing wins: b: t, t; a: t, normal
+LOSSES = {("b", 0): 0.0, ("a", 0): 0.0, ("b", 1): 0.0, ("a", 1): 1.0}
+BY_PART = pandas.DataFrame(
+    {
+        "step": step,
+        "group": group,
+        "family": family,
+        "target_ratio": 0.1,
+        "khat_over_k": 1.0,
+        "shape": 1.0 + 2 * step + (group == "a"),
+        "scale": 1.0,
+        "n": 1_000,
+        "log_likelihood": -1.0,
+        "next_log_likelihood_rescaled": -loss if family == "t" else loss - 1.0,
+        "status": "ok",
+    }
+    for (group, step), loss in LOSSES.items()
+    for family in ("t", "normal")
 )
 REUSE = pandas.DataFrame(
     {
         "step": step,
+        "group": "model",
         "target_ratio": ratio,
         "threshold": ratio * (1 + step),
         "reusable_steps": step + 1,
@@ -107,6 +134,7 @@ REUSE = pandas.DataFrame(
 RANKS = pandas.DataFrame(
     {
         "step": step,
+        "parameter": f"w{rank}",
         "module_type": "Linear",
         "stable_rank": rank,
         "full": 10,
@@ -115,22 +143,29 @@ RANKS = pandas.DataFrame(
     for step, rank in itertools.product(range(3), (1.0, 2.0, 4.0, math.nan))
 )
 SERIES = pandas.DataFrame(
-    {"module_type": ["Linear"] * 5_000 + ["Conv2d"] * 5, "snr": [*range(5_000), *[1.0] * 5]}
+    {
+        "parameter": "w",
+        "element": range(5_005),
+        "module_type": ["Linear"] * 5_000 + ["Conv2d"] * 5,
+        "snr": [*range(5_000), *[1.0] * 5],
+        "tail_index": math.nan,
+        "autocorrelation": 0.1,
+    }
 )
 
 
 @pytest.fixture(scope="module")
-def drawings(summary, laws):
+def drawings(summary, fitted):
     rows = replayed(30)
     return {
-        "density": lambda **ax: plot.density(summary, laws, **ax),
-        "survival": lambda **ax: plot.survival(summary, laws, **ax),
-        "qq": lambda **ax: plot.qq(summary, laws, **ax),
+        "density": lambda **ax: plot.density(summary, fitted, **ax),
+        "survival": lambda **ax: plot.survival(summary, fitted, **ax),
+        "qq": lambda **ax: plot.qq(summary, fitted, **ax),
         "sorted_magnitudes": lambda **ax: plot.sorted_magnitudes(summary, **ax),
         "best_k": lambda **ax: plot.best_k(summary, **ax),
         "tail_error": lambda **ax: plot.tail_error(FITS, **ax),
-        "winners": lambda **ax: plot.winners(BEST, **ax),
-        "heat": lambda **ax: plot.heat(BEST.assign(shape=[1.0, 2.0, 3.0, 4.0]), "shape", **ax),
+        "winners": lambda **ax: plot.winners(BY_PART, **ax),
+        "heat": lambda **ax: plot.heat(BY_PART, "shape", family="t", **ax),
         "thresholds": lambda **ax: plot.thresholds(REUSE, **ax),
         "reusable": lambda **ax: plot.reusable(REUSE, **ax),
         "ranks": lambda **ax: plot.ranks(RANKS, **ax),
@@ -183,11 +218,11 @@ def test_every_figure_is_tested():
         assert getattr(plot, name).__doc__
 
 
-def test_densities_are_those_of_the_laws_and_of_the_magnitudes(summary, laws, sample):
-    ax = plot.density(summary, laws)
-    for name, law in laws.items():
+def test_densities_are_those_of_the_distributions_and_of_the_magnitudes(summary, fitted, sample):
+    ax = plot.density(summary, fitted)
+    for name, each in fitted.items():
         x, y = curve(ax, name)
-        np.testing.assert_allclose(y, 2 * law.scipy().pdf(x), rtol=1e-9)
+        np.testing.assert_allclose(y, 2 * each.scipy().pdf(x), rtol=1e-9)
     (stairs,) = ax.patches
     heights, edges, _ = stairs.get_data()
     counted, _ = np.histogram(np.abs(sample[sample != 0]), edges)
@@ -197,11 +232,11 @@ def test_densities_are_those_of_the_laws_and_of_the_magnitudes(summary, laws, sa
     assert (heights * np.diff(edges)).sum() == pytest.approx(1, abs=2e-4)
 
 
-def test_survival_curves_are_those_of_the_laws_and_of_the_magnitudes(summary, laws, sample):
-    ax = plot.survival(summary, laws)
-    for name, law in laws.items():
+def test_survival_curves_are_those_of_distributions_and_magnitudes(summary, fitted, sample):
+    ax = plot.survival(summary, fitted)
+    for name, each in fitted.items():
         x, y = curve(ax, name)
-        np.testing.assert_allclose(y, 2 * law.scipy().sf(x), rtol=1e-9)
+        np.testing.assert_allclose(y, 2 * each.scipy().sf(x), rtol=1e-9)
     magnitudes, shares = curve(ax, "captured")
     nonzero = np.abs(sample[sample != 0])
     counted = np.array([(nonzero > m).mean() for m in magnitudes])
@@ -233,15 +268,15 @@ def test_overhead_bars_and_error_curves_have_the_heights_of_the_table(drawings):
     assert {0.9, 0.99} <= set(np.round(drawn, 6))
 
 
-def test_quantiles_are_those_of_the_laws_and_of_the_data(summary, laws, sample):
-    ax = plot.qq(summary, laws)
+def test_quantiles_are_those_of_the_distributions_and_of_the_data(summary, fitted, sample):
+    ax = plot.qq(summary, fitted)
     nonzero = np.sort(np.abs(sample[sample != 0]))
-    for name, law in laws.items():
-        expected, found = curve(ax, name)
-        shares = 2 * law.scipy().sf(expected)
+    for name, each in fitted.items():
+        expected, observed = curve(ax, name)
+        shares = 2 * each.scipy().sf(expected)
         np.testing.assert_allclose(shares, np.geomspace(0.99, 2 / len(nonzero), 200), rtol=1e-6)
         places = np.clip(((1 - shares) * len(nonzero)).astype(int), 0, len(nonzero) - 1)
-        np.testing.assert_allclose(found[:-5], nonzero[places][:-5], rtol=0.05)
+        np.testing.assert_allclose(observed[:-5], nonzero[places][:-5], rtol=0.05)
 
 
 def test_sorted_magnitudes_and_the_best_k_error_are_those_of_the_sample(summary, sample):
@@ -284,14 +319,14 @@ def test_maps_have_a_line_a_group_in_the_order_of_the_table(drawings):
     assert codes.tolist() == [[0, 0], [0, 1]]  # b: t, t; a: t, normal
     values = drawings["heat"]().collections[0].get_array().reshape(2, 2)
     assert values.tolist() == [[1, 3], [2, 4]]
-    rows = BEST.assign(khat_over_k=[1.0, 2.0, 4.0, 0.0])
+    rows = BY_PART[BY_PART["family"] == "t"].assign(khat_over_k=[1.0, 2.0, 4.0, 0.0])
     doublings = plot.heat(rows, "khat_over_k").collections[0].get_array().reshape(2, 2)
     assert doublings.tolist() == [[0, 2], [1, -6]]
 
 
 def test_a_map_of_a_long_run_has_few_columns():
     steps = range(1_000)
-    rows = pandas.DataFrame({"step": steps, "group": "model", "shape": steps})
+    rows = pandas.concat([FITS[:1]] * 1_000).assign(step=steps, shape=[float(s) for s in steps])
     values = plot.heat(rows, "shape").collections[0].get_array().ravel()
     assert len(values) == 60
     assert (values[0], values[-1]) == (0, 999)

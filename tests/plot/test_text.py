@@ -28,9 +28,9 @@ NAMES = (
 def rows(name):
     return pandas.DataFrame(
         {
-            name: each,
             "step": step,
-            "family": each if name == "group" else "laplace",
+            "group": each if name == "group" else "model",
+            "family": each if name in ("group", "family") else "laplace",
             "target_ratio": 0.01,
             "shape": 1.0 + place,
             "scale": 2.0,
@@ -41,37 +41,56 @@ def rows(name):
             "topk_error": 0.4,
             "over_topk": 1.2,
             "encode_over_topk": 1.0,
+            "exchange_seconds": 1.0,
+            "compressor": f"topk({place})",
+            "granularity": "model",
+            "workers": 1,
+            "n": 1_000,
+            "log_likelihood": -1.0,
+            "next_log_likelihood_rescaled": -1.0,
+            "parameter": f"w{place}",
+            "element": place,
+            "tail_index": 2.0,
+            "autocorrelation": 0.0,
             "bits": 1.0 + place + step,
             "feedback": "ef",
             "status": "ok",
             "stable_rank": 2.0,
             "full": 10,
             "snr": 1.0 + step,
+            "method": "topk",
+            "module_type": "Linear",
+            name: each,
         }
         for place, each in enumerate(NAMES)
         for step in (0, 1)
     )
 
 
+def once(name):
+    """The rows of one step."""
+    return rows(name).query("step == 0")
+
+
 # a font with few letters; matplotlib warns of it unless numbers are mathematics
 CMR10 = {"font.family": ["cmr10"], "axes.formatter.use_mathtext": True}
 SAMPLE = summarize(np.random.default_rng(0).laplace(size=2000).astype("float32"))
-LAWS = {name: Laplace.fit(SAMPLE) for name in NAMES}
+FITTED = {name: Laplace.fit(SAMPLE) for name in NAMES}
 FIGURES = {
     "estimation": lambda: plot.estimation(rows("method")),
-    "error_against_bytes": lambda: plot.error_against_bytes(rows("method")),
-    "equal_bits": lambda: plot.equal_bits(rows("method")),
-    "overhead": lambda: plot.overhead(rows("method")),
+    "error_against_bytes": lambda: plot.error_against_bytes(once("method")),
+    "equal_bits": lambda: plot.equal_bits(once("method")),
+    "overhead": lambda: plot.overhead(once("method")),
     "residuals": lambda: plot.residuals(rows("method")),
-    "evolution": lambda: plot.evolution(rows("group").drop(columns="target_ratio")),
-    "tail_error": lambda: plot.tail_error(rows("group")),
+    "evolution": lambda: plot.evolution(rows("family")),
+    "tail_error": lambda: plot.tail_error(rows("family")),
     "winners": lambda: plot.winners(rows("group")),
-    "heat": lambda: plot.heat(rows("group"), "khat_over_k"),
+    "heat": lambda: plot.heat(rows("group").assign(family="laplace")),
     "ranks": lambda: plot.ranks(rows("module_type")),
-    "over_steps": lambda: plot.over_steps(rows("module_type")),
-    "density": lambda: plot.density(SAMPLE, LAWS),
-    "survival": lambda: plot.survival(SAMPLE, LAWS),
-    "qq": lambda: plot.qq(SAMPLE, LAWS),
+    "over_steps": lambda: plot.over_steps(once("module_type")),
+    "density": lambda: plot.density(SAMPLE, FITTED),
+    "survival": lambda: plot.survival(SAMPLE, FITTED),
+    "qq": lambda: plot.qq(SAMPLE, FITTED),
     "best_k": lambda: plot.best_k(SAMPLE),
     "sorted_magnitudes": lambda: plot.sorted_magnitudes(SAMPLE),
 }
@@ -108,7 +127,7 @@ def test_no_name_makes_a_figure_warn_and_every_name_is_in_it(name):
 def test_a_figure_is_saved_in_every_format_and_font_without_a_warning(font, tmp_path):
     with pyplot.rc_context({"font.family": font}), warnings.catch_warnings():
         warnings.simplefilter("error")
-        ax = plot.tail_error(rows("group"))
+        ax = plot.tail_error(rows("family"))
         for suffix in ("png", "pdf", "svg"):
             ax.figure.savefig(tmp_path / f"figure.{suffix}")
     pyplot.close("all")
@@ -118,8 +137,8 @@ def test_axes_that_were_there_before_get_the_letters_too():
     with pyplot.rc_context(CMR10), warnings.catch_warnings():
         warnings.simplefilter("error")
         for draw in (
-            lambda ax: plot.heat(rows("group"), "khat_over_k", ax),
-            lambda ax: plot.tail_error(rows("group"), ax=ax),
+            lambda ax: plot.heat(rows("group").assign(family="laplace"), "khat_over_k", ax),
+            lambda ax: plot.tail_error(rows("family"), ax=ax),
         ):
             draw(pyplot.subplots(layout="constrained")[1]).figure.canvas.draw()
     pyplot.close("all")

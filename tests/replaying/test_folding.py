@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradstats.compressors import ErrorFeedback, Part, PerParameter, Rng, compressor
-from gradstats.compressors.wrappers.error_feedback import compensated
+from gradstats.compressors.wrappers.memory import encoded
 from gradstats.replaying import timing
 from gradstats.replaying.columns import Measured
 from gradstats.replaying.folding import replay_rows, settled
@@ -240,7 +240,7 @@ def test_every_element_has_its_turn_before_anything_is_settled(steps, is_settled
 def test_what_a_compressor_with_feedback_sees_is_the_loop_by_hand(gamma):
     grads, residual = gradients(), torch.zeros(N)
     member = compressor(f"ef(topk(0.05), gamma={gamma})")
-    for (step, seen), (at, grad) in zip(compensated(grads, member), grads, strict=True):
+    for (step, seen), (at, grad) in zip(encoded(grads, member), grads, strict=True):
         waiting = gamma * residual + grad
         assert step == at
         torch.testing.assert_close(seen, waiting, rtol=1e-6, atol=1e-6)

@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 import gradstats
-from gradstats.fitting.ranking import best_law
+from gradstats.fitting.ranking import best_distribution
 from gradstats.network import Network
 from gradstats.replaying import ranking as tables
 from gradstats.replaying.ranking import break_even, methods_table, ranking, timing_table
@@ -165,7 +165,7 @@ def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
 def test_the_sentence_on_laws_names_the_nearest_and_the_runner_up(small_run):
     run = gradstats.open(small_run)
     fits = gradstats.fit(run, ratios=[0.1])
-    laws = best_law(fits)
+    laws = best_distribution(fits)
     thresholds = pandas.DataFrame(
         {"variant": "e", "stages": stages, "target_ratio": 0.1, "khat_over_k": khat}
         for stages, khat in ((1, 3.0), (1, 5.0), (3, 1.0))

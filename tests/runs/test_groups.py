@@ -11,7 +11,7 @@ import torch
 
 import gradstats
 from gradstats.compressors import compressor
-from gradstats.fitting.compensated import compensated_groups
+from gradstats.runs.compensated import compensated_groups
 from gradstats.runs.groups import group_of, groups
 from gradstats.runs.tasks import AHEAD, in_order, workers
 from gradstats.summary import summarize

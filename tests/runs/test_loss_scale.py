@@ -10,12 +10,12 @@ from torch import nn
 import gradstats
 from gradstats.families import Laplace
 from gradstats.fitting.bootstrap import bootstrap_p_value
-from gradstats.fitting.compensated import compensated_groups
 from gradstats.fitting.run import fit_tables
 from gradstats.fitting.settings import FitSettings
 from gradstats.recording import capture, every
 from gradstats.replaying.factorised import factorised_rows
 from gradstats.replaying.run import last_finite
+from gradstats.runs.compensated import compensated_groups
 from gradstats.runs.copying import copy
 from gradstats.runs.groups import groups
 from gradstats.runs.health import findings

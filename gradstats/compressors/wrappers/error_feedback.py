@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,7 +14,6 @@ from gradstats.compressors.states import own_share
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.kernels.ranges import summed
 from gradstats.payloads.base import Payload
-from gradstats.rng import Rng
 
 
 @dataclass(eq=False)
@@ -94,24 +93,3 @@ def resharded_residual(
     """Return one worker's residual after the number of workers has changed, see `own_share`."""
     inner = memory.compressor.resharded([state.inner for state in states], worker, workers)
     return Residual(own_share([state.residual for state in states], worker, workers), inner)
-
-
-def compensated(
-    grads: Iterable[tuple[int, Tensor]], compressor: ErrorFeedback, *, seed: int = 0
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield what a compressor with error feedback encodes: (step, gradient + residual).
-
-    Steps with a NaN or inf are skipped, as in a replay.
-
-    Args:
-        grads: (step, flat gradient) in the order of training.
-        compressor: error feedback around a compressor.
-        seed: seed of its random numbers.
-    """
-    state = None
-    for step, grad in grads:
-        if not grad.isfinite().all():
-            continue
-        state = compressor.init(grad) if state is None else state
-        yield step, compressor.gamma * state.residual + grad
-        _, state = compressor.encode(grad, state, Rng(seed, step))

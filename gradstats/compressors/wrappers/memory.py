@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,21 @@ class Memory(Compressor):
         """Return what the optimizer gets, from the mean of what was sent and the last state."""
         return update
 
+    def compensated(self, grad: Tensor, state: State) -> Tensor:
+        r"""Return the compensated gradient v: the update that a lossless compressor would give.
+
+        .. math:: v_t = \text{received}(\text{before}(g_t, s_t))
+
+        It is gradient + residual as the memory holds it back: :math:`g_t + \gamma e_t` of `ef`,
+        :math:`g_t + e_t` of `lowpass`, the accumulated velocity of `velocity`. `ef21` holds
+        nothing back: receivers add what it sends to their estimates, so that v is the gradient.
+
+        Args:
+            grad: g, this step's gradient, in its shape.
+            state: s, from `init` or from the step before; it stays as it is.
+        """
+        return self.received(self.before(grad.detach(), state)[0], state)
+
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode what `before` returns; the buffers of the state are reused."""
         corrected, state = self.before(grad.detach(), state, reuse=True)
@@ -124,3 +140,32 @@ class Memory(Compressor):
     def target_count(self, numel: int) -> int:
         """Target count of the compressor inside, whose parts may have their own targets."""
         return self.compressor.target_count(numel)
+
+
+def encoded(
+    grads: Iterable[tuple[int, Tensor]],
+    memory: Memory,
+    *,
+    seed: int = 0,
+    losses: Mapping[int, float] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield what the compressor inside a memory encodes: (step, gradient + residual).
+
+    Of `ef21` it is the gradient minus the receivers' estimate of it. Steps with a NaN or inf are
+    skipped, as in a replay, and steps without a loss if the compressor needs one.
+
+    Args:
+        grads: (step, flat gradient) in the order of training.
+        memory: with a compressor inside.
+        seed: seed of its random numbers.
+        losses: loss by step, for compressors that need one.
+    """
+    state, observes = None, "loss" in memory.contract.needs
+    for step, grad in grads:
+        loss = (losses or {}).get(step, math.nan)
+        if not grad.isfinite().all() or (observes and math.isnan(loss)):
+            continue
+        state = memory.init(grad) if state is None else state
+        state = memory.observe(state, loss) if observes else state
+        yield step, memory.before(grad, state)[0]
+        _, state = memory.encode(grad, state, Rng(seed, step))
