@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from itertools import combinations
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gradstats.families import Family
 from gradstats.fitting.columns import PairRow
 from gradstats.fitting.settings import PairSettings
 from gradstats.fitting.vuong import NESTED, Blocks, Comparison, compare
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
 from gradstats.runs.groups import check_by, group_of, joined_summaries
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, Row, frame
@@ -46,9 +47,9 @@ def compare_distributions(
     of sums over contiguous blocks, so that z does not grow because neighbours are alike.
 
     Args:
-        data: an open run, of which rows evenly spaced over the selected ones are read; a gradient
-            in any form that `gradstats.summarize` takes; or a Summary, which has no order of
-            elements: mean log ratios and `z_independent` only.
+        data: an open run or its path, of which evenly spaced rows are read; a gradient in any form
+            that `gradstats.summarize` takes; or a Summary, which has no order of elements: mean
+            log ratios and `z_independent` only.
         executor: any `concurrent.futures.Executor`; default: the calling process.
         progress: called with (rows done, rows in all).
         **settings: fields of `gradstats.fitting.settings.PairSettings`: families (names or
@@ -75,8 +76,8 @@ def compare_distributions(
         ('laplace', 0.07)
     """
     chosen = from_keywords(PairSettings, settings, verb="compare_distributions")
-    if isinstance(data, Run):
-        return frame(_run_rows(data, chosen, executor, progress), PairRow)
+    if isinstance(data, Run | str | PathLike):
+        return frame(_run_rows(opened(data), chosen, executor, progress), PairRow)
     blocks = Blocks(data) if isinstance(data, Summary) else _cut(_flat(data), chosen.blocks)
     return frame(pair_rows(blocks, chosen), PairRow)
 
@@ -205,6 +206,26 @@ def _groups(run: Run, settings: PairSettings, kind: str, row: int) -> Iterator[t
             parts.setdefault(group, []).append(part)
     for group, tensors in parts.items():
         yield group, _cut(torch.cat(tensors), settings.blocks)
+
+
+def pair_table(pairs: Any) -> Any:
+    """Medians over steps of each group and pair, and how often each family was better.
+
+    Args:
+        pairs: the table of `compare_distributions`.
+
+    Returns:
+        A pandas DataFrame, one row per group and pair: medians of mean_log_ratio, z, p and
+        inflation, and the shares of steps at which the first and the second family were better.
+    """
+    good = pairs[pairs["status"] == "ok"]
+    good = good.assign(
+        first_better=good["better"] == good["first"],
+        second_better=good["better"] == good["second"],
+    )
+    by_pair = good.groupby(["group", "first", "second"], sort=False)
+    medians = by_pair[["mean_log_ratio", "z", "p", "inflation"]].median()
+    return medians.join(by_pair[["first_better", "second_better"]].mean()).reset_index()
 
 
 def _make_pairs(results: Results, settings: PairSettings, key: Row) -> None:

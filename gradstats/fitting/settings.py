@@ -108,6 +108,11 @@ class PairSettings:
         check_fields(self)
         _check_kind_and_method(self)
 
+    @classmethod
+    def of(cls, settings: FitSettings) -> PairSettings:
+        """The comparison of the families of a fit, on the same groups and rows."""
+        return cls(settings.by, settings.families, settings.method, kind=settings.kind)
+
 
 def _check_kind_and_method(settings: FitSettings | PairSettings) -> None:
     if settings.kind not in (None, *KINDS, "summary"):
