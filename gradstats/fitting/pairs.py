@@ -121,8 +121,8 @@ def pair_rows(
     for names in combinations(laws, 2):
         pair: Row = dict(zip(("first", "second"), names, strict=True))
         failed = [law for name in names if isinstance(law := laws[name], str)]
-        told = {"status": failed[0]} if failed else _compared(laws, names, blocks, settings)
-        yield vars(PairRow(**common, **pair, **told))
+        scored = {"status": failed[0]} if failed else _compared(laws, names, blocks, settings)
+        yield vars(PairRow(**common, **pair, **scored))
 
 
 def _compared(
@@ -148,7 +148,7 @@ def _compared(
 
 
 def _test(result: Comparison, names: Sequence[str], in_blocks: bool) -> tuple[str, str]:
-    """The test behind a p-value, and why there is none or nothing can be told."""
+    """The test behind a p-value, and why there is none or nothing can be scored."""
     if not np.isfinite(result.mean_log_ratio):
         both = np.isnan(result.mean_log_ratio)
         ending = " and ".join(names) if both else names[0 if result.better == 2 else 1]
