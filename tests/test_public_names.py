@@ -21,7 +21,10 @@ NAMES = {
     "gradstats.exchange": "DisagreementError drive fused simulate",
     "gradstats.families": """DGamma DGenPareto DWeibull FAMILIES Family FitError GenNorm Laplace
         LogNorm Normal T family""",
-    "gradstats.integrations": "LightningCallback TransformersCallback",
+    "gradstats.integrations": (
+        "CompressionCallback LightningCallback LightningCompression TransformersCallback"
+        " TransformersCompression compress"
+    ),
     "gradstats.kernels": "FORMS Tally compact count count_segments largest use",
     "gradstats.lowrank": """Change Factorization LowRankAttention LowRankConv1d LowRankConv2d
         LowRankGRU LowRankLSTM LowRankLinear RankTracker VanillaWarmUp balanced factorize

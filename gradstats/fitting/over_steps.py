@@ -18,6 +18,7 @@ from gradstats.fitting.effective_rank import effective_rank
 from gradstats.fitting.series import series_columns
 from gradstats.lowrank.rules import blocks_of
 from gradstats.runs import Run, opened
+from gradstats.runs.parts import Collect, at_once
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, frame
 from gradstats.runs.tasks import in_order
@@ -33,6 +34,7 @@ def series(
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    collect: Collect = at_once,
 ) -> Any:
     """Every tracked element over the selected steps: the axis "steps".
 
@@ -42,6 +44,7 @@ def series(
         run: selects parameters and steps, or its path; its tracked rows are read.
         executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
         progress: called with (blocks done, blocks).
+        collect: makes the columns of each block, but for those that are kept.
 
     Returns:
         A pandas DataFrame with the columns of `gradstats.fitting.columns.SeriesRow`: one row per
@@ -64,11 +67,15 @@ def series(
         remedy = reader.emptiness if reader.untracked else "capture with track="
         raise ValueError(f"axis steps must have two tracked rows, got {len(rows)}: {remedy}")
     blocks = list(_blocks(run, len(rows)))
-    tables = []
-    for done, block_rows in enumerate(in_order(partial(_block, run, rows), blocks, executor), 1):
-        tables += [pandas.DataFrame(columns) for columns in block_rows]
-        if progress:
-            progress(done, len(blocks))
+
+    def columns_of(first: int) -> Iterator[list[Row]]:
+        made = in_order(partial(_block, run, rows), blocks[first:], executor)
+        for done, columns in enumerate(made, first + 1):
+            yield columns
+            if progress:
+                progress(done, len(blocks))
+
+    tables = [pandas.DataFrame(columns) for each in collect(columns_of) for columns in each]
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -107,6 +114,7 @@ def ranks(
     most_rows: int = 32,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    collect: Collect = at_once,
 ) -> Any:
     """Compute the effective ranks of every matrix-shaped parameter at steps of the training.
 
@@ -120,6 +128,8 @@ def ranks(
         executor: any `concurrent.futures.Executor`, whose tasks open the store themselves;
             default: the calling process.
         progress: function that is called with (rows done, rows in all).
+        collect: function that makes the table's rows of each captured row, but for those that are
+            kept.
 
     Returns:
         A pandas DataFrame with the columns of `gradstats.fitting.columns.RankRow`: one row per
@@ -137,15 +147,16 @@ def ranks(
     run = opened(run)
     rows = run.rows("full")
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
-    chosen = [rows[place] for place in places]
-    lines: list[Row] = []
-    for done, step_rows in enumerate(
-        in_order(partial(_ranks, run, quantity), chosen if rows else [], executor), 1
-    ):
-        lines += step_rows
-        if progress:
-            progress(done, len(chosen))
-    return frame(lines, RankRow)
+    chosen = [rows[place] for place in places] if rows else []
+
+    def ranks(first: int) -> Iterator[list[Row]]:
+        made = in_order(partial(_ranks, run, quantity), chosen[first:], executor)
+        for done, step_rows in enumerate(made, first + 1):
+            yield step_rows
+            if progress:
+                progress(done, len(chosen))
+
+    return frame([line for step_rows in collect(ranks) for line in step_rows], RankRow)
 
 
 def _of_gates(whole: Tensor, part: Parameter) -> Iterator[Row]:
@@ -198,14 +209,22 @@ def _make_ranks(results: Results, settings: RankSettings, key: Row, *, name: str
         most_rows=settings.most_rows,
         executor=results.executor,
         progress=results.stage(name.replace("_", " ")),
+        collect=results.collect(name, key),
     )
     results.keep(name, table, key)
+    results.remove_parts(name)
 
 
 def _make_series(results: Results, settings: object, key: Row) -> None:
     advance = results.stage("over steps")
-    table = series(results.opened, executor=results.executor, progress=advance)
+    table = series(
+        results.opened,
+        executor=results.executor,
+        progress=advance,
+        collect=results.collect("series", key),
+    )
     results.keep("series", table, key)
+    results.remove_parts("series")
 
 
 RANK_KEY = ("quantity", "most_rows")

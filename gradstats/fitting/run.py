@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.fitting.bootstrap import corrected
@@ -23,7 +23,7 @@ from gradstats.fitting.rows import (
     structure_row,
     threshold_rows,
 )
-from gradstats.fitting.settings import FitSettings
+from gradstats.fitting.settings import FitKeywords, FitSettings
 from gradstats.fitting.threshold_reuse import Reuse, tried_on
 from gradstats.runs import Run, opened
 from gradstats.runs.groups import Group
@@ -170,14 +170,14 @@ def rows_to_fit(run: Run, settings: FitSettings) -> int:
     return len(run.rows(kind))
 
 
-@lists_settings(FitSettings)
+@lists_settings(FitSettings, FitKeywords)
 def fit(
     run: Run | str | PathLike[str],
     *,
     axis: str = ELEMENTS,
     executor: Executor | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[FitKeywords],
 ) -> Any:
     """Fit families of distributions to the captured gradients of a run.
 

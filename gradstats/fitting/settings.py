@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from gradstats.ratios import RATIOS, ratios
 from gradstats.settings import (
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 
 METHODS = ("mle", "moments")
 KINDS = ("full", "track")
+
+
+class FitKeywords(TypedDict, total=False):
+    """Keywords of `gradstats.fit` with the types that it accepts, for type checkers."""
+
+    by: str
+    families: str | type[Family] | Iterable[str | type[Family]] | None
+    ratios: float | str | Iterable[float | str]
+    method: str
+    bootstrap: int
+    compensated: str | Compressor | None
+    kind: str | None
+    stride: int
+    seed: int
 
 
 @dataclass(frozen=True)

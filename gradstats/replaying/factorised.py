@@ -20,6 +20,7 @@ from torch import Tensor
 from gradstats.lowrank.tables import Replaced, replaced_in
 from gradstats.replaying.columns import FactorisedRow
 from gradstats.runs.opening import opened
+from gradstats.runs.parts import Collect, at_once
 from gradstats.runs.run import Progress, Run
 from gradstats.runs.tables import frame
 from gradstats.settings import SettingError
@@ -86,6 +87,7 @@ def factorised_rows(
     share: Share | None = None,
     most_rows: int = 8,
     progress: Progress | None = None,
+    collect: Collect = at_once,
 ) -> Any:
     r"""What low rank would send of a run's model, and what its gradients would lose.
 
@@ -115,6 +117,7 @@ def factorised_rows(
         share: of full rank in the training, for amortised_nbytes; default none.
         most_rows: at most that many rows, evenly spaced.
         progress: called with (rows done, rows).
+        collect: makes the rows of each captured row, but for those that are kept.
 
     Returns:
         A pandas DataFrame with the columns of `gradstats.replaying.columns.FactorisedRow`: encode
@@ -141,13 +144,16 @@ def factorised_rows(
     full = sum(part.numel for part in run.parts("full"))
     sizes = _sizes(full, full - sum(layer.saved for layer in replaced), share)
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
-    lines: list[FactorisedRow] = []
-    for done, place in enumerate(places, 1):
-        lines += _measured(run, rows[place], matrices, sizes, rank_ratio)
-        if progress:
-            progress(done, len(places))
-    lines += [_native(native, full, share)] if native else []
-    return frame(map(vars, lines), FactorisedRow)
+
+    def measured(first: int) -> Iterator[list[Row]]:
+        for done, place in enumerate(places[first:], first + 1):
+            yield [vars(row) for row in _measured(run, rows[place], matrices, sizes, rank_ratio)]
+            if progress:
+                progress(done, len(places))
+
+    lines = [line for of_step in collect(measured) for line in of_step]
+    lines += [vars(_native(native, full, share))] if native else []
+    return frame(lines, FactorisedRow)
 
 
 def _sizes(full: float, low: float, share: Share) -> Row:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from gradstats.ratios import RATIOS, ratios
 from gradstats.settings import SettingError, at_least_one, check_fields, setting, several
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
 
 GRANULARITIES = ("model", "parameter")
 FEEDBACKS = ("none", "ef")
+
+
+class ReplayKeywords(TypedDict, total=False):
+    """Keywords of `gradstats.replay` with the types that it accepts, for type checkers."""
+
+    ratios: float | str | Iterable[float | str]
+    feedback: str | Iterable[str]
+    granularity: str | Iterable[str]
+    workers: int
+    seed: int
 
 
 @dataclass(frozen=True)

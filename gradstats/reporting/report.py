@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.compressors import compressor
@@ -16,6 +16,7 @@ from gradstats.fitting.over_steps import RANKS, SERIES, WEIGHT_RANKS, RankSettin
 from gradstats.fitting.resumable import fits
 from gradstats.fitting.settings import FitSettings
 from gradstats.ratios import DenseRule
+from gradstats.replaying.batches import Replaying, asked
 from gradstats.replaying.planning import Job
 from gradstats.replaying.resumable import (
     EQUAL_BITS,
@@ -26,8 +27,6 @@ from gradstats.replaying.resumable import (
     EqualBitsSettings,
     FactorisedSettings,
     MethodSettings,
-    Replaying,
-    asked,
     nothing_replayed,
     timings_of,
 )
@@ -37,7 +36,7 @@ from gradstats.reporting.facts import facts, keep_last, read_last
 from gradstats.reporting.front_page import front_page
 from gradstats.reporting.page import Section, render
 from gradstats.reporting.sections import sections
-from gradstats.reporting.settings import ReportSettings
+from gradstats.reporting.settings import ReportKeywords, ReportSettings
 from gradstats.runs.opening import opened
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run
@@ -52,13 +51,13 @@ COMPENSATED = "topk(0.01)"
 CONTENT = "report.json"  # what the page needs beside the tables
 
 
-@lists_settings(ReportSettings)
+@lists_settings(ReportSettings, ReportKeywords)
 def report(
     run: Run | str | PathLike[str],
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[ReportKeywords],
 ) -> Path:
     """Fit, time and replay what is missing, then write the report.
 

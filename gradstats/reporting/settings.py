@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from gradstats.fitting.settings import chosen_families
 from gradstats.network import Network, check_network
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from gradstats.compressors import Compressor
     from gradstats.families import Family
     from gradstats.runs import Run
+
+
+class ReportKeywords(TypedDict, total=False):
+    """Keywords of `gradstats.report` with the types that it accepts, for type checkers."""
+
+    budget: float | str
+    by: str
+    ratios: float | str | Iterable[float | str]
+    compressors: str | Compressor | Iterable[str | Compressor] | None
+    network: Network | None
+    factorised: Run | str | PathLike[str] | None
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,13 @@ def of_one(table: Table, column: str, name: str) -> Table:
 
 
 def one_row_per(table: Table, keys: Sequence[str], name: str) -> Table:
-    """Return the table if no two of its rows agree in all keys.
+    """Return the rows once each, of a table in which no two others agree in all keys.
 
     Raises:
         ValueError: two do, as where tables of several workers or runs were joined.
     """
     known = [key for key in keys if key in table]
+    table = table.drop_duplicates()  # what was asked for twice has the same rows twice
     again = table[table.duplicated(known)]
     if len(again):
         first = ", ".join(f"{key} {_written(again[key].iloc[0])}" for key in known)

@@ -275,10 +275,15 @@ class Run:
         values = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
         return values.to(self.device)
 
-    def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
-        """Iterate over (step, flat gradient of the selected parameters) of the selected rows."""
+    def gradients(self, kind: str = "full", *, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Iterate over (step, flat gradient of the selected parameters) of the selected rows.
+
+        Args:
+            kind: kind of rows: "full" or "track".
+            first: number of rows to leave out at the beginning.
+        """
         self.check(kind)
-        for row in self.rows(kind):
+        for row in self.rows(kind)[first:]:
             yield self.gradient(row, kind)
 
     def losses(self, kind: str = "full") -> dict[int, float]:
@@ -350,13 +355,16 @@ class Run:
             raise ValueError(f"gradients of several workers must be local ones, {fact}")
         return runs
 
-    def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
+    def together(
+        self, workers: int, kind: str = "full", *, first: int = 0
+    ) -> Iterator[tuple[int, list[Tensor]]]:
         """Iterate over the gradients of several workers at the steps that all of them have.
 
         Args:
             workers: number of workers, as `beside` takes it.
             kind: kind of rows: "full" (whole gradients) or "track" (the same random elements at
                 every step).
+            first: number of steps to leave out at the beginning.
 
         Yields:
             (step, gradients): one flat gradient per worker, `[n]`, in worker order.
@@ -373,10 +381,22 @@ class Run:
             not np.array_equal(other[dtype], ids[0][dtype]) for other in ids for dtype in other
         ):
             raise ValueError("workers must track the same elements, got different ones")
-        rows = [{int(run.stream(kind).steps[row]): row for row in run.rows(kind)} for run in runs]
-        for step in sorted(set(rows[0]).intersection(*rows[1:])):
+        rows = [run.rows_by_step(kind) for run in runs]
+        for step in sorted(set(rows[0]).intersection(*rows[1:]))[first:]:
             pairs = zip(runs, rows, strict=True)
             yield step, [run.gradient(of[step], kind)[1] for run, of in pairs]
+
+    def rows_by_step(self, kind: str = "full") -> dict[int, int]:
+        """Return the index of the selected row of each step."""
+        steps = self.stream(kind).steps
+        return {int(steps[row]): row for row in self.rows(kind)}
+
+    def steps_together(self, workers: int, kind: str = "full") -> int:
+        """Count the steps that `together` iterates over, or the selected rows of one worker."""
+        if workers == 1:
+            return len(self.rows(kind))
+        first, *others = (run.rows_by_step(kind) for run in self.beside(workers))
+        return len(set(first).intersection(*others))
 
     def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
         """Return (step, flat gradient of the selected parameters) of one row."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, is_typeddict
 
 from gradstats.settings.errors import nearest
 
@@ -19,7 +19,7 @@ C = TypeVar("C")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def from_keywords(kind: type[Settings], given: dict[str, Any], *, verb: str) -> Settings:
+def from_keywords(kind: type[Settings], given: Mapping[str, Any], *, verb: str) -> Settings:
     """Settings from the keywords of a public function.
 
     Args:
@@ -69,12 +69,18 @@ def takes_settings(
     return decorate
 
 
-def lists_settings(kind: Callable[..., Any]) -> Callable[[Function], Function]:
+def lists_settings(kind: Callable[..., Any], types: Any = None) -> Callable[[Function], Function]:
     """Let `help` and `inspect.signature` show the fields of `kind` in place of `**settings`.
 
+    Type checkers do not see that: for them the function declares `**settings: Unpack[types]`.
+
     Args:
-        kind: The settings dataclass, of which the function makes one by `from_keywords`.
+        kind: The settings dataclass, of which the function makes one by `from_keywords`; or a
+            TypedDict, whose keywords are all None by default.
+        types: The TypedDict with the types that the function accepts; default: the types of the
+            fields, which are those of the values after they were read.
     """
+    accepted = {name: _written(each) for name, each in _annotations(types or kind).items()}
 
     def decorate(function: Function) -> Function:
         own = inspect.signature(function)
@@ -83,11 +89,27 @@ def lists_settings(kind: Callable[..., Any]) -> Callable[[Function], Function]:
         known = {each.name for each in first}
         keyword = inspect.Parameter.KEYWORD_ONLY
         keywords = [
-            each.replace(kind=keyword)
-            for each in inspect.signature(kind).parameters.values()
+            each.replace(kind=keyword, annotation=accepted.get(each.name, each.annotation))
+            for each in _parameters(kind)
             if each.name not in known
         ]
         vars(function)["__signature__"] = own.replace(parameters=[*first, *keywords])
         return function
 
     return decorate
+
+
+def _parameters(kind: Any) -> list[inspect.Parameter]:
+    if not is_typeddict(kind):
+        return list(inspect.signature(kind).parameters.values())
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(name, keyword, default=None) for name in _annotations(kind)]
+
+
+def _annotations(kind: Any) -> dict[str, Any]:
+    return dict(getattr(kind, "__annotations__", {})) if isinstance(kind, type) else {}
+
+
+def _written(annotation: Any) -> Any:
+    """An annotation as it stands in the source."""
+    return getattr(annotation, "__forward_arg__", annotation)

@@ -43,8 +43,7 @@ def seconds(name: str, value: Any) -> float:
         >>> seconds("budget", "1.5min"), seconds("budget", 20)
         (90.0, 20.0)
     """
-    number_given = isinstance(value, Real) and type(value) is not bool
-    if number_given and 0 <= float(value) < math.inf:
+    if not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) < math.inf:
         return float(value)
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", str(value).strip().lower())
     if isinstance(value, str) and match:

@@ -52,7 +52,7 @@ def section(name):
     about = text_of(name).partition("\n\nArgs:")[0]
     return (
         f"## `{name}`\n\n{about}\n\n```python\n{example_of(name)}```\n\n"
-        f"![{about.splitlines()[0].rstrip('.')}](plots/{name}.png)\n"
+        f"![The figure of this example](plots/{name}.png)\n"
     )
 
 

@@ -1,6 +1,5 @@
 """Fitting a run: rows of every step and group, in a table or in a folder that goes on."""
 
-import json
 import math
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
@@ -161,8 +160,6 @@ def test_an_interrupted_fit_goes_on_where_it_was(small_run, tmp_path, monkeypatc
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done_at_once = fit_into(run, settings, whole)
     interrupted(run, settings, parts, rows=17)
-    done = json.loads((parts / "parts" / "fits_by_part" / "state.json").read_text())["rows"]
-    assert 0 < done <= 17
     firsts = []
     monkeypatch.setattr(
         fit_folder,
@@ -170,12 +167,9 @@ def test_an_interrupted_fit_goes_on_where_it_was(small_run, tmp_path, monkeypatc
         lambda *args, **kwargs: firsts.append(kwargs["first"]) or fit_steps(*args, **kwargs),
     )
     gone_on = fit_into(run, settings, parts)
-    assert firsts == [done]
+    assert firsts == [17]
     for name in TABLES:
         one, other = (fitted.table(name) for fitted in (done_at_once, gone_on))
-        order = ["step", "group", "target_ratio"] if name == "reuse" else None
-        if order:
-            one, other = (t.sort_values(order, ignore_index=True) for t in (one, other))
         pandas.testing.assert_frame_equal(one, other)
     name = "fit_by_part.json"
     assert (whole / name).read_text() == (parts / name).read_text()

@@ -38,6 +38,7 @@ OF_TABLES = [name for name, verb in VERBS.items() if verb != "summarize"]
 OTHER_TABLES = ("sidco_thresholds", "structure", "best_distribution", "factorised_rows")
 SUMMARY = gradstats.summarize(torch.randn(2_000, generator=torch.Generator().manual_seed(0)))
 NORMAL = gradstats.families.Normal.fit(SUMMARY)
+KEYS = {"step", "target_ratio", "workers", "element"}  # numbers that name a row
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +183,17 @@ def test_several_groups_are_refused_with_the_remedy(tables, name):
 def test_joined_tables_of_two_workers_or_runs_are_refused(tables, name):
     """Their rows have the same names; a median over both would be of neither."""
     table = tables[VERBS[name]]
+    other = table.assign(**{each: 1.5 * table[each] for each in table.select_dtypes("float")})
+    for key in KEYS.intersection(table):
+        other[key] = table[key]
     with pytest.raises(ValueError, match=r"must have one row per .*, got [\d,]+ more, first for"):
-        getattr(plot, name)(pandas.concat([table, table]))
+        getattr(plot, name)(pandas.concat([table, other]))
+
+
+@pytest.mark.parametrize("name", OF_TABLES)
+def test_what_was_asked_for_twice_is_drawn_once(tables, name):
+    table = tables[VERBS[name]]
+    assert points(drawn(name, pandas.concat([table, table]))) == points(drawn(name, table))
 
 
 @pytest.mark.parametrize("name", ["tail_error", "evolution", "heat", "winners"])

@@ -13,7 +13,7 @@ def why_nothing(folder: Path, settings: CaptureSettings) -> str:
         folder: Of the command, in which its processes noted how far they came.
         settings: Of the recording.
     """
-    failures = [each["fact"] for each in notes(folder, "failed")]
+    failures = [str(each["fact"]) for each in notes(folder, "failed")]
     if failures:
         return failures[0]
     if not _any(folder, "torch"):
