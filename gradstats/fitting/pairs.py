@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from functools import partial
 from itertools import combinations
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradstats.families import Family
 from gradstats.fitting.columns import PairRow
-from gradstats.fitting.settings import PairSettings
+from gradstats.fitting.settings import PairKeywords, PairSettings
 from gradstats.fitting.vuong import NESTED, Blocks, Comparison, compare
 from gradstats.runs import Run, opened
 from gradstats.runs.groups import check_by, group_of, joined_summaries
@@ -31,13 +31,13 @@ CANNOT_TELL = "cannot tell"
 VUONG, CHI_SQUARED, NONE = "vuong", "chi-squared", "none"
 
 
-@lists_settings(PairSettings)
+@lists_settings(PairSettings, PairKeywords)
 def compare_distributions(
     data: Any,
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PairKeywords],
 ) -> Any:
     r"""Compare families of distributions in pairs, by Vuong's test with blocks of elements.
 
