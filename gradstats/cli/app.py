@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradstats.cli.generated import command as command_of
+from gradstats.cli.interrupting import Interruptible, end_as_by_interrupt
 from gradstats.cli.options import (
     AsJson,
     Axis,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="gradstats",
+    cls=Interruptible,
     help="What do my gradients look like, and which compressor should carry them?",
     no_args_is_help=True,
     add_completion=False,
@@ -63,12 +65,14 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 1 (it failed) or 2 (it was called wrongly)."""
+    """Run the command line; exit with 0, 1 (failed), 2 (called wrongly) or 130 (interrupted)."""
     sys.path.insert(0, os.getcwd())  # compressors of one's own: my_module:Mine
+    end_as_by_interrupt()
     try:
         app(prog_name="gradstats")
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        remarks(getattr(error, "__notes__", ()))
         sys.exit(1)
 
 
@@ -109,11 +113,13 @@ def demo(
 ) -> None:
     """Train a small language model, capture its gradients, and report on them."""
     from gradstats.cli import demo as demo_module
+    from gradstats.runs.parts import noting
 
     if out.exists() and not overwrite:
         raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
     plan = demo_module.QUICK if quick else demo_module.DEMO
-    with bar() as advance:
+    kept = f"the steps so far are in {out}; the same command with --overwrite begins anew"
+    with noting(kept), bar() as advance:
         loss = demo_module.train(
             plan,
             out,
@@ -121,7 +127,8 @@ def demo(
             if_exists="overwrite" if overwrite else "error",
             progress=lambda step, total, loss: advance(f"train, loss {loss:.2f}", step, total),
         )
-    with open_run(out) as run, bar() as advance:
+    kept = f"the training is in {out}; gradstats report {out} continues"
+    with noting(kept), open_run(out) as run, bar() as advance:
         path = demo_module.report_on(run, plan, seed=seed, progress=advance)
     print_demo(path.parent, loss)
     say(f"report: {path}")
@@ -186,8 +193,10 @@ def import_(
 ) -> None:
     """Make a run of gradients that were saved elsewhere, one file per step and worker."""
     from gradstats.runs.importing import import_gradients
+    from gradstats.runs.parts import noting
 
-    with bar() as advance:
+    kept = f"{out} is as it was before; the same command begins anew"
+    with noting(kept), bar() as advance:
         store = import_gradients(
             files,
             out,

@@ -82,7 +82,7 @@ def _passes(run: Run, streams: Sequence[Stream], workers: int, seed: int) -> Ite
         first = min((stream.position.done for stream in ours), default=0)
         if not ours:
             continue
-        grads = (
+        grads: Iterable[tuple[int, Tensor | Sequence[Tensor]]] = (
             run.gradients(kind, first=first)
             if workers == 1
             else run.together(workers, kind, first=first)
