@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from gradstats.settings import SettingError
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,17 @@ class Network:
 
     def __str__(self) -> str:
         return f"{self.workers} workers on {8 * self.bandwidth / 1e9:g} Gbit/s links"
+
+
+def check_network(given: Any) -> Network:
+    """Return the network that is given, or the default one where it is None.
+
+    Raises:
+        SettingError: It is no `Network`.
+    """
+    if given is None:
+        return Network()
+    if not isinstance(given, Network):
+        rule = "must be a gradstats.network.Network"
+        raise SettingError("network", f"{rule}, got {given!r}")
+    return given

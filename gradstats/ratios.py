@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from numbers import Real
 from typing import Any
+
+from gradstats.settings import SettingError, several
 
 
 def kept_count(numel: int, ratio: float) -> int:
@@ -27,6 +30,44 @@ def check_ratio(name: str, ratio: Any) -> None:
     """Raise ValueError unless `ratio` is a fraction of kept elements, in (0, 1]."""
     if not isinstance(ratio, Real) or not 0 < float(ratio) <= 1:
         raise ValueError(f"{name} must lie in (0, 1], the fraction that is kept, got {ratio!r}")
+
+
+def ratios(given: Any) -> tuple[float, ...]:
+    """Read target ratios: numbers, or texts such as "0.01", "1%" or "1%,0.1%".
+
+    Args:
+        given: One ratio or several.
+
+    Raises:
+        SettingError: One is no number in (0, 1].
+
+    Example:
+        >>> ratios("1%, 0.001"), ratios(0.5)
+        ((0.01, 0.001), (0.5,))
+    """
+    rule = "must lie in (0, 1], the fraction that is kept, or be a percentage such as 1%"
+    chosen = []
+    for each in several(given):
+        value = percentage(each) if isinstance(each, str) else each
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
+            raise SettingError("ratios", f"{rule}, got {each!r}")
+        chosen.append(float(value))
+    return tuple(chosen)
+
+
+def percentage(text: str) -> float | None:
+    """Read a number or a percentage, exactly rounded; None if the text is neither.
+
+    Example:
+        >>> percentage("0.7%"), percentage("1e-3"), percentage("much")
+        (0.007, 0.001, None)
+    """
+    number = text.strip()
+    try:
+        share = Decimal(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except InvalidOperation:
+        return None
+    return float(share)
 
 
 MIN_NUMEL, MIN_DIMS = 1024, 2

@@ -123,7 +123,7 @@ def imported_at_once(path, names):
 
 def room(parts):
     first = parts[0]
-    return "" if first == "__init__" else first
+    return {"__init__": "", "__main__": "cli"}.get(first, first)  # python -m gradstats
 
 
 def edges():

@@ -10,7 +10,7 @@ from gradstats.fitting.settings import FitSettings
 from gradstats.recording.settings import CaptureSettings
 from gradstats.replaying.settings import ReplaySettings
 from gradstats.reporting.settings import ReportSettings
-from gradstats.settings import check_choices, from_keywords, setting, several
+from gradstats.settings import check_fields, from_keywords, setting, several
 
 VERBS = {
     "capture": CaptureSettings,
@@ -51,9 +51,9 @@ def test_a_setting_that_there_is_none_of_is_answered_with_the_nearest(name, reme
 
 
 def test_choices_hold_for_each_element_of_a_tuple():
-    check_choices(Shown("y"))
+    check_fields(Shown("y"))
     with pytest.raises(ValueError, match="axis must be one of x, y, got 'z'"):
-        check_choices(Shown(("x", "z")))
+        check_fields(Shown(("x", "z")))
 
 
 @pytest.mark.parametrize(

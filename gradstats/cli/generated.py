@@ -10,91 +10,14 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from gradstats.cli.parsing import (
-    chosen_specs,
-    parse_ratios,
-    parse_seconds,
-    parse_steps,
-    split_specs,
-    words,
-)
+from gradstats.cli.commands import Command, rich_or_plain
+from gradstats.cli.parsing import words
+from gradstats.cli.spellings import SPELLINGS, Spelling
 from gradstats.cli.usage import usage
+from gradstats.settings import naming
 
 Function = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """How a field that is not a plain value is written on the command line.
-
-    Attributes:
-        default: The option's default; None: that of the field.
-        read: Makes the field's value of the option's.
-        name: The option's name, with underscores; "" for the field's.
-        metavar: What stands for the value in the help; "" for the type's name.
-        help: Sentence of the option; "" for the field's.
-    """
-
-    default: Any = None
-    read: Callable[[Any], Any] | None = None
-    name: str = ""
-    metavar: str = ""
-    help: str = ""
-
-
-def _interval(steps: int) -> Any:
-    from gradstats.recording.schedules import every
-
-    return every(steps) if steps else None
-
-
-def _or_none(text: str) -> str | None:
-    return text or None
-
-
-SPECS = "Compressors, such as topk or sidco-e(0.01) (comma-separated)"
-SPELLINGS: Mapping[str, Spelling] = {
-    "full": Spelling(
-        500, _interval, "full_every", help="Keep the whole gradient every n steps; 0: never."
-    ),
-    "track": Spelling(metavar="ELEMENTS"),
-    "shadow": Spelling("", split_specs, metavar="SPECS"),
-    "at": Spelling("auto", words, metavar="POINTS"),
-    "parameters": Spelling(metavar="GLOB"),
-    "max_bytes": Spelling(metavar="SIZE"),
-    "by": Spelling(
-        name="group_by",
-        metavar="GROUPING",
-        help="Group parameters: model, module-type, parameter, or a regular expression that is "
-        "searched for in their names, whose match names the group.",
-    ),
-    "families": Spelling(
-        "",
-        lambda text: words(text) if text else None,
-        metavar="NAMES",
-        help="Distributions to fit (comma-separated); default: all.",
-    ),
-    "ratios": Spelling("0.1,0.01,0.001", parse_ratios, metavar="RATIOS"),
-    "compensated": Spelling("", _or_none, metavar="SPEC"),
-    "kind": Spelling("", _or_none, metavar="KIND"),
-    "compressors": Spelling(
-        "",
-        chosen_specs,
-        metavar="SPECS",
-        help=f"{SPECS}; default: the supported ones; all: the reference methods too.",
-    ),
-    "steps": Spelling("::", parse_steps, metavar="START:STOP:STRIDE"),
-    "budget": Spelling(
-        "5min",
-        parse_seconds,
-        metavar="TIME",
-        help="Time after which no further replay begins: 90s, 5min, 1h.",
-    ),
-    "feedback": Spelling(help="Without error feedback, with it, or both (comma-separated)."),
-    "granularity": Spelling(help="Threshold per model, per parameter, or both (comma-separated)."),
-}
 
 
 @dataclass(frozen=True)
@@ -164,6 +87,7 @@ def command(
     without: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
     context: dict[str, Any] | None = None,
+    example: str = "",
 ) -> Callable[[Function], Function]:
     """Register a function as a command, with an option per field of its settings.
 
@@ -176,6 +100,7 @@ def command(
         without: Fields that have no option.
         defaults: Other defaults than those of the fields.
         context: Settings of the command's context.
+        example: A command line that is printed below the options.
     """
 
     def decorate(function: Function) -> Function:
@@ -184,8 +109,9 @@ def command(
                 function,
                 [_generated(name, home, without, defaults or {}) for name, home in homes.items()],
             )
-            one = typer.Typer(add_completion=False)
-            one.command(name, context_settings=context)(called)
+            one = typer.Typer(add_completion=False, rich_markup_mode=rich_or_plain())
+            epilog = f"Example: {example}" if example else None
+            one.command(name, cls=Command, context_settings=context, epilog=epilog)(called)
             return typer.main.get_command(one)
 
         class OfSettings(Deferred):
@@ -197,7 +123,7 @@ def command(
     return decorate
 
 
-class Deferred(TyperCommand):
+class Deferred(Command):
     """A command whose options are known once it is called."""
 
     make: Callable[[str], Any]
@@ -222,7 +148,10 @@ class Argument:
 
     def value(self, given: dict[str, Any]) -> Any:
         """The argument's value; its options are taken out of those given."""
-        fields = {one.field: one.read(given.pop(one.parameter.name)) for one in self.options}
+        fields = {}
+        for one in self.options:
+            with naming(one.field):
+                fields[one.field] = one.read(given.pop(one.parameter.name))
         return self.kind(**fields)
 
 

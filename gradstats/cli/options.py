@@ -13,11 +13,15 @@ import typer
 
 from gradstats.cli.parsing import at_least
 from gradstats.cli.usage import usage
-from gradstats.settings import setting
+from gradstats.settings import SettingError, setting
 
 if TYPE_CHECKING:
     from gradstats.network import Network
     from gradstats.runs import Run
+
+
+# packages that a report needs
+ANALYSIS = ("pandas", "pyarrow", "scipy", "statsmodels", "seaborn", "jinja2")
 
 
 class Order(StrEnum):
@@ -74,23 +78,12 @@ Kernels = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is not there."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        fact = str(error).partition("\n")[0]
-        raise typer.BadParameter(f"device must be there, got {device!r}: {fact}") from error
-
-
 def network_of(workers: int, gbits: float) -> Network:
     """The network of `--network-workers` and `--network-gbits`."""
     from gradstats.network import Network
 
     if not gbits > 0:
-        raise typer.BadParameter(f"network-gbits must be positive, got {gbits!r}")
+        raise SettingError("network_gbits", f"must be positive, got {gbits!r}")
     return Network(workers=workers, bandwidth=gbits * 1e9 / 8)
 
 
@@ -119,17 +112,16 @@ def require(*modules: str) -> None:
 
 def opened_or_none(path: Path | None) -> Run | None:
     """Another run that a command compares with, if there is one."""
-    from gradstats.runs import run as runs
+    from gradstats import runs
 
-    return runs.open(path) if path else None
+    return runs.opened(path, "factorised") if path else None
 
 
 @contextmanager
 def open_run(path: Path, **selection: Any) -> Iterator[Run]:
     """Open a run for the time of a command."""
-    from gradstats.runs import run as runs
+    from gradstats import runs
 
-    check_device(selection.get("device", "cpu"))
     with usage():
         run = runs.open(path, **selection)
     try:

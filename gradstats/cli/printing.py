@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
+from rich.markup import escape
 
+from gradstats.cli import tables
 from gradstats.cli.describing import described, lines
 from gradstats.cli.json_output import print_json
+from gradstats.cli.progress import Advance, progress
 
 if TYPE_CHECKING:
     from gradstats.fitting.resumable import Fitted
+    from gradstats.network import Network
     from gradstats.replaying.into import Replayed
     from gradstats.runs import Run
 
-out_console = Console(soft_wrap=True, width=1_000)  # a narrower one cuts the names in tables
+out_console = Console(soft_wrap=True)
 err_console = Console(stderr=True)
 LAW_COLUMNS = ["family", "wins", "transfer", "tail", "ks", "anderson_darling", "wasserstein_1"]
 LAW_COLUMNS += ["shape", "shape_se", "shape_spread", "scale"]
 METHOD_COLUMNS = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]
-METHOD_COLUMNS += ["error_compensated", "bits", "encode_seconds", "residual_ratio", "settled"]
+METHOD_COLUMNS += ["error_compensated", "bits", "encode_seconds", "exchange_seconds"]
+METHOD_COLUMNS += ["residual_ratio", "settled"]
 METHOD_COLUMNS += ["status"]
 MEAN_COLUMNS = ["compressor", "feedback", "granularity", "nmse", "nmse_workers", "khat_over_k"]
 MEAN_COLUMNS += ["bits", "wire", "sum_bits", "fp16_error", "status"]
-SLOW = 2.0  # seconds after which a progress bar appears
 
 
 def say(text: str) -> None:
@@ -58,40 +59,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-@contextmanager
-def bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr that appears after two seconds; call it: (stage, done, total)."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def complain(text: str) -> None:
+    """Print why a command failed."""
+    err_console.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=err_console, transient=True)
-    task = progress.add_task("")
-    start = time.monotonic()
 
-    def advance(stage: str, done: int, total: int) -> None:
-        if not progress.live.is_started and time.monotonic() - start > SLOW:
-            progress.start()
-        progress.update(task, description=stage, completed=done, total=total)
-
-    try:
-        yield advance
-    finally:
-        if progress.live.is_started:  # else it prints an empty line
-            progress.stop()
+def bar() -> AbstractContextManager[Advance]:
+    """Show progress on stderr; call what is returned: (stage, done, total)."""
+    return progress(err_console)
 
 
 def print_table(title: str, table: Any) -> None:
-    """Print a DataFrame, three digits per number."""
-    from gradstats.reporting.page import heading, number
-
-    rich_table = RichTable(title=Text(title), title_justify="left", box=None, pad_edge=False)
-    for column in table.columns:
-        rich_table.add_column(
-            Text(heading(column)), justify="left" if column == table.columns[0] else "right"
-        )
-    for row in table.itertuples(index=False):
-        rich_table.add_row(*(Text(number(value)) for value in row))
-    out_console.print(rich_table)
+    """Print a DataFrame on stdout."""
+    tables.print_table(out_console, title, table)
 
 
 def print_fits(fitted: Fitted, *, as_json: bool = False) -> None:
@@ -146,14 +126,18 @@ def print_series(fitted: Fitted, *, as_json: bool = False) -> None:
     print_table(title, table)
 
 
-def print_replay(replayed: Replayed, *, several: bool, as_json: bool = False) -> None:
+def print_replay(
+    replayed: Replayed, network: Network, *, several: bool, as_json: bool = False
+) -> None:
     """Print one line per method; for several workers, also the error of their mean."""
     methods, factorised = replayed.methods, replayed.factorised
     if as_json:
         document = {"folder": replayed.folder, "methods": methods, "factorised": factorised}
-        print_json(document)
+        print_json({**document, "network": vars(network)})
         return
-    print_table("Replay: medians over steps", methods[METHOD_COLUMNS])
+    print_table(
+        f"Replay: medians over steps; exchange_seconds for {network}", methods[METHOD_COLUMNS]
+    )
     if several:
         by_error = methods.sort_values("nmse")[MEAN_COLUMNS]
         print_table("Mean over workers: medians over steps", by_error)
@@ -171,6 +155,40 @@ def print_info(run: Run, *, as_json: bool = False) -> None:
         return
     for line in lines(document):
         say(line)
+
+
+def print_rows(title: str, rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Print rows of equal keys as a table."""
+    if as_json:
+        print_json(rows)
+        return
+    from gradstats.reporting.page import number
+
+    cells = [[number(value) for value in row.values()] for row in rows]
+    tables.print_cells(out_console, title, list(rows[0]), cells)
+
+
+def print_document(document: dict[str, Any], *, as_json: bool) -> None:
+    """Print the entries of a document, one per line; rows as tables, entries inside indented."""
+    if as_json:
+        print_json(document)
+        return
+    for name, value in document.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            print_rows(f"{name}:", value, as_json=False)
+        elif isinstance(value, dict):
+            say(f"{name}:")
+            for inner, each in value.items():
+                say(f"  {inner}: {plainly(each)}")
+        elif value:
+            say(f"{name}: {plainly(value)}")
+
+
+def plainly(value: Any) -> str:
+    """A value of a document in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def print_demo(folder: Path, loss: float) -> None:

@@ -1,4 +1,4 @@
-"""Wrong values of options: they exit with 2."""
+"""Wrong values of options: they exit with 2, and the message names the option."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+
+from gradstats.cli.spellings import option_of
+from gradstats.settings import SettingError
+
+
+def wrong_value(error: SettingError) -> typer.BadParameter:
+    """The error of a setting, with the option that the user wrote in place of its name."""
+    return typer.BadParameter(error.fact, param_hint=option_of(error.setting))
 
 
 @contextmanager
@@ -17,5 +25,7 @@ def usage() -> Iterator[None]:
         yield
     except StoreFormatError:
         raise
+    except SettingError as error:
+        raise wrong_value(error) from error
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

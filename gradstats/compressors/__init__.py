@@ -18,7 +18,7 @@ from gradstats.compressors.contracts import (
     Bound,
     Contract,
 )
-from gradstats.compressors.grammar import build
+from gradstats.compressors.grammar import Factory, build, find
 from gradstats.compressors.methods.acp_sgd import ACPSGD
 from gradstats.compressors.methods.adacomp import AdaComp
 from gradstats.compressors.methods.affine import Affine
@@ -132,6 +132,7 @@ __all__ = [
     "coded_bits",
     "compressor",
     "compressors",
+    "factory",
     "first_state",
     "from_bytes",
     "in_buckets",
@@ -239,4 +240,24 @@ def compressors(spec: str, ratios: Iterable[float]) -> list[Compressor]:
         >>> [str(each) for each in compressors("ef(topk)", [0.1, 0.01])]
         ['ef(topk(0.1))', 'ef(topk(0.01))']
     """
-    return build(spec, {**COMPRESSORS, **MEMORIES, **POLICIES, **GRANULARITIES, **STAGES}, ratios)
+    return build(spec, _known(), ratios)
+
+
+def factory(name: str) -> Factory:
+    """Look up the class or function that makes a compressor, memory, policy or stage.
+
+    Args:
+        name: Its name in the grammar, such as "topk", or `pkg.module:Class` of your own.
+
+    Raises:
+        ValueError: There is none of that name; the error names the nearest one.
+
+    Example:
+        >>> factory("topk").__name__
+        'TopK'
+    """
+    return find(name, _known(), name)
+
+
+def _known() -> dict[str, Factory]:
+    return {**COMPRESSORS, **MEMORIES, **POLICIES, **GRANULARITIES, **STAGES}

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from gradstats.compressors.base import Compressor
+from gradstats.compressors.syntax import Argument, Call, Piped, parse
 from gradstats.compressors.wrappers.pipe import Pipe, Stage
 
 WORDS = {"True": True, "False": False}
 NEAR = 0.6  # similarity from which a known name is suggested for a misspelt one
-TOKEN = re.compile(r"\s*(3lc|[A-Za-z_][\w.:-]*|[-+]?[\d.][\w.+-]*|[(),=]|\S)")
 
 
-@dataclass(frozen=True)
-class Call:
-    """`name(arguments)` as written; `arguments` is None without brackets."""
-
-    name: str
-    arguments: tuple[tuple[str | None, Argument], ...] | None
-
-
-@dataclass(frozen=True)
-class Piped:
-    """`stage | stage | …` as written."""
-
-    stages: tuple[Call, ...]
-
-
-Argument = Call | Piped | int | float
 Factory = Callable[..., Compressor | Stage]
 Known = dict[str, Factory]
 Parameters = Mapping[str, inspect.Parameter]
@@ -49,7 +31,7 @@ def build(spec: str, known: Known, ratios: Iterable[float] = ()) -> list[Compres
     Raises:
         ValueError: not in the grammar, unknown name, or arguments that the compressor refuses.
     """
-    call = _parse(spec)
+    call = parse(spec)
     open_ratio = _leaf_wants_ratio(call, known, spec)
     if not open_ratio:
         return [_compressor(call, known, spec, None)]
@@ -58,64 +40,6 @@ def build(spec: str, known: Known, ratios: Iterable[float] = ()) -> list[Compres
         name = (call.stages[0] if isinstance(call, Piped) else call).name
         raise ValueError(f"compressor {spec!r} must be given a ratio, e.g. {name}(0.01)")
     return [_compressor(call, known, spec, ratio) for ratio in chosen]
-
-
-def _parse(spec: str) -> Call | Piped:
-    tokens = TOKEN.findall(spec)
-    call, rest = _parse_pipe(tokens, spec)
-    if rest or isinstance(call, int | float):
-        raise ValueError(f"compressor must look like topk(0.01) or ef(topk(0.01)), got {spec!r}")
-    return call
-
-
-def _parse_pipe(tokens: list[str], spec: str) -> tuple[Argument, list[str]]:
-    first, rest = _parse_argument(tokens, spec)
-    stages = [first]
-    while rest[:1] == ["|"]:
-        stage, rest = _parse_argument(rest[1:], spec)
-        stages.append(stage)
-    if len(stages) == 1:
-        return first, rest
-    calls = tuple(stage for stage in stages if isinstance(stage, Call))
-    if len(calls) < len(stages):
-        raise ValueError(f"a stage must be a name, not a number, got {spec!r}")
-    return Piped(calls), rest
-
-
-def _parse_argument(tokens: list[str], spec: str) -> tuple[Argument, list[str]]:
-    if not tokens:
-        raise ValueError(f"compressor ends too early, got {spec!r}")
-    head, rest = tokens[0], tokens[1:]
-    if re.match(r"[-+\d.](?!lc)", head):
-        return _number(head, spec), rest
-    if not re.match(r"[A-Za-z_]|3lc", head):
-        raise ValueError(f"compressor must not have {head!r} here, got {spec!r}")
-    if not rest or rest[0] != "(":
-        return Call(head, None), rest
-    arguments: list[tuple[str | None, Argument]] = []
-    rest = rest[1:]
-    while rest and rest[0] != ")":
-        key = None
-        if len(rest) > 1 and rest[1] == "=":
-            key, rest = rest[0], rest[2:]
-        value, rest = _parse_pipe(rest, spec)
-        arguments.append((key, value))
-        if rest[:1] == [","]:
-            rest = rest[1:]
-        elif rest[:1] != [")"]:
-            break
-    if rest[:1] != [")"]:
-        raise ValueError(f"compressor must close its bracket, got {spec!r}")
-    return Call(head, tuple(arguments)), rest[1:]
-
-
-def _number(word: str, spec: str) -> int | float:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    raise ValueError(f"compressor must have a number instead of {word!r}, got {spec!r}")
 
 
 def _leaf_wants_ratio(call: Call | Piped, known: Known, spec: str) -> bool:
@@ -128,7 +52,7 @@ def _leaf_wants_ratio(call: Call | Piped, known: Known, spec: str) -> bool:
     ]
     if nested:
         return any(_leaf_wants_ratio(value, known, spec) for value in nested)
-    signature = inspect.signature(_factory(call.name, known, spec)).parameters
+    signature = inspect.signature(find(call.name, known, spec)).parameters
     given = call.arguments or ()
     named = any(key == "ratio" for key, _ in given)
     first = next(iter(signature), None) == "ratio" and any(key is None for key, _ in given)
@@ -142,7 +66,7 @@ def _arguments(call: Call, known: Known, spec: str) -> Iterator[tuple[str | None
     A name alone is one if the setting is declared as a `Compressor`, or if the name is known and
     the setting is no word: `ef(fp8)`, but `co3(fp8)`.
     """
-    signature = inspect.signature(_factory(call.name, known, spec)).parameters
+    signature = inspect.signature(find(call.name, known, spec)).parameters
     names = list(signature)
     for index, (key, value) in enumerate(call.arguments or ()):
         _check_setting(call.name, key, signature, spec)
@@ -173,7 +97,17 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {nearest}?" if likeness.get(nearest, 0) >= NEAR else ""
 
 
-def _factory(name: str, known: Known, spec: str) -> Factory:
+def find(name: str, known: Known, spec: str) -> Factory:
+    """Return the class or function of a name.
+
+    Args:
+        name: One of the known names, or `pkg.module:Class`.
+        known: The compressors and stages by name.
+        spec: In which the name stands, for the error.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
     if name in known:
         return known[name]
     if ":" not in name:
@@ -200,7 +134,7 @@ def _compressor(call: Call | Piped, known: Known, spec: str, ratio: float | None
 
 
 def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compressor | Stage:
-    factory = _factory(call.name, known, spec)
+    factory = find(call.name, known, spec)
     positional: list[object] = []
     named: dict[str, object] = {}
     for key, argument, is_nested in _arguments(call, known, spec):
@@ -222,10 +156,43 @@ def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compresso
         and not any(isinstance(value, Compressor) for value in (*positional, *named.values()))
     ):
         named["ratio"] = ratio
+    _check_arguments(call.name, factory, positional, named, spec)
     try:
         part = factory(*positional, **named)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"cannot make compressor {spec!r}: {error}") from error
     if not isinstance(part, Compressor | Stage):
         raise ValueError(f"compressor {call.name!r} must make a Compressor, got {part!r}")
     return part
+
+
+def _check_arguments(
+    name: str, factory: Factory, positional: list[object], named: dict[str, object], spec: str
+) -> None:
+    """Check number and types of the settings before a constructor gets them."""
+    signature = inspect.signature(factory)
+    names = ", ".join(signature.parameters) or "none"
+    try:
+        given = signature.bind(*positional, **named).arguments
+    except TypeError as error:
+        fact = f"{error}; its settings are {names}"
+        raise ValueError(f"cannot make compressor {spec!r}: {name} has a {fact}") from error
+    for key, value in given.items():
+        rule = _rule_of(signature.parameters[key].annotation, value)
+        if rule:
+            raise ValueError(f"{key} of {name} must be {rule}, got {value!r} in {spec!r}")
+
+
+def _rule_of(annotation: object, value: object) -> str:
+    """What a value must be and is not, by the type of its setting; "" if it is right."""
+    kinds: dict[object, tuple[object, str]] = {
+        "int": (int, "a whole number"),
+        "float": ((int, float), "a number"),
+        "bool": (bool, "True or False"),
+        "str": (str, "a word"),
+        "Compressor": (Compressor, "a compressor such as topk(0.01)"),
+    }
+    name = annotation.__name__ if isinstance(annotation, type) else annotation
+    wanted, rule = kinds.get(name, (object, ""))
+    wrong = name != "bool" and isinstance(value, bool)
+    return rule if wrong or not isinstance(value, wanted) else ""  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from gradstats.families.laplace import Laplace
 from gradstats.families.likelihood import highest
 from gradstats.families.lognorm import LogNorm
 from gradstats.families.normal import Normal
+from gradstats.families.symmetric import symmetric_law
 from gradstats.families.t import T
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "magnitudes",
     "require",
     "shares",
+    "symmetric_law",
 ]
 
 FAMILIES: tuple[type[Family], ...] = (

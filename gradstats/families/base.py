@@ -103,13 +103,15 @@ class Family(ABC):
             raise ValueError(f"{rule}, got {method!r}{did_you_mean(method, cls.methods)}")
 
     @classmethod
-    @abstractmethod
     def from_moments(cls, moments: Moments) -> Self:
         """Estimate the parameters from moments of the magnitudes, in closed form.
+
+        A family without a closed form leaves it out, and sets `methods = ("mle",)`.
 
         Raises:
             FitError: the moments do not determine the parameters.
         """
+        raise FitError(f"cannot fit {cls.name} by moments: the class has no from_moments")
 
     @classmethod
     @abstractmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from gradstats.fitting.columns import RankRow, SeriesRow
 from gradstats.fitting.effective_rank import effective_rank
 from gradstats.fitting.series import series_columns
 from gradstats.lowrank.rules import blocks_of
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
+from gradstats.runs.parts import Collect, at_once
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, frame
 from gradstats.runs.tasks import in_order
@@ -27,15 +29,22 @@ Row = dict[str, Any]
 BLOCK_VALUES = 1 << 22  # values of a block of elements over all steps: 32 MB in float64
 
 
-def series(run: Run, *, executor: Executor | None = None, progress: Progress | None = None) -> Any:
+def series(
+    run: Run | str | PathLike[str],
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    collect: Collect = at_once,
+) -> Any:
     """Every tracked element over the selected steps: the axis "steps".
 
     Blocks of elements are read one after another, so that memory does not grow with the run.
 
     Args:
-        run: selects parameters and steps; its tracked rows are read.
+        run: selects parameters and steps, or its path; its tracked rows are read.
         executor: any `concurrent.futures.Executor`; the tasks open the store themselves.
         progress: called with (blocks done, blocks).
+        collect: makes the columns of each block, but for those that are kept.
 
     Returns:
         A pandas DataFrame with the columns of `gradstats.fitting.columns.SeriesRow`: one row per
@@ -50,7 +59,7 @@ def series(run: Run, *, executor: Executor | None = None, progress: Progress | N
         >>> len(table), set(table["axis"])
         (1200, {'steps'})
     """
-    pandas = extras.load("pandas")
+    pandas, run = extras.load("pandas"), opened(run)
     rows = run.rows("track")
     run.check("track")
     if len(rows) < 2:
@@ -58,11 +67,15 @@ def series(run: Run, *, executor: Executor | None = None, progress: Progress | N
         remedy = reader.emptiness if reader.untracked else "capture with track="
         raise ValueError(f"axis steps must have two tracked rows, got {len(rows)}: {remedy}")
     blocks = list(_blocks(run, len(rows)))
-    tables = []
-    for done, block_rows in enumerate(in_order(partial(_block, run, rows), blocks, executor), 1):
-        tables += [pandas.DataFrame(columns) for columns in block_rows]
-        if progress:
-            progress(done, len(blocks))
+
+    def columns_of(first: int) -> Iterator[list[Row]]:
+        made = in_order(partial(_block, run, rows), blocks[first:], executor)
+        for done, columns in enumerate(made, first + 1):
+            yield columns
+            if progress:
+                progress(done, len(blocks))
+
+    tables = [pandas.DataFrame(columns) for each in collect(columns_of) for columns in each]
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -95,18 +108,19 @@ def _block(run: Run, rows: list[int], block: tuple[str, int, int]) -> list[Row]:
 
 
 def ranks(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     quantity: str = "grad",
     most_rows: int = 32,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    collect: Collect = at_once,
 ) -> Any:
     """Compute the effective ranks of every matrix-shaped parameter at steps of the training.
 
     Args:
-        run: an open run; it selects worker, steps and parameters. Full rows are read, which hold
-            all elements of one worker's gradient at one step.
+        run: an open run, which selects worker, steps and parameters; or its path. Full rows are
+            read, which hold all elements of one worker's gradient at one step.
         quantity: the matrices whose ranks are computed: "grad" (default), the gradients, or
             "weight", the weights. Weights must have been captured.
         most_rows: largest number of captured rows that are read, evenly spaced over the selected
@@ -114,6 +128,8 @@ def ranks(
         executor: any `concurrent.futures.Executor`, whose tasks open the store themselves;
             default: the calling process.
         progress: function that is called with (rows done, rows in all).
+        collect: function that makes the table's rows of each captured row, but for those that are
+            kept.
 
     Returns:
         A pandas DataFrame with the columns of `gradstats.fitting.columns.RankRow`: one row per
@@ -128,17 +144,19 @@ def ranks(
         >>> bool((table["stable_rank"] <= table["full"]).all())
         True
     """
+    run = opened(run)
     rows = run.rows("full")
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
-    chosen = [rows[place] for place in places]
-    lines: list[Row] = []
-    for done, step_rows in enumerate(
-        in_order(partial(_ranks, run, quantity), chosen if rows else [], executor), 1
-    ):
-        lines += step_rows
-        if progress:
-            progress(done, len(chosen))
-    return frame(lines, RankRow)
+    chosen = [rows[place] for place in places] if rows else []
+
+    def of_each(first: int) -> Iterator[list[Row]]:
+        made = in_order(partial(_ranks, run, quantity), chosen[first:], executor)
+        for done, step_rows in enumerate(made, first + 1):
+            yield step_rows
+            if progress:
+                progress(done, len(chosen))
+
+    return frame([line for step_rows in collect(of_each) for line in step_rows], RankRow)
 
 
 def _of_gates(whole: Tensor, part: Parameter) -> Iterator[Row]:
@@ -191,14 +209,22 @@ def _make_ranks(results: Results, settings: RankSettings, key: Row, *, name: str
         most_rows=settings.most_rows,
         executor=results.executor,
         progress=results.stage(name.replace("_", " ")),
+        collect=results.collect(name, key),
     )
     results.keep(name, table, key)
+    results.remove_parts(name)
 
 
 def _make_series(results: Results, settings: object, key: Row) -> None:
     advance = results.stage("over steps")
-    table = series(results.opened, executor=results.executor, progress=advance)
+    table = series(
+        results.opened,
+        executor=results.executor,
+        progress=advance,
+        collect=results.collect("series", key),
+    )
     results.keep("series", table, key)
+    results.remove_parts("series")
 
 
 RANK_KEY = ("quantity", "most_rows")

@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradstats.fitting.run import StepFits, check_axis, fit_steps, rows_to_fit, 
 from gradstats.fitting.settings import FitSettings
 from gradstats.fitting.threshold_reuse import Reuse
 from gradstats.runs import Run
+from gradstats.runs.parts import Pace, Parts, read_part, replacing
 from gradstats.runs.results import (
     Progress,
     Results,
@@ -93,11 +95,13 @@ def fit_into(
     check_axis(axis)
     results = Results(run, folder or results_folder(run), progress, executor)
     if axis != ELEMENTS:
-        results.ensure(SERIES, settings)
+        with results.resumable():
+            results.ensure(SERIES, settings)
         results.remember("fit", {"axis": axis})
         return Fitted(results)
-    results.ensure(fits(settings.suffix), settings)
-    results.ensure(RANKS, RankSettings())
+    with results.resumable():
+        results.ensure(fits(settings.suffix), settings)
+        results.ensure(RANKS, RankSettings())
     words = in_words(vars(settings))
     results.remember("fit", words)
     fitted = Fitted(results, settings.suffix)
@@ -108,22 +112,10 @@ def fit_into(
 
 def _make_fits(results: Results, settings: FitSettings, key: Row, *, deadline: float) -> None:
     name = f"fits{settings.suffix}"
-    run, parts = results.opened, results.parts(name, key)
-    first, followed = _state(parts)
-    total, buffer, done = rows_to_fit(run, settings), [], first
-    advance = results.stage(f"fit{settings.suffix}".replace("_", " "))
-    steps = fit_steps(run, settings, first=first, followed=followed, executor=results.executor)
-    for step in steps:
-        buffer.append(step)
-        done = step.index + 1
-        if sum(len(each.rows["fits"]) for each in buffer) >= FLUSH_ROWS:
-            _flush(parts, buffer)
-            buffer = []
-        advance(done, total)
-        if time.monotonic() > deadline:
-            break
-    if buffer:
-        _flush(parts, buffer)
+    parts = Parts(results.parts(name, key))
+    total = rows_to_fit(results.opened, settings)
+    _fit_until(results, settings, parts, deadline)
+    done = parts.done
     whole = done >= total
     _join_all(results, settings.suffix, parts, key if whole else {**key, "rows": [done, total]})
     if whole:
@@ -133,49 +125,96 @@ def _make_fits(results: Results, settings: FitSettings, key: Row, *, deadline: f
         results.skipped.append(f"Fitted in part, {fact}: {name}.")
 
 
-def _state(parts: Path) -> tuple[int, list[Reuse]]:
-    """Rows that are done, and the thresholds followed after them."""
-    state = read_json(parts / "state.json")
-    return state.get("rows", 0), [Reuse(**each) for each in state.get("followed", [])]
+def _fit_until(results: Results, settings: FitSettings, parts: Parts, deadline: float) -> None:
+    """Fit the rows that are not in the parts; an interrupt leaves what is done in them."""
+    total = rows_to_fit(results.opened, settings)
+    advance = results.stage(f"fit{settings.suffix}".replace("_", " "))
+    waiting, pace = _Waiting(parts), Pace()
+    steps = fit_steps(
+        results.opened,
+        settings,
+        first=parts.done,
+        followed=_followed(parts),
+        executor=results.executor,
+    )
+    try:
+        for step in steps:
+            waiting.steps.append(step)
+            if pace.due or waiting.rows >= FLUSH_ROWS:
+                with pace.kept():
+                    waiting.flush()
+            advance(step.index + 1, total)
+            if time.monotonic() > deadline:
+                break
+    finally:
+        waiting.flush()
+        results.keep_count(parts.done, total)
 
 
-def _flush(parts: Path, steps: Sequence[StepFits]) -> None:
-    """Write the rows of some steps, then that they are there."""
-    last = steps[-1]
-    tables = {name: [row for step in steps for row in step.rows[name]] for name in ROWS}
-    _write_tables(parts, f"{last.index:09d}", tables)
-    done = {"rows": last.index + 1, "followed": [asdict(each) for each in last.followed]}
-    write_json(parts / "state.json", done)
+@dataclass
+class _Waiting:
+    """Steps that are fitted, and not in the parts yet."""
+
+    parts: Parts
+    steps: list[StepFits] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of fits they have."""
+        return sum(len(step.rows["fits"]) for step in self.steps)
+
+    def flush(self) -> None:
+        """Write them, and the thresholds that are followed after them."""
+        steps = [step for step in self.steps if step.index >= self.parts.done]
+        if steps:
+            tables = {name: [row for step in steps for row in step.rows[name]] for name in ROWS}
+            followed = [asdict(each) for each in steps[-1].followed]
+            self.parts.add({"rows": tables, "followed": followed}, len(steps))
+        self.steps.clear()
 
 
-def _write_tables(parts: Path, part: str, tables: dict[str, list[Row]]) -> None:
-    pandas = extras.load("pandas")
-    for name, rows in tables.items():
-        if rows:
-            pandas.DataFrame(rows).to_parquet(parts / f"{name}-{part}.parquet", index=False)
+def _followed(parts: Parts) -> list[Reuse]:
+    """The thresholds that are followed after the rows that are done."""
+    last = read_part(parts.files[-1])["followed"] if parts.files else []
+    return [Reuse(**each) for each in last]
 
 
-def _join_all(results: Results, suffix: str, parts: Path, key: Row) -> None:
+def _join_all(results: Results, suffix: str, parts: Parts, key: Row) -> None:
     """The tables of the folder from the parts that are done."""
-    pandas = extras.load("pandas")
-    done, followed = _state(parts)
-    (parts / "reuse-open.parquet").unlink(missing_ok=True)
-    _write_tables(parts, "open", {"reuse": [each.row for each in followed]})
     for name, row in ROWS.items():
-        files = [
-            file
-            for file in sorted(parts.glob(f"{name}-*.parquet"))
-            if (part := file.stem.partition("-")[2]) == "open" or int(part) < done
-        ]
-        if not files:
-            results.keep(f"{name}{suffix}", frame([], row), key)
-            continue
+        files = _frames(parts, name)
         if name == "fits":
-            columns = ["step", "group", "family", "shape", "scale"]
-            every = pandas.concat([pandas.read_parquet(file, columns=columns) for file in files])
-            for file in files:
-                with_spread(pandas.read_parquet(file), spread(every)).to_parquet(file, index=False)
-        _join(files, results.path(f"{name}{suffix}"), key)
+            _add_spread(files)
+        if files:
+            _join(files, results.path(f"{name}{suffix}"), key)
+        else:
+            results.keep(f"{name}{suffix}", frame([], row), key)
+        for file in files:
+            file.unlink()
+
+
+def _frames(parts: Parts, name: str) -> list[Path]:
+    """One Parquet file for each part with rows of a table, in the folder of the parts."""
+    pandas, files = extras.load("pandas"), []
+    still_followed = {"rows": {"reuse": [each.row for each in _followed(parts)]}}
+    for index, content in enumerate(chain(parts.contents(), [still_followed])):
+        rows = content["rows"].get(name)
+        if rows:
+            files.append(parts.folder / f"{name}-{index:09d}.parquet")
+            with replacing(files[-1]) as new:
+                pandas.DataFrame(rows).to_parquet(new, index=False)
+    return files
+
+
+def _add_spread(files: Sequence[Path]) -> None:
+    """Add the columns of `spread`, which looks at the rows of all files."""
+    pandas = extras.load("pandas")
+    columns = ["step", "group", "family", "shape", "scale"]
+    every = [pandas.read_parquet(file, columns=columns) for file in files]
+    between = spread(pandas.concat(every)) if every else None
+    for file in files:
+        with replacing(file) as new:
+            with_spread(pandas.read_parquet(file), between).to_parquet(new, index=False)
 
 
 def _join(files: Sequence[Path], path: Path, key: Row) -> None:
@@ -184,12 +223,10 @@ def _join(files: Sequence[Path], path: Path, key: Row) -> None:
     schema = arrow.unify_schemas(
         [parquet.read_schema(file) for file in files], promote_options="permissive"
     ).with_metadata(mark(key))
-    new = path.with_suffix(".new")
-    with parquet.ParquetWriter(new, schema) as writer:
+    with replacing(path) as new, parquet.ParquetWriter(new, schema) as writer:
         for file in files:
             table = parquet.read_table(file).replace_schema_metadata(mark(key))
             writer.write_table(table.cast(schema) if table.schema != schema else table)
-    new.replace(path)
 
 
 def _medians(fitted: Fitted) -> dict[str, Any]:

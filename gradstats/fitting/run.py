@@ -7,7 +7,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
-from typing import Any
+from os import PathLike
+from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.fitting.bootstrap import corrected
@@ -22,12 +23,12 @@ from gradstats.fitting.rows import (
     structure_row,
     threshold_rows,
 )
-from gradstats.fitting.settings import FitSettings
+from gradstats.fitting.settings import FitKeywords, FitSettings
 from gradstats.fitting.threshold_reuse import Reuse, tried_on
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
 from gradstats.runs.groups import Group
 from gradstats.runs.tasks import in_order
-from gradstats.settings import from_keywords, lists_settings
+from gradstats.settings import SettingError, from_keywords, lists_settings
 from gradstats.summary.summary import Summary
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -169,14 +170,14 @@ def rows_to_fit(run: Run, settings: FitSettings) -> int:
     return len(run.rows(kind))
 
 
-@lists_settings(FitSettings)
+@lists_settings(FitSettings, FitKeywords)
 def fit(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     axis: str = ELEMENTS,
     executor: Executor | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[FitKeywords],
 ) -> Any:
     """Fit families of distributions to the captured gradients of a run.
 
@@ -184,7 +185,7 @@ def fit(
     with free parameters, such as "laplace".
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         axis: the sample that a distribution describes. "elements" (default): all elements of one
             captured row, per group of parameters. "steps": one tracked element at all selected
             steps. Tracked elements are the same random elements, stored at every step. No family
@@ -208,7 +209,7 @@ def fit(
             with axis "steps", or fewer than two tracked rows with axis "steps".
         TypeError: an unknown setting.
     """
-    chosen = from_keywords(FitSettings, settings, verb="fit")
+    chosen, run = from_keywords(FitSettings, settings, verb="fit"), opened(run)
     check_axis(axis)
     if axis != ELEMENTS:
         if settings:
@@ -224,7 +225,7 @@ def fit(
 def check_axis(axis: str) -> None:
     """Raise ValueError unless it is an axis of sampling."""
     if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+        raise SettingError("axis", f"must be one of {', '.join(AXES)}, got {axis!r}")
 
 
 def spread(fits: Any) -> Any:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from gradstats.ratios import RATIOS, check_ratio
-from gradstats.settings import check_choices, setting, several
+from gradstats.ratios import RATIOS, ratios
+from gradstats.settings import (
+    SettingError,
+    at_least_one,
+    check_fields,
+    naming,
+    setting,
+    several,
+)
 
 if TYPE_CHECKING:
     from gradstats.compressors import Compressor
@@ -14,6 +22,20 @@ if TYPE_CHECKING:
 
 METHODS = ("mle", "moments")
 KINDS = ("full", "track")
+
+
+class FitKeywords(TypedDict, total=False):
+    """Keywords of `gradstats.fit` with the types that it accepts, for type checkers."""
+
+    by: str
+    families: str | type[Family] | Iterable[str | type[Family]] | None
+    ratios: float | str | Iterable[float | str]
+    method: str
+    bootstrap: int
+    compensated: str | Compressor | None
+    kind: str | None
+    stride: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -36,35 +58,29 @@ class FitSettings:
     ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
     method: str = setting("mle", "How families are fitted.", choices=METHODS)
     bootstrap: int = setting(
-        0, "Replicates of a parametric bootstrap of 2,000 elements (slow); 0: none."
+        0, "Replicates of a parametric bootstrap of 2,000 elements (slow); 0: none.", least=0
     )
     compensated: Compressor | None = setting(
         None, "Fit gradient + residual of this compressor with error feedback."
     )
     kind: str | None = setting(None, "Rows to fit: full or track; default: full where there are.")
-    stride: int = setting(1, "Rows from one fit to the next; thresholds are followed over all.")
-    seed: int = setting(0, "Seed of the compressor.")
+    stride: int = setting(
+        1, "Rows from one fit to the next; thresholds are followed over all.", least=1
+    )
+    seed: int = setting(0, "Seed of the compressor.", least=0)
 
     def __post_init__(self) -> None:
-        from gradstats.compressors import compressor
-
-        self._set(families=_families(self.families), ratios=several(self.ratios))
-        spec: Any = self.compensated
-        self._set(compensated=compressor(spec) if isinstance(spec, str) else spec)
-        for ratio in self.ratios:
-            check_ratio("ratio", ratio)
-        for name in ("families", "ratios"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must name at least one, got none")
-        for name, least in (("bootstrap", 0), ("stride", 1), ("seed", 0)):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {number!r}")
+        self._set(families=_families(self.families), ratios=ratios(self.ratios))
+        self._set(compensated=_compressor(self.compensated))
+        check_fields(self)
+        at_least_one(self, "families", "ratios")
+        if not isinstance(self.by, str):
+            raise SettingError("by", f"must be the name of a grouping, got {self.by!r}")
         if self.kind not in (None, *KINDS, "summary"):
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        for each in self.families:
-            each.check_method(self.method)
-        check_choices(self)
+            raise SettingError("kind", f"must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        with naming("method"):
+            for each in self.families:
+                each.check_method(self.method)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -79,8 +95,23 @@ class FitSettings:
 
 
 def _families(given: Any) -> tuple[type[Family], ...]:
-    from gradstats.families import FAMILIES, family
+    from gradstats.families import FAMILIES, Family, family
 
     if given is None:
         return FAMILIES
-    return tuple(family(each) if isinstance(each, str) else each for each in several(given))
+    with naming("families"):
+        chosen = [family(each) if isinstance(each, str) else each for each in several(given)]
+    for each in chosen:
+        if not (isinstance(each, type) and issubclass(each, Family)):
+            raise SettingError("families", f"must be names or classes of families, got {each!r}")
+    return tuple(chosen)
+
+
+def _compressor(given: Any) -> Compressor | None:
+    from gradstats.compressors import Compressor, compressor
+
+    with naming("compensated"):
+        chosen = compressor(given) if isinstance(given, str) else given
+    if chosen is not None and not isinstance(chosen, Compressor):
+        raise SettingError("compensated", f"must be a compressor or its spec, got {given!r}")
+    return chosen

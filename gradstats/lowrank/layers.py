@@ -17,7 +17,8 @@ class LowRankLinear(nn.Module):
         out_features: m, the last dimension of the output.
         rank: r.
         bias: Whether the layer has a b.
-        **where: Device and dtype.
+        device: Of the factors, as in torch.nn.Linear.
+        dtype: Of the factors.
 
     Attributes:
         first: Vᵀ, without a bias.
@@ -25,12 +26,19 @@ class LowRankLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, rank: int, *, bias: bool = True, **where: Any
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.first = nn.Linear(in_features, rank, bias=False, **where)
-        self.second = nn.Linear(rank, out_features, bias=bias, **where)
+        self.first = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.second = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
 
     @property
     def weight(self) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,7 +59,11 @@ class VanillaWarmUp:
         model: of full rank, not wrapped.
         optimizer: of its parameters.
         epochs: of full rank.
-        **how: as `warm_start` has it.
+        rank_ratio: as in `warm_start`, and so are the following.
+        keep: globs of names of layers that stay.
+        full_rank_layers: number of first layers that stay.
+        ranks: ranks by layer.
+        extra_norm: add a norm between the factors of convolutions.
 
     Attributes:
         found: The factorization; None before the switch.
@@ -76,16 +81,35 @@ class VanillaWarmUp:
         )
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, epochs: int, **how: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        epochs: int,
+        rank_ratio: float = 0.25,
+        *,
+        keep: str | Iterable[str] = (),
+        full_rank_layers: int = 0,
+        ranks: Mapping[str, int] | None = None,
+        extra_norm: bool = False,
+    ) -> None:
         if not isinstance(epochs, int) or epochs < 0:
             raise ValueError(f"epochs must be a whole number, got {epochs!r}")
         self.found: Factorization | None = None
-        self._model, self._optimizer, self._epochs, self._how = model, optimizer, epochs, how
+        self._model, self._optimizer, self._epochs = model, optimizer, epochs
+        self._switch = partial(
+            warm_start,
+            rank_ratio=rank_ratio,
+            keep=keep,
+            full_rank_layers=full_rank_layers,
+            ranks=ranks,
+            extra_norm=extra_norm,
+        )
 
     def __call__(self, epoch: int) -> tuple[nn.Module, Optimizer]:
         """The model and the optimizer to use in an epoch, counted from 0."""
         if self.found is None and epoch >= self._epochs:
-            self.found, self._optimizer = warm_start(self._model, self._optimizer, **self._how)
+            self.found, self._optimizer = self._switch(self._model, self._optimizer)
             self._model = self.found.model
         return self._model, self._optimizer
 

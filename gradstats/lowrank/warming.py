@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,7 +12,14 @@ from gradstats.lowrank.optimizers import rebuilt
 
 
 def warm_start(
-    model: nn.Module, optimizer: Optimizer, rank_ratio: float = 0.25, **how: Any
+    model: nn.Module,
+    optimizer: Optimizer,
+    rank_ratio: float = 0.25,
+    *,
+    keep: str | Iterable[str] = (),
+    full_rank_layers: int = 0,
+    ranks: Mapping[str, int] | None = None,
+    extra_norm: bool = False,
 ) -> tuple[Factorization, Optimizer]:
     """Replace the weights of a trained model by low-rank factors, and renew its optimizer.
 
@@ -38,8 +45,10 @@ def warm_start(
         model: Trained model, changed in place.
         optimizer: Optimizer of the model's parameters, which is left as it is.
         rank_ratio: Rank divided by the shorter side of each matrix, in (0, 1].
-        **how: Other keywords of `factorize`, except `warm`: keep, full_rank_layers, ranks and
-            extra_norm.
+        keep: As in `factorize`, and so are the following.
+        full_rank_layers: Number of first layers that stay.
+        ranks: Ranks by layer.
+        extra_norm: Add a norm between the factors of convolutions.
 
     Returns:
         The factorization, which lists the layers that were replaced, and the new optimizer.
@@ -52,6 +61,8 @@ def warm_start(
     References:
         Wang et al., "Pufferfish: Communication-efficient models at no extra cost", MLSys 2021.
     """
-    plan = planned(model, Settings(rank_ratio, warm=True, **how))
+    plan = planned(
+        model, Settings(rank_ratio, keep, full_rank_layers, ranks, extra_norm, warm=True)
+    )
     fresh = rebuilt(optimizer, plan.replaced, plan.names)
     return plan.carried_out(model), fresh

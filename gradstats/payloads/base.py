@@ -40,6 +40,10 @@ class Payload(ABC):
         def numel(self) -> int:
             """Number of elements of the gradient; a field of some payloads."""
 
+    def __repr__(self) -> str:
+        sent = f"{self.count:,} of {self.numel:,} elements"
+        return f"<{type(self).__name__}: {sent}, {self.nbytes:,} bytes>"
+
     @property
     @abstractmethod
     def count(self) -> int:
@@ -137,7 +141,7 @@ def written(payload: Payload) -> Iterator[Section]:
     yield from payload.sections()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dense(Payload):
     """Every element, in order, in the dtype in which it travels.
 
@@ -192,7 +196,7 @@ class Dense(Payload):
         return cls(reader.tensor(numel, dtype))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Constant(Payload):
     """One value for every element.
 
@@ -227,7 +231,7 @@ class Constant(Payload):
         return cls(reader.tensor(1, dtype), numel)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bundle(Payload):
     """The payloads of consecutive parts of one vector, sent together.
 

@@ -15,7 +15,7 @@ from gradstats.payloads.wire import PayloadError, Reader, Section, code_of, vari
 HALF = 40  # exponent of 2, up to which products of two factors are far from the ends of float32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank(Payload):
     r"""A matrix as the product of two factors, :math:`\hat M = P Q^T`, row by row.
 

@@ -14,7 +14,7 @@ from gradstats.payloads.base import Payload
 from gradstats.payloads.wire import Reader, Section, blob, code_of, refused, varint
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Planes(Payload):
     """Every element exactly: the bytes of its values sorted by significance, compressed.
 

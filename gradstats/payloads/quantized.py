@@ -30,7 +30,7 @@ ROTATED, MOVED = 1, 2  # flags
 WIDEST_BUCKET = 1 << 16  # of a gradient that is shorter: decoding may fill a bucket up
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Coded(Payload):
     r"""Symbols of an alphabet, each of which stands for a level times the scale of its bucket.
 

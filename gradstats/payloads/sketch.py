@@ -19,7 +19,7 @@ MOST_ROWS = 64
 CHUNK = 1 << 16  # elements whose estimates, one a row, are in memory at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sketch(Payload):
     """A table of sums, from which every element can be estimated.
 

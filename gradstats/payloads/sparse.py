@@ -85,7 +85,7 @@ class Scattered(Payload):
             momentum[self.indices] = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sparse(Scattered):
     """Some elements with their indices.
 
@@ -169,7 +169,7 @@ class Sparse(Scattered):
         return cls(_read_kept(reader, count), numel, torch.from_numpy(places), code)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Masked(Scattered):
     """Elements at indices that all workers draw from the same key: no index travels.
 

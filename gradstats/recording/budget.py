@@ -3,6 +3,8 @@
 import math
 import re
 
+from gradstats.settings import SettingError
+
 _UNITS = {"B": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("KMGT", start=1)
@@ -14,24 +16,29 @@ TABLE_BYTES = 600_000
 
 
 def parse_bytes(size: int | str) -> int:
-    """Read a size.
+    """Read a size: a number of bytes, or a text with a unit.
 
     Example:
         >>> parse_bytes("20GB"), parse_bytes("1.5 MiB"), parse_bytes(4096)
         (20000000000, 1572864, 4096)
 
     Raises:
-        ValueError: `size` is not a positive size.
+        SettingError: `size` is not a positive size, or a text without a unit.
     """
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
     match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?i?B)?", str(size).strip(), re.IGNORECASE)
     units = {unit.upper(): factor for unit, factor in _UNITS.items()}
     try:
-        number, unit = match.groups() if match else ("", None)
+        number, unit = match.groups() if match and isinstance(size, str) else ("", None)
         count = int(float(number) * units[(unit or "B").upper()])
     except (ValueError, KeyError):
         count = 0
     if count < 1:
-        raise ValueError(f"max_bytes must be a positive size such as '20GB', got {size!r}")
+        raise SettingError("max_bytes", f"must be a positive size such as '20GB', got {size!r}")
+    if not unit:
+        remedy = f"write {number}GB, {number}MB or {number}B"
+        raise SettingError("max_bytes", f"must have a unit, got {size!r}; {remedy}")
     return count
 
 

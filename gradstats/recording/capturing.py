@@ -25,6 +25,7 @@ from gradstats.recording.introduction import (
     surprises,
 )
 from gradstats.recording.messages import Reports, write_line
+from gradstats.recording.notes import note
 from gradstats.recording.processes import (
     Distribution,
     another_model,
@@ -220,6 +221,8 @@ def capture_by(
         if scattered:
             record_reduce_scatters(model, handle, reports)
         register(handle, writer)
+        where = place.absolute() if isinstance(place, Path) else place
+        note("recording", path=str(where), segment=segment)
         undo.pop_all()
     return handle
 

@@ -21,6 +21,9 @@ class Idle:
         self.step = start_step
         self.stats = Stats()
 
+    def __repr__(self) -> str:
+        return f"<Idle: another process records, step {self.step}>"
+
     def log(self, *, loss: Tensor | float) -> None:
         """Do nothing."""
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradstats.recording.selection import Selected, unwrap_model
 from gradstats.recording.sharding import fsdp1_modules
 from gradstats.recording.slots import POINTS, Point
+from gradstats.settings import SettingError, several
 from gradstats.store import GradientStore, Parameter, Place, beside, table_difference
 
 _PATIENCE = timedelta(seconds=60)
@@ -51,11 +52,11 @@ def check_points(at: str | Sequence[str]) -> list[str]:
     Raises:
         ValueError: No such point, or none.
     """
-    asked = [at] if isinstance(at, str) else list(at)
+    asked = list(several(at))
     unknown = [point for point in asked if point not in (*POINTS, "auto")]
     if unknown or not asked:
-        rule = f"at must be auto or some of {', '.join(POINTS)}"
-        raise ValueError(f"{rule}, got {unknown[0] if unknown else at!r}")
+        rule = f"must be auto or some of {', '.join(POINTS)}"
+        raise SettingError("at", f"{rule}, got {unknown[0] if unknown else at!r}")
     return asked
 
 

@@ -10,7 +10,7 @@ from gradstats.recording.budget import parse_bytes
 from gradstats.recording.processes import check_points
 from gradstats.recording.schedules import as_schedule, every, parse
 from gradstats.recording.writer import OnSummary
-from gradstats.settings import check_choices, setting
+from gradstats.settings import SettingError, check_fields, setting, several
 
 IfExists = Literal["error", "resume", "overwrite"]
 WhenFull = Literal["block", "drop", "thin"]
@@ -62,20 +62,20 @@ class CaptureSettings:
         "How local gradients are read: hooks on the parameters, or a DDP communication hook.",
         choices=get_args(LocalBy),
     )
-    start_step: int = setting(0, "Number of the first optimizer step.")
-    seed: int = setting(0, "Seed of the choice of tracked elements.")
+    start_step: int = setting(0, "Number of the first optimizer step.", least=0)
+    seed: int = setting(0, "Seed of the choice of tracked elements.", least=0)
     quiet: bool = setting(False, "Print nothing but errors and warnings.")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
+        object.__setattr__(self, "shadow", several(self.shadow))
         if self.full is not None:  # once: it may be an iterator
             object.__setattr__(self, "full", as_schedule(self.full))
         check_points(self.at)
         parse_bytes(self.max_bytes)
         _check_rows_wanted(whole=self.full is not None or self.summaries, track=self.track)
         if self.shadow and not self.track:
-            rule = "shadow runs on tracked elements: track must be on"
-            raise ValueError(f"{rule}, got {self.track!r}")
+            raise SettingError("track", f"must be on for shadow compressors, got {self.track!r}")
 
     @property
     def summaries(self) -> bool:
@@ -112,7 +112,9 @@ def _check_rows_wanted(*, whole: bool, track: int | None) -> None:
     Raises:
         ValueError: `track` is not a number of elements, or neither whole rows nor elements.
     """
-    if track is not None and (not isinstance(track, int) or track < 0):
-        raise ValueError(f"track must be a number of elements or None, got {track!r}")
+    wrong = isinstance(track, bool) or not isinstance(track, int)
+    if track is not None and (wrong or track < 0):
+        raise SettingError("track", f"must be a number of elements or None, got {track!r}")
     if not whole and not track:
-        raise ValueError(f"full and track must not both be off, got None and {track!r}")
+        rule = "must be on where no whole gradient is recorded: full and track are both off"
+        raise SettingError("track", f"{rule}, got {track!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from torch import Tensor
 
 from gradstats.lowrank.tables import Replaced, replaced_in
 from gradstats.replaying.columns import FactorisedRow
+from gradstats.runs.opening import opened
+from gradstats.runs.parts import Collect, at_once
 from gradstats.runs.run import Progress, Run
 from gradstats.runs.tables import frame
+from gradstats.settings import SettingError
 
 Row = dict[str, Any]
 FLOAT_BYTES = 4
@@ -76,13 +80,14 @@ class _Matrix:
 
 
 def factorised_rows(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     rank_ratio: float = 0.25,
-    native: Run | None = None,
+    native: Run | str | PathLike[str] | None = None,
     share: Share | None = None,
     most_rows: int = 8,
     progress: Progress | None = None,
+    collect: Collect = at_once,
 ) -> Any:
     r"""What low rank would send of a run's model, and what its gradients would lose.
 
@@ -105,12 +110,14 @@ def factorised_rows(
       against this run's there is no error to speak of, the parameters are others.
 
     Args:
-        run: of the full-rank model; its full rows are read, the implied ones need weights.
+        run: of the full-rank model, or its path; its full rows are read, the implied ones need
+            weights.
         rank_ratio: r = ⌊ratio · min(m, n)⌋, at least 1.
-        native: a captured run of the factorised model.
+        native: a captured run of the factorised model, or its path.
         share: of full rank in the training, for amortised_nbytes; default none.
         most_rows: at most that many rows, evenly spaced.
         progress: called with (rows done, rows).
+        collect: makes the rows of each captured row, but for those that are kept.
 
     Returns:
         A pandas DataFrame with the columns of `gradstats.replaying.columns.FactorisedRow`: encode
@@ -124,7 +131,9 @@ def factorised_rows(
         Wang et al., "Pufferfish: Communication-efficient models at no extra cost", MLSys 2021.
     """
     if not 0 < rank_ratio <= 1:
-        raise ValueError(f"rank_ratio must lie in (0, 1], got {rank_ratio!r}")
+        raise SettingError("rank_ratio", f"must lie in (0, 1], got {rank_ratio!r}")
+    run = opened(run)
+    native = None if native is None else opened(native, "native")
     rows = run.rows("full")
     if not rows:
         raise ValueError(f"run must have whole gradients, got none in {run}")
@@ -135,13 +144,16 @@ def factorised_rows(
     full = sum(part.numel for part in run.parts("full"))
     sizes = _sizes(full, full - sum(layer.saved for layer in replaced), share)
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
-    lines: list[FactorisedRow] = []
-    for done, place in enumerate(places, 1):
-        lines += _measured(run, rows[place], matrices, sizes, rank_ratio)
-        if progress:
-            progress(done, len(places))
-    lines += [_native(native, full, share)] if native else []
-    return frame(map(vars, lines), FactorisedRow)
+
+    def measured(first: int) -> Iterator[list[Row]]:
+        for done, place in enumerate(places[first:], first + 1):
+            yield [vars(row) for row in _measured(run, rows[place], matrices, sizes, rank_ratio)]
+            if progress:
+                progress(done, len(places))
+
+    lines = [line for of_step in collect(measured) for line in of_step]
+    lines += [vars(_native(native, full, share))] if native else []
+    return frame(lines, FactorisedRow)
 
 
 def _sizes(full: float, low: float, share: Share) -> Row:

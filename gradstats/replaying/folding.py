@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean, linear_regression
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,53 +42,102 @@ def replay_rows(
         A row per step and compressor: what `measure` gives, index (of the compressor), step and
         status: "ok", or why there is no measurement. A compressor that fails is not called again.
     """
-    folded: list[_Fold] | None = None
+    positions = [Position() for _ in compressors]
     for step, given in grads:
+        one = Given.of(step, given, seed, losses or {})
+        for index, compressor in enumerate(compressors):
+            row, positions[index] = advanced(compressor, positions[index], one)
+            yield {"index": index, **row}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What every compressor gets at one step.
+
+    Attributes:
+        step: of the training.
+        workers: flat gradients, one per worker.
+        broken: how many of their elements are NaN or infinite.
+        seed: of the random methods.
+        loss: of the step; NaN if it is not known.
+    """
+
+    step: int
+    workers: Sequence[Tensor]
+    broken: int
+    seed: int
+    loss: float
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        given: Tensor | Sequence[Tensor],
+        seed: int = 0,
+        losses: Mapping[int, float] = MappingProxyType({}),
+    ) -> Given:
+        """Count the broken elements and look up the loss."""
         workers = [given] if isinstance(given, Tensor) else list(given)
-        numel = workers[0].numel()
         broken = sum(int((~grad.isfinite()).sum()) for grad in workers)
-        if folded is None and not broken:
-            folded = [_Fold(compressor, workers) for compressor in compressors]
-        for index in range(len(compressors)):
-            row = Measured(n=numel)
-            if not numel:
-                status = "skipped: there is no element"
-            elif broken or folded is None:
-                status = f"skipped: {broken} of {numel * len(workers)} elements are NaN or inf"
-            else:
-                measured, status = folded[index].step(step, workers, seed, losses or {})
-                row = measured or row
-            yield {"index": index, "step": step, **vars(row), "status": status}
+        return cls(step, workers, broken, seed, losses.get(step, math.nan))
 
 
-class _Fold:
-    """One compressor on its way through the steps, with a state a worker."""
+@dataclass(frozen=True)
+class Position:
+    """How far a compressor has come on its way through the steps.
 
-    def __init__(self, compressor: Compressor, workers: Sequence[Tensor]) -> None:
-        self._compressor, self._failed = compressor, ""
-        try:
-            self._states = [compressor.init(grad) for grad in workers]
-        except Exception as error:  # anyone's compressor may run here
-            self._failed = failure(error, "in init")
+    Attributes:
+        done: number of steps that it has seen.
+        states: one per worker; None before the first gradient without NaN or inf.
+        failed: why it is not called any more; "" while it works.
+    """
 
-    def step(
-        self, step: int, workers: Sequence[Tensor], seed: int, losses: Mapping[int, float]
-    ) -> tuple[Measured | None, str]:
-        """What was measured, and the status."""
-        if self._failed:
-            return None, self._failed
-        if "loss" in self._compressor.contract.needs:
-            loss = losses.get(step, math.nan)
-            if math.isnan(loss):
-                return None, "skipped: the loss of this step was not captured"
-            self._states = [self._compressor.observe(state, loss) for state in self._states]
-        try:
-            rng = Rng(seed, step, workers=len(workers))
-            row, self._states = measure(self._compressor, workers, self._states, rng)
-        except Exception as error:  # anyone's compressor may run here
-            self._failed = failure(error, f"at step {step}")
-            return None, self._failed
-        return row, "ok"
+    done: int = 0
+    states: Sequence[Any] | None = None
+    failed: str = ""
+
+
+def advanced(compressor: Compressor, position: Position, given: Given) -> tuple[Row, Position]:
+    """Run one compressor on one step; the position that it gets stays as it is.
+
+    Returns:
+        The columns of `Measured` with step and status, and the position after the step.
+    """
+    numel = given.workers[0].numel()
+    if not numel:
+        measured, status, after = None, "skipped: there is no element", position
+    elif given.broken:
+        total = numel * len(given.workers)
+        status = f"skipped: {given.broken} of {total} elements are NaN or inf"
+        measured, after = None, position
+    else:
+        measured, status, after = _encoded(compressor, position, given)
+    row = {"step": given.step, **vars(measured or Measured(n=numel)), "status": status}
+    return row, replace(after, done=position.done + 1)
+
+
+def _encoded(
+    compressor: Compressor, position: Position, given: Given
+) -> tuple[Measured | None, str, Position]:
+    """What was measured on finite gradients, the status, and the position with new states."""
+    if position.failed:
+        return None, position.failed, position
+    states, where = position.states, "in init"
+    try:
+        if states is None:
+            states = [compressor.init(grad) for grad in given.workers]
+        if "loss" in compressor.contract.needs:
+            if math.isnan(given.loss):
+                reason = "skipped: the loss of this step was not captured"
+                return None, reason, replace(position, states=states)
+            states = [compressor.observe(state, given.loss) for state in states]
+        where = f"at step {given.step}"
+        rng = Rng(given.seed, given.step, workers=len(given.workers))
+        measured, states = measure(compressor, given.workers, states, rng)
+    except Exception as error:  # anyone's compressor may run here
+        failed = failure(error, where)
+        return None, failed, replace(position, failed=failed)
+    return measured, "ok", replace(position, states=states)
 
 
 def failure(error: Exception, where: str) -> str:

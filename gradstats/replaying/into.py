@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradstats.network import Network
+from gradstats.replaying.batches import Replaying
 from gradstats.replaying.planning import planned
 from gradstats.replaying.resumable import (
     FACTORISED,
@@ -14,7 +15,6 @@ from gradstats.replaying.resumable import (
     TIMINGS,
     FactorisedSettings,
     MethodSettings,
-    Replaying,
 )
 from gradstats.replaying.settings import ReplaySettings
 from gradstats.runs import Run
@@ -68,11 +68,12 @@ def replay_into(
     run.beside(settings.workers)
     results = Results(run, folder or results_folder(run), progress)
     what = Replaying(settings)
-    results.ensure(REPLAY, what)
-    results.ensure(TIMINGS, what)
-    results.ensure(METHODS, MethodSettings(what.keys(run), asdict(network or Network())))
-    if low_rank:
-        results.ensure(FACTORISED, low_rank)
+    with results.resumable():
+        results.ensure(REPLAY, what)
+        results.ensure(TIMINGS, what)
+        results.ensure(METHODS, MethodSettings(what.keys(run), asdict(network or Network())))
+        if low_rank:
+            results.ensure(FACTORISED, low_rank)
     results.remember("replay", in_words(vars(settings)))
     rows = results.read("factorised") if low_rank else None
     return Replayed(results.folder, results.read("methods"), rows)

@@ -18,7 +18,7 @@ from gradstats.ratios import RATIOS
 from gradstats.replaying.columns import Labels
 from gradstats.replaying.settings import ReplaySettings
 from gradstats.runs.run import Run
-from gradstats.settings import several
+from gradstats.settings import naming, several
 
 UNDER_A_SCALE = (
     "A DDP communication hook gets gradients multiplied by the loss scale, unless it is told of "
@@ -139,11 +139,12 @@ def _rows_for(run: Run, compressor: Compressor, matrices: bool) -> tuple[str, st
 
 
 def _made(specs: Iterable[str | Compressor], ratios: Sequence[float]) -> list[Compressor]:
-    return [
-        compressor
-        for spec in specs
-        for compressor in (compressors(spec, ratios) if isinstance(spec, str) else [spec])
-    ]
+    with naming("compressors"):
+        return [
+            compressor
+            for spec in specs
+            for compressor in (compressors(spec, ratios) if isinstance(spec, str) else [spec])
+        ]
 
 
 def ours(member: object) -> bool:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradstats import extras
 from gradstats.compressors import Compressor, Memory
 from gradstats.compressors import compressors as members_of
-from gradstats.kernels.forms import form
 from gradstats.network import Network
+from gradstats.replaying.batches import KEY, Replaying, asked, key_of
 from gradstats.replaying.columns import (
     EqualBitsRow,
     FactorisedRow,
@@ -23,90 +22,25 @@ from gradstats.replaying.columns import (
 )
 from gradstats.replaying.equal_bits import HYBRIDS, MOST_ELEMENTS, equal_bits
 from gradstats.replaying.factorised import factorised_rows
-from gradstats.replaying.planning import Job, _made, ours, plan
+from gradstats.replaying.planning import Job, _made, ours
 from gradstats.replaying.ranking import methods_table, timing_table
 from gradstats.replaying.run import last_finite, replay_jobs, rows_expected, timed, timing_rows
 from gradstats.replaying.settings import ReplaySettings
+from gradstats.replaying.streams import forget, rows_kept
 from gradstats.runs import Run
+from gradstats.runs.parts import Pace, at_once
 from gradstats.runs.results import Results, run_settings
 from gradstats.runs.tables import Made, Row, Table, frame
 
 FIRST_BATCH_SECONDS = 10.0
-KEY = ["compressor", "feedback", "granularity", "dense", "rows", "workers"]
 TIMED = ["compressor", "feedback"]
-Wanted = Callable[[Job], bool]
-
-
-@dataclass(frozen=True)
-class Replaying:
-    """What to replay and time, and until when.
-
-    Attributes:
-        settings: of the replay.
-        wanted: whether to replay a job of the plan.
-        deadline: of `time.monotonic`; past it no further batch begins.
-    """
-
-    settings: ReplaySettings
-    wanted: Wanted = lambda job: True
-    deadline: float = math.inf
-
-    @property
-    def seed(self) -> int:
-        """Of the random methods."""
-        return self.settings.seed
-
-    @property
-    def kernels(self) -> str:
-        """The form of the kernels that run."""
-        return form()
-
-    def batches(self, run: Run) -> Iterator[tuple[str, list[Job]]]:
-        """What to replay, the most telling first; each batch is one pass over the rows."""
-        settings = self.settings
-        ratios = sorted(settings.ratios, key=lambda ratio: (ratio != 0.01, ratio))
-        each_ratio: list[list[float]] = [[ratio] for ratio in ratios] or [[]]
-        for granularity, ratio in product(settings.granularity, each_ratio):
-            jobs = plan(
-                run,
-                settings.compressors,
-                ratios=ratio,
-                feedback=settings.feedback,
-                granularity=[granularity],
-            )
-            at = f"ratio {ratio[0]:g}, " if ratio else ""
-            yield f"{at}one threshold per {granularity}", [job for job in jobs if self.wanted(job)]
-
-    def keys(self, run: Run) -> list[list[Any]]:
-        """What names the rows of all batches."""
-        jobs = [job for _, batch in self.batches(run) for job in batch]
-        return [list(key) for key in dict.fromkeys(self.key(job) for job in jobs)]
-
-    def key(self, job: Job) -> tuple[Any, ...]:
-        """What names the rows of a job."""
-        return _key({**job.labels, "workers": self.settings.workers})
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in KEY)
-
-
-def asked(table: Table, keys: Sequence[Sequence[Any]], columns: Sequence[str] = KEY) -> Table:
-    """The rows of a table that `keys` name."""
-    if not len(table):
-        return table
-    wanted = {tuple(key) for key in keys}
-    rows = table[list(columns)].itertuples(index=False, name=None)
-    return table[[row in wanted for row in rows]].reset_index(drop=True)
 
 
 def _make_replay(results: Results, what: Replaying, key: Row) -> None:
     """Replay what is missing until the deadline; the first batch has ten seconds in any case."""
-    run, pandas = results.opened, extras.load("pandas")
-    kept = results.read("replay") if results.holds("replay", key) else frame([], ReplayRow)
-    kept = kept[kept["whole"].astype(bool)]
-    known = {_key(row) for row in kept[KEY].drop_duplicates().to_dict("records")}
-    for index, (name, batch) in enumerate(what.batches(run)):
+    table = _whole_rows(results, key)
+    known = {key_of(row) for row in table[KEY].drop_duplicates().to_dict("records")}
+    for index, (name, batch) in enumerate(what.batches(results.opened)):
         jobs = [job for job in batch if what.key(job) not in known or not ours(job.compressor)]
         if not jobs:
             continue
@@ -114,31 +48,59 @@ def _make_replay(results: Results, what: Replaying, key: Row) -> None:
         if now > what.deadline and not first:
             results.skipped.append(f"Not replayed, the budget was spent: {name}.")
             continue
-        rows = replay_jobs(
-            run,
-            jobs,
-            workers=what.settings.workers,
-            seed=what.seed,
-            progress=results.stage(f"replay {name}"),
-            deadline=max(what.deadline, now + FIRST_BATCH_SECONDS) if first else what.deadline,
-        )
-        wanted = rows_expected(run, jobs)
-        if len(rows) < wanted:
-            fact = f"{len(rows):,} of {wanted:,} rows"
-            results.skipped.append(f"Replayed in part, {fact}, the budget was spent: {name}.")
-        new = pandas.DataFrame(rows).assign(whole=len(rows) == wanted)
-        again = {what.key(job) for job in jobs}
-        stay = kept[[_key(row) not in again for row in kept[KEY].to_dict("records")]]
-        kept = pandas.concat([stay, new], ignore_index=True) if len(stay) else new
-        known |= again
-        results.keep("replay", kept, key)
+        deadline = max(what.deadline, now + FIRST_BATCH_SECONDS) if first else what.deadline
+        _replay_batch(results, replace(what, deadline=deadline), key, (name, jobs))
+        known |= {what.key(job) for job in jobs}
     if not results.holds("replay", key):
         results.keep("replay", frame([], ReplayRow), key)
 
 
+def _whole_rows(results: Results, key: Row) -> Table:
+    """The rows of compressors that were replayed to the end."""
+    kept = results.read("replay") if results.holds("replay", key) else frame([], ReplayRow)
+    return kept[kept["whole"].astype(bool)]
+
+
+def _replay_batch(
+    results: Results, what: Replaying, key: Row, batch: tuple[str, list[Job]]
+) -> None:
+    """One pass over the rows, continued where an earlier one ended; into the table afterwards."""
+    run, workers, pandas = results.opened, what.settings.workers, extras.load("pandas")
+    (name, jobs), folder = batch, results.parts("replay", key)
+    keys = {what.key(job) for job in jobs}
+    table = _whole_rows(results, key)
+    stay = table[[key_of(row) not in keys for row in table[KEY].to_dict("records")]]
+    wanted = rows_expected(run, jobs, workers)
+    total = rows_expected(run, what.jobs(run), workers)
+    before = len(asked(stay, what.keys(run)))
+    try:
+        rows = replay_jobs(
+            run,
+            jobs,
+            workers=workers,
+            seed=what.seed,
+            progress=results.stage(f"replay {name}"),
+            deadline=what.deadline,
+            folder=folder,
+        )
+    except BaseException:
+        results.keep_count(before + rows_kept(jobs, workers, folder), total)
+        raise
+    whole = len(rows) == wanted
+    new = pandas.DataFrame(rows).assign(whole=whole)
+    every = pandas.concat([stay, new], ignore_index=True) if len(stay) else new
+    results.keep("replay", every, key)
+    results.keep_count(before + len(rows), total)
+    if not whole:
+        fact = f"{len(rows):,} of {wanted:,} rows"
+        results.skipped.append(f"Replayed in part, {fact}, the budget was spent: {name}.")
+    elif forget(jobs, workers, folder):
+        results.remove_parts("replay")
+
+
 def _make_timings(results: Results, what: Replaying, key: Row) -> None:
-    """Time what is missing."""
-    settings, pandas = what.settings, extras.load("pandas")
+    """Time what is missing; an interrupt leaves what was timed in the table."""
+    settings = what.settings
     kept = results.read("timings") if results.holds("timings", key) else frame([], TimingRow)
     again = {
         name
@@ -147,18 +109,43 @@ def _make_timings(results: Results, what: Replaying, key: Row) -> None:
     }
     known = {tuple(row) for row in kept[TIMED].itertuples(index=False, name=None)} - again
     results.stage("time")(0, 1)
-    rows = timing_rows(
-        results.opened,
-        settings.compressors,
-        ratios=settings.ratios,
-        seed=settings.seed,
-        known=known,
-    )
-    if rows or not results.holds("timings", key):
-        kept = asked(kept, [*known], TIMED)
-        new = pandas.DataFrame(rows)
-        every = pandas.concat([kept, new], ignore_index=True) if len(kept) else new
-        results.keep("timings", timing_table(every), key)
+    table, pace = _Timings(results, key, asked(kept, [*known], TIMED)), Pace()
+
+    def done(row: Row) -> None:
+        table.rows.append(row)
+        if pace.due:
+            with pace.kept():
+                table.keep()
+
+    try:
+        timing_rows(
+            results.opened,
+            settings.compressors,
+            ratios=settings.ratios,
+            seed=settings.seed,
+            known=known,
+            done=done,
+        )
+    finally:
+        if table.rows or not results.holds("timings", key):
+            table.keep()
+
+
+@dataclass
+class _Timings:
+    """The table of timings while it grows."""
+
+    results: Results
+    key: Row
+    before: Table
+    rows: list[Row] = field(default_factory=list)
+
+    def keep(self) -> None:
+        """Write what is timed so far."""
+        new, before = extras.load("pandas").DataFrame(self.rows), self.before
+        every = [each for each in (before, new) if len(each)]
+        table = extras.load("pandas").concat(every, ignore_index=True) if every else new
+        self.results.keep("timings", timing_table(table), self.key)
 
 
 def timings_of(results: Results, settings: ReplaySettings) -> Table:
@@ -219,17 +206,24 @@ def _one(spec: str | Compressor) -> Compressor:
 
 
 def _make_equal_bits(results: Results, settings: EqualBitsSettings, key: Row) -> None:
-    members = _made(settings.compressors, (0.5,))
-    if results.holds("equal_bits", key) and all(map(ours, members)):
+    all_ours = all(map(ours, _made(settings.compressors, (0.5,))))
+    if results.holds("equal_bits", key) and all_ours:
         return
-    table = frame([], EqualBitsRow)
     grad = last_finite(results.opened)
-    if grad is not None:
-        results.stage("equal bits")(0, 1)
-        some = grad[:: -(-grad.numel() // MOST_ELEMENTS)].contiguous()
-        chosen = {"ratios": settings.ratios, "seed": settings.seed}
-        table = equal_bits(some, settings.compressors, **chosen)  # type: ignore[arg-type]
-    results.keep("equal_bits", table, key)
+    some = None if grad is None else grad[:: -(-grad.numel() // MOST_ELEMENTS)].contiguous()
+    chosen: Any = {"ratios": settings.ratios, "seed": settings.seed}
+    advance = results.stage("equal bits")
+
+    def of_each(first: int) -> Iterator[list[Row]]:
+        for done, each in enumerate(settings.compressors[first:], first):
+            advance(done, len(settings.compressors))
+            yield [] if some is None else equal_bits(some, each, **chosen).to_dict("records")
+
+    collect = results.collect("equal_bits", key) if all_ours else at_once
+    rows = [row for of_one in collect(of_each) for row in of_one]
+    rows.sort(key=lambda row: (math.isnan(row["over_topk"]), row["over_topk"]))
+    results.keep("equal_bits", frame(rows, EqualBitsRow), key)
+    results.remove_parts("equal_bits")
 
 
 @dataclass(frozen=True)
@@ -259,8 +253,10 @@ def _make_factorised(results: Results, settings: FactorisedSettings, key: Row) -
         native=settings.native,
         most_rows=settings.most_rows,
         progress=results.stage("low rank"),
+        collect=results.collect("factorised", key),
     )
     results.keep("factorised", table, key)
+    results.remove_parts("factorised")
 
 
 REPLAY = Made({"replay": ReplayRow}, _make_replay, ("seed", "kernels"), grows=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -18,12 +20,15 @@ from gradstats.compressors import (
 from gradstats.compressors.wrappers.per_parameter import in_parts, without_parts
 from gradstats.ratios import RATIOS
 from gradstats.replaying.columns import ReplayRow, TimingRow
-from gradstats.replaying.folding import replay_rows
+from gradstats.replaying.folding import Given
 from gradstats.replaying.planning import Job, _inner, _made, planned
 from gradstats.replaying.ranking import timing_table
-from gradstats.replaying.settings import ReplaySettings
+from gradstats.replaying.settings import ReplayKeywords, ReplaySettings
+from gradstats.replaying.streams import Stream, in_step_order, rows_done, write
 from gradstats.replaying.timing import time_compressor
-from gradstats.runs.run import Progress, Run
+from gradstats.runs.opening import opened
+from gradstats.runs.parts import Pace
+from gradstats.runs.run import KINDS, Progress, Run
 from gradstats.runs.tables import frame
 from gradstats.settings import from_keywords, lists_settings, several
 
@@ -36,53 +41,90 @@ def replay_jobs(
     seed: int = 0,
     progress: Progress | None = None,
     deadline: float = math.inf,
+    folder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the jobs, in one pass over each kind of rows; see `replay_rows`.
 
     Several workers exchange their local gradients of the steps that all of them have. Past the
-    deadline (of `time.monotonic`) the pass ends early: see `rows_expected`.
+    deadline (of `time.monotonic`) the pass ends early: see `rows_expected`. A pass that ends early
+    leaves its rows and states in the folder, and the next one continues after them.
 
     Raises:
         ValueError: fewer workers were captured, or a loss scale is not known.
     """
-    rows = [
+    skipped = [
         vars(ReplayRow(**job.labels, workers=workers, status=job.skipped))
         for job in jobs
         if job.skipped
     ]
-    todo = [job for job in jobs if not job.skipped]
-    for kind in {job.kind for job in todo}:
+    streams = [Stream.of(job, workers, folder) for job in jobs if not job.skipped]
+    for kind in {stream.job.kind for stream in streams}:
         for each in run.beside(workers):
             each.check(kind)
-    total = rows_expected(run, jobs)
-    for kind in ("full", "track"):
-        ours = [job for job in todo if job.kind == kind]
-        if not ours or (rows and time.monotonic() > deadline):
-            continue
-        fraction, left_out = run.stream(kind).sampling_fraction, run.reader(kind).left_out
-        grads = run.gradients(kind) if workers == 1 else run.together(workers, kind)
-        losses = run.losses(kind)
-        members = [job.compressor for job in ours]
-        for row in replay_rows(grads, members, seed=seed, losses=losses):
-            labels = {**ours[row.pop("index")].labels, "workers": workers}
-            rows.append(
-                vars(ReplayRow(**labels, **row, sampling_fraction=fraction, left_out=left_out))
-            )
+    total = rows_expected(run, jobs, workers)
+    pace = Pace()
+    try:
+        for _ in _passes(run, streams, workers, seed):
             if progress:
-                progress(len(rows), total)
+                progress(len(skipped) + rows_done(streams), total)
+            if pace.due:
+                with pace.kept():
+                    write(streams, workers)
             if time.monotonic() > deadline:
                 break
+    finally:
+        if len(skipped) + rows_done(streams) < total:
+            write(streams, workers)
+    return skipped + _labelled(run, streams, workers)
+
+
+def _passes(run: Run, streams: Sequence[Stream], workers: int, seed: int) -> Iterator[Stream]:
+    """Advance the streams row by row; yield each after each of its rows."""
+    for kind in KINDS:
+        ours = [stream for stream in streams if stream.job.kind == kind]
+        first = min((stream.position.done for stream in ours), default=0)
+        if not ours:
+            continue
+        grads: Iterable[tuple[int, Tensor | Sequence[Tensor]]] = (
+            run.gradients(kind, first=first)
+            if workers == 1
+            else run.together(workers, kind, first=first)
+        )
+        losses = run.losses(kind)
+        for index, (step, grad) in enumerate(grads, first):
+            given = Given.of(step, grad, seed, losses)
+            for stream in ours:
+                if stream.position.done == index:
+                    stream.advance(given)
+                    yield stream
+
+
+def _labelled(run: Run, streams: Sequence[Stream], workers: int) -> list[dict[str, Any]]:
+    """The rows of all streams with the columns that name them, one kind after the other."""
+    rows = []
+    for kind in KINDS:
+        about: dict[str, Any] = {
+            "workers": workers,
+            "sampling_fraction": run.stream(kind).sampling_fraction,
+            "left_out": run.reader(kind).left_out,
+        }
+        ours = [stream for stream in streams if stream.job.kind == kind]
+        rows += [vars(ReplayRow(**job.labels, **row, **about)) for job, row in in_step_order(ours)]
     return rows
 
 
-def rows_expected(run: Run, jobs: Sequence[Job]) -> int:
+def rows_expected(run: Run, jobs: Sequence[Job], workers: int = 1) -> int:
     """How many rows a whole replay of the jobs has."""
-    return sum(1 if job.skipped else len(run.rows(job.kind)) for job in jobs)
+    kinds = {job.kind for job in jobs if not job.skipped}
+    steps = {kind: run.steps_together(workers, kind) for kind in kinds}
+    return sum(1 if job.skipped else steps[job.kind] for job in jobs)
 
 
-@lists_settings(ReplaySettings)
+@lists_settings(ReplaySettings, ReplayKeywords)
 def replay(
-    run: Run, compressors: str | Compressor | Iterable[str | Compressor], **settings: Any
+    run: Run | str | PathLike[str],
+    compressors: str | Compressor | Iterable[str | Compressor],
+    **settings: Unpack[ReplayKeywords],
 ) -> Any:
     """Replay captured gradients through compressors, as if the training had compressed them.
 
@@ -92,7 +134,7 @@ def replay(
     step) if the run has them, else on the full gradients if their steps are consecutive.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         compressors: one or several compressors, each an instance or a spec, that is text such as
             "topk(0.01)" (see `gradstats.compressor`). A spec without a ratio, such as "topk", runs
             at each of `ratios`.
@@ -124,12 +166,13 @@ def replay(
     """
     named = {"compressors": compressors, **settings}
     asked = from_keywords(ReplaySettings, named, verb="replay")
+    run = opened(run)
     rows = replay_jobs(run, planned(run, asked), workers=asked.workers, seed=asked.seed)
     return frame(rows, ReplayRow).drop(columns="whole")
 
 
 def timings(
-    run: Run,
+    run: Run | str | PathLike[str],
     compressors: str | Compressor | Iterable[str | Compressor],
     *,
     ratios: float | Iterable[float] = RATIOS,
@@ -140,7 +183,7 @@ def timings(
     Times are medians of several calls on this machine, after a warm-up.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         compressors: one or several compressors, as in `gradstats.replay`. Name "topk" among them
             for `encode_over_topk`.
         ratios: one or several target ratios k/d of the compressors that name none.
@@ -160,7 +203,7 @@ def timings(
         >>> bool((table["encode_seconds"] > 0).all())
         True
     """
-    rows = timing_rows(run, several(compressors), ratios=several(ratios), seed=seed)
+    rows = timing_rows(opened(run), several(compressors), ratios=several(ratios), seed=seed)
     return timing_table(rows)
 
 
@@ -171,6 +214,7 @@ def timing_rows(
     ratios: Sequence[float] = RATIOS,
     seed: int = 0,
     known: Collection[tuple[str, str]] = (),
+    done: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Encode and decode seconds on the last finite full row, whole model at once.
 
@@ -183,16 +227,19 @@ def timing_rows(
         ratios: of the specs without one.
         seed: of the random methods.
         known: (compressor, feedback) of rows that are there already.
+        done: called with each row as soon as it is measured.
     """
     missing = {key: each for key, each in timed(specs, ratios).items() if key not in known}
     grad = last_finite(run) if missing else None
     if grad is None:
         return []
     parts = run.parts(run.kind)
-    return [
-        vars(_timing(compressor, feedback, grad, parts, seed))
-        for (_, feedback), compressor in missing.items()
-    ]
+    rows = []
+    for (_, feedback), compressor in missing.items():
+        rows.append(vars(_timing(compressor, feedback, grad, parts, seed)))
+        if done:
+            done(rows[-1])
+    return rows
 
 
 def _timing(

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from gradstats.ratios import RATIOS
-from gradstats.settings import check_choices, setting, several
+from gradstats.ratios import RATIOS, ratios
+from gradstats.settings import SettingError, at_least_one, check_fields, setting, several
 
 if TYPE_CHECKING:
     from gradstats.compressors import Compressor
 
 GRANULARITIES = ("model", "parameter")
 FEEDBACKS = ("none", "ef")
+
+
+class ReplayKeywords(TypedDict, total=False):
+    """Keywords of `gradstats.replay` with the types that it accepts, for type checkers."""
+
+    ratios: float | str | Iterable[float | str]
+    feedback: str | Iterable[str]
+    granularity: str | Iterable[str]
+    workers: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -39,21 +50,29 @@ class ReplaySettings:
     granularity: tuple[str, ...] = setting(
         ("model",), "Threshold per model, per parameter, or both.", choices=GRANULARITIES
     )
-    workers: int = setting(1, "Number of workers that exchange their local gradients.")
-    seed: int = setting(0, "Seed of the random methods.")
+    workers: int = setting(1, "Number of workers that exchange their local gradients.", least=1)
+    seed: int = setting(0, "Seed of the random methods.", least=0)
 
     def __post_init__(self) -> None:
-        for name in ("ratios", "feedback", "granularity"):
-            object.__setattr__(self, name, several(getattr(self, name)))
-        object.__setattr__(self, "compressors", chosen(self.compressors))
         for name in ("feedback", "granularity"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must name at least one, got none")
-        check_choices(self)
+            object.__setattr__(self, name, several(getattr(self, name)))
+        object.__setattr__(self, "ratios", ratios(self.ratios))
+        object.__setattr__(self, "compressors", chosen(self.compressors))
+        check_fields(self)
+        at_least_one(self, "feedback", "granularity")
 
 
 def chosen(compressors: object) -> tuple[str | Compressor, ...]:
-    """The compressors that are given, those supported where it is None."""
-    from gradstats.compressors import SUPPORTED
+    """The compressors that are given, those supported where it is None.
 
-    return tuple(SUPPORTED) if compressors is None else several(compressors)
+    Raises:
+        SettingError: One is neither a spec nor an instance.
+    """
+    from gradstats.compressors import SUPPORTED, Compressor
+
+    given = tuple(SUPPORTED) if compressors is None else several(compressors)
+    for each in given:
+        if not isinstance(each, str | Compressor):
+            rule = "must be specs such as topk(0.01), or instances"
+            raise SettingError("compressors", f"{rule}, got {each!r}")
+    return given

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.compressors import compressor
@@ -13,6 +14,7 @@ from gradstats.fitting.over_steps import RANKS, SERIES, WEIGHT_RANKS, RankSettin
 from gradstats.fitting.resumable import fits
 from gradstats.fitting.settings import FitSettings
 from gradstats.ratios import DenseRule
+from gradstats.replaying.batches import Replaying, asked
 from gradstats.replaying.planning import Job
 from gradstats.replaying.resumable import (
     EQUAL_BITS,
@@ -23,8 +25,6 @@ from gradstats.replaying.resumable import (
     EqualBitsSettings,
     FactorisedSettings,
     MethodSettings,
-    Replaying,
-    asked,
     nothing_replayed,
     timings_of,
 )
@@ -34,7 +34,8 @@ from gradstats.reporting.facts import facts, keep_last, read_last
 from gradstats.reporting.front_page import front_page
 from gradstats.reporting.page import Section, render
 from gradstats.reporting.sections import sections
-from gradstats.reporting.settings import ReportSettings
+from gradstats.reporting.settings import ReportKeywords, ReportSettings
+from gradstats.runs.opening import opened
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run
 from gradstats.settings import from_keywords, in_words, lists_settings
@@ -49,13 +50,13 @@ COMPENSATED = "topk(0.01)"
 CONTENT = "report.json"  # what the page needs beside the tables
 
 
-@lists_settings(ReportSettings)
+@lists_settings(ReportSettings, ReportKeywords)
 def report(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[ReportKeywords],
 ) -> Path:
     """Fit, time and replay what is missing, then write the report.
 
@@ -63,7 +64,7 @@ def report(
     again; see `render_folder` for the page alone.
 
     Args:
-        run: an open run.
+        run: an open run, or its path or URL.
         out: folder to write; default `RUN.results` beside the run.
         progress: called with (stage, done, of how many).
         **settings: fields of `gradstats.reporting.settings.ReportSettings`: budget (seconds after
@@ -81,7 +82,7 @@ def report(
         ImportError: a package of gradstats[analysis] is missing.
     """
     chosen = from_keywords(ReportSettings, settings, verb="report")
-    return report_into(run, chosen, Path(out) if out else None, progress=progress)
+    return report_into(opened(run), chosen, Path(out) if out else None, progress=progress)
 
 
 def report_into(

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from os import PathLike
+from typing import TYPE_CHECKING, TypedDict
 
-from gradstats.network import Network
-from gradstats.ratios import RATIOS
+from gradstats.network import Network, check_network
+from gradstats.ratios import RATIOS, ratios
 from gradstats.replaying.settings import chosen
-from gradstats.settings import setting, several
+from gradstats.settings import SettingError, at_least_one, check_fields, seconds, setting
 
 if TYPE_CHECKING:
     from gradstats.compressors import Compressor
     from gradstats.runs import Run
+
+
+class ReportKeywords(TypedDict, total=False):
+    """Keywords of `gradstats.report` with the types that it accepts, for type checkers."""
+
+    budget: float | str
+    by: str
+    ratios: float | str | Iterable[float | str]
+    compressors: str | Compressor | Iterable[str | Compressor] | None
+    network: Network | None
+    factorised: Run | str | PathLike[str] | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -36,11 +50,21 @@ class ReportSettings:
     )
     network: Network = setting(None, "Network that exchanges are projected on.")
     factorised: Run | None = setting(None, "A captured run of the same model in factors.")
-    seed: int = setting(0, "Seed of the random methods.")
+    seed: int = setting(0, "Seed of the random methods.", least=0)
 
     def __post_init__(self) -> None:
-        if self.budget < 0:
-            raise ValueError(f"budget must be at least 0 seconds, got {self.budget!r}")
-        object.__setattr__(self, "ratios", several(self.ratios))
+        object.__setattr__(self, "budget", seconds("budget", self.budget))
+        object.__setattr__(self, "ratios", ratios(self.ratios))
         object.__setattr__(self, "compressors", chosen(self.compressors))
-        object.__setattr__(self, "network", self.network or Network())
+        object.__setattr__(self, "network", check_network(self.network))
+        object.__setattr__(self, "factorised", _opened(self.factorised))
+        check_fields(self)
+        at_least_one(self, "compressors", "ratios")
+        if not isinstance(self.by, str):
+            raise SettingError("by", f"must be the name of a grouping, got {self.by!r}")
+
+
+def _opened(factorised: Run | str | PathLike[str] | None) -> Run | None:
+    from gradstats.runs import opened
+
+    return None if factorised is None else opened(factorised, "factorised")

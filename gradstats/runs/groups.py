@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradstats.runs.run import Run, without_elements
 from gradstats.runs.tasks import in_order
+from gradstats.settings import SettingError
 from gradstats.store import Parameter, StoreFormatError
 from gradstats.summary import Summary, summarize, summarize_segments
 
@@ -65,7 +66,7 @@ def group_of(by: str, names: Iterable[str] = ()) -> Callable[[Parameter], str | 
         pattern = re.compile(re.escape(by) if literal else by)
     except re.error as error:
         rule = f"one of {', '.join(GROUPINGS)} or a regular expression"
-        raise ValueError(f"by must be {rule}, got {by!r}: {error}") from error
+        raise SettingError("by", f"must be {rule}, got {by!r}: {error}") from error
 
     def captured(parameter: Parameter) -> str | None:
         match = pattern.search(parameter.name)
@@ -80,7 +81,7 @@ def check_by(run: Run, by: str) -> None:
     chosen = [each for each in run.table if each.name in run.selected and key(each)]
     if not chosen:
         rule = f"one of {', '.join(GROUPINGS)} or a regular expression found in a parameter's name"
-        raise ValueError(f"by must be {rule}, got {by!r}")
+        raise SettingError("by", f"must be {rule}, got {by!r}")
     if not any(each.numel for each in chosen):
         raise ValueError(f"groups by {by!r} must {without_elements(run, chosen)}")
 

@@ -47,7 +47,7 @@ def divisors(coordinates: Mapping[str, NDArray[Any]]) -> Floats:
     return divisor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reader:
     """The gradients of some parameters in the rows of one stream.
 
@@ -61,6 +61,9 @@ class Reader:
 
     stream: Stream
     selected: frozenset[str]
+
+    def __repr__(self) -> str:
+        return f"<Reader of {len(self.selected)} parameters in {self.stream}>"
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

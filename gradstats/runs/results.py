@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 import gradstats
 from gradstats import extras
+from gradstats.runs.parts import Collect, Parts, replacing, resumed, writing
 from gradstats.runs.run import FITTED, Run
 from gradstats.runs.tables import Made, Row, Table
 from gradstats.settings import in_words
@@ -42,6 +44,8 @@ class Results:
         progress: called with (stage, done, of how many).
         executor: where tasks run; None: in this process, one after another.
         skipped: what was left out, and why.
+        kept: what of a table in work is in its parts, such as "1,204 of 3,000 rows are"; "" if
+            no table is in work.
     """
 
     run: Run | None
@@ -49,6 +53,7 @@ class Results:
     progress: Progress | None = None
     executor: Executor | None = None
     skipped: list[str] = field(default_factory=list)
+    kept: str = ""
 
     @cached_property
     def identity(self) -> Row:
@@ -70,6 +75,24 @@ class Results:
         """Progress of one stage: call it with (done, of how many)."""
         progress = self.progress or (lambda stage, done, total: None)
         return lambda done, total: progress(name, done, total)
+
+    def keep_count(self, done: int, total: int) -> None:
+        """Remember how many rows of a table in work are in its parts."""
+        self.kept = f"{done:,} of {total:,} rows are"
+
+    def collect(self, name: str, key: Row) -> Collect:
+        """Return a function that makes the items of a table, those in its parts left out."""
+        return lambda make: resumed(Parts(self.parts(name, key)), make)
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Add a note to an interrupt or error inside: what is kept, and what continues."""
+        try:
+            yield
+        except BaseException as error:
+            kept = self.kept or "what was finished is"
+            error.add_note(f"{kept} in {self.folder}; the same command continues")
+            raise
 
     def key(self, declared: Made, settings: Any) -> Row:
         """What the tables depend on, as JSON has it."""
@@ -107,14 +130,12 @@ class Results:
     def keep(self, name: str, table: Table, key: Row) -> None:
         """Write a table and what it depends on; a file that is half written is not there."""
         arrow, parquet = (extras.load(module) for module in ("pyarrow", "pyarrow.parquet"))
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = arrow.Table.from_pandas(table, preserve_index=False)
         labelled = content.replace_schema_metadata(
             {**(content.schema.metadata or {}), **mark(key)}
         )
-        new = self.path(name).with_suffix(".new")
-        parquet.write_table(labelled, new)
-        os.replace(new, self.path(name))
+        with replacing(self.path(name)) as new:
+            parquet.write_table(labelled, new)
 
     def path(self, name: str) -> Path:
         """Where a table lies."""
@@ -129,17 +150,19 @@ class Results:
         """A folder for the parts of a table that takes long; those of another key are removed."""
         folder = self.folder / "parts" / name
         if read_json(folder / "key.json") != key:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            with writing(self.folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
             write_json(folder / "key.json", key)
         return folder
 
     def remove_parts(self, name: str) -> None:
         """Remove the parts of a table that is whole, and their folder where it is empty."""
         folder = self.folder / "parts"
-        shutil.rmtree(folder / name)
-        if not any(folder.iterdir()):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
+        self.kept = ""
 
     def remember(self, verb: str, settings: Any) -> None:
         """Write what reproduces the tables: the run, and the settings of each verb."""
@@ -147,7 +170,6 @@ class Results:
         before = read_json(path)
         same = isinstance(before, dict) and self.identity.items() <= before.items()
         verbs = {each: before[each] for each in VERBS if same and each in before}
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {**self.identity, **verbs, verb: in_words(settings)})
 
 
@@ -171,9 +193,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """In one step: a file that is half written is not there."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(new, path)
+    with replacing(path) as new:
+        new.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def results_folder(run: Run) -> Path:

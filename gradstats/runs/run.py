@@ -1,4 +1,4 @@
-"""Opening a run: a store, and the selection of parameters, steps and worker to read."""
+"""A run: a store, and the selection of parameters, steps and worker to read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from gradstats.patterns import matching
 from gradstats.ratios import DenseRule, Part
 from gradstats.runs.reading import SHOWN, Reader, last_told
+from gradstats.settings import SettingError
 from gradstats.store import GradientStore, Parameter, Stream
 from gradstats.summary import Summary
 
@@ -58,19 +58,21 @@ class Run:
     def __post_init__(self) -> None:
         if self.worker not in self.store.workers:
             workers = ", ".join(map(str, self.store.workers)) or "none that has written yet"
-            raise ValueError(f"worker must be one of {workers}, got {self.worker!r}")
+            raise SettingError("worker", f"must be one of {workers}, got {self.worker!r}")
         if not self.names:
             known = [parameter.name for parameter in self.table]
             shown = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
-            raise ValueError(f"parameters must match one of {shown}, got {self.parameters!r}")
+            rule = f"must match one of {shown}"
+            raise SettingError("parameters", f"{rule}, got {self.parameters!r}")
         points = self.points
         if self.point and points and self.point not in points:
-            raise ValueError(f"point must be one of {', '.join(points)}, got {self.point!r}")
+            rule = f"must be one of {', '.join(points)}"
+            raise SettingError("point", f"{rule}, got {self.point!r}")
         steps = [int(step) for kind in FITTED for step in self.stream(kind).steps]
         if steps and not any(self.rows(kind) for kind in FITTED):
             asked = ":".join("" if each is None else str(each) for each in self.steps)
-            rule = f"steps must select a row, they run from {min(steps)} to {max(steps)}"
-            raise ValueError(f"{rule}, got {asked}")
+            rule = f"must select a row, they run from {min(steps)} to {max(steps)}"
+            raise SettingError("steps", f"{rule}, got {asked}")
 
     def __getstate__(self) -> dict[str, Any]:
         # tasks elsewhere open the streams themselves, and get no copy of what was read here
@@ -273,10 +275,15 @@ class Run:
         values = reader.gradient(row) if parameter is None else reader.parameter(row, parameter)
         return values.to(self.device)
 
-    def gradients(self, kind: str = "full") -> Iterator[tuple[int, Tensor]]:
-        """Iterate over (step, flat gradient of the selected parameters) of the selected rows."""
+    def gradients(self, kind: str = "full", *, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Iterate over (step, flat gradient of the selected parameters) of the selected rows.
+
+        Args:
+            kind: kind of rows: "full" or "track".
+            first: number of rows to leave out at the beginning.
+        """
         self.check(kind)
-        for row in self.rows(kind):
+        for row in self.rows(kind)[first:]:
             yield self.gradient(row, kind)
 
     def losses(self, kind: str = "full") -> dict[int, float]:
@@ -338,9 +345,9 @@ class Run:
         own_stage = next(stage for stage in self.stages if self.worker in stage)
         if not 1 < workers <= len(own_stage):
             remedy = "gradstats import --files-per-step makes some of micro-batches"
-            rule = f"workers must be from 1 to {len(own_stage)}, those captured"
+            rule = f"must be from 1 to {len(own_stage)}, those captured"
             rule += " with the same parameters" if len(self.stages) > 1 else ""
-            raise ValueError(f"{rule}, got {workers!r}; {remedy}")
+            raise SettingError("workers", f"{rule}, got {workers!r}; {remedy}")
         runs = tuple(replace(self, worker=worker) for worker in own_stage[:workers])
         points = {run.point or (run.points or ("unknown",))[0] for run in runs}
         if points - set(OWN):
@@ -348,13 +355,16 @@ class Run:
             raise ValueError(f"gradients of several workers must be local ones, {fact}")
         return runs
 
-    def together(self, workers: int, kind: str = "full") -> Iterator[tuple[int, list[Tensor]]]:
+    def together(
+        self, workers: int, kind: str = "full", *, first: int = 0
+    ) -> Iterator[tuple[int, list[Tensor]]]:
         """Iterate over the gradients of several workers at the steps that all of them have.
 
         Args:
             workers: number of workers, as `beside` takes it.
             kind: kind of rows: "full" (whole gradients) or "track" (the same random elements at
                 every step).
+            first: number of steps to leave out at the beginning.
 
         Yields:
             (step, gradients): one flat gradient per worker, `[n]`, in worker order.
@@ -371,10 +381,22 @@ class Run:
             not np.array_equal(other[dtype], ids[0][dtype]) for other in ids for dtype in other
         ):
             raise ValueError("workers must track the same elements, got different ones")
-        rows = [{int(run.stream(kind).steps[row]): row for row in run.rows(kind)} for run in runs]
-        for step in sorted(set(rows[0]).intersection(*rows[1:])):
+        rows = [run.rows_by_step(kind) for run in runs]
+        for step in sorted(set(rows[0]).intersection(*rows[1:]))[first:]:
             pairs = zip(runs, rows, strict=True)
             yield step, [run.gradient(of[step], kind)[1] for run, of in pairs]
+
+    def rows_by_step(self, kind: str = "full") -> dict[int, int]:
+        """Return the index of the selected row of each step."""
+        steps = self.stream(kind).steps
+        return {int(steps[row]): row for row in self.rows(kind)}
+
+    def steps_together(self, workers: int, kind: str = "full") -> int:
+        """Count the steps that `together` iterates over, or the selected rows of one worker."""
+        if workers == 1:
+            return len(self.rows(kind))
+        first, *others = (run.rows_by_step(kind) for run in self.beside(workers))
+        return len(set(first).intersection(*others))
 
     def gradient(self, row: int, kind: str = "full") -> tuple[int, Tensor]:
         """Return (step, flat gradient of the selected parameters) of one row."""
@@ -425,23 +447,6 @@ class Run:
             for line in json.loads(stream.read_bytes(row)):
                 rows.append({**line, "step": int(steps[row])})
         return rows
-
-
-def open(path: str | Path, **selection: Any) -> Run:
-    """Open a captured run.
-
-    Args:
-        path: the path or URL of the store.
-        **selection: fields of `Run`: parameters, steps, worker, point, device; parameters may be
-            any sequence of names and globs, as `gradstats.capture` takes them.
-
-    Raises:
-        StoreFormatError: not a readable store.
-        ValueError: the selection matches nothing.
-    """
-    if not isinstance(selection.get("parameters", ""), str):
-        selection["parameters"] = tuple(selection["parameters"])
-    return Run(GradientStore.open(path), **selection)
 
 
 def without_elements(run: Run, chosen: Sequence[Parameter]) -> str:

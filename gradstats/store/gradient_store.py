@@ -10,10 +10,11 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 
+from gradstats.settings import lists_settings
 from gradstats.store.addresses import as_place
 from gradstats.store.files import held, lock_files, take_lock
 from gradstats.store.layout import BLOBS, FEATURES, PREFIXES, Document, StoreFormatError
@@ -38,7 +39,7 @@ from gradstats.store.root import (
     root_bytes,
     worker_ids,
 )
-from gradstats.store.rows import Array, Row, as_tensor, pack
+from gradstats.store.rows import Array, Coordinates, Row, as_tensor, pack
 from gradstats.store.spool import Spool
 from gradstats.store.spool_folder import leave_spool, make_spool, settled, spool_lock
 from gradstats.store.writing import WorkerWriter
@@ -205,6 +206,7 @@ class GradientStore:
             raise LookupError(f"cannot read worker {worker} of {self.path}: it has {workers}")
         return open_stream(self.path, worker, kind, self.parameters)
 
+    @lists_settings(Coordinates)
     def append(
         self,
         step: int,
@@ -212,7 +214,7 @@ class GradientStore:
         worker: int = 0,
         *,
         weights: Mapping[str, Array] | None = None,
-        **coordinates: Any,
+        **coordinates: Unpack[Coordinates],
     ) -> None:
         """Append one row: the gradients of one worker at one step.
 
@@ -239,7 +241,7 @@ class GradientStore:
             self._adopt(parameter_table((n, t.shape, t.dtype) for n, t in tensors.items()))
         flat, present = pack(grads, self.parameters)
         weights_flat = pack(weights, self.parameters)[0] if weights is not None else None
-        self.append_rows([Row(step, flat, present, coordinates, weights_flat)], worker)
+        self.append_rows([Row(step, flat, present, {**coordinates}, weights_flat)], worker)
 
     def append_rows(self, rows: Sequence[Row], worker: int = 0, kind: str = "full") -> None:
         """Append rows that have the layout of the store already, in one commit.

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,25 @@ Array = torch.Tensor | np.ndarray[Any, Any]
 Flat = Mapping[str, torch.Tensor]
 Order = tuple[int, int, int, int]
 """(segment, step, micro_step, point): strictly increasing down a stream."""
+
+
+class Coordinates(TypedDict, total=False):
+    """Facts about a row, by name: those of `COORDINATES` but the step."""
+
+    micro_step: int
+    segment: int
+    point: str
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    loss_scale: float
+    unscaled: int
+    skipped: int
+    clip_norm: float
+    clip_coefficient: float
+    world_size: int
+    step_seconds: float
+    inner_steps: int
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from gradstats.ratios import check_ratio
 from gradstats.summary.adding import added, moved_bins
 from gradstats.summary.moments import Moments, excess_moments, share_above
 from gradstats.summary.sums import Sums, fields_of_sums, is_safe
+from gradstats.summary.words import in_short, spread_in_words
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.integer]
@@ -29,7 +30,7 @@ VERSION = 2  # of the grid
 WIDE = 400.0  # nats between the smallest and the largest magnitude
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Summary:
     """Counts and sums of one gradient, or of any part of one.
 
@@ -72,6 +73,8 @@ class Summary:
     total_log: float | None = field(default=None, compare=False)
     sums: Sums | None = field(default=None, compare=False)
 
+    __repr__ = in_short
+
     @cached_property
     def grid(self) -> Grid:
         """The bins of the dtype."""
@@ -103,9 +106,7 @@ class Summary:
             >>> summarize(torch.tensor([1.001, 1.002, 0.1])).spread
             '3 magnitudes in 2 bins of the float32 grid'
         """
-        if np.all(self.points | (self.counts == 1)):
-            return f"{self.distinct} distinct magnitudes"
-        return f"{self.nonzero} magnitudes in {self.distinct} bins of the {self.dtype} grid"
+        return spread_in_words(self)
 
     @cached_property
     def points(self) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 
 from torch import Tensor
@@ -12,9 +12,7 @@ from gradstats.compressors import compressor as from_spec
 from gradstats.testing import contract_laws, exchange_laws, gradients, memory_laws, payload_laws
 from gradstats.testing import scale_laws as scales
 from gradstats.testing.gradients import Gradients
-from gradstats.testing.laws import Facts, Law
-
-Check = Callable[[], None]
+from gradstats.testing.laws import Check, Facts, Law, run_all
 
 
 def compressor_checks(
@@ -78,7 +76,7 @@ def compressor_checks(
 def check_compressor(
     compressor: str | Compressor, *, rng: Rng | None = None, fresh_process: bool = True
 ) -> None:
-    """Run all checks of `compressor_checks`, up to the first law that is broken.
+    """Run all checks of `compressor_checks`, also after a law that is broken.
 
     Args:
         compressor: See `compressor_checks`, as are the others.
@@ -86,14 +84,14 @@ def check_compressor(
         fresh_process: Also decode in a process that knows nothing but the bytes.
 
     Raises:
-        AssertionError: With the compressor, the law, and the gradients and facts that break it.
+        AssertionError: One line per broken law, with the gradients and facts that break it, the
+            values got and the values expected.
 
     Example:
         >>> from gradstats.compressors import TopK
         >>> check_compressor(TopK(0.01))
     """
-    for _, check in compressor_checks(compressor, rng=rng, fresh_process=fresh_process):
-        check()
+    run_all(compressor_checks(compressor, rng=rng, fresh_process=fresh_process))
 
 
 @cache

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.compressors import Bound, Compressor, Payload, Rng
+from gradstats.testing.comparing import HOLDS, Evidence, at_most
 from gradstats.testing.laws import Facts, encode
 
 HEADER = 64  # bytes that the formula need not count
@@ -20,8 +22,7 @@ STANDARD_ERRORS = 5  # by which the mean over the draws may miss: one false alar
 def contraction(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     """The contraction, on every finite input."""
     if grad.any():
-        excess = _excess_error(compressor, grad, rng)
-        yield "‖x - C(x)‖² <= (1 - delta)‖x‖²", excess <= 1e-9
+        yield "‖x - C(x)‖² <= (1 - delta)‖x‖²", _contraction(compressor, grad, rng)
 
 
 def contracts(compressor: Compressor) -> bool:
@@ -86,19 +87,17 @@ def variance(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
         yield "E‖C(x) - x‖² <= omega ‖x‖²", _varies(omega, drawn)
 
 
-def _contracts(compressor: Compressor, drawn: _Drawn) -> bool:
+def _contracts(compressor: Compressor, drawn: _Drawn) -> Evidence:
     delta = compressor.contract.delta
     if delta is None:
-        return True
-    pairs = zip(drawn.errors, drawn.payloads, strict=True)
-    return _at_most_zero([error - (1 - delta(payload)) for error, payload in pairs])
+        return HOLDS
+    return _bounded(drawn.errors, [1 - delta(payload) for payload in drawn.payloads], 1.0)
 
 
-def _varies(omega: Bound, drawn: _Drawn) -> bool:
+def _varies(omega: Bound, drawn: _Drawn) -> Evidence:
     bounds = [omega(payload) for payload in drawn.payloads]
-    pairs = zip(drawn.errors, bounds, strict=True)
     # float32 values of d/k times the gradient are rounded in proportion to it
-    return _at_most_zero([(error - bound) / (1 + bound) for error, bound in pairs])
+    return _bounded(drawn.errors, bounds, 1 + np.asarray(bounds, np.float64))
 
 
 def _unbiased(drawn: _Drawn) -> Facts:
@@ -107,31 +106,40 @@ def _unbiased(drawn: _Drawn) -> Facts:
         projections = (errors @ along / (along @ along)).numpy()
         limit = STANDARD_ERRORS * projections.std() / math.sqrt(DRAWS)
         limit += 1e-6 * float(x.abs().max())
-        yield f"E C(x) = x, along {name}", abs(projections.mean()) <= limit
+        error = abs(float(projections.mean()))
+        yield f"E C(x) = x, along {name}: the error", at_most(error, float(limit))
     variance, off = errors.var(0), errors.mean(0)
     # off² DRAWS / variance is near chi-squared for each element, so its sum has this deviation
     spread = math.sqrt(2 * float(variance @ variance)) + float(variance.max()) * STANDARD_ERRORS
     limit = float(variance.sum()) + STANDARD_ERRORS * spread + 1e-9 * float(x @ x)
-    yield "E C(x) = x, in every element", DRAWS * float(off @ off) <= limit
+    error = DRAWS * float(off @ off)
+    yield "E C(x) = x, in every element: the sum of squared errors", at_most(error, limit)
 
 
 def _draws(rng: Rng) -> list[Rng]:
     return [replace(rng, step=rng.step + step) for step in range(DRAWS)]
 
 
-def _at_most_zero(draws: list[float]) -> bool:
-    """Whether the mean of draws may be 0 or less."""
-    limit = STANDARD_ERRORS * float(np.std(draws)) / math.sqrt(DRAWS) + 1e-6
-    return float(np.mean(draws)) <= limit
+def _bounded(
+    errors: list[float], bounds: list[float], units: float | NDArray[np.float64]
+) -> Evidence:
+    """Whether the mean error may be the mean bound or less, as far as the draws show."""
+    excess = (np.asarray(errors, np.float64) - np.asarray(bounds, np.float64)) / units
+    limit = STANDARD_ERRORS * float(np.std(excess)) / math.sqrt(DRAWS) + 1e-6
+    if float(np.mean(excess)) <= limit:
+        return HOLDS
+    means = (float(np.mean(each)) for each in (errors, bounds))
+    return Evidence(False, "got a mean of {!r}, at most {!r}".format(*means))
 
 
-def _excess_error(compressor: Compressor, grad: Tensor, rng: Rng) -> float:
-    """‖x - C(x)‖²/‖x‖² - (1 - delta): how far the contraction is missed."""
+def _contraction(compressor: Compressor, grad: Tensor, rng: Rng) -> Evidence:
+    """‖x - C(x)‖²/‖x‖² against 1 - delta."""
     delta = compressor.contract.delta
     if delta is None:
-        return -math.inf
+        return HOLDS
     payload = encode(compressor, grad, rng)
-    return _relative_error(payload, grad) - (1 - delta(payload))
+    error, limit = _relative_error(payload, grad), 1 - delta(payload)
+    return HOLDS if error - limit <= 1e-9 else at_most(error, limit)
 
 
 def _relative_error(payload: Payload, grad: Tensor) -> float:
@@ -147,7 +155,6 @@ def size(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
         payload = encode(compressor, grad, rng)
         bits = formula(payload)
         excess = 8 * payload.nbytes - bits
-        yield (
-            "its bytes are within 5 % of bits",
-            -0.05 * bits <= excess <= 0.05 * bits + 8 * HEADER,
-        )
+        holds = -0.05 * bits <= excess <= 0.05 * bits + 8 * HEADER
+        values = f"got {payload.nbytes} bytes, expected {bits / 8:.1f}"
+        yield "its bytes are within 5 % of bits", Evidence(holds, values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,16 @@ from torch import Tensor
 
 from gradstats.compressors import Compressor, Rng, Step
 from gradstats.exchange import simulate
-from gradstats.testing.comparing import close, same
+from gradstats.testing.comparing import (
+    HOLDS,
+    Evidence,
+    close,
+    equal,
+    equals,
+    is_finite,
+    same,
+    within,
+)
 from gradstats.testing.laws import Facts
 
 WORKERS = 3
@@ -22,11 +31,9 @@ def several_workers(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     grads = [grad.roll(worker) * (worker + 1) for worker in range(WORKERS)]
     steps = exchanged(compressor, grads, rng)
     updates, sent = [step.update for step in steps], [step.sent.decode() for step in steps]
-    yield "all workers get the same update", all(same(each, updates[0]) for each in updates)
-    yield (
-        "the update is like the gradient",
-        updates[0].shape == grad.shape and updates[0].dtype == grad.dtype,
-    )
+    yield "all workers get the same update", _one_update(updates, same)
+    kinds = ((tuple(each.shape), each.dtype) for each in (updates[0], grad))
+    yield "the update is like the gradient", equals(*kinds)
     precision = max(torch.finfo(each.dtype).eps for each in (grad, sent[0]))
     mean = torch.stack(sent).double().mean(0)
     if compressor.contract.update == "majority":
@@ -44,10 +51,14 @@ def near_the_range(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
             steps = exchanged(compressor, grads, rng)
             updates = [step.update for step in steps]
             team = f"{workers} workers, {name}"
-            yield f"the update is finite for {team}", bool(updates[0].isfinite().all())
-            alike = all(torch.equal(each, updates[0]) for each in updates)
-            yield f"all workers get the same update for {team}", alike
+            yield f"the update is finite for {team}", is_finite(updates[0])
+            yield f"all workers get the same update for {team}", _one_update(updates, equal)
             yield f"the mean of what was sent for {team}", _is_mean(compressor, steps)
+
+
+def _one_update(updates: list[Tensor], compare: Callable[[Tensor, Tensor], Evidence]) -> Evidence:
+    """Whether the updates of all workers are those of the first."""
+    return next((apart for each in updates if not (apart := compare(each, updates[0]))), HOLDS)
 
 
 def exchanged(compressor: Compressor, grads: list[Tensor], rng: Rng) -> list[Step]:
@@ -70,13 +81,14 @@ def _teams(grad: Tensor, workers: int) -> Iterator[tuple[str, list[Tensor]]]:
         yield f"one {name}", [(ones * (1 if w else value)).to(dtype) for w in range(workers)]
 
 
-def _is_mean(compressor: Compressor, steps: list[Step]) -> bool:
+def _is_mean(compressor: Compressor, steps: list[Step]) -> Evidence:
     if compressor.contract.update == "majority":
-        return True
+        return HOLDS
     update = steps[0].update
     sent = torch.stack([step.sent.decode() for step in steps]).double()
     most = torch.finfo(update.dtype).max
     inside = (sent.abs() < torch.finfo(steps[0].sent.decode().dtype).max).all(0)
-    error = (update.reshape(-1).double() - sent.mean(0).clamp(-most, most)).abs()[inside]
+    mean = sent.mean(0).clamp(-most, most)
     # where values travel in 16 bits each of them is rounded once more
-    return bool((error <= 4 * torch.finfo(update.dtype).eps * sent.abs().mean(0).max()).all())
+    limit = 4 * torch.finfo(update.dtype).eps * sent.abs().mean(0).max()
+    return within(update.reshape(-1).double()[inside], mean[inside], limit)

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from gradstats.families import Family, FitError
-from gradstats.testing.laws import broken
+from gradstats.testing.comparing import Evidence, at_most, equals, everywhere, near, raises, rises
+from gradstats.testing.laws import Check, Facts, attempted, broken, run_all
 
 Floats = NDArray[np.float64]
 
@@ -23,10 +24,11 @@ RATIOS = np.concatenate(
 MOST_SEEN = 100.0  # tail index above which a power law's far tail cannot be told from others
 DEEPEST = -1e7  # ln kept below which differences of logarithms have too few digits left
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
-
-
-Facts = Iterator[tuple[str, Any]]
-Check = Callable[[], None]
+CLOSE = 1e-9  # of a value: digits that every function must have
+# of a probability: scipy takes many tails as 1 - cdf, which has the digits of 1, not its own
+ROUNDED = 16 * float(np.finfo(np.float64).eps)
+# of the scale: scipy searches for quantiles to 1e-14, so that a median need not be exactly 0
+SEARCHED = 1e-13
 
 
 def family_checks(distribution: Family) -> Iterator[tuple[str, Check]]:
@@ -34,7 +36,9 @@ def family_checks(distribution: Family) -> Iterator[tuple[str, Check]]:
 
     The functions of a distribution agree with each other and with `scipy()`, to 1e-9 of their
     value down to a tail of 1e-8, and with each other also where the tail probability underflows;
-    its estimators recover it from its own quantiles.
+    its estimators recover it from its own quantiles. Where the right value is 0 or has few digits
+    of its own, the tolerance is absolute: 4e-15 of a probability, 1e-13 of the scale for a
+    quantile (also as much as 4e-15 of probability moves it), 1e-9 nats of a logarithm.
 
     Args:
         distribution: An instance with ordinary parameters: moderate scale, finite fourth moment
@@ -42,7 +46,8 @@ def family_checks(distribution: Family) -> Iterator[tuple[str, Check]]:
 
     Yields:
         (id, check): the name of a law, and a function that raises AssertionError with the facts
-        that do not hold. `compressor_checks` shows how a test marks one that is known to fail.
+        that do not hold: the function, the point, the value got and the value expected.
+        `compressor_checks` shows how a test marks one that is known to fail.
 
     Example:
         >>> from gradstats.families import Laplace
@@ -54,20 +59,20 @@ def family_checks(distribution: Family) -> Iterator[tuple[str, Check]]:
 
 
 def check_family(distribution: Family) -> None:
-    """Run all checks of `family_checks`, up to the first law that is broken.
+    """Run all checks of `family_checks`, also after a law that is broken.
 
     Args:
         distribution: See `family_checks`.
 
     Raises:
-        AssertionError: With the distribution, the law, and the facts that do not hold.
+        AssertionError: One line per broken law, with the facts that do not hold: the function, the
+            point, the value got and the value expected.
 
     Example:
         >>> from gradstats.families import Laplace
         >>> check_family(Laplace(scale=2.0))
     """
-    for _, check in family_checks(distribution):
-        check()
+    run_all(family_checks(distribution))
 
 
 def _hold(facts: Callable[[Family], Facts], distribution: Family) -> None:
@@ -78,79 +83,105 @@ def _hold(facts: Callable[[Family], Facts], distribution: Family) -> None:
 
 
 def _value(distribution: Family) -> Facts:
+    kind = type(distribution)
     yield "a family is a dataclass", is_dataclass(distribution)
-    yield "it has a name and methods", bool(type(distribution).name and type(distribution).methods)
-    yield "it has a positive scale", distribution.parameters.get("scale", 0) > 0
-    yield "it is a value: equal to its copy", _equals_its_copy(distribution)
-    yield (
-        "its parameters are frozen",
-        _raises(FrozenInstanceError, lambda: _set_scale(distribution)),
-    )
+    for name in ("name", "methods"):
+        yield f"the class has {name}", bool(getattr(kind, name, None))
+    scale = distribution.parameters.get("scale", math.nan)
+    yield "it has a positive scale", Evidence(scale > 0, f"got {scale!r}")
+    yield "it is a value: equal to its copy", _moved(distribution) == distribution
+    frozen = partial(setattr, distribution, "scale", scale)
+    yield "its parameters are frozen", raises(FrozenInstanceError, frozen)
 
 
 def _tail(distribution: Family) -> Facts:
-    magnitudes = distribution.threshold(RATIOS)
-    yield "thresholds rise as the ratio falls", np.all(np.diff(magnitudes) > 0)
-    yield "nothing but zeros is below threshold(1) = 0", float(distribution.threshold(1.0)) == 0
-    yield "kept(0) = 1", float(distribution.kept(0.0)) == 1
-    yield "kept(threshold(ratio)) = ratio", _close(distribution.kept(magnitudes), RATIOS)
+    magnitudes, scale = distribution.threshold(RATIOS), distribution.parameters["scale"]
+    yield "thresholds rise as the ratio falls", rises(magnitudes, RATIOS)
+    nearest = distribution.kept(np.abs(distribution.threshold(1.0)))
+    yield "nothing but zeros is below threshold(1): kept", near(nearest, 1.0, 1.0, ROUNDED)
+    yield "kept(0) = 1", near(distribution.kept(0.0), 1.0, 0.0, ROUNDED)
+    kept = distribution.kept(magnitudes)
+    yield "kept(threshold(ratio)) = ratio", near(kept, RATIOS, RATIOS, CLOSE * RATIOS)
+    exp = np.exp(distribution.log_kept(magnitudes))
+    yield "kept = exp(log_kept)", near(kept, exp, magnitudes, CLOSE * exp)
+    doubled = _moved(distribution, scale=2 * scale).threshold(RATIOS)
+    within = CLOSE * np.abs(2 * magnitudes) + SEARCHED * scale
     yield (
-        "kept = exp(log_kept)",
-        _close(distribution.kept(magnitudes), np.exp(distribution.log_kept(magnitudes))),
-    )
-    doubled = replace(distribution, scale=2 * distribution.parameters["scale"])  # type: ignore[type-var]
-    yield (
-        "the threshold is proportional to the scale",
-        _close(doubled.threshold(RATIOS), 2 * magnitudes),
+        "threshold(ratio) is proportional to the scale",
+        near(doubled, 2 * magnitudes, RATIOS, within),
     )
 
 
 def _scipy(distribution: Family) -> Facts:
     oracle, x = distribution.scipy(), distribution.threshold(RATIOS)
-    yield "kept = 2 scipy().sf", _close(distribution.kept(x), 2 * oracle.sf(x))
+    right = 2 * oracle.sf(x)
+    yield "kept = 2 scipy().sf", near(distribution.kept(x), right, x, CLOSE * right + ROUNDED)
     for name in ("pdf", "logpdf", "sf", "cdf"):
-        ours, theirs = getattr(distribution, name), getattr(oracle, name)
-        for sign in (1, -1):
-            yield f"{name} = scipy().{name}", _close(ours(sign * x), theirs(sign * x))
+        yield from attempted(_values(distribution, oracle, name, np.concatenate([x, -x])))
     for name in ("isf", "ppf"):
-        ours, theirs = getattr(distribution, name), getattr(oracle, name)
-        yield f"{name} = scipy().{name}", _close(ours(RATIOS), theirs(RATIOS))
-        yield f"{name} = scipy().{name} at 0 and 1", np.array_equal(ours([0, 1]), theirs([0, 1]))
+        yield from attempted(_quantiles(distribution, oracle, name))
+
+
+def _values(distribution: Family, oracle: Any, name: str, x: Floats) -> Facts:
+    right = getattr(oracle, name)(x)
+    least = {"pdf": 0.0, "logpdf": CLOSE}.get(name, ROUNDED)
+    within = CLOSE * np.abs(right) + least
+    yield f"{name} = scipy().{name}", near(getattr(distribution, name)(x), right, x, within)
+
+
+def _quantiles(distribution: Family, oracle: Any, name: str) -> Facts:
+    ours, theirs = getattr(distribution, name), getattr(oracle, name)
+    right = theirs(RATIOS)
+    moved = np.abs(theirs(RATIOS + ROUNDED) - theirs(RATIOS - ROUNDED))
+    within = CLOSE * np.abs(right) + SEARCHED * distribution.parameters["scale"] + moved
+    yield f"{name} = scipy().{name}", near(ours(RATIOS), right, RATIOS, within)
+    ends, right = np.array([0.0, 1.0]), theirs([0.0, 1.0])
+    within = np.where(np.isfinite(right), CLOSE * np.abs(right), 0.0)
+    yield f"{name} = scipy().{name} at 0 and 1", near(ours(ends), right, ends, within)
 
 
 def _contract(distribution: Family) -> Facts:
+    given = distribution.parameters
     yield (
         "its parameters are scale, or shape and scale",
-        set(distribution.parameters) <= {"shape", "scale"},
+        Evidence(set(given) <= {"shape", "scale"}, f"got {', '.join(given)}"),
     )
-    yield "bounds are of its parameters", set(distribution.bounds) <= set(distribution.parameters)
-    inside = all(
-        low <= distribution.parameters[name] <= high
-        for name, (low, high) in distribution.bounds.items()
-    )
-    yield "its parameters lie in the bounds of its search", inside
+    known = Evidence(set(distribution.bounds) <= set(given), f"got {distribution.bounds!r}")
+    yield "bounds are of its parameters", known
+    for name, (low, high) in distribution.bounds.items():
+        inside = Evidence(low <= given[name] <= high, f"got {name} {given[name]!r}")
+        yield f"its parameters lie in the bounds of its search, [{low}, {high}]", inside
     for name, ends in distribution.bounds.items():
         for end in filter(np.isfinite, ends):
             if end <= 0 and name in distribution.positive:
                 continue
-            at_end = replace(distribution, **{name: end})  # type: ignore[type-var]
-            yield "a parameter at the end of its search is at_bound", name in at_end.at_bound
+            at_bound = _moved(distribution, **{name: end}).at_bound
+            fact = f"a parameter at the end of its search is at_bound, {name} at {end}"
+            yield fact, Evidence(name in at_bound, f"got {at_bound!r}")
+    yield from attempted(_far_tail(distribution))
+
+
+def _far_tail(distribution: Family) -> Facts:
     far = float(distribution.threshold(1e-8)) * np.array([1e12, 1e13])
-    slope = (
-        -np.diff(distribution.log_kept(far))[0] / np.log(10)
-        if distribution.log_kept(far)[0] > -1e4
-        else np.inf
-    )
-    index = distribution.tail_index
+    log_kept, index = distribution.log_kept(far), distribution.tail_index
+    slope = float(-np.diff(log_kept)[0] / np.log(10)) if log_kept[0] > -1e4 else np.inf
     agrees = slope > 20 if index > MOST_SEEN else abs(slope - index) < 1e-3 * index
-    yield "tail_index is the power of its far tail", index > 0 and agrees
+    values = f"got {index!r}, log_kept falls by {slope!r} per ln |g| at {far[0]!r}"
+    yield "tail_index is the power of its far tail", Evidence(index > 0 and agrees, values)
 
 
 def _symmetry(distribution: Family) -> Facts:
-    x = distribution.threshold(RATIOS)
-    yield "pdf(-x) = pdf(x)", np.array_equal(distribution.pdf(-x), distribution.pdf(x))
-    yield "cdf(-x) = sf(x)", np.array_equal(distribution.cdf(-x), distribution.sf(x))
-    yield "ppf(q) = -isf(q)", np.array_equal(distribution.ppf(RATIOS), -distribution.isf(RATIOS))
+    x, scale = distribution.threshold(RATIOS), distribution.parameters["scale"]
+    logs = distribution.logpdf(x)
+    within = ROUNDED * (1 + np.abs(logs))
+    yield "logpdf(-x) = logpdf(x)", near(distribution.logpdf(-x), logs, x, within)
+    pdf = distribution.pdf(x)
+    yield "pdf(-x) = pdf(x)", near(distribution.pdf(-x), pdf, x, within * pdf)
+    sf = distribution.sf(x)
+    yield "cdf(-x) = sf(x)", near(distribution.cdf(-x), sf, x, ROUNDED * sf)
+    isf = distribution.isf(RATIOS)
+    within = ROUNDED * (np.abs(isf) + scale)
+    yield "ppf(q) = -isf(q)", near(distribution.ppf(RATIOS), -isf, RATIOS, within)
 
 
 def _density(distribution: Family) -> Facts:
@@ -161,64 +192,72 @@ def _density(distribution: Family) -> Facts:
     body = distribution.threshold(RATIOS)
     magnitudes = np.concatenate([body, body[-1] * np.geomspace(2, 256, 8)])
     log_kept = distribution.log_kept(magnitudes)
-    yield "log_kept is not NaN", not np.isnan(log_kept).any()
-    beyond = np.isneginf(log_kept)
+    yield "log_kept is not NaN", everywhere(~np.isnan(log_kept), log_kept, magnitudes)
+    beyond = magnitudes[np.isneginf(log_kept)]
+    density = distribution.logpdf(beyond)
     yield (
-        "the density is 0 where nothing is kept",
-        np.all(np.isneginf(distribution.logpdf(magnitudes[beyond]))),
+        "the density is 0 where nothing is kept: logpdf",
+        everywhere(np.isneginf(density), density, beyond),
     )
-    near = log_kept > DEEPEST
-    inside = np.log(magnitudes[near])
+    seen = log_kept > DEEPEST
+    inside = np.log(magnitudes[seen])
     middle, half = (inside[1:] + inside[:-1]) / 2, np.diff(inside) / 2
     x = np.exp(middle[:, None] + half[:, None] * NODES)
     hazard = 2 * np.exp(distribution.logpdf(x) - distribution.log_kept(x)) * x
-    fall = (hazard * WEIGHTS).sum(axis=1) * half
+    fall, right = (hazard * WEIGHTS).sum(axis=1) * half, -np.diff(log_kept[seen])
     yield (
-        "the density is minus half the slope of kept",
-        _close(fall, -np.diff(log_kept[near]), 1e-6),
+        "the density is minus half the slope of kept: the fall of log_kept from the hazard",
+        near(fall, right, np.exp(middle), 1e-6 * np.abs(right)),
     )
 
 
 def _estimators(distribution: Family) -> Facts:
     quantiles = distribution.isf((np.arange(100_000) + 0.5) / 100_000)
-    ratios = np.array([0.1, 0.01])
     for method in type(distribution).methods:
-        fitted = type(distribution).fit(quantiles, method=method)
-        kept = distribution.kept(fitted.threshold(ratios))
-        yield f"{method} recovers the distribution from its quantiles", _close(kept, ratios, 0.05)
-        scaled = type(distribution).fit(quantiles * 4, method=method)
-        yield (
-            f"{method} follows a change of unit",
-            _close(scaled.threshold(ratios), 4 * fitted.threshold(ratios), 1e-4),
-        )
+        yield from attempted(_recovered(distribution, method, quantiles))
         for nothing in (torch.zeros(3), torch.zeros(0), torch.full((2,), torch.nan)):
-            yield (
-                f"{method} raises FitError without a magnitude",
-                _raises(FitError, partial(type(distribution).fit, nothing, method=method)),
-            )
+            fit = partial(type(distribution).fit, nothing, method=method)
+            yield f"{method} raises FitError without a magnitude", raises(FitError, fit)
+
+
+def _recovered(distribution: Family, method: str, quantiles: Floats) -> Facts:
+    ratios = np.array([0.1, 0.01])
+    fitted = type(distribution).fit(quantiles, method=method)
+    kept = distribution.kept(fitted.threshold(ratios))
+    yield (
+        f"{method} recovers the distribution from its quantiles, got {fitted!r}: the ratio kept",
+        near(kept, ratios, ratios, 0.05 * ratios),
+    )
+    scaled = type(distribution).fit(quantiles * 4, method=method).threshold(ratios)
+    right = 4 * fitted.threshold(ratios)
+    yield (
+        f"{method} follows a change of unit: the threshold",
+        near(scaled, right, ratios, 1e-4 * right),
+    )
 
 
 def _randomness(distribution: Family) -> Facts:
     draws, again = (distribution.rvs((4, 500), np.random.default_rng(0)) for _ in range(2))
-    yield (
-        "rvs has the size asked for and depends on the generator alone",
-        (draws.shape == (4, 500) and np.array_equal(draws, again)),
-    )
+    fact = "rvs has the size asked for and depends on the generator alone"
+    yield f"{fact}: the size", equals(draws.shape, (4, 500))
+    yield f"{fact}: a second draw", near(again, draws, 0.0, 0.0)
     uniform = np.sort(distribution.cdf(draws.ravel()))
     distance = np.abs(uniform - (np.arange(2000) + 0.5) / 2000).max()
-    yield "rvs follows cdf", distance < 0.05  # Kolmogorov-Smirnov, p about 1e-4
+    # Kolmogorov-Smirnov, p about 1e-4
+    yield "rvs follows cdf: the largest difference", at_most(float(distance), 0.05)
 
 
 def _arguments(distribution: Family) -> Facts:
     """What no distribution has is refused, and every element exceeds a negative magnitude."""
-    yield "kept(-1) = 1", float(distribution.kept(-1.0)) == 1
-    yield "kept(NaN) is NaN", math.isnan(float(distribution.kept(math.nan)))
+    yield "kept(-1) = 1", near(distribution.kept(-1.0), 1.0, -1.0, ROUNDED)
+    missing = float(distribution.kept(math.nan))
+    yield "kept(NaN) is NaN", Evidence(math.isnan(missing), f"got {missing!r}")
     for ratio in (-0.5, 1.5, math.nan):
         for name in ("threshold", "isf", "ppf"):
-            refused = _raises(ValueError, partial(getattr(distribution, name), ratio))
+            refused = raises(ValueError, partial(getattr(distribution, name), ratio))
             yield f"{name}({ratio}) raises ValueError", refused
     for scale in (0.0, -1.0, math.nan, math.inf):
-        refused = _raises(ValueError, partial(replace, distribution, scale=scale))  # type: ignore[type-var]
+        refused = raises(ValueError, partial(_moved, distribution, scale=scale))
         yield f"scale {scale} raises ValueError", refused
 
 
@@ -226,8 +265,10 @@ def _scales(distribution: Family) -> Facts:
     """The likeliest scale of its own quantiles is its own."""
     magnitudes = np.abs(distribution.isf((np.arange(20_000) + 0.5) / 20_000))
     weights = np.full(len(magnitudes), 1 / len(magnitudes))
-    scale = math.exp(distribution.log_scale(np.log(np.maximum(magnitudes, 1e-300)), weights))
-    yield "log_scale finds the scale", abs(scale / distribution.parameters["scale"] - 1) < 0.05
+    log = distribution.log_scale(np.log(np.maximum(magnitudes, 1e-300)), weights)
+    own = distribution.parameters["scale"]
+    close = abs(math.exp(log) / own - 1) < 0.05
+    yield "log_scale finds the scale", Evidence(close, f"got {math.exp(log)!r}, expected {own!r}")
 
 
 LAWS: tuple[Callable[[Family], Facts], ...] = (
@@ -244,21 +285,5 @@ LAWS: tuple[Callable[[Family], Facts], ...] = (
 )
 
 
-def _close(actual: Floats, expected: Floats, tolerance: float = 1e-9) -> bool:
-    return np.allclose(actual, expected, rtol=tolerance, atol=0)
-
-
-def _raises(error: type[Exception], call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except Exception as raised:
-        return isinstance(raised, error)
-    return False
-
-
-def _equals_its_copy(distribution: Family) -> bool:
-    return replace(distribution) == distribution  # type: ignore[type-var]
-
-
-def _set_scale(distribution: Family) -> None:
-    distribution.scale = 1.0  # type: ignore[attr-defined]
+def _moved(distribution: Family, **parameters: float) -> Family:
+    return replace(distribution, **parameters)  # type: ignore[type-var]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from gradstats.compressors import Compressor, Payload, Rng
+from gradstats.testing.comparing import Evidence
 from gradstats.testing.gradients import Gradients
 
-Facts = Iterator[tuple[str, bool]]
-CALLS_THAT_FAIL = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+Facts = Iterator[tuple[str, object]]  # a fact, and whether it holds: a truth value or Evidence
+Check = Callable[[], None]
 
 
 def _always(compressor: Compressor) -> bool:
@@ -53,13 +56,49 @@ SHOWN = 5  # broken facts in one message
 
 
 def broken(facts: Facts) -> Iterator[str]:
-    """The facts that do not hold; a call that fails ends them."""
+    """The facts that do not hold, with their values; a call that fails ends them."""
+    for fact, holds in attempted(facts):
+        if not holds:
+            values = holds.values if isinstance(holds, Evidence) else ""
+            yield f"{fact}, {values}" if values else fact
+
+
+def attempted(facts: Facts) -> Facts:
+    """The facts; a call that fails ends them with a fact that does not hold."""
     try:
-        for fact, holds in facts:
-            if not holds:
-                yield fact
-    except CALLS_THAT_FAIL as error:
-        yield f"no call fails, got {error!r}"
+        yield from facts
+    except Exception as error:  # whatever a class under test may raise
+        yield f"no call fails, got {error!r} {_place(error)}", False
+
+
+def _place(error: Exception) -> str:
+    """The function and the line that raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    last = (own or frames)[-1]
+    return f"in {last.name} ({Path(last.filename).name}:{last.lineno})"
+
+
+def run_all(checks: Iterable[tuple[str, Check]]) -> None:
+    """Run every check.
+
+    Args:
+        checks: (name, check) of each law.
+
+    Raises:
+        AssertionError: The laws that are broken, one per line.
+    """
+    messages = [message for _, check in checks if (message := _failure(check))]
+    if messages:
+        raise AssertionError("\n".join(messages))
+
+
+def _failure(check: Check) -> str:
+    try:
+        check()
+    except AssertionError as error:
+        return str(error)
+    return ""
 
 
 def encode(compressor: Compressor, grad: Tensor, rng: Rng) -> Payload:

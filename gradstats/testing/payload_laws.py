@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors import Compressor, PayloadError, Rng, from_bytes
-from gradstats.testing.comparing import equal, same
+from gradstats.testing.comparing import HOLDS, Evidence, equal, equals, same
 from gradstats.testing.laws import Facts, encode
 
 MARK = 1_592_653_589
@@ -34,10 +34,13 @@ def payload(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     """What a payload decodes to, counts and adds."""
     payload = encode(compressor, grad, rng)
     decoded = payload.decode().clone()
-    yield "decode is flat, as long as the gradient", decoded.shape == (grad.numel(),)
-    yield "decode is floating-point", decoded.is_floating_point()
-    yield "the payload counts the gradient's elements", payload.numel == grad.numel()
-    yield "it sends at most every element", 0 <= payload.count <= payload.numel
+    yield "decode is flat, as long as the gradient", equals(tuple(decoded.shape), (grad.numel(),))
+    kind = f"got {decoded.dtype}"
+    yield "decode is floating-point", Evidence(decoded.is_floating_point(), kind)
+    yield "the payload counts the gradient's elements", equals(payload.numel, grad.numel())
+    count = f"got {payload.count}, at most {payload.numel}"
+    inside = 0 <= payload.count <= payload.numel
+    yield "it sends at most every element", Evidence(inside, count)
     out = torch.zeros_like(decoded)
     payload.add_to(out)
     yield "add_to is decode", equal(out, decoded)
@@ -50,15 +53,15 @@ def readable(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     """The bytes alone make the payload again."""
     payload = encode(compressor, grad, rng)
     data = payload.to_bytes()
-    yield "nbytes is the length of the bytes", payload.nbytes == len(data)
+    yield "nbytes is the length of the bytes", equals(payload.nbytes, len(data))
     try:
         received = from_bytes(data)
     except PayloadError as error:
         yield f"from_bytes reads the bytes, got {error}", False
         return
     yield "the bytes alone decode to the same", same(received.decode(), payload.decode())
-    yield "the bytes tell what was sent", received.count == payload.count
-    yield "they can be sent on", received.to_bytes() == data
+    yield "the bytes tell what was sent", equals(received.count, payload.count)
+    yield "they can be sent on", _alike(received.to_bytes(), data)
 
 
 def randomness(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
@@ -66,10 +69,21 @@ def randomness(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     with _marked_generators() as untouched:
         data = encode(compressor, grad, rng).to_bytes()
         yield "global generators are untouched", untouched()
-    yield "the same rng gives the same bytes", encode(compressor, grad, rng).to_bytes() == data
+    again = encode(compressor, grad, rng).to_bytes()
+    yield "the same rng gives the same bytes", _alike(again, data)
     if not compressor.contract.random:
         payload, _ = compressor.encode(grad, compressor.init(grad))
-        yield "what is not random needs no rng", payload.to_bytes() == data
+        yield "what is not random needs no rng", _alike(payload.to_bytes(), data)
+
+
+def _alike(actual: bytes, expected: bytes) -> Evidence:
+    """Equality of bytes, with the first that differs."""
+    if actual == expected:
+        return HOLDS
+    pairs = enumerate(zip(actual, expected, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(actual), len(expected)))
+    sizes = f"{len(actual)} bytes, expected {len(expected)}"
+    return Evidence(False, f"got {sizes}; they differ from byte {first}")
 
 
 @contextmanager

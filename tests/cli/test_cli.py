@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import gradstats
-from gradstats.cli import parsing
 from gradstats.network import Network
 from gradstats.reporting.settings import ReportSettings
 
@@ -240,26 +239,6 @@ print(*{"torch", "numpy", "scipy", "zarr", "pandas"} & set(sys.modules), file=sy
 """
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == "\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("5min", 300), ("5 m", 300), ("1h", 3600), ("0.5", 0.5)]
-)
-def test_budgets_are_read_in_the_usual_units(text, seconds):
-    assert parsing.parse_seconds(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "specs"),
-    [
-        ("bf16, topk(0.1)", ["bf16", "topk(0.1)"]),
-        ("ef(sidco-e(0.1, stages=2)),topk", ["ef(sidco-e(0.1, stages=2))", "topk"]),
-        ("my:Wrap(2, topk(0.1)), bf16", ["my:Wrap(2, topk(0.1))", "bf16"]),
-        (" , ", []),
-    ],
-)
-def test_specs_are_split_at_the_commas_between_them(text, specs):
-    assert parsing.split_specs(text) == specs
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,16 @@ def test_every_name_makes_a_compressor_of_that_name(name):
             assert str(member).replace("ef(", "").startswith(written)
 
 
+def test_percentages_are_ratios():
+    assert compressor("ef(topk(1%))") == ErrorFeedback(TopK(0.01))
+    assert compressor("topk(ratio=0.7%)") == TopK(0.007)
+    assert str(compressor("sidco-e(12.5%, stages=2)")) == "sidco-e(0.125, stages=2)"
+
+
+def test_a_pipe_needs_no_blanks():
+    assert compressor("topk(0.1)|qsgd") == compressor("topk(0.1) | qsgd")
+
+
 def test_white_space_and_named_ratio():
     assert compressor(" ef ( topk( ratio = 1e-2 ) ) ") == ErrorFeedback(TopK(0.01))
     assert compressor("sidco-gp(0.01,stages=2,rule=escape)") == SIDCo(
@@ -80,16 +90,34 @@ def test_open_ratios_expand_where_the_method_takes_one():
         ("topkk(0.1)", "compressor must be one of none, bf16, fp16, topk,.* got 'topkk'"),
         ("ef(topkk(0.1))", "got 'topkk'"),
         ("ef(topkk)", "'topkk'"),
-        ("ef(3)", "compressor must be a compressor, got 3"),
+        ("ef(3)", r"compressor of ef must be a compressor such as topk\(0.01\), got 3"),
         ("ef", "cannot make compressor 'ef'"),
         ("ef(ef(topk(0.1)))", "must not have a memory inside"),
         ("topk(0.1", "must close its bracket"),
-        ("topk(0.1))", "must look like"),
+        ("qsgd(bit=4)", "settings of qsgd must be one of bits, norm.*'bit'.*did you mean bits"),
+        ("topk(a)", "ratio of topk must be a number, got 'a'"),
+        ("topk(2)", r"cannot make compressor 'topk\(2\)': ratio must lie in \(0, 1\].*got 2"),
+        ("topk(200%)", r"'topk\(200%\)': ratio must lie in .*got 2.0"),
+        ("topk(%)", "must not have '%'"),
+        ("ef()", r"'ef\(\)': ef has a missing .*'compressor'; its settings are compressor, gamma"),
+        ("ef(topk(0.1), gamma=x)", "gamma of ef must be a number, got 'x'"),
+        ("ef(topk", "must close its bracket"),
+        ("top-k(0.01)", "got 'top-k' .*did you mean topk"),
+        ("TopK(0.01)", "got 'TopK' .*did you mean topk"),
+        ("qsgd(4, 4)", "norm of qsgd must be a word, got 4"),
+        ("qsgd(4, l3)", r"'qsgd\(4, l3\)': norm must be one of l2, max, got 'l3'"),
+        ("qsgd(4, l2, 512, 0, 1)", "qsgd has a too many .*bits, norm, bucket, steps"),
+        ("qsgd(bits=True)", "bits of qsgd must be a whole number, got True"),
+        ("randomk(0.1, scaled=3)", "scaled of randomk must be True or False, got 3"),
+        ("topk(ratio=0.1, 0.2)", "multiple values for argument 'ratio'"),
+        ("topk(0.1, ratio=0.2)", "multiple values for argument 'ratio'"),
+        ("topk(0.1))", "must have no bracket too many"),
         ("topk(0.1) x", "must look like"),
         ("topk((0.1))", r"must not have '\('"),
         ("dgc(0.1 0.2)", "must close its bracket"),
         ("topk(,)", "must not have ','"),
-        ("", "ends too early"),
+        ("", "must be named, such as"),
+        ("  ", "must be named, such as"),
         ("topk(ratio=", "ends too early"),
         ("0.1", "must look like"),
         ("topk(0.1e)", "must have a number instead of '0.1e'"),
@@ -104,7 +132,7 @@ def test_open_ratios_expand_where_the_method_takes_one():
         ("none(0.1)", "cannot make compressor"),
         ("sidco-e(0.1, rule=up)", "rule must be one of step, reverse, escape, got 'up'"),
         ("sidco-e(0.1, stages=-1)", "stages must be a whole number, 0 to adapt, got -1"),
-        ("sidco-e(0.1, stages=2.5)", "stages must be a whole number, 0 to adapt, got 2.5"),
+        ("sidco-e(0.1, stages=2.5)", "stages of sidco-e must be a whole number, got 2.5 in"),
         ("dgc(0.1, sample=-3)", "sample must lie in"),
         ("sidco-e(0.1, first_ratio=1)", r"first_ratio must lie in \(0, 1\), got 1"),
         ("no.such.module:Thing", "cannot import compressor"),

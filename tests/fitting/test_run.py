@@ -1,6 +1,5 @@
 """Fitting a run: rows of every step and group, in a table or in a folder that goes on."""
 
-import json
 import math
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
@@ -82,8 +81,8 @@ def test_a_dask_cluster_gives_what_one_thread_gives(run):
     ("settings", "message"),
     [
         ({"families": ["cauchy"]}, "family must be one of .*got 'cauchy'"),
-        ({"method": "guess"}, "method of laplace must be one of .*got 'guess'"),
-        ({"ratios": [0.1, 2.0]}, r"ratio must lie in \(0, 1\].*got 2.0"),
+        ({"method": "guess"}, "method must be one of mle, moments, got 'guess'"),
+        ({"ratios": [0.1, 2.0]}, r"ratios must lie in \(0, 1\].*got 2.0"),
         ({"by": "layer"}, "by must be .*got 'layer'"),
         ({"compensated": "topk(2)"}, "got 2"),
     ],
@@ -161,8 +160,6 @@ def test_an_interrupted_fit_goes_on_where_it_was(small_run, tmp_path, monkeypatc
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done_at_once = fit_into(run, settings, whole)
     interrupted(run, settings, parts, rows=17)
-    done = json.loads((parts / "parts" / "fits_by_part" / "state.json").read_text())["rows"]
-    assert 0 < done <= 17
     firsts = []
     monkeypatch.setattr(
         fit_folder,
@@ -170,12 +167,9 @@ def test_an_interrupted_fit_goes_on_where_it_was(small_run, tmp_path, monkeypatc
         lambda *args, **kwargs: firsts.append(kwargs["first"]) or fit_steps(*args, **kwargs),
     )
     gone_on = fit_into(run, settings, parts)
-    assert firsts == [done]
+    assert firsts == [17]
     for name in TABLES:
         one, other = (fitted.table(name) for fitted in (done_at_once, gone_on))
-        order = ["step", "group", "target_ratio"] if name == "reuse" else None
-        if order:
-            one, other = (t.sort_values(order, ignore_index=True) for t in (one, other))
         pandas.testing.assert_frame_equal(one, other)
     name = "fit_by_part.json"
     assert (whole / name).read_text() == (parts / name).read_text()
@@ -225,7 +219,7 @@ def test_the_command_writes_both_axes(call, small_run, tmp_path):
     [
         ({"families": []}, "families must name at least one, got none"),
         ({"ratios": ()}, "ratios must name at least one, got none"),
-        ({"ratios": ["x"]}, r"ratio must lie in \(0, 1\], .* got 'x'"),
+        ({"ratios": ["x"]}, r"ratios must lie in \(0, 1\], .* got 'x'"),
         ({"bootstrap": 1.5}, r"bootstrap must be a whole number from 0, got 1\.5"),
         ({"stride": 0}, "stride must be a whole number from 1, got 0"),
         ({"families": "none"}, "got 'none'"),

@@ -7,15 +7,24 @@ from gradstats.recording.budget import Budget, format_bytes, parse_bytes
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("20GB", 20 * 10**9), ("1 kib", 1024), ("1.5MB", 1_500_000), (17, 17), ("3", 3), ("9b", 9)],
+    [("20GB", 20 * 10**9), ("1 kib", 1024), ("1.5MB", 1_500_000), (17, 17), ("9b", 9)],
 )
 def test_sizes_are_read(text, count):
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", 0, -5, "1.2.3MB", "20 potatoes", None])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "0", 0, -5, "1.2.3MB", "20 potatoes", None, 2.5, True]
+)
 def test_bad_sizes_are_refused(text):
     with pytest.raises(ValueError, match="max_bytes must be a positive size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["20", "20.5", " 7 "])
+def test_a_size_as_text_has_a_unit(text):
+    number = text.strip()
+    with pytest.raises(ValueError, match=f"must have a unit, got '{text}'; write {number}GB"):
         parse_bytes(text)
 
 

@@ -64,8 +64,8 @@ def test_two_recordings_of_one_path_are_refused(path, training):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"full": None, "track": 0}, "must not both be off"),
-        ({"full": None, "track": None}, "must not both be off"),
+        ({"full": None, "track": 0}, "track must be on .* both off, got 0"),
+        ({"full": None, "track": None}, "track must be on .* both off, got None"),
         ({"track": -1}, "track must be a number of elements or None, got -1"),
         ({"track": "many"}, "track must be"),
         ({"full": 500}, "full must be a schedule"),

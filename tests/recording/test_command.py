@@ -115,6 +115,43 @@ def test_a_command_without_training_costs_nothing_and_says_so(path, script, capf
     assert not path.exists()
 
 
+WITHOUT_ROWS = {  # by what the script does: what is printed
+    "import json": "no process of the command imported torch.optim; is it a Python training",
+    "import torch": "torch was imported, but no torch.optim.Optimizer was made",
+    SCRIPT.replace("range(12)", "range(0)"): "an optimizer was made, but it took no step",
+}
+
+
+@pytest.mark.parametrize("text", WITHOUT_ROWS)
+def test_why_nothing_was_recorded_is_printed(path, script, capfd, text):
+    assert run_command(script(text), CaptureSettings(), out=path) == 1
+    assert f"nothing was recorded in {path}: {WITHOUT_ROWS[text]}" in capfd.readouterr().err
+
+
+def test_a_schedule_that_is_never_due_is_named(path, script, capfd):
+    settings = CaptureSettings(full=every(500), track=0, start_step=1)
+    assert run_command(script(), settings, out=path) == 1
+    line = "no step was due by full=every(500), counted from step 1, and no element is tracked"
+    assert line in capfd.readouterr().err
+
+
+def test_rows_of_another_writer_do_not_count(path, script, capfd):
+    """The command adds to a run while something else writes rows there."""
+    assert run_command(script(), CaptureSettings(track=20), out=path) == 0
+    capfd.readouterr()
+    other = f"""
+import torch
+from gradstats.store import GradientStore, Row
+with GradientStore.open({str(path)!r}, "a") as store:
+    grads = {{part.name: torch.zeros(part.shape) for part in store.parameters}}
+    store.append(100, grads)
+"""
+    settings = CaptureSettings(track=20, if_exists="resume")
+    assert run_command(script(other), settings, out=path) == 1
+    assert "nothing was recorded" in capfd.readouterr().err
+    assert GradientStore.open(path).stream().steps.tolist() == [0, 100]
+
+
 def test_a_command_that_does_not_exist(path, capfd):
     assert run_command(["no-such-command"], CaptureSettings(), out=path) == 127
     assert "cannot run 'no-such-command': No such file" in capfd.readouterr().err

@@ -150,7 +150,13 @@ def test_methods_that_need_matrices_run_on_parameters_whatever_is_asked(micro_ba
     assert set(table["bits"]) == {32 * 2 * (40 + 50) / 2000}
 
 
-@pytest.mark.parametrize("workers", [0, 4, -1])
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True])
+def test_a_number_of_workers_is_a_whole_number_from_1(micro_batches, workers):
+    with pytest.raises(ValueError, match=f"workers must be a whole number from 1, got {workers}"):
+        gradstats.replay(micro_batches[0], ["topk(0.1)"], workers=workers)
+
+
+@pytest.mark.parametrize("workers", [4, 100])
 def test_more_workers_than_were_captured_are_refused(micro_batches, workers):
     with pytest.raises(ValueError, match=r"workers must be from 1 to 3.*import --files-per-step"):
         gradstats.replay(gradstats.open(micro_batches[0]), ["topk(0.1)"], workers=workers)

@@ -5,8 +5,8 @@ import torch
 from typer.testing import CliRunner
 
 import gradstats
+from gradstats import runs
 from gradstats.cli.app import app
-from gradstats.runs import run as runs
 from gradstats.store import GradientStore, parameter_table
 
 FULL_STEPS = [0, 100, 200]

@@ -46,7 +46,7 @@ BREAKS = {
     contracts.FloatIndices: "contraction",
     contracts.PadsWithGarbage: "contraction finite homogeneity near-the-range",
 }
-# what the first broken law says of them
+# what the broken laws say of them
 FACTS = {
     contracts.RoundsTheWrongWay: "E C(x) = x",
     contracts.ShrinksALittle: "E C(x) = x, along x",
@@ -95,7 +95,7 @@ def test_a_broken_member_breaks_exactly_these_laws(member):
 
 @pytest.mark.parametrize("member", FACTS, ids=lambda member: member.__name__)
 @pytest.mark.slow
-def test_the_first_broken_law_says_what_is_wrong(member):
+def test_the_broken_laws_say_what_is_wrong(member):
     with pytest.raises(AssertionError, match="broken must obey the law") as caught:
         check_compressor(member(), fresh_process=False)
     assert FACTS[member] in str(caught.value)
@@ -111,6 +111,38 @@ def test_checks_are_the_laws_one_by_one():
         AssertionError, match="law honesty, on the gradient 'two NaN': NaN and inf"
     ):
         checks["honesty"]()
+
+
+@dataclass(frozen=True)
+class TwoFaults(broken.Broken):
+    """Hides NaN, and scales what it sends."""
+
+    def choose(self, flat, rng):
+        return super().choose(flat.nan_to_num() * 3, rng)
+
+
+def test_check_compressor_reports_every_broken_law_with_its_values(monkeypatch):
+    kept = [law for law in LAWS if law.name in ("contraction", "honesty", "payload")]
+    monkeypatch.setattr("gradstats.testing.compressor_laws.LAWS", kept)
+    with pytest.raises(AssertionError) as caught:
+        check_compressor(TwoFaults(), fresh_process=False)
+    contraction, honesty = str(caught.value).split("\n")
+    assert "obey the law contraction, on the gradient" in contraction
+    assert "(1 - delta)‖x‖², got " in contraction
+    assert ", at most " in contraction
+    assert "obey the law honesty, on the gradient 'two NaN': NaN and inf" in honesty
+
+
+def test_bytes_are_reported_with_the_length_and_the_first_byte_that_differs():
+    checks = dict(compressor_checks(broken.UnderstatesBytes(), fresh_process=False))
+    with pytest.raises(AssertionError, match=r"length of the bytes, got \d+, expected \d+"):
+        checks["bytes"]()
+    checks = dict(compressor_checks(broken.Reseeds(), fresh_process=False))
+    with pytest.raises(AssertionError, match="law randomness"):
+        checks["randomness"]()
+    checks = dict(compressor_checks(contracts.LongIndices(), fresh_process=False))
+    with pytest.raises(AssertionError, match=r"5 % of bits, got \d+ bytes, expected \d+\.\d"):
+        checks["size"]()
 
 
 def test_every_broken_class_is_named():

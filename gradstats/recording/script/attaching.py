@@ -15,10 +15,12 @@ from gradstats.recording.capturing import capture_by
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
 from gradstats.recording.messages import write_line
+from gradstats.recording.notes import note
 from gradstats.recording.processes import check_points, rank_and_world
 from gradstats.recording.provenance import VARIABLE
 from gradstats.recording.script.trainings import Trainings, restarted
 from gradstats.recording.settings import CaptureSettings, IfExists
+from gradstats.settings import SettingError
 from gradstats.store import GradientStore, as_place
 
 #: The recording of this process. Kept, so that it lasts as long as the model: a script may put
@@ -49,13 +51,13 @@ class Session:
             StoreFormatError: What is at `out` is not a store.
         """
         if "outer" in check_points(self.settings.at):
-            rule = "at must not be 'outer' around a command"
-            raise ValueError(f"{rule}: its rows come from cap.record(...), called in the script")
+            fact = "its rows come from cap.record(...), called in the script"
+            raise SettingError("at", f"must not be 'outer' around a command: {fact}")
         path = as_place(self.out)
         if not path.exists():
             return
         if self.settings.if_exists == "error":
-            remedy = "if_exists='resume' adds to it, if_exists='overwrite' replaces it"
+            remedy = "--if-exists resume adds to it, --if-exists overwrite replaces it"
             raise FileExistsError(f"cannot record to {path}: it exists; {remedy}")
         GradientStore.open(path)
 
@@ -79,7 +81,9 @@ def attach(optimizer: Optimizer) -> Capture | Idle | None:
         _start(optimizer, Session.from_json(os.environ[VARIABLE]))
         return _recording
     except Exception as error:
-        write_line(f"not recorded: {type(error).__name__}: {error}; training goes on")
+        fact = f"{type(error).__name__}: {error}"
+        write_line(f"not recorded: {fact}; training goes on")
+        note("failed", fact=fact)
         return None
 
 

@@ -14,9 +14,10 @@ from types import FrameType
 from gradstats.recording.messages import write_line
 from gradstats.recording.provenance import VARIABLE
 from gradstats.recording.script.attaching import Session
-from gradstats.recording.script.trainings import Entry, Trainings, rows_at
+from gradstats.recording.script.reasons import why_nothing
+from gradstats.recording.script.trainings import Trainings, rows_recorded
 from gradstats.recording.settings import CaptureSettings
-from gradstats.store import Place, as_place
+from gradstats.store import as_place
 
 _STARTUP = Path(__file__).with_name("startup.py")
 _NOT_FOUND = 127  # a shell's exit code for a command that does not exist
@@ -52,38 +53,26 @@ def run_command(
     path = path.absolute() if isinstance(path, Path) else path
     session = Session(str(path), settings)
     session.check()
-    before, written_at = rows_at(path), _made_at(path)
-    try:
-        with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
-            shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
+    with tempfile.TemporaryDirectory(prefix="gradstats-") as folder:
+        shutil.copy(_STARTUP, Path(folder, "sitecustomize.py"))
+        try:
             code = _run(argv, _environment(replace(session, folder=folder), folder))
-            trainings = Trainings(Path(folder)).entries
-    except OSError as error:
-        write_line(f"cannot run {argv[0]!r}: {error.strerror}")
-        return _NOT_FOUND
-    if len(trainings) > 1 and not settings.quiet:
-        write_line(_listed(trainings))
-    if settings.if_exists == "overwrite" and _made_at(path) != written_at:
-        before = 0  # another store lies there now
-    if rows_at(path) > before or any(one.rows > 0 for one in trainings):
+        except OSError as error:
+            write_line(f"cannot run {argv[0]!r}: {error.strerror}")
+            return _NOT_FOUND
+        return _reported(Path(folder), code, session)
+
+
+def _reported(folder: Path, code: int, session: Session) -> int:
+    """Print what the trainings of a command recorded; returns the exit code."""
+    rows, trainings = rows_recorded(folder), Trainings(folder).entries
+    if len(trainings) > 1 and not session.settings.quiet:
+        listed = ", ".join(f"{one.path} ({rows.get(one.path, 0):,} rows)" for one in trainings)
+        write_line(f"recorded {len(trainings)} trainings: {listed}")
+    if any(rows.values()):
         return code
-    write_line(
-        f"nothing was recorded in {path}: the command took no torch optimizer step, or a line "
-        "above says what was in the way"
-    )
+    write_line(f"nothing was recorded in {session.out}: {why_nothing(folder, session.settings)}")
     return code or 1
-
-
-def _listed(trainings: Sequence[Entry]) -> str:
-    rows = ", ".join(f"{one.path} ({one.rows:,} rows)" for one in trainings)
-    return f"recorded {len(trainings)} trainings: {rows}"
-
-
-def _made_at(path: Path | Place) -> object:
-    root = path / "zarr.json"
-    if isinstance(root, Path):
-        return root.stat().st_mtime_ns if root.exists() else None
-    return root.read_bytes() if root.is_file() else None
 
 
 def _environment(session: Session, startup: str) -> dict[str, str]:

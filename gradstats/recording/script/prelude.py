@@ -19,6 +19,7 @@ from gradstats.recording.handle import Capture
 from gradstats.recording.hooks import ids_held, inside
 from gradstats.recording.idle import Idle
 from gradstats.recording.messages import write_line
+from gradstats.recording.notes import note_once
 from gradstats.recording.script.attaching import attach
 
 
@@ -112,10 +113,12 @@ def note(optimizer: Optimizer) -> None:
     if not _preludes:
         torch_patches.steps_are_passed_on()
         _preludes.append(Prelude())
+        note_once("optimizer")
     _preludes[0].optimizers.add(optimizer)
 
 
 def stepping(optimizer: Optimizer) -> None:
     """An optimizer is about to step; perhaps no notice was taken of it, as of an unpickled one."""
     note(optimizer)
+    note_once("step")
     torch_patches.any_step(optimizer)

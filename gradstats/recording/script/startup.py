@@ -46,8 +46,18 @@ class _AfterTorchOptimizer:
         return spec
 
 
+def _note_torch() -> None:
+    """Report to the command that a process has imported torch's optimizers."""
+    try:
+        with open(os.path.join(_HERE, f"torch.{os.getpid()}.note"), "w") as file:
+            file.write("{}")
+    except OSError:
+        pass  # the command has ended
+
+
 def _watch(optimizers: ModuleType) -> None:
     """Take notice of every optimizer that this process makes, and of one that steps at last."""
+    _note_torch()
     make = optimizers.Optimizer.__init__
 
     @functools.wraps(make)

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gradstats.recording.capturing import recorded_streams
+from gradstats.recording.notes import notes
 from gradstats.recording.provenance import OUT
 from gradstats.recording.settings import IfExists
 from gradstats.store import GradientStore, Place, StoreFormatError, as_place
@@ -21,17 +24,10 @@ class Entry:
     Attributes:
         path: Its store.
         launcher: What started it and starts it again after a failure; "" where nothing does.
-        before: Rows in the store that it did not record.
     """
 
     path: str
     launcher: str
-    before: int
-
-    @property
-    def rows(self) -> int:
-        """Rows that it recorded."""
-        return rows_at(as_place(self.path)) - self.before
 
 
 class Trainings:
@@ -91,8 +87,7 @@ class Trainings:
             path, file = numbered(out, number), self._folder / f"training.{number}"
             if file.exists() or (number > 1 and not _replaceable(path, out, if_exists)):
                 continue
-            before = rows_at(as_place(path)) if if_exists == "resume" else 0
-            entry = {"path": path, "launcher": launcher, "before": before}
+            entry = {"path": path, "launcher": launcher}
             partial = self._folder / f"{os.getpid()}.partial"
             partial.write_text(json.dumps(entry))
             try:
@@ -125,11 +120,28 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def rows_at(place: Path | Place) -> int:
-    """Rows of the store at `place`, 0 where there is none."""
+def rows_recorded(folder: Path) -> dict[str, int]:
+    """Count the rows that the processes of one command recorded, by the path of the store.
+
+    Rows of other segments, which other writers added, do not count.
+
+    Args:
+        folder: Of the command, in which its recordings are noted.
+    """
+    segments: dict[str, set[int]] = {}
+    for each in notes(folder, "recording"):
+        segments.setdefault(each["path"], set()).add(each["segment"])
+    return {path: _rows_at(as_place(path), of) for path, of in segments.items()}
+
+
+def _rows_at(place: Path | Place, segments: set[int]) -> int:
+    """Rows of some segments in the store at `place`, 0 where there is none."""
     if not place.exists():
         return 0
-    return sum(len(stream) for stream in recorded_streams(GradientStore.open(place)))
+    streams = recorded_streams(GradientStore.open(place))
+    return sum(
+        int(np.isin(stream.coordinates["segment"], list(segments)).sum()) for stream in streams
+    )
 
 
 def _replaceable(path: str, out: str, if_exists: IfExists) -> bool:

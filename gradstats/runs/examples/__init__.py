@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from gradstats.runs import run as runs
+from gradstats.runs.opening import open as open_run
+from gradstats.runs.run import Run
 
 _FOLDER = Path(__file__).parent
 _ENDING = ".zarr.zip"
 
 
-def load_example(name: str = "resnet20") -> runs.Run:
+def load_example(name: str = "resnet20") -> Run:
     """Open a captured run that comes with gradstats.
 
     "resnet20" is ResNet-20 on CIFAR-10 in the settled part of its training: two whole gradients,
@@ -27,4 +28,4 @@ def load_example(name: str = "resnet20") -> runs.Run:
     names = sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.glob(f"*{_ENDING}"))
     if name not in names:
         raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
-    return runs.open(_FOLDER / f"{name}{_ENDING}")
+    return open_run(_FOLDER / f"{name}{_ENDING}")

@@ -1,0 +1,5 @@
+"""`python -m gradstats`: the command line."""
+
+from gradstats.cli import main
+
+main()
