@@ -30,7 +30,7 @@ from gradstats.runs.opening import opened
 from gradstats.runs.parts import Pace
 from gradstats.runs.run import KINDS, Progress, Run
 from gradstats.runs.tables import frame
-from gradstats.settings import from_keywords, lists_settings, several
+from gradstats.settings import from_keywords, lists_settings
 
 
 def replay_jobs(
@@ -203,7 +203,9 @@ def timings(
         >>> bool((table["encode_seconds"] > 0).all())
         True
     """
-    rows = timing_rows(opened(run), several(compressors), ratios=several(ratios), seed=seed)
+    given: Any = {"compressors": compressors, "ratios": ratios, "seed": seed}
+    asked = from_keywords(ReplaySettings, given, verb="timings")
+    rows = timing_rows(opened(run), asked.compressors, ratios=asked.ratios, seed=seed)
     return timing_table(rows)
 
 

@@ -43,7 +43,7 @@ def test_one_ratio_needs_no_list_and_what_is_wrong_is_named(runs):
         pandas.testing.assert_frame_equal(
             of(runs["whole"], ratios=0.1), of(runs["whole"], ratios=[0.1])
         )
-        with pytest.raises(ValueError, match="ratio must lie in"):
+        with pytest.raises(ValueError, match="ratios must lie in"):
             of(runs["whole"], ratios=2)
         with pytest.raises(ValueError, match="by must be one of model, module-type, parameter"):
             of(runs["whole"], by="nothing like it")
