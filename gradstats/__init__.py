@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradstats.compressors import compressor
     from gradstats.fitting.by_group import sidco_thresholds, structure, threshold_reuse
     from gradstats.fitting.over_steps import ranks, series
+    from gradstats.fitting.pairs import compare_distributions
     from gradstats.fitting.ranking import best_distribution
     from gradstats.fitting.run import fit
     from gradstats.recording import at_steps, capture, close_all, every, log_spaced, window
@@ -43,6 +44,7 @@ __all__ = [
     "best_distribution",
     "capture",
     "close_all",
+    "compare_distributions",
     "compressor",
     "equal_bits",
     "every",
@@ -70,6 +72,7 @@ __all__ = [
 
 _HOMES = {
     "compressor": "compressors",
+    "compare_distributions": "fitting.pairs",
     "sidco_thresholds": "fitting.by_group",
     "structure": "fitting.by_group",
     "threshold_reuse": "fitting.by_group",

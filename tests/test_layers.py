@@ -80,7 +80,8 @@ MAY_IMPORT = {
         "runs",
         "summary",
     ),
-    "integrations": ("recording",),
+    # a callback that compresses takes the hook's settings, and finds its parameters' digests
+    "integrations": ("compressors", "ddp_hooks", "exchange", "recording"),
     "cli": EVERYTHING,
     "": EVERYTHING,  # gradstats/__init__.py
 }

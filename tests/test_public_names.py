@@ -9,9 +9,10 @@ import gradstats
 
 NAMES = {
     "gradstats": """GradientStore StoreFormatError Summary at_steps best_distribution capture
-        close_all compressor equal_bits every factorised_rows fit load_example log_spaced methods
-        open ranks replay report series sidco_threshold sidco_thresholds structure summarize
-        summarize_counts summarize_histogram summarize_segments threshold_reuse timings window""",
+        close_all compare_distributions compressor equal_bits every factorised_rows fit
+        load_example log_spaced methods open ranks replay report series sidco_threshold
+        sidco_thresholds structure summarize summarize_counts summarize_histogram
+        summarize_segments threshold_reuse timings window""",
     "gradstats.compressors": """AllGather AllReduce Bound Broadcast COMPRESSORS Collective
         Compressor Contract ErrorFeedback ExactThreshold MEMORIES MIN_NUMEL Memory POLICIES Part
         Payload PayloadError PerParameter Pipe REFERENCE Rng STAGES SUPPORTED Stage Step
@@ -20,7 +21,10 @@ NAMES = {
     "gradstats.exchange": "DisagreementError drive fused simulate",
     "gradstats.families": """DGamma DGenPareto DWeibull FAMILIES Family FitError GenNorm Laplace
         LogNorm Normal T family""",
-    "gradstats.integrations": "LightningCallback TransformersCallback",
+    "gradstats.integrations": (
+        "CompressionCallback LightningCallback LightningCompression TransformersCallback"
+        " TransformersCompression compress"
+    ),
     "gradstats.kernels": "FORMS Tally compact count count_segments largest use",
     "gradstats.lowrank": """Change Factorization LowRankAttention LowRankConv1d LowRankConv2d
         LowRankGRU LowRankLSTM LowRankLinear RankTracker VanillaWarmUp balanced factorize

@@ -58,7 +58,8 @@ SPELLINGS: Mapping[str, Spelling] = {
         "",
         _or_none,
         metavar="NAMES",
-        help="Distributions to fit (comma-separated); default: all.",
+        help="Distributions to fit (comma-separated): laplace, my_module:MyFamily of your own, "
+        "scipy:NAME as a slow reference; default: all.",
     ),
     "ratios": Spelling("0.1,0.01,0.001", metavar="RATIOS"),
     "compensated": Spelling("", _or_none, metavar="SPEC"),

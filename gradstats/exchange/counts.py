@@ -26,7 +26,7 @@ class Volume:
     wire: float = 0.0
 
 
-@dataclass
+@dataclass(repr=False)
 class Traffic:
     """Bytes and calls of one worker by kind of collective; `control` sets up the other kinds.
 
@@ -35,11 +35,38 @@ class Traffic:
         sum_bits: Width in bits of the widest sum of integers, 0 without one.
         fp16_error: The most that a float sum or mean would lose in float16, ‖s₁₆ - s‖/‖s‖; inf
             where it would overflow, NaN where it was not measured.
+        dense: What `wire` would be if every gradient were all-reduced as it is; 0 where it was
+            not counted, as in a replay.
     """
 
     volumes: dict[str, Volume] = field(default_factory=lambda: {kind: Volume() for kind in KINDS})
     sum_bits: int = 0
     fp16_error: float = math.nan
+    dense: float = 0.0
+
+    def __repr__(self) -> str:
+        calls = {kind: volume.calls for kind, volume in self.volumes.items() if volume.calls}
+        made = ", ".join(f"{count:,} {kind}" for kind, count in calls.items())
+        return f"Traffic({', '.join([*self.saving(), made or 'no collectives'])})"
+
+    def saving(self) -> list[str]:
+        """What was sent, and its share of what an uncompressed training sends.
+
+        Example:
+            >>> traffic = Traffic(dense=93e6)
+            >>> traffic.count("all_gather", 3_100_000, 3_100_000.0)
+            >>> traffic
+            Traffic(3.1 MB sent, 1/30 of dense, 1 all_gather)
+        """
+        if not self.wire:
+            return ["nothing sent"]
+        return [f"{in_bytes(self.wire)} sent", *([self._share()] if self.dense else [])]
+
+    def _share(self) -> str:
+        times = self.dense / self.wire
+        if times < 1:
+            return f"{1 / times:.1f} times dense"
+        return f"1/{times:,.{0 if times >= 10 else 1}f} of dense"
 
     def count(self, kind: str, nbytes: int, wire: float) -> None:
         """Count one collective."""
@@ -47,6 +74,10 @@ class Traffic:
         volume.calls += 1
         volume.nbytes += nbytes
         volume.wire += wire
+
+    def would_send(self, nbytes: int, workers: int) -> None:
+        """Count what an all-reduce of this many bytes would send on a ring."""
+        self.dense += on_ring(nbytes, workers)
 
     @property
     def nbytes(self) -> int:
@@ -60,9 +91,27 @@ class Traffic:
 
     def reduced(self, request: AllReduce, nbytes: int, workers: int) -> None:
         """Count one all-reduce."""
-        self.count("all_reduce", nbytes, 2 * (workers - 1) / workers * nbytes)
+        self.count("all_reduce", nbytes, on_ring(nbytes, workers))
         if request.levels and request.op != "max":
             self.sum_bits = max(self.sum_bits, (workers * (request.levels - 1)).bit_length())
+
+
+def on_ring(nbytes: int, workers: int) -> float:
+    """Bytes that a worker sends in an all-reduce on a ring."""
+    return 2 * (workers - 1) / workers * nbytes
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes with its unit.
+
+    Example:
+        >>> in_bytes(40), in_bytes(3_100_000), in_bytes(12_345_678_900)
+        ('40 bytes', '3.1 MB', '12.3 GB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,12 +13,12 @@ from gradstats.compressors import Compressor
 from gradstats.exchange.checkpoints import check_checkpoints
 from gradstats.exchange.collectives import Group
 from gradstats.exchange.counts import Seconds, Traffic
-from gradstats.exchange.joining import agree_on, checked, chosen_rule, device_of, try_exchange
+from gradstats.exchange.describing import describe_state
+from gradstats.exchange.hook_settings import DEFAULT, By, HookSettings
+from gradstats.exchange.joining import agree_on, device_of, try_exchange
 from gradstats.exchange.parameter_names import IncompatibleKeys, Names
 from gradstats.exchange.parameter_states import Memories, resharded
-from gradstats.ratios import MIN_DIMS, MIN_NUMEL, DenseRule
-
-By = Literal["bucket", "parameter"]
+from gradstats.ratios import MIN_DIMS, MIN_NUMEL
 
 
 class HookState:
@@ -27,7 +27,7 @@ class HookState:
     def __init__(
         self,
         process_group: Any = None,
-        compressor: str | Compressor = "ef(exact-threshold(0.01))",
+        compressor: str | Compressor = DEFAULT,
         by: By = "bucket",
         min_numel: int = MIN_NUMEL,
         start_step: int = 0,
@@ -38,15 +38,8 @@ class HookState:
         scaler: torch.amp.GradScaler | None = None,
         check_every: int = 100,
     ) -> None:
-        self.compressor, written = checked(compressor)
-        self.dense_rule = chosen_rule(DenseRule(min_numel, min_dims), written)
-        if by not in get_args(By):
-            raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
-        for name, number in (("start_step", start_step), ("check_every", check_every)):
-            if not isinstance(number, int) or number < 0:
-                raise ValueError(f"{name} must be a whole number from 0, got {number!r}")
-        alone = written is not None or "matrix" in self.compressor.contract.needs
-        self.by: By = "parameter" if alone else by
+        given = HookSettings(compressor, by, min_numel, min_dims, start_step, seed, check_every)
+        self.compressor, self.by, self.dense_rule = given.method, given.by, given.dense_rule
         self.start_step, self.check_every = start_step, check_every
         self.seed, self.scaler = seed, scaler
         self._process_group = process_group
@@ -58,7 +51,7 @@ class HookState:
     def _begin(self) -> None:
         """Set the state before the first step."""
         self.traffic, self.seconds = Traffic(), Seconds()
-        self.step = self.nonfinite = 0
+        self.step = self.nonfinite = self._counted_from = 0
         self.khat_over_k = math.nan
         self._scaled: tuple[float, int] | tuple[()] = ()  # the scaler, in the last backward pass
         self._lost: tuple[str, ...] = ()  # what pickling left behind
@@ -75,6 +68,10 @@ class HookState:
     def min_dims(self) -> int:
         """Number of dimensions from which a parameter is compressed."""
         return self.dense_rule.min_dims
+
+    def __repr__(self) -> str:
+        steps = (self.step, self._counted_from)
+        return describe_state(str(self.compressor), self._place()[1], steps, self.traffic)
 
     # --- the workers ---
 
@@ -221,7 +218,7 @@ class HookState:
         if reshard:
             memories = [resharded(self.compressor, memories, worker or 0, workers or 1)]
         self._memories.load(memories[0])
-        self.step = parts[0]["step"]
+        self.step = self._counted_from = parts[0]["step"]
         if not self._names.named:
             self._names.recall(parts[0]["parameters"])
         return unfit
@@ -280,7 +277,7 @@ class HookState:
         vars(self).update(pickled, scaler=None, _process_group=None, _names=Names())
         self._begin()
         self._lost, self.nonfinite = lost, nonfinite
-        self.step = saved["step"]
+        self.step = self._counted_from = saved["step"]
         self._memories.load(saved["memories"])
         self._names.recall(saved["parameters"])
         try:

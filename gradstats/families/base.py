@@ -24,8 +24,9 @@ AT_BOUND = 1e-4  # relative to the bound, or absolute near 0
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean laplace?` with the nearest of the names; empty if none is near."""
-    near = get_close_matches(str(name).lower(), list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    by_lower = {each.lower(): each for each in known}
+    near = get_close_matches(str(name).lower(), list(by_lower), n=1)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
 class FitError(ValueError):
@@ -46,12 +47,16 @@ class Family(ABC):
         bounds: the (lowest, highest) value that `mle` tries, for each parameter that it searches
             for.
         positive: parameters that must be above 0; all must be finite.
+        special_cases: names of the families that it contains: that it equals at some shape.
+        reference: whether it is shown for comparison alone, and never ranked.
     """
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("moments", "mle")
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
     positive: ClassVar[tuple[str, ...]] = ("shape", "scale")
+    special_cases: ClassVar[tuple[str, ...]] = ()
+    reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, value in self.parameters.items():
@@ -148,6 +153,11 @@ class Family(ABC):
     def parameters(self) -> dict[str, float]:
         """Parameter names and values."""
         return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+
+    @property
+    def free(self) -> int:
+        """Number of parameters that a fit chooses."""
+        return len(self.parameters)
 
     @property
     def at_bound(self) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class DGamma(Family):
     shape: float
     scale: float
     name = "dgamma"
+    special_cases = ("laplace",)
     bounds = {"shape": (0.0, math.inf)}
 
     @classmethod

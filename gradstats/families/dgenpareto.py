@@ -61,6 +61,7 @@ class DGenPareto(Family):
     shape: float
     scale: float
     name = "dgenpareto"
+    special_cases = ("laplace",)
     bounds = {"shape": (LOWEST_SHAPE, HIGHEST_SHAPE)}
     positive = ("scale",)
 

@@ -48,6 +48,7 @@ class DWeibull(Family):
     shape: float
     scale: float
     name = "dweibull"
+    special_cases = ("laplace",)
     bounds = {"shape": (LOWEST_SHAPE, HIGHEST_SHAPE)}
 
     @classmethod

@@ -50,6 +50,7 @@ class GenNorm(Family):
     shape: float
     scale: float
     name = "gennorm"
+    special_cases = ("laplace", "normal")
     bounds = {"shape": (LOWEST_SHAPE, HIGHEST_SHAPE)}
 
     @classmethod

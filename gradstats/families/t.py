@@ -51,6 +51,7 @@ class T(Family):
     shape: float
     scale: float
     name = "t"
+    special_cases = ("normal",)
     bounds = {"shape": (LOWEST_SHAPE, HIGHEST_SHAPE)}
 
     @property

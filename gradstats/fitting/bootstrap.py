@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gradstats import extras
 from gradstats.families import Family, FitError
+from gradstats.families.sampling import subsample
 from gradstats.fitting.goodness import ks_distance
 from gradstats.summary import Summary, summarize
 
@@ -54,7 +55,7 @@ def bootstrap_p_value(
     References:
         Stute, Manteiga and Quindimil, "Bootstrap based goodness-of-fit-tests", 1993.
     """
-    sample = _stored(_subsample(summary, min(size, summary.nonzero), rng), summary)
+    sample = _stored(subsample(summary, min(size, summary.nonzero), rng), summary)
     law = family.fit(sample, method=method)
     _check_rounding(law, summary)
     distance = ks_distance(law, sample)
@@ -102,14 +103,6 @@ def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
-
-
-def _subsample(summary: Summary, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Magnitudes of `size` random elements, uniform inside their bin."""
-    ranks = rng.choice(summary.nonzero, size, replace=False)
-    bins = np.searchsorted(summary.counts.cumsum(), ranks, side="right")
-    low, high = (edge[bins] for edge in summary.edges)
-    return np.asarray(low + (high - low) * rng.random(size))
 
 
 def _observed(magnitudes: NDArray[np.float64], like: Summary, rng: np.random.Generator) -> Summary:

@@ -31,6 +31,10 @@ class Fit(Counted):
 
     family: str = column("Family that was fitted.", default=EACH)
     method: str = column("How it was fitted: mle or moments.", default=EACH)
+    reference: bool = column(
+        "Whether it is a distribution of scipy.stats, fitted by scipy to a subsample; not ranked.",
+        default=False,
+    )
     shape: float = column("Shape parameter, with scipy's sign; NaN for families without one.")
     scale: float = column("Scale parameter.", unit="gradient")
     shape_se: float = column("Standard error of shape, as if elements were independent.")
@@ -141,6 +145,34 @@ class ReuseRow:
     ended: int = column("Step at which it no longer was; -1 while it still is.", default=-1)
     khat_over_k: float = column("k̂/k at the last step it was tried on.", default=1.0)
     reusable_steps: int = column("Steps for which the threshold was good.", default=EACH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRow:
+    """Table `pairs`: a row per step, group and pair of families, with Vuong's test."""
+
+    step: int = column("Step of the captured row.", default=EACH)
+    group: str = column("Group of parameters; model is all of them.", default=EACH)
+    first: str = column("First family.", default=EACH)
+    second: str = column("Second family.", default=EACH)
+    n: int = column("Finite non-zero elements.", default=EACH)
+    mean_log_ratio: float = column(
+        "Mean of ln(first / second density): the size of the difference; above 0 for the first.",
+        unit="nats per element",
+    )
+    z: float = column("Vuong's statistic with the variance of blocks; above 0 for the first.")
+    p: float = column("Two-sided p-value of the test.")
+    better: str = column("The better family, or cannot tell (p of 0.05 or more).", default="")
+    z_independent: float = column("The statistic as if elements were independent.")
+    inflation: float = column("Variance by blocks divided by the variance as if independent.")
+    blocks: int = column("Blocks of contiguous elements; 0 if their order is unknown.", default=0)
+    block_length: float = column("Elements per block, zeros among them.")
+    correction: str = column("For the numbers of parameters: none, aic or bic.", default=EACH)
+    method: str = column("How the families were fitted: mle or moments.", default=EACH)
+    relation: str = column("non-nested, nested or overlapping.", default="")
+    test: str = column("vuong, chi-squared (of nested families) or none.", default="")
+    notes: str = column("Why there is no test, or why it cannot tell.", default="")
+    status: str = column("ok, or why there is no comparison.", default="ok")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradstats import extras
+from gradstats.families.reference import PREFIX
 from gradstats.runs.given import given_table
 
 Table = Any
@@ -23,7 +24,8 @@ def scores(fits: Table) -> Table:
     `transfer` is how many nats per element a family loses to the best on the next captured step,
     its shape kept and its scale refitted, so that drift of the scale favours nobody; at a step
     without a next one, on itself. `tail` is the median of |ln (k̂+½)/(k+½)| over ratios. `rank` is
-    the mean of a family's two ranks; equals are ordered by transfer. One that failed has none.
+    the mean of a family's two ranks; equals are ordered by transfer. One that failed has none, and
+    neither has a reference (`scipy:…`), whose transfer is against the best of the others.
 
     Args:
         fits: rows of `gradstats.fitting.run.fit`.
@@ -36,22 +38,30 @@ def scores(fits: Table) -> Table:
     once = keyed.groupby([*STEP, "family"], sort=False).agg(
         {"tail": "median", "nats": "first", "shape": "first", "scale": "first"}
     )
-    best = once.groupby(STEP)["nats"].transform("max")
+    ours = ~_are_references(once.reset_index()["family"]).to_numpy()
+    best = once.assign(nats=once["nats"].where(ours)).groupby(STEP)["nats"].transform("max")
     once = once.assign(transfer=best - once["nats"])
-    ranks = [once.groupby(STEP)[name].rank() for name in ("transfer", "tail")]
+    ranked = [once[name].where(ours) for name in ("transfer", "tail")]
+    ranks = [each.groupby(level=STEP).rank() for each in ranked]
     return once.assign(rank=(ranks[0] + ranks[1]) / 2).reset_index()
 
 
 def winners(fits: Table) -> Table:
-    """The winning family of every step and group, with its scores.
+    """The winning family of every step and group, with its scores; references do not take part.
 
     Args:
         fits: the table of `gradstats.fit`.
     """
+    fits = fits[~_are_references(fits["family"])]
     if not (fits["status"] == "ok").any():
         return extras.load("pandas").DataFrame({"step": [], "group": [], "family": []})
     ordered = scores(fits).sort_values([*STEP, "rank", "transfer"], kind="stable")
     return ordered.drop_duplicates(STEP).reset_index(drop=True)
+
+
+def _are_references(families: Any) -> Any:
+    """Whether each family is a distribution of scipy.stats, which is not ranked."""
+    return families.astype(str).str.startswith(PREFIX)
 
 
 def best_distribution(fits: Table) -> Table:
@@ -68,7 +78,8 @@ def best_distribution(fits: Table) -> Table:
         A pandas DataFrame, one row per family that could be fitted: rank, wins (share of steps and
         groups at which the family is the best), transfer, tail, distances, parameters, shape_se
         (as if elements were independent), shape_spread (between steps), and one column of k̂/k per
-        target ratio. Without any fit it has no row.
+        target ratio. References (`scipy:…`) come last, without a rank. Without any fit it has no
+        row.
 
     Raises:
         ValueError: the table is not that of a fit.
@@ -103,7 +114,7 @@ def best_by_group(fits: Table) -> Table:
     pandas = extras.load("pandas")
     best = [
         best_distribution(rows).head(1).assign(group=group)
-        for group, rows in fits.groupby("group", sort=False)
+        for group, rows in fits[~_are_references(fits["family"])].groupby("group", sort=False)
         if (rows["status"] == "ok").any()
     ]
     if not best:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gradstats.families import FAMILIES, Family, FitError
+from gradstats.families.reference import Reference
 from gradstats.fitting.bootstrap import bootstrap_p_value
 from gradstats.fitting.columns import Counted, Fit, Structure, Threshold
 from gradstats.fitting.compressibility import best_k_error, decay_row
@@ -23,7 +24,7 @@ from gradstats.fitting.goodness import (
 )
 from gradstats.fitting.tail_index import stable_index
 from gradstats.fitting.uncertainty import standard_errors
-from gradstats.ratios import RATIOS, kept_count
+from gradstats.ratios import RATIOS, check_ratio, kept_count
 from gradstats.summary.summarizing import summarize
 from gradstats.summary.summary import Summary
 from gradstats.thresholds import VARIANTS, sidco_threshold
@@ -56,21 +57,28 @@ def fit_rows(
         Rows with the columns of `gradstats.fitting.columns.Fit`.
     """
     counted: Row = vars(_counted(summary))
+    for ratio in ratios:
+        check_ratio("ratio", ratio)
     for family in families:
-        base = {**counted, "family": family.name, "method": method}
+        base = {
+            **counted,
+            "family": family.name,
+            "method": method,
+            "reference": family.reference,
+        }
         family.check_method(method)
-        law: Family | None = None
         scored: Row = {}
+        tails = [(math.nan, math.nan) for _ in ratios]
         status = "ok"
         try:
-            fitted = family.fit(summary, method=method)
-            scored, law = _scored(fitted, summary, following, method, bootstrap), fitted
+            law = family.fit(summary, method=method)
+            reached = [tail_error(law, summary, ratio) for ratio in ratios]
+            scored, tails = _scored(law, summary, following, method, bootstrap), reached
         except FitError as error:
             status = str(error)
-        except (ArithmeticError, ValueError) as error:
+        except Exception as error:  # a family may be anyone's
             status = f"cannot score {family.name}: {type(error).__name__}: {error}"
-        for ratio in ratios:
-            threshold, khat_over_k = tail_error(law, summary, ratio) if law else (math.nan,) * 2
+        for ratio, (threshold, khat_over_k) in zip(ratios, tails, strict=True):
             tail: Row = {"target_ratio": ratio, "threshold": threshold, "khat_over_k": khat_over_k}
             yield vars(Fit(**base, **scored, **tail, status=status))
 
@@ -98,7 +106,12 @@ def failed_rows(
     for family in families:
         for ratio in ratios:
             fit = Fit(
-                **counted, family=family.name, method=method, target_ratio=ratio, status=reason
+                **counted,
+                family=family.name,
+                method=method,
+                reference=family.reference,
+                target_ratio=ratio,
+                status=reason,
             )
             yield vars(fit)
 
@@ -109,18 +122,18 @@ def _scored(
     """Parameters, their errors, and every score of one fit."""
     mean, n = log_likelihood(law, summary), summary.nonzero
     untold: list[str] = []
-    free = len(law.parameters)
+    free = law.free
     scores: Row = {
         **law.parameters,
         "ks": ks_distance(law, summary),
         "anderson_darling": ad_distance(law, summary),
-        "wasserstein_1": wasserstein(law, summary, 1),
-        "wasserstein_2": wasserstein(law, summary, 2),
         "log_likelihood": mean,
         "aic": 2 * free - 2 * n * mean,
         "bic": free * math.log(n) - 2 * n * mean,
     }
-    if method == "mle":
+    if not law.reference:  # thousands of scipy's quantiles take minutes
+        scores |= {f"wasserstein_{order}": wasserstein(law, summary, order) for order in (1, 2)}
+    if method == "mle" and not law.reference:
         errors = standard_errors(law, summary)
         scores |= {f"{name}_se": error for name, error in errors.items()}
     if following is not None and following.nonzero:
@@ -128,7 +141,7 @@ def _scored(
         scores["next_log_likelihood_rescaled"] = log_likelihood(
             rescaled(law, following), following
         )
-    if bootstrap:
+    if bootstrap and not law.reference:
         rng = np.random.default_rng([summary.n, n, bootstrap])
         try:
             scores["bootstrap_p"] = bootstrap_p_value(
@@ -141,18 +154,20 @@ def _scored(
 
 def notes(law: Family, scores: Row, summary: Summary) -> Iterator[str]:
     """What a reader must know of a fit: parameters at a bound, and why a distance is infinite."""
+    if isinstance(law, Reference):
+        yield law.fitted_to(summary)
     for name in law.at_bound:
         yield f"{name} is at the bound of its search, or beyond it"
+    end = float(law.threshold(0.0))
     if scores["anderson_darling"] == math.inf:
-        ends = f"{float(law.threshold(0.0)):.4g}, the data at {summary.max_abs:.4g}"
-        yield f"anderson_darling: the distribution ends at {ends}"
+        fact = f"the distribution ends at {end:.4g}" if end < math.inf else "its tail underflows"
+        yield f"anderson_darling: {fact}, the data at {summary.max_abs:.4g}"
     for order, moment in ((1, "mean"), (2, "variance")):
-        if scores[f"wasserstein_{order}"] == math.inf:
+        if scores.get(f"wasserstein_{order}") == math.inf:
             index = f"no {moment} (tail index {law.tail_index:.3g})"
             fact = index if law.tail_index <= order else f"a {moment} above the range of float64"
             yield f"wasserstein_{order}: the distribution has {fact}"
     if scores.get("next_log_likelihood") == -math.inf:
-        end = float(law.threshold(0.0))
         bounded = f"the next step has magnitudes beyond the end, {end:.4g}"
         fact = bounded if end < math.inf else "it is below the range of float64"
         yield f"next_log_likelihood: {fact}"

@@ -54,7 +54,9 @@ class FitSettings:
         "model",
         "Groups: model, module-type, parameter, or a regular expression found in names.",
     )
-    families: tuple[type[Family], ...] = setting(None, "Distributions to fit; default: all.")
+    families: tuple[type[Family], ...] = setting(
+        None, "Distributions to fit: names, my_module:MyFamily, scipy:NAME; default: all."
+    )
     ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
     method: str = setting("mle", "How families are fitted.", choices=METHODS)
     bootstrap: int = setting(
@@ -70,17 +72,13 @@ class FitSettings:
     seed: int = setting(0, "Seed of the compressor.", least=0)
 
     def __post_init__(self) -> None:
-        self._set(families=_families(self.families), ratios=ratios(self.ratios))
+        self._set(families=chosen_families(self.families), ratios=ratios(self.ratios))
         self._set(compensated=_compressor(self.compensated))
         check_fields(self)
         at_least_one(self, "families", "ratios")
         if not isinstance(self.by, str):
             raise SettingError("by", f"must be the name of a grouping, got {self.by!r}")
-        if self.kind not in (None, *KINDS, "summary"):
-            raise SettingError("kind", f"must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        with naming("method"):
-            for each in self.families:
-                each.check_method(self.method)
+        _check_kind_and_method(self)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -94,16 +92,66 @@ class FitSettings:
         return "" if self.by == "model" else "_by_part"
 
 
-def _families(given: Any) -> tuple[type[Family], ...]:
-    from gradstats.families import FAMILIES, Family, family
+@dataclass(frozen=True)
+class PairSettings:
+    """Settings of a comparison of families in pairs; names become families.
+
+    Raises:
+        ValueError: Fewer than two families, or a setting out of its range.
+    """
+
+    by: str = setting(
+        "model",
+        "Groups: model, module-type, parameter, or a regular expression found in names.",
+    )
+    families: tuple[type[Family], ...] = setting(None, "Families to compare; default: all.")
+    method: str = setting("mle", "How families are fitted.", choices=METHODS)
+    correction: str = setting(
+        "bic", "Correction for the numbers of parameters.", choices=("none", "aic", "bic")
+    )
+    blocks: int = setting(100, "Blocks of contiguous elements.", least=2)
+    kind: str | None = setting(None, "Rows to read: full or track; default: full where there are.")
+    most_rows: int = setting(
+        32, "Largest number of captured rows that are read, evenly spaced.", least=1
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "families", chosen_families(self.families))
+        if len(self.families) < 2:
+            names = ", ".join(each.name for each in self.families) or "none"
+            raise SettingError("families", f"must name at least two, got {names}")
+        check_fields(self)
+        _check_kind_and_method(self)
+
+
+def _check_kind_and_method(settings: FitSettings | PairSettings) -> None:
+    if settings.kind not in (None, *KINDS, "summary"):
+        raise SettingError("kind", f"must be one of {', '.join(KINDS)}, got {settings.kind!r}")
+    with naming("method"):
+        for each in settings.families:
+            each.check_method(settings.method)
+
+
+def chosen_families(given: Any) -> tuple[type[Family], ...]:
+    """Families of names and classes; None: all of the package.
+
+    Raises:
+        ValueError: an unknown name, a class that is no family, or two families of one name.
+    """
+    from gradstats.families import FAMILIES, family
 
     if given is None:
         return FAMILIES
     with naming("families"):
-        chosen = [family(each) if isinstance(each, str) else each for each in several(given)]
+        chosen = dict.fromkeys(family(each) for each in several(given))
+    by_name: dict[str, type[Family]] = {}
     for each in chosen:
-        if not (isinstance(each, type) and issubclass(each, Family)):
-            raise SettingError("families", f"must be names or classes of families, got {each!r}")
+        other = by_name.setdefault(each.name, each)
+        if other is not each:
+            pair = " and ".join(f"{one.__module__}:{one.__qualname__}" for one in (other, each))
+            raise SettingError(
+                "families", f"must have different names, got {each.name!r} of {pair}"
+            )
     return tuple(chosen)
 
 

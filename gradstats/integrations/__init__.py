@@ -1,14 +1,32 @@
-"""Callbacks that record gradients inside the training loops of Lightning and transformers."""
+"""Recording and compression in the training loops of Lightning, transformers and accelerate."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradstats.integrations.accelerate_compression import compress
+    from gradstats.integrations.compression_callback import CompressionCallback
     from gradstats.integrations.lightning import LightningCallback
+    from gradstats.integrations.lightning_compression import LightningCompression
     from gradstats.integrations.transformers import TransformersCallback
+    from gradstats.integrations.transformers_compression import TransformersCompression
 
-__all__ = ["LightningCallback", "TransformersCallback"]
+__all__ = [
+    "CompressionCallback",
+    "LightningCallback",
+    "LightningCompression",
+    "TransformersCallback",
+    "TransformersCompression",
+    "compress",
+]
 
-_HOMES = {"LightningCallback": "lightning", "TransformersCallback": "transformers"}
+_HOMES = {
+    "CompressionCallback": "compression_callback",
+    "LightningCallback": "lightning",
+    "LightningCompression": "lightning_compression",
+    "TransformersCallback": "transformers",
+    "TransformersCompression": "transformers_compression",
+    "compress": "accelerate_compression",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from gradstats.integrations.segments import Segments, printing_errors
+from gradstats.recording.settings import CaptureSettings
+from gradstats.settings import lists_settings
 
 
 class LightningCallback(pl.Callback):
@@ -30,6 +32,7 @@ class LightningCallback(pl.Callback):
         Trainer(callbacks=[LightningCallback("run.zarr")])
     """
 
+    @lists_settings(CaptureSettings)
     def __init__(
         self, path: str | os.PathLike[str], *, optimizer: int = 0, **settings: Any
     ) -> None:

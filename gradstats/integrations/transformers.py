@@ -6,6 +6,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradstats.integrations.segments import Segments, printing_errors
+from gradstats.recording.settings import CaptureSettings
+from gradstats.settings import lists_settings
 
 
 class TransformersCallback(TrainerCallback):
@@ -27,6 +29,7 @@ class TransformersCallback(TrainerCallback):
         Trainer(..., callbacks=[TransformersCallback("run.zarr")])
     """
 
+    @lists_settings(CaptureSettings)
     def __init__(self, path: str | os.PathLike[str], **settings: Any) -> None:
         self._segments = Segments(path, settings)
 

@@ -217,7 +217,8 @@ def _make_equal_bits(results: Results, settings: EqualBitsSettings, key: Row) ->
     def of_each(first: int) -> Iterator[list[Row]]:
         for done, each in enumerate(settings.compressors[first:], first):
             advance(done, len(settings.compressors))
-            yield [] if some is None else equal_bits(some, each, **chosen).to_dict("records")
+            table = None if some is None else equal_bits(some, each, **chosen)
+            yield [] if table is None else table.to_dict("records")
 
     collect = results.collect("equal_bits", key) if all_ours else at_once
     rows = [row for of_one in collect(of_each) for row in of_one]

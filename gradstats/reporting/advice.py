@@ -69,6 +69,9 @@ def law_sentence(laws: Table, thresholds: Table, ratio: float) -> str:
     """The family that ranks first and how well SIDCo's thresholds hit the smallest ratio."""
     if not len(laws):
         return "No family could be fitted."
+    laws = laws[laws["rank"].notna()]
+    if not len(laws):
+        return "No family was ranked: references, such as scipy:norm, are not."
     best = laws.iloc[0]
     rows = thresholds[thresholds["target_ratio"] == ratio]
     pairs = rows.groupby(["variant", "stages"])["khat_over_k"].median()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Unpack
 
 from gradstats import extras
 from gradstats.compressors import compressor
+from gradstats.families import FAMILIES, Family, family, spec_of
 from gradstats.fitting.over_steps import RANKS, SERIES, WEIGHT_RANKS, RankSettings
 from gradstats.fitting.resumable import fits
 from gradstats.fitting.settings import FitSettings
@@ -39,7 +41,6 @@ from gradstats.runs.opening import opened
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run
 from gradstats.settings import from_keywords, in_words, lists_settings
-from gradstats.summary import Summary
 
 Row = dict[str, Any]
 Table = Any
@@ -69,9 +70,10 @@ def report(
         progress: called with (stage, done, of how many).
         **settings: fields of `gradstats.reporting.settings.ReportSettings`: budget (seconds after
             which no further replay begins), by (groups of the second table of distributions),
-            ratios (target ratios, each in (0, 1]), compressors (specs or instances), network
-            (that exchanges are projected on), factorised (a captured run of the same model in
-            factors) and seed (of the random methods).
+            families (names or classes, see `gradstats.fit`), ratios (target ratios, each in
+            (0, 1]), compressors (specs or instances), network (that exchanges are projected on),
+            factorised (a captured run of the same model in factors) and seed (of the random
+            methods).
 
     Returns:
         The path of `report.html`.
@@ -112,6 +114,7 @@ def report_into(
         "skipped": results.skipped,
         "keys": replaying.keys(run) if "equal_bits" in names else [],
         "compressors": words["compressors"],
+        "families": [spec_of(each, FAMILIES) for each in settings.families],
         "tables": {name: [file, results.key_of(file)] for name, file in names.items()},
     }
     write_json(results.folder / CONTENT, content)
@@ -140,7 +143,8 @@ def render_folder(folder: str | Path) -> Path:
     results = Results(None, folder)
     results.identity = content["identity"]
     tables = _tables(results, content)
-    drawn = _drawn(folder, read_last(folder), tables)
+    every = sections(read_last(folder), tables, _importable(content.get("families")))
+    drawn = _drawn(folder, every)
     path = folder / "report.html"
     path.write_text(render(front_page(content, tables, drawn)), encoding="utf-8")
     return path
@@ -167,7 +171,7 @@ def _tables(results: Results, content: Row) -> dict[str, Table]:
 
 def _fit(results: Results, settings: ReportSettings) -> dict[str, str]:
     """Keep the tables of distributions and thresholds; returns the files by name."""
-    model = FitSettings(ratios=settings.ratios)
+    model = FitSettings(families=settings.families, ratios=settings.ratios)
     parts = replace(model, by=settings.by)
     for each in (model, parts):
         results.ensure(fits(each.suffix), each)
@@ -211,6 +215,7 @@ def _fit_compensated(results: Results, settings: ReportSettings) -> dict[str, st
         results.skipped.append(f"No distributions of compensated gradients: {error}.")
         return {}
     chosen = FitSettings(
+        families=settings.families,
         ratios=settings.ratios,
         compensated=compressor(COMPENSATED),
         stride=-(-total // MOST_FITTED_ROWS),
@@ -248,7 +253,16 @@ def _replay(results: Results, replaying: Replaying) -> dict[str, str]:
     return {name: name for name in ("replay", "timings", "equal_bits")}
 
 
-def _drawn(folder: Path, last: Summary | None, tables: dict[str, Table]) -> list[Section]:
+def _importable(specs: list[str] | None) -> list[type[Family]]:
+    """The families of a report; one of the user's own may not be importable on this machine."""
+    families: list[type[Family]] = []
+    for spec in [each.name for each in FAMILIES] if specs is None else specs:
+        with suppress(ValueError):
+            families.append(family(spec))
+    return families
+
+
+def _drawn(folder: Path, every: list[Section]) -> list[Section]:
     """The sections with their figures drawn into the folder."""
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
@@ -259,5 +273,5 @@ def _drawn(folder: Path, last: Summary | None, tables: dict[str, Table]) -> list
                 (name, text, draw(name, how, figures)) for name, text, how in section.figures
             ],
         )
-        for section in sections(last, tables)
+        for section in every
     ]

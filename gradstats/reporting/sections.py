@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from gradstats import plot
-from gradstats.families import FAMILIES, FitError
+from gradstats.families import FAMILIES, Family
 from gradstats.fitting import ranking as laws
 from gradstats.replaying.ranking import low_rank
 from gradstats.reporting.compressor_sections import (
@@ -23,18 +24,21 @@ Table = Any
 Tables = Mapping[str, Table]
 
 
-def sections(last: Summary | None, tables: Tables) -> list[Section]:
+def sections(
+    last: Summary | None, tables: Tables, families: Sequence[type[Family]] = FAMILIES
+) -> list[Section]:
     """Every section that the data allow; its figures are not drawn yet.
 
     Args:
         last: Summary of the last full row of the whole model.
         tables: by name, as the report keeps them.
+        families: distributions to draw beside the last row.
     """
     every = (
         Section("Compressors", list(compressor_figures(tables)), list(equal_bits_tables(tables))),
         Section(
             "Distributions over the elements of one step",
-            list(_law_figures(last, tables)),
+            list(_law_figures(last, tables, families)),
             list(_law_tables(tables)),
         ),
         Section("Over training", list(_training_figures(tables)), list(_reuse(tables))),
@@ -51,9 +55,11 @@ def sections(last: Summary | None, tables: Tables) -> list[Section]:
     return [section for section in every if section.figures or section.tables]
 
 
-def _law_figures(last: Summary | None, tables: Tables) -> Iterator[Drawing]:
+def _law_figures(
+    last: Summary | None, tables: Tables, families: Sequence[type[Family]]
+) -> Iterator[Drawing]:
     if last is not None and last.nonzero:
-        fitted = dict(_fitted(last))
+        fitted = dict(_fitted(last, families))
         yield (
             "density",
             "Magnitudes of the last captured gradient against the fitted distributions.",
@@ -266,9 +272,7 @@ def _good(fits: Table) -> Table:
     return fits[fits["status"] == "ok"]
 
 
-def _fitted(summary: Summary) -> Iterator[tuple[str, Any]]:
-    for family in FAMILIES:
-        try:
+def _fitted(summary: Summary, families: Sequence[type[Family]]) -> Iterator[tuple[str, Family]]:
+    for family in families:
+        with suppress(Exception):  # its rows in the table `fits` say why
             yield family.name, family.fit(summary)
-        except FitError:
-            continue

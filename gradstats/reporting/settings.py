@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, TypedDict
 
+from gradstats.fitting.settings import chosen_families
 from gradstats.network import Network, check_network
 from gradstats.ratios import RATIOS, ratios
 from gradstats.replaying.settings import chosen
@@ -14,6 +15,7 @@ from gradstats.settings import SettingError, at_least_one, check_fields, seconds
 
 if TYPE_CHECKING:
     from gradstats.compressors import Compressor
+    from gradstats.families import Family
     from gradstats.runs import Run
 
 
@@ -34,7 +36,7 @@ class ReportSettings:
     """Settings of a report; one value given for several is a tuple of one.
 
     Raises:
-        ValueError: A negative budget.
+        ValueError: A negative budget, or an unknown family.
     """
 
     budget: float = setting(
@@ -43,6 +45,9 @@ class ReportSettings:
     by: str = setting(
         "module-type",
         "Groups of the second table: model, module-type, parameter, or a regular expression.",
+    )
+    families: tuple[type[Family], ...] = setting(
+        None, "Distributions to fit: names, my_module:MyFamily, scipy:NAME; default: all."
     )
     ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
     compressors: tuple[str | Compressor, ...] = setting(
@@ -55,11 +60,12 @@ class ReportSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", seconds("budget", self.budget))
         object.__setattr__(self, "ratios", ratios(self.ratios))
+        object.__setattr__(self, "families", chosen_families(self.families))
         object.__setattr__(self, "compressors", chosen(self.compressors))
         object.__setattr__(self, "network", check_network(self.network))
         object.__setattr__(self, "factorised", _opened(self.factorised))
         check_fields(self)
-        at_least_one(self, "compressors", "ratios")
+        at_least_one(self, "compressors", "families", "ratios")
         if not isinstance(self.by, str):
             raise SettingError("by", f"must be the name of a grouping, got {self.by!r}")
 

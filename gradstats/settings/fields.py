@@ -75,8 +75,8 @@ def at_least_one(settings: Any, *names: str) -> None:
 def in_words(value: Any) -> Any:
     """Settings, or the value of one, as JSON has them: names of classes, specs of compressors.
 
-    An object of a class of the user's comes with a checksum of its source: another edition of it
-    is another setting.
+    A class of the user's, or an object of one, comes with a checksum of its source: another
+    edition of it is another setting.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -85,7 +85,7 @@ def in_words(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [in_words(each) for each in value]
     if isinstance(value, type):
-        return getattr(value, "name", value.__name__)
+        return getattr(value, "name", value.__name__) + _source(value)
     return str(value) + _source(type(value))
 
 

@@ -18,7 +18,7 @@ MEASURED = ("shape", "scale", "shape_se", "scale_se", "ks", "anderson_darling", 
 MEASURED += ("wasserstein_1", "wasserstein_2", "log_likelihood", "threshold", "khat_over_k")
 MEASURED += ("next_log_likelihood", "next_log_likelihood_rescaled", "bootstrap_p")
 COLUMNS = {*MEASURED, "family", "method", "target_ratio", "axis", "mean", "sign_asymmetry"}
-COLUMNS |= {"n", "zeros", "nonfinite", "notes", "status"}
+COLUMNS |= {"n", "zeros", "nonfinite", "notes", "reference", "status"}
 SHAPED = {family.name for family in FAMILIES if family.bounds}
 
 

@@ -184,7 +184,40 @@ class TwoSidedHalfNormal(Family):
         return symmetric_law(stats.halfnorm, "halfnorm")(scale=self.scale)
 
 
+@dataclass(frozen=True)
+class InverseExponential(Family):
+    """Laplace mirrored in ln|g|: 1/|G| is exponential."""
+
+    scale: float
+    name = "inverse-exponential"
+    methods = ("mle",)
+    tail_index = 1.0
+
+    @classmethod
+    def from_likelihood(cls, summary):
+        weights = summary.counts / summary.nonzero
+        return cls(1 / float(weights @ np.exp(-summary.logs)))
+
+    def logpdf(self, x):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.abs(x) / self.scale
+            log = -2 * np.log(z) - 1 / z - math.log(2 * self.scale)
+        return np.where(z == 0, -np.inf, log)
+
+    def log_kept(self, magnitude):
+        with np.errstate(divide="ignore"):
+            return np.log(-np.expm1(-self.scale / magnitudes(magnitude)))
+
+    def threshold(self, ratio):
+        with np.errstate(divide="ignore"):
+            return -self.scale / np.log1p(-shares(ratio))
+
+    def scipy(self):
+        return symmetric_law(stats.invweibull, "invexp")(1.0, scale=self.scale)
+
+
 CORRECT = (
+    InverseExponential(2.0),
     HypSecant(0.3),
     HypSecant(2.0),
     HypSecant(1e-5),
