@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 from typing import Any, Literal
 
 import typer
@@ -45,24 +44,9 @@ class Command(TyperCommand):
         except UsageError as error:
             if hasattr(error, "possibilities"):  # there is no such option
                 suggest(error, RENAMED.get(str(self.name), {}))
-            name_number(error, words)
+            elif isinstance(error, typer.BadParameter) and error.param:
+                error.message += typed(words, error.param.opts, error.message)
             raise
-
-
-def name_number(error: Any, words: Sequence[str]) -> None:
-    """Name the value of an option that is no number, which the parser leaves out.
-
-    Args:
-        error: What the parser raised.
-        words: What was typed after the command's name.
-    """
-    if not str(error.message).startswith("Input should be a valid"):
-        return
-    kind = "a whole number" if "integer" in error.message else "a number"
-    following = pairwise((*words, ""))
-    split = [word.split("=", 1) if "=" in word else [word, after] for word, after in following]
-    value = next((value for name, value in split if name in error.param.opts), "")
-    error.message = f"must be {kind}, got {value!r}"
 
 
 def takes_value(parameter: Any) -> bool:
@@ -100,6 +84,16 @@ def joined(words: Sequence[str], valued: Collection[str], *, interspersed: bool)
 def goes_on(value: str, word: str) -> bool:
     """Whether a word continues a list: a comma stands between them."""
     return word.startswith(",") or (value.endswith(",") and not word.startswith("-"))
+
+
+def typed(words: Sequence[str], options: Sequence[str], message: str) -> str:
+    """The value that was typed for an option, where the message lacks it: `, got 'x'`."""
+    value = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, after = word.partition("=")
+        if name in options:
+            value = after if equals else following
+    return f", got {value!r}" if value and value not in message else ""
 
 
 def suggest(error: Any, renamed: dict[str, str]) -> None:

@@ -49,14 +49,15 @@ class Smaller:
 
     def __post_init__(self) -> None:
         if self.dtype and self.dtype not in DTYPES:
-            raise SettingError("dtype", f"must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+            rule = f"must be one of {', '.join(DTYPES)}"
+            raise SettingError("dtype", f"{rule}, got {self.dtype!r}")
         unknown = set(self.modes or ()) - set(MODES)
         if unknown:
             rule = f"must be some of {', '.join(MODES)}"
-            raise SettingError("mode", f"{rule}, got {sorted(unknown)[0]!r}")
+            raise SettingError("modes", f"{rule}, got {sorted(unknown)[0]!r}")
         if self.track is not None and self.track < 1:
-            rule = "must be a positive number of elements"
-            raise SettingError("track", f"{rule}, got {self.track!r}")
+            fact = f"must be a positive number of elements, got {self.track!r}"
+            raise SettingError("track", fact)
 
 
 def _narrowed(table: Sequence[Parameter], dtype: str) -> tuple[Parameter, ...]:

@@ -35,7 +35,8 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
             are absent; sparse tensors count their absent elements as zeros. A Summary is returned
             as it is. A list or dict of gradients, such as `[p.grad for p in model.parameters()]`,
             is summarised as one.
-        fraction: the share of the gradient's elements that `data` is a random sample of, in (0, 1].
+        fraction: the share of the gradient's elements that `data` is a random sample of, in
+            (0, 1].
 
     Returns:
         The Summary; for None, the Summary of no elements.

@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import pairwise, takewhile
 from pathlib import PurePath
 
-from gradstats.settings import SettingError
+from gradstats.settings import SettingError, naming
 
 Number = tuple[Decimal, ...]
 """One number of a path; of a version, such as v1.2.3, its pieces."""
@@ -61,7 +61,8 @@ def ordered(names: Sequence[str], *, order: str = "natural", step_from: str = ""
     if order not in ORDERS:
         raise SettingError("order", f"must be one of {', '.join(ORDERS)}, got {order!r}")
     if step_from:
-        return _by_expression(names, step_from)
+        with naming("step_from"):
+            return _by_expression(names, step_from)
     if order == "given":
         return _counted(names, "in the order given; steps count 0, 1, 2, …")
     return _natural(names)
@@ -75,17 +76,18 @@ def _by_expression(names: Sequence[str], expression: str) -> Ordered:
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        fact = f"must be a regular expression, got {expression!r}: {error}"
-        raise SettingError("step_from", fact) from error
+        rule = "step_from must be a regular expression"
+        raise ValueError(f"{rule}, got {expression!r}: {error}") from error
     if pattern.groups > 1:
-        fact = f"must have at most one group, got {pattern.groups} in {expression!r}"
-        raise SettingError("step_from", fact)
+        raise ValueError(
+            f"step_from must have at most one group, got {pattern.groups} in {expression!r}"
+        )
     values: dict[Decimal, str] = {}
     for name in names:
         value = _captured(pattern, name)
         if value in values:
             pair = f"{values[value]!r} and {name!r}"
-            raise SettingError("step_from", f"must differ between files, got {value} for {pair}")
+            raise ValueError(f"step_from must differ between files, got {value} for {pair}")
         values[value] = name
     in_order = sorted(values)
     steps = _as_steps(in_order)
@@ -99,11 +101,12 @@ def _by_expression(names: Sequence[str], expression: str) -> Ordered:
 def _captured(pattern: re.Pattern[str], name: str) -> Decimal:
     match = pattern.search(name)
     if match is None or match[pattern.groups] is None:
-        fact = f"must match every path, got none of {pattern.pattern!r} in {name!r}"
-        raise SettingError("step_from", fact)
+        raise ValueError(
+            f"step_from must match every path, got none of {pattern.pattern!r} in {name!r}"
+        )
     text = match[pattern.groups]
     if not re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", text):
-        raise SettingError("step_from", f"must capture a number, got {text!r} in {name!r}")
+        raise ValueError(f"step_from must capture a number, got {text!r} in {name!r}")
     return Decimal(text)
 
 
