@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ def _in_range(*vectors: Tensor) -> list[Tensor]:
     return flat
 
 
-def _check(vectors: Sequence[Tensor]) -> None:
+def _check(vectors: Sequence[Any]) -> None:
     """Check that all are tensors of one length."""
     for each in vectors:
         if not isinstance(each, Tensor):

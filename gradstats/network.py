@@ -28,7 +28,8 @@ class Network:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", whole_number("workers", self.workers, 1))
-        for name, value in (("bandwidth", self.bandwidth), ("latency", self.latency)):
+        given: dict[str, Any] = {"bandwidth": self.bandwidth, "latency": self.latency}
+        for name, value in given.items():
             zero = name == "latency" and value == 0
             if not isinstance(value, Real) or not (value > 0 or zero):
                 raise SettingError(name, f"must be positive, got {value!r}")

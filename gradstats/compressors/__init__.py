@@ -231,10 +231,11 @@ def compressor(spec: str | Compressor) -> Compressor:
     """
     if isinstance(spec, str):
         return compressors(spec, ())[0]
-    if not isinstance(spec, Compressor):
+    given: object = spec
+    if not isinstance(given, Compressor):
         rule = "compressor must be a spec such as topk(0.01), or an instance"
-        raise TypeError(f"{rule}, got {spec!r}")
-    return spec
+        raise TypeError(f"{rule}, got {given!r}")
+    return given
 
 
 def compressors(spec: str, ratios: Iterable[float]) -> list[Compressor]:

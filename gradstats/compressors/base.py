@@ -163,12 +163,13 @@ class Compressor(ABC):
         Raises:
             TypeError: the class is no dataclass, so that its settings are not known.
         """
-        if not is_dataclass(self):
+        settings: Any = self
+        if not is_dataclass(settings):
             rule = f"{type(self).__name__} must be a frozen dataclass"
             raise TypeError(f"{rule}: write @dataclass(frozen=True) above the class")
         arguments = [
             f"{value}" if i == 0 else f"{field.name}={value}"
-            for i, field in enumerate(fields(self))  # type: ignore[arg-type]
+            for i, field in enumerate(fields(settings))
             if not field.metadata.get("in_name")
             if getattr(self, field.name) != field.default
             for value in [_written(getattr(self, field.name))]
