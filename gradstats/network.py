@@ -31,7 +31,7 @@ class Network:
         given: dict[str, Any] = {"bandwidth": self.bandwidth, "latency": self.latency}
         for name, value in given.items():
             zero = name == "latency" and value == 0
-            if not isinstance(value, Real) or not (value > 0 or zero):
+            if not isinstance(value, Real) or not (float(value) > 0 or zero):
                 raise SettingError(name, f"must be positive, got {value!r}")
 
     def all_reduce(self, nbytes: float, rounds: int = 1) -> float:

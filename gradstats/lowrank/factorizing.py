@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -88,7 +89,7 @@ class Settings:
     def __post_init__(self) -> None:
         ratio: Any = self.rank_ratio
         first = self.full_rank_layers
-        if not isinstance(ratio, Real) or not 0 < ratio <= 1:
+        if not isinstance(ratio, Real) or not 0 < float(ratio) <= 1:
             raise ValueError(f"rank_ratio must lie in (0, 1], got {ratio!r}")
         if not _whole(first) or first < 0:
             raise ValueError(f"full_rank_layers must be a whole number, got {first!r}")
