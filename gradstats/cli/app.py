@@ -253,8 +253,11 @@ def copy(
 @app.command()
 def info(run: RunPath, as_json: AsJson = False) -> None:
     """Print what a run holds, and which parameters have unusual gradients."""
+    from gradstats.runs.emptiness import check_rows
+
     with open_run(run) as opened:
         print_info(opened, as_json=as_json)
+        check_rows(opened.store)
 
 
 @command_of(
@@ -314,7 +317,7 @@ def replay(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay captured gradients through compressors and compare them."""
+    """Replay captured gradients through compressors; an interrupted replay continues."""
     require("pandas", "pyarrow")
     from gradstats.kernels.forms import use
     from gradstats.replaying.into import replay_into
@@ -324,9 +327,12 @@ def replay(
     with open_run(run, **vars(selection)) as opened:
         with bar() as advance, use(kernels.value), usage():
             replayed = replay_into(opened, settings, out, low_rank=low_rank, progress=advance)
-        remarks(what_was_replayed(opened))
+        if not replayed.reason:
+            remarks(what_was_replayed(opened))
     print_replay(replayed, several=settings.workers > 1, as_json=as_json)
     remark(f"tables: {replayed.folder}")
+    if replayed.reason:
+        raise ValueError(replayed.reason)
 
 
 @command_of(

@@ -153,8 +153,9 @@ def print_replay(replayed: Replayed, *, several: bool, as_json: bool = False) ->
         document = {"folder": replayed.folder, "methods": methods, "factorised": factorised}
         print_json(document)
         return
-    print_table("Replay: medians over steps", methods[METHOD_COLUMNS])
-    if several:
+    if len(methods):
+        print_table("Replay: medians over steps", methods[METHOD_COLUMNS])
+    if several and len(methods):
         by_error = methods.sort_values("nmse")[MEAN_COLUMNS]
         print_table("Mean over workers: medians over steps", by_error)
     if factorised is not None:

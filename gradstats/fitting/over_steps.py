@@ -17,6 +17,7 @@ from gradstats.fitting.effective_rank import effective_rank
 from gradstats.fitting.series import series_columns
 from gradstats.lowrank.rules import blocks_of
 from gradstats.runs import Run
+from gradstats.runs.emptiness import check_gradients
 from gradstats.runs.parts import Collect, at_once
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, frame
@@ -53,6 +54,7 @@ def over_steps(
         ValueError: fewer than two tracked rows, or a loss scale is not known.
     """
     pandas = extras.load("pandas")
+    check_gradients(run.store)
     rows = run.rows("track")
     run.check("track")
     if len(rows) < 2:
