@@ -118,7 +118,7 @@ class Results:
         try:
             metadata = parquet.read_schema(self.path(name)).metadata or {}
             return dict(json.loads(metadata[KEY]))
-        except (FileNotFoundError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError):  # absent, damaged, or none of ours
             return None
 
     def read(self, name: str) -> Table:
@@ -188,7 +188,7 @@ def read_json(path: Path) -> Any:
     """What a file holds; an empty dictionary without it, or if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
 
 
