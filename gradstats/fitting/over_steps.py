@@ -64,8 +64,8 @@ def over_steps(
     blocks = list(_blocks(run, len(rows)))
 
     def columns_of(first: int) -> Iterator[list[Row]]:
-        made = in_order(partial(_block, run, rows), blocks[first:], executor)
-        for done, columns in enumerate(made, first + 1):
+        blocks_done = in_order(partial(_block, run, rows), blocks[first:], executor)
+        for done, columns in enumerate(blocks_done, first + 1):
             yield columns
             if progress:
                 progress(done, len(blocks))
@@ -138,8 +138,8 @@ def rank_table(
     chosen = [rows[place] for place in places] if rows else []
 
     def ranks(first: int) -> Iterator[list[Row]]:
-        made = in_order(partial(_ranks, run, quantity), chosen[first:], executor)
-        for done, step_rows in enumerate(made, first + 1):
+        rows_done = in_order(partial(_ranks, run, quantity), chosen[first:], executor)
+        for done, step_rows in enumerate(rows_done, first + 1):
             yield step_rows
             if progress:
                 progress(done, len(chosen))
