@@ -155,7 +155,7 @@ def threshold_reuse(
     asked = _settings(by, ratios, compensated, kind)
     ended: list[Reuse] = []
     still: list[Reuse] = []
-    for row_groups in groups_to_fit(run, asked):
+    for row_groups in groups_to_fit(opened(run), asked):
         tried = tried_on(still, row_groups, asked.ratios)
         ended += [each for each in tried if each.ended >= 0]
         still = [each for each in tried if each.ended < 0]
@@ -166,9 +166,7 @@ def _settings(by: str, ratios: Any, compensated: Any, kind: str | None) -> FitSe
     return FitSettings(by=by, ratios=ratios, compensated=compensated, kind=kind)
 
 
-def _labelled(
-    run: Run | str | PathLike[str], asked: FitSettings
-) -> Iterator[tuple[Row, Group]]:
+def _labelled(run: Run | str | PathLike[str], asked: FitSettings) -> Iterator[tuple[Row, Group]]:
     """The groups that have a gradient, with the columns that name them."""
     for row_groups in groups_to_fit(opened(run), asked):
         for group in row_groups:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from itertools import combinations
-from typing import Any
+from os import PathLike
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from gradstats.families import Family
 from gradstats.fitting.columns import PairRow
-from gradstats.fitting.settings import PairSettings
+from gradstats.fitting.settings import PairKeywords, PairSettings
 from gradstats.fitting.vuong import NESTED, Blocks, Comparison, compare
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
 from gradstats.runs.groups import check_by, group_of, joined_summaries
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, Row, frame
@@ -30,13 +31,13 @@ CANNOT_TELL = "cannot tell"
 VUONG, CHI_SQUARED, NONE = "vuong", "chi-squared", "none"
 
 
-@lists_settings(PairSettings)
+@lists_settings(PairSettings, PairKeywords)
 def compare_distributions(
     data: Any,
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PairKeywords],
 ) -> Any:
     r"""Compare families of distributions in pairs, by Vuong's test with blocks of elements.
 
@@ -46,9 +47,9 @@ def compare_distributions(
     of sums over contiguous blocks, so that z does not grow because neighbours are alike.
 
     Args:
-        data: an open run, of which rows evenly spaced over the selected ones are read; a gradient
-            in any form that `gradstats.summarize` takes; or a Summary, which has no order of
-            elements: mean log ratios and `z_independent` only.
+        data: an open run or its path, of which rows evenly spaced over the selected ones are read;
+            a gradient in any form that `gradstats.summarize` takes; or a Summary, which has no
+            order of elements: mean log ratios and `z_independent` only.
         executor: any `concurrent.futures.Executor`; default: the calling process.
         progress: called with (rows done, rows in all).
         **settings: fields of `gradstats.fitting.settings.PairSettings`: families (names or
@@ -75,8 +76,8 @@ def compare_distributions(
         ('laplace', 0.07)
     """
     chosen = from_keywords(PairSettings, settings, verb="compare_distributions")
-    if isinstance(data, Run):
-        return frame(_run_rows(data, chosen, executor, progress), PairRow)
+    if isinstance(data, Run | str | PathLike):
+        return frame(_run_rows(opened(data), chosen, executor, progress), PairRow)
     blocks = Blocks(data) if isinstance(data, Summary) else _cut(_flat(data), chosen.blocks)
     return frame(pair_rows(blocks, chosen), PairRow)
 
