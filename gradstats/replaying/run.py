@@ -30,7 +30,7 @@ from gradstats.runs.opening import opened
 from gradstats.runs.parts import Pace
 from gradstats.runs.run import KINDS, Progress, Run
 from gradstats.runs.tables import frame
-from gradstats.settings import from_keywords, lists_settings, several
+from gradstats.settings import from_keywords, lists_settings
 
 
 def replay_jobs(
@@ -203,7 +203,8 @@ def timings(
         >>> bool((table["encode_seconds"] > 0).all())
         True
     """
-    chosen = ReplaySettings(several(compressors), ratios, seed=seed)
+    asked = {"compressors": compressors, "ratios": ratios, "seed": seed}
+    chosen = from_keywords(ReplaySettings, asked, verb="timings")
     rows = timing_rows(opened(run), chosen.compressors, ratios=chosen.ratios, seed=seed)
     return timing_table(rows)
 
