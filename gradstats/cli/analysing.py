@@ -62,6 +62,9 @@ def fit(
         Axis,
         typer.Option(help="elements: all elements of one step; steps: one element over steps."),
     ] = Axis.elements,
+    pairs: Annotated[
+        bool, typer.Option(help="Compare the families in pairs too, by Vuong's test.")
+    ] = False,
     jobs: Annotated[
         int, typer.Option(callback=at_least(1), help="Number of processes that fit.")
     ] = 1,
@@ -76,7 +79,13 @@ def fit(
     with open_run(run, **vars(selection)) as opened:
         with bar() as advance, workers(jobs) as executor, usage():
             fitted = fit_into(
-                opened, settings, out, axis=axis.value, executor=executor, progress=advance
+                opened,
+                settings,
+                out,
+                axis=axis.value,
+                pairs=pairs,
+                executor=executor,
+                progress=advance,
             )
         remarks(opened.remarks)
     (print_fits if axis is Axis.elements else print_series)(fitted, as_json=as_json)

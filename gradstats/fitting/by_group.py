@@ -75,7 +75,7 @@ def sidco_thresholds(
     asked = _settings(by, ratios, compensated, kind)
     rows = (
         {**labels, **row}
-        for labels, group in _labelled(run, asked)
+        for labels, group in _labelled(opened(run), asked)
         for row in threshold_rows(group.summary, ratios=asked.ratios, stages=STAGES)
     )
     return frame(rows, ThresholdRow)
@@ -115,7 +115,7 @@ def structure(
     asked = _settings(by, ratios, compensated, kind)
     rows = (
         {**labels, **structure_row(group.summary, asked.ratios)}
-        for labels, group in _labelled(run, asked)
+        for labels, group in _labelled(opened(run), asked)
     )
     return frame(rows, StructureRow)
 

@@ -203,9 +203,9 @@ def timings(
         >>> bool((table["encode_seconds"] > 0).all())
         True
     """
-    asked = {"compressors": compressors, "ratios": ratios, "seed": seed}
-    chosen = from_keywords(ReplaySettings, asked, verb="timings")
-    rows = timing_rows(opened(run), chosen.compressors, ratios=chosen.ratios, seed=seed)
+    given: Any = {"compressors": compressors, "ratios": ratios, "seed": seed}
+    asked = from_keywords(ReplaySettings, given, verb="timings")
+    rows = timing_rows(opened(run), asked.compressors, ratios=asked.ratios, seed=seed)
     return timing_table(rows)
 
 

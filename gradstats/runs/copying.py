@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.runs.narrowing import Narrowing
+from gradstats.runs.parts import noting
 from gradstats.runs.smaller import MODES, Layout, Smaller, _narrowed
 from gradstats.store import GradientStore, Stream
 from gradstats.store.addresses import as_place, restored
@@ -80,7 +81,8 @@ def copy(
     if not total:
         raise ValueError(f"cannot copy {source.path}: no row of it is selected")
     narrowing = Narrowing(smaller.dtype, allow_loss=smaller.allow_loss)
-    with _target(source, out, smaller) as store:
+    kept = f"nothing is left of {restored(out)}; the same command begins anew"
+    with noting(kept), _target(source, out, smaller) as store:
         done = 0
         for stream, kind, rows in jobs:
             layout = Layout(stream, smaller, narrowing)
@@ -111,7 +113,8 @@ def _send_rest(folder: Path, url: str) -> int:
         )
     local = GradientStore.open(folder)
     tables = {worker: local.stream(worker).table for worker in local.workers}
-    with GradientStore.open(url, "a") as store:
+    sent = f"rows that were sent are at {url}; the same command sends the rest"
+    with noting(sent), GradientStore.open(url, "a") as store:
         rows = _rows(local) - _rows(GradientStore.open(url))
         for worker, table in tables.items():
             store.claim(worker, table)
