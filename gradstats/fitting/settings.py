@@ -102,18 +102,6 @@ class FitSettings:
         return "" if self.by == "model" else "_by_part"
 
 
-class PairKeywords(TypedDict, total=False):
-    """Keywords of `compare_distributions` with the types that it accepts, for type checkers."""
-
-    by: str
-    families: str | type[Family] | Iterable[str | type[Family]] | None
-    method: str
-    correction: str
-    blocks: int
-    kind: str | None
-    most_rows: int
-
-
 @dataclass(frozen=True)
 class PairSettings:
     """Settings of a comparison of families in pairs; names become families.
