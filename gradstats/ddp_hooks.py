@@ -101,7 +101,7 @@ class CompressorState(HookState):
         """
         group, buffer = self._group(), bucket.buffer()
         group.device = buffer.device
-        group.traffic.would_send(buffer.nbytes, group.workers)
+        group.traffic.would_send(buffer.numel() * buffer.element_size(), group.workers)
         if not self._bucket:
             self._settle()
         try:

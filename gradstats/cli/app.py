@@ -8,12 +8,14 @@ import typer
 
 from gradstats.cli import analysing, listing, making
 from gradstats.cli.commands import rich_or_plain
-from gradstats.cli.printing import complain, say
+from gradstats.cli.interrupting import Interruptible, end_as_by_interrupt
+from gradstats.cli.printing import complain, remarks, say
 from gradstats.cli.usage import wrong_value
 from gradstats.settings import SettingError
 
 app = typer.Typer(
     name="gradstats",
+    cls=Interruptible,
     help="What do my gradients look like, and which compressor should carry them?",
     epilog="Example: gradstats demo --quick",
     no_args_is_help=True,
@@ -26,9 +28,10 @@ for theme in (making, analysing, listing):
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 1 (it failed) or 2 (it was called wrongly)."""
+    """Run the command line; exit with 0, 1 (failed), 2 (called wrongly) or 130 (interrupted)."""
     sys.path.insert(0, os.getcwd())  # compressors of one's own: my_module:Mine
     app.rich_markup_mode = rich_or_plain()
+    end_as_by_interrupt()
     try:
         app(prog_name="gradstats")
     except SettingError as error:
@@ -36,6 +39,7 @@ def main() -> None:
         sys.exit(2)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         complain(str(error) or type(error).__name__)
+        remarks(getattr(error, "__notes__", ()))
         sys.exit(1)
 
 

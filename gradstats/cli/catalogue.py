@@ -154,12 +154,12 @@ def _class(made_by: Factory) -> Any:
 
 def _settings(made_by: Factory) -> Iterator[Document]:
     """Name, default and meaning of each argument."""
-    told = dict(ENTRY.findall(_sections(made_by).get("Args", "")))
+    texts = dict(ENTRY.findall(_sections(made_by).get("Args", "")))
     fixed = made_by.keywords if isinstance(made_by, partial) else {}
     for each in inspect.signature(made_by).parameters.values():
         if each.name not in fixed:
             needed = each.default is each.empty
-            meaning = " ".join(told.get(each.name, "").split())
+            meaning = " ".join(texts.get(each.name, "").split())
             yield {
                 "name": each.name,
                 "default": "(needed)" if needed else _written(each.default),

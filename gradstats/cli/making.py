@@ -40,11 +40,13 @@ def demo(
     """Train a small language model, capture its gradients, and report on them."""
     require(*ANALYSIS)
     from gradstats.cli import demo as demo_module
+    from gradstats.runs.parts import noting
 
     if out.exists() and not overwrite:
         raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
     plan = demo_module.QUICK if quick else demo_module.DEMO
-    with bar() as advance:
+    kept = f"the steps so far are in {out}; the same command with --overwrite begins anew"
+    with noting(kept), bar() as advance:
         loss = demo_module.train(
             plan,
             out,
@@ -52,7 +54,8 @@ def demo(
             if_exists="overwrite" if overwrite else "error",
             progress=lambda step, total, loss: advance(f"train, loss {loss:.2f}", step, total),
         )
-    with open_run(out) as run, bar() as advance:
+    kept = f"the training is in {out}; gradstats report {out} continues"
+    with noting(kept), open_run(out) as run, bar() as advance:
         path = demo_module.report_on(run, plan, seed=seed, progress=advance)
     print_demo(path.parent, loss)
     say(f"report: {path}")
@@ -122,8 +125,10 @@ def import_(
 ) -> None:
     """Make a run of gradients that were saved elsewhere, one file per step and worker."""
     from gradstats.runs.importing import import_gradients
+    from gradstats.runs.parts import noting
 
-    with bar() as advance:
+    kept = f"{out} is as it was before; the same command begins anew"
+    with noting(kept), bar() as advance:
         store = import_gradients(
             files,
             out,

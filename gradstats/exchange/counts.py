@@ -46,8 +46,8 @@ class Traffic:
 
     def __repr__(self) -> str:
         calls = {kind: volume.calls for kind, volume in self.volumes.items() if volume.calls}
-        made = ", ".join(f"{count:,} {kind}" for kind, count in calls.items())
-        return f"Traffic({', '.join([*self.saving(), made or 'no collectives'])})"
+        collectives = [f"{count:,} {kind}" for kind, count in calls.items()]
+        return f"Traffic({', '.join([*self.saving(), *(collectives or ['no collectives'])])})"
 
     def saving(self) -> list[str]:
         """What was sent, and its share of what an uncompressed training sends.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from itertools import islice
+from os import PathLike
 from typing import Any
 
 from gradstats.compressors import Compressor
@@ -15,6 +16,7 @@ from gradstats.fitting.threshold_reuse import Reuse, tried_on
 from gradstats.ratios import RATIOS
 from gradstats.runs.compensated import compensated_groups
 from gradstats.runs.groups import Group, groups
+from gradstats.runs.opening import opened
 from gradstats.runs.run import Run
 from gradstats.runs.tables import Row, frame
 
@@ -38,7 +40,7 @@ def groups_to_fit(
 
 
 def sidco_thresholds(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     by: str = "model",
     ratios: float | Iterable[float] = RATIOS,
@@ -48,7 +50,7 @@ def sidco_thresholds(
     """Compute the thresholds of SIDCo for every captured row, and what they keep.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         by: the groups of parameters: "model" (default), "module-type", "parameter", or a regular
             expression that is searched for in the names.
         ratios: one or several target ratios k/d (fraction of elements to keep), each in (0, 1].
@@ -73,14 +75,14 @@ def sidco_thresholds(
     asked = _settings(by, ratios, compensated, kind)
     rows = (
         {**labels, **row}
-        for labels, group in _labelled(run, asked)
+        for labels, group in _labelled(opened(run), asked)
         for row in threshold_rows(group.summary, ratios=asked.ratios, stages=STAGES)
     )
     return frame(rows, ThresholdRow)
 
 
 def structure(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     by: str = "model",
     ratios: float | Iterable[float] = RATIOS,
@@ -90,7 +92,7 @@ def structure(
     """Compute what needs no distribution: moments, tail index, decay and best-k errors.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         by: the groups of parameters, as in `gradstats.sidco_thresholds`.
         ratios: one or several ratios k/d at which the error of keeping the k largest elements is
             computed, each in (0, 1].
@@ -113,13 +115,13 @@ def structure(
     asked = _settings(by, ratios, compensated, kind)
     rows = (
         {**labels, **structure_row(group.summary, asked.ratios)}
-        for labels, group in _labelled(run, asked)
+        for labels, group in _labelled(opened(run), asked)
     )
     return frame(rows, StructureRow)
 
 
 def threshold_reuse(
-    run: Run,
+    run: Run | str | PathLike[str],
     *,
     by: str = "model",
     ratios: float | Iterable[float] = RATIOS,
@@ -129,7 +131,7 @@ def threshold_reuse(
     """Follow the exact threshold of each captured row until it no longer keeps k ± 20 %.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         by: the groups of parameters, as in `gradstats.sidco_thresholds`.
         ratios: one or several target ratios k/d (fraction of elements to keep), each in (0, 1].
         compensated: a compressor or spec, to follow the thresholds of gradient + residual.
@@ -153,7 +155,7 @@ def threshold_reuse(
     asked = _settings(by, ratios, compensated, kind)
     ended: list[Reuse] = []
     still: list[Reuse] = []
-    for row_groups in groups_to_fit(run, asked):
+    for row_groups in groups_to_fit(opened(run), asked):
         tried = tried_on(still, row_groups, asked.ratios)
         ended += [each for each in tried if each.ended >= 0]
         still = [each for each in tried if each.ended < 0]

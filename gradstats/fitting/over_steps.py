@@ -69,8 +69,8 @@ def series(
     blocks = list(_blocks(run, len(rows)))
 
     def columns_of(first: int) -> Iterator[list[Row]]:
-        made = in_order(partial(_block, run, rows), blocks[first:], executor)
-        for done, columns in enumerate(made, first + 1):
+        by_block = in_order(partial(_block, run, rows), blocks[first:], executor)
+        for done, columns in enumerate(by_block, first + 1):
             yield columns
             if progress:
                 progress(done, len(blocks))
@@ -149,14 +149,14 @@ def ranks(
     places = np.linspace(0, len(rows) - 1, min(most_rows, len(rows))).astype(int)
     chosen = [rows[place] for place in places] if rows else []
 
-    def ranks(first: int) -> Iterator[list[Row]]:
-        made = in_order(partial(_ranks, run, quantity), chosen[first:], executor)
-        for done, step_rows in enumerate(made, first + 1):
+    def of_each(first: int) -> Iterator[list[Row]]:
+        by_step = in_order(partial(_ranks, run, quantity), chosen[first:], executor)
+        for done, step_rows in enumerate(by_step, first + 1):
             yield step_rows
             if progress:
                 progress(done, len(chosen))
 
-    return frame([line for step_rows in collect(ranks) for line in step_rows], RankRow)
+    return frame([line for step_rows in collect(of_each) for line in step_rows], RankRow)
 
 
 def _of_gates(whole: Tensor, part: Parameter) -> Iterator[Row]:

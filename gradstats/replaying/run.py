@@ -30,7 +30,7 @@ from gradstats.runs.opening import opened
 from gradstats.runs.parts import Pace
 from gradstats.runs.run import KINDS, Progress, Run
 from gradstats.runs.tables import frame
-from gradstats.settings import from_keywords, lists_settings, several
+from gradstats.settings import from_keywords, lists_settings
 
 
 def replay_jobs(
@@ -172,7 +172,7 @@ def replay(
 
 
 def timings(
-    run: Run,
+    run: Run | str | PathLike[str],
     compressors: str | Compressor | Iterable[str | Compressor],
     *,
     ratios: float | Iterable[float] = RATIOS,
@@ -183,7 +183,7 @@ def timings(
     Times are medians of several calls on this machine, after a warm-up.
 
     Args:
-        run: an open run; it selects worker, steps and parameters.
+        run: an open run, which selects worker, steps and parameters; or its path or URL.
         compressors: one or several compressors, as in `gradstats.replay`. Name "topk" among them
             for `encode_over_topk`.
         ratios: one or several target ratios k/d of the compressors that name none.
@@ -203,7 +203,9 @@ def timings(
         >>> bool((table["encode_seconds"] > 0).all())
         True
     """
-    rows = timing_rows(run, several(compressors), ratios=several(ratios), seed=seed)
+    given: Any = {"compressors": compressors, "ratios": ratios, "seed": seed}
+    asked = from_keywords(ReplaySettings, given, verb="timings")
+    rows = timing_rows(opened(run), asked.compressors, ratios=asked.ratios, seed=seed)
     return timing_table(rows)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradstats.runs.groups import groups
+from gradstats.runs.parts import replacing
 from gradstats.runs.results import Results, in_json
 from gradstats.runs.run import FITTED, Run
 from gradstats.summary import Summary
@@ -84,7 +85,8 @@ def keep_last(results: Results) -> None:
         positive=of.positive,
         negative=of.negative,
     )
-    path.write_bytes(buffer.getvalue())
+    with replacing(path) as new:
+        new.write_bytes(buffer.getvalue())
 
 
 def read_last(folder: Path) -> Summary | None:

@@ -38,6 +38,7 @@ from gradstats.reporting.page import Section, render
 from gradstats.reporting.sections import sections
 from gradstats.reporting.settings import ReportKeywords, ReportSettings
 from gradstats.runs.opening import opened
+from gradstats.runs.parts import replacing, writing
 from gradstats.runs.results import Progress, Results, read_json, results_folder, write_json
 from gradstats.runs.run import Run
 from gradstats.settings import from_keywords, in_words, lists_settings
@@ -100,6 +101,15 @@ def report_into(
     deadline = time.monotonic() + settings.budget
     run.check(run.fitted_kind)
     results = Results(run, folder or results_folder(run), progress)
+    with results.resumable():
+        _compute(results, settings, deadline)
+        results.stage("draw")(0, 1)
+        return render_folder(results.folder)
+
+
+def _compute(results: Results, settings: ReportSettings, deadline: float) -> None:
+    """Make every table, and what the page needs beside them."""
+    run = results.opened
     names = _fit(results, settings)
     names |= _fit_more(results, settings)
     replaying = Replaying(_replay_settings(settings), _telling, deadline)
@@ -118,8 +128,6 @@ def report_into(
         "tables": {name: [file, results.key_of(file)] for name, file in names.items()},
     }
     write_json(results.folder / CONTENT, content)
-    results.stage("draw")(0, 1)
-    return render_folder(results.folder)
 
 
 def render_folder(folder: str | Path) -> Path:
@@ -146,7 +154,8 @@ def render_folder(folder: str | Path) -> Path:
     every = sections(read_last(folder), tables, _importable(content.get("families")))
     drawn = _drawn(folder, every)
     path = folder / "report.html"
-    path.write_text(render(front_page(content, tables, drawn)), encoding="utf-8")
+    with replacing(path) as new:
+        new.write_text(render(front_page(content, tables, drawn)), encoding="utf-8")
     return path
 
 
@@ -265,13 +274,14 @@ def _importable(specs: list[str] | None) -> list[type[Family]]:
 def _drawn(folder: Path, every: list[Section]) -> list[Section]:
     """The sections with their figures drawn into the folder."""
     figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
-    return [
-        replace(
-            section,
-            figures=[
-                (name, text, draw(name, how, figures)) for name, text, how in section.figures
-            ],
-        )
-        for section in every
-    ]
+    with writing(folder):
+        figures.mkdir(exist_ok=True)
+        return [
+            replace(
+                section,
+                figures=[
+                    (name, text, draw(name, how, figures)) for name, text, how in section.figures
+                ],
+            )
+            for section in every
+        ]

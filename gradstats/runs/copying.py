@@ -10,7 +10,7 @@ import tempfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.runs.narrowing import Narrowing
+from gradstats.runs.parts import noting
 from gradstats.runs.smaller import MODES, Layout, Smaller, _narrowed
 from gradstats.store import GradientStore, Stream
 from gradstats.store.addresses import as_place, restored
 from gradstats.store.objects import InObjects
+from gradstats.store.refusals import writing
 from gradstats.store.root import is_vacant
 from gradstats.store.spool_folder import address, spool_folder
 from gradstats.store.whole import whole
@@ -79,7 +81,8 @@ def copy(
     if not total:
         raise ValueError(f"cannot copy {source.path}: no row of it is selected")
     narrowing = Narrowing(smaller.dtype, allow_loss=smaller.allow_loss)
-    with _target(source, out, smaller) as store:
+    kept = f"nothing is left of {restored(out)}; the same command begins anew"
+    with noting(kept), _target(source, out, smaller) as store:
         done = 0
         for stream, kind, rows in jobs:
             layout = Layout(stream, smaller, narrowing)
@@ -110,7 +113,8 @@ def _send_rest(folder: Path, url: str) -> int:
         )
     local = GradientStore.open(folder)
     tables = {worker: local.stream(worker).table for worker in local.workers}
-    with GradientStore.open(url, "a") as store:
+    sent = f"rows that were sent are at {url}; the same command sends the rest"
+    with noting(sent), GradientStore.open(url, "a") as store:
         rows = _rows(local) - _rows(GradientStore.open(url))
         for worker, table in tables.items():
             store.claim(worker, table)
@@ -154,7 +158,11 @@ def _target(
         if store.fault:
             raise OSError(f"cannot copy all of {source.path}: {store.fault}")
         return
-    with tempfile.TemporaryDirectory(dir=Path(out).absolute().parent) as folder:
+    path = Path(out).absolute()
+    with writing(path), ExitStack() as stack:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+        folder = stack.enter_context(beside)
         with GradientStore.create(Path(folder, "run"), **settings) as copied:
             yield copied
         _zip(Path(folder, "run"), Path(folder, "run.zip"))

@@ -65,6 +65,16 @@ def writing(folder: Path) -> Iterator[None]:
         raise named from error
 
 
+@contextmanager
+def noting(text: str) -> Iterator[None]:
+    """Add a note to an interrupt inside: what is kept, and what continues."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(text)
+        raise
+
+
 class Pace:
     """When to write parts: after every 10 s of work, less often if writing takes long."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TypeVar
 
 import torch
@@ -42,7 +43,19 @@ def workers(jobs: int) -> Iterator[Executor | None]:
     if jobs == 1:
         yield None
         return
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    others = active_children()
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin)
+    try:
         yield pool
+    except BaseException:  # nobody waits for the results of tasks that still run
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(active_children()).difference(others):
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _begin() -> None:
+    """Begin a process of the pool: Ctrl-C in a terminal reaches all, and ends the first one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -158,10 +158,11 @@ def test_progress_that_is_piped_is_a_line_every_ten_seconds(tmp_path):
 
 def test_a_terminal_gets_a_bar_and_no_lines(tmp_path):
     clock, path = Clock(), tmp_path / "err"
-    console = Console(file=path.open("w"), force_terminal=True, width=60)
-    with progress(console, clock) as advance:
-        clock.now = 20.0
-        advance("replay", 1, 2)
+    with path.open("w") as file:
+        console = Console(file=file, force_terminal=True, width=60)
+        with progress(console, clock) as advance:
+            clock.now = 20.0
+            advance("replay", 1, 2)
     assert " of " not in path.read_text()
 
 

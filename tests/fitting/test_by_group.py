@@ -51,6 +51,14 @@ def test_one_ratio_needs_no_list_and_what_is_wrong_is_named(runs):
             of(runs["whole"], kind="whole")
 
 
+def test_a_run_may_be_given_by_its_path(small_run):
+    for verb in (*VERBS.values(), "ranks", "series"):
+        of = getattr(gradstats, verb)
+        pandas.testing.assert_frame_equal(of(str(small_run)), of(gradstats.open(small_run)))
+    table = gradstats.timings(small_run, "topk", ratios=0.1)
+    assert table["compressor"].tolist() == ["topk(0.1)"] * 2
+
+
 def test_ranks_and_series_are_tables_with_their_declared_columns(runs):
     assert list(gradstats.ranks(runs["whole"], most_rows=1).columns) == names(RankRow)
     series = gradstats.series(runs["tracked"])

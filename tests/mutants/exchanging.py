@@ -12,6 +12,9 @@ memories = within("exchange/parameter_states.py", REBUILT)
 network = within("network.py", "tests/test_network.py", "tests/replaying/test_ranking.py")
 folding = within("replaying/folding.py", "tests/replaying/test_folding.py")
 compensated = within("compressors/wrappers/memory.py", "tests/replaying/test_folding.py")
+COMPENSATED = "tests/replaying/test_compensated_error.py"
+measuring = within("replaying/folding.py", COMPENSATED)
+memory_base = within("compressors/wrappers/memory.py", COMPENSATED)
 timing = within("replaying/timing.py", CLOCK, "tests/replaying/test_folding.py")
 workers = within("replaying/folding.py", "tests/replaying/test_workers.py")
 switching = within("lowrank/switching.py", "tests/lowrank/test_switching.py")
@@ -35,6 +38,11 @@ MUTANTS = (
     folding("max(STEPS_TO_SETTLE, 1 / target_ratio)", "STEPS_TO_SETTLE"),
     folding("abs(trend) * len(last)", "trend * len(last)"),
     compensated("memory.before(grad, state)[0]", "grad"),
+    measuring("if residuals else None, waiting)", "if residuals else None)"),
+    memory_base(
+        "self.received(self.before(grad.detach(), state)[0], state)",
+        "self.before(grad.detach(), state)[0]",
+    ),
     workers("double().mean(0)", "double().sum(0)"),
     workers("nmse * _agreement(mean, grads)", "nmse"),
     workers("fp16=n > 1", "fp16=n > 9"),
