@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
 
     For g = 0 it is 0 if ĝ = 0 and inf otherwise.
 
+    Raises:
+        TypeError: one of the two is no tensor.
+        ValueError: they differ in their number of elements.
+
     Example:
         >>> relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
         0.8
@@ -26,6 +31,10 @@ def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
 
 def cosine(grad: Tensor, reconstruction: Tensor) -> float:
     """Compute ⟨g, ĝ⟩ / ‖g‖‖ĝ‖, in [-1, 1]; NaN if either is zero.
+
+    Raises:
+        TypeError: one of the two is no tensor.
+        ValueError: they differ in their number of elements.
 
     Example:
         >>> cosine(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])) > 0.999999
@@ -79,12 +88,26 @@ def closeness(
 
 def _in_range(*vectors: Tensor) -> list[Tensor]:
     """Flatten and convert to float64; divide by a power of two if squares leave its range."""
+    _check(vectors)
     flat = [vector.double().reshape(-1) for vector in vectors]
     largest = max((float(x.abs().max()) for x in flat if len(x)), default=0.0)
     if not SAFE[0] <= largest <= SAFE[1] and 0 < largest < math.inf:
         unit = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
         flat = [x / unit for x in flat]
     return flat
+
+
+def _check(vectors: Sequence[Tensor]) -> None:
+    """Check that all are tensors of one length."""
+    for each in vectors:
+        if not isinstance(each, Tensor):
+            remedy = "; pass torch.as_tensor of it" if hasattr(each, "__len__") else ""
+            rule = "gradient and reconstruction must be tensors"
+            raise TypeError(f"{rule}, got {type(each).__name__}{remedy}")
+    lengths = [each.numel() for each in vectors]
+    if len(set(lengths)) > 1:
+        rule = "gradient and reconstruction must have the same number of elements"
+        raise ValueError(f"{rule}, got {' and '.join(map(str, lengths))}")
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
-from gradstats.settings import SettingError
+from gradstats.settings import SettingError, whole_number
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,22 @@ class Network:
     Attributes:
         workers: n, data-parallel workers.
         bandwidth: bandwidth of a link, in bytes per second.
-        latency: alpha, seconds per message.
+        latency: alpha, seconds per message; may be 0.
+
+    Raises:
+        SettingError: a number that is not positive, or no number.
     """
 
     workers: int = 8
     bandwidth: float = 10e9 / 8
     latency: float = 20e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", whole_number("workers", self.workers, 1))
+        for name, value in (("bandwidth", self.bandwidth), ("latency", self.latency)):
+            zero = name == "latency" and value == 0
+            if not isinstance(value, Real) or not (value > 0 or zero):
+                raise SettingError(name, f"must be positive, got {value!r}")
 
     def all_reduce(self, nbytes: float, rounds: int = 1) -> float:
         """Seconds of ring all-reduces: rounds 2(n-1) alpha + 2 (n-1)/n nbytes / bandwidth.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import typer
@@ -89,7 +90,7 @@ def goes_on(value: str, word: str) -> bool:
 def typed(words: Sequence[str], options: Sequence[str], message: str) -> str:
     """The value that was typed for an option, where the message lacks it: `, got 'x'`."""
     value = ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise((*words, "")):
         name, equals, after = word.partition("=")
         if name in options:
             value = after if equals else following

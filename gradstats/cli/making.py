@@ -20,7 +20,7 @@ from gradstats.cli.options import (
 )
 from gradstats.cli.parsing import at_least, parse_steps, words
 from gradstats.cli.printing import bar, counted, print_demo, print_info, say
-from gradstats.cli.usage import usage
+from gradstats.cli.usage import spelled, usage
 
 if TYPE_CHECKING:
     from gradstats.recording.settings import CaptureSettings
@@ -128,7 +128,7 @@ def import_(
     from gradstats.runs.parts import noting
 
     kept = f"{out} is as it was before; the same command begins anew"
-    with noting(kept), bar() as advance:
+    with noting(kept), bar() as advance, spelled(workers="files_per_step"):
         store = import_gradients(
             files,
             out,

@@ -17,6 +17,23 @@ def wrong_value(error: SettingError) -> typer.BadParameter:
 
 
 @contextmanager
+def spelled(**options: str) -> Iterator[None]:
+    """Let a SettingError inside name the option of a setting that has another name.
+
+    Args:
+        options: Name of the option by name of the setting, both with underscores.
+
+    Raises:
+        SettingError: One was raised inside.
+    """
+    try:
+        yield
+    except SettingError as error:
+        name = options.get(error.setting, error.setting)
+        raise SettingError(name, error.fact) from error
+
+
+@contextmanager
 def usage() -> Iterator[None]:
     """Turn a ValueError inside into a wrong value of an option, unless it is about the run."""
     from gradstats.runs.emptiness import NoGradientsError

@@ -222,15 +222,19 @@ def compressor(spec: str | Compressor) -> Compressor:
             `pkg.module:Class(0.01)`.
 
     Raises:
+        TypeError: neither a text nor an instance.
         ValueError: not in the grammar, unknown name, or settings out of range.
 
     Example:
         >>> print(compressor("ef( topk(ratio=0.01) )"))
         ef(topk(0.01))
     """
-    if not isinstance(spec, str):
-        return spec
-    return compressors(spec, ())[0]
+    if isinstance(spec, str):
+        return compressors(spec, ())[0]
+    if not isinstance(spec, Compressor):
+        rule = "compressor must be a spec such as topk(0.01), or an instance"
+        raise TypeError(f"{rule}, got {spec!r}")
+    return spec
 
 
 def compressors(spec: str, ratios: Iterable[float]) -> list[Compressor]:

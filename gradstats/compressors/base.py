@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from gradstats.compressors.checks import check_gradient, check_sent, write_count
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import AllGather, AllReduce, Collective, State, Step, alone
 from gradstats.kernels.ranges import saturated
@@ -50,7 +51,12 @@ class Compressor(ABC):
 
     @staticmethod
     def flattened(grad: Tensor) -> Tensor:
-        """Return the elements of a gradient as a vector: `[d]`, contiguous, detached."""
+        """Return the elements of a gradient as a vector: `[d]`, contiguous, detached.
+
+        Raises:
+            TypeError: it is no dense tensor of floating-point numbers.
+        """
+        check_gradient(grad)
         return grad.detach().reshape(-1).contiguous()
 
     def init(self, grad: Tensor) -> State:
@@ -91,6 +97,7 @@ class Compressor(ABC):
             ValueError: the method draws random numbers, and `rng` is None.
         """
         payload, state = self.encode(grad, state, rng)
+        check_sent(payload, grad, self.name)
         payloads: list[Payload]
         if isinstance(payload, Dense | Masked) and payload.summable:
             mean = yield AllReduce(payload.values, "mean")
@@ -151,7 +158,14 @@ class Compressor(ABC):
 
     @property
     def spec(self) -> str:
-        """Text in the grammar, from which `gradstats.compressor(spec)` makes the same again."""
+        """Text in the grammar, from which `gradstats.compressor(spec)` makes the same again.
+
+        Raises:
+            TypeError: the class is no dataclass, so that its settings are not known.
+        """
+        if not is_dataclass(self):
+            rule = f"{type(self).__name__} must be a frozen dataclass"
+            raise TypeError(f"{rule}: write @dataclass(frozen=True) above the class")
         arguments = [
             f"{value}" if i == 0 else f"{field.name}={value}"
             for i, field in enumerate(fields(self))  # type: ignore[arg-type]
@@ -183,8 +197,19 @@ class Stateless(Compressor):
         """
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Encode the flat gradient by `message`."""
-        return self.message(self.flattened(grad), rng), state
+        """Encode the flat gradient by `message`.
+
+        Raises:
+            TypeError: `grad` is no dense tensor of floating-point numbers, or `message` returned
+                no payload.
+            ValueError: the payload has another number of elements, or `message` wrote to `grad`.
+        """
+        flat, writes = self.flattened(grad), write_count(grad)
+        payload = self.message(flat, rng)
+        check_sent(payload, grad, self.name)
+        if write_count(grad) != writes:
+            raise ValueError(f"{self.name} must not write to the gradient: clone it before")
+        return payload, state
 
 
 class Joint(Compressor):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from difflib import SequenceMatcher
+from types import ModuleType
 
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.syntax import Argument, Call, Piped, parse
@@ -115,13 +117,26 @@ def find(name: str, known: Known, spec: str) -> Factory:
         raise ValueError(f"{rule}, got {name!r} in {spec!r}{_did_you_mean(name, known)}")
     module, _, attribute = name.partition(":")
     try:
-        factory: Factory = getattr(importlib.import_module(module), attribute)
+        source = importlib.import_module(module)
     except Exception as error:  # whatever anyone's module may raise
         fact = f"{type(error).__name__}: {error}"
         raise ValueError(f"cannot import compressor {name!r}: {fact}") from error
+    factory: Factory | None = getattr(source, attribute, None)
+    if factory is None:
+        classes = [each for each, value in vars(source).items() if _is_own(value, source)]
+        fact = f"{module} has no {attribute}, but {', '.join(classes) or 'no compressor'}"
+        raise ValueError(
+            f"cannot import compressor {name!r}: {fact}{_did_you_mean(attribute, classes)}"
+        )
     if not callable(factory):
         raise ValueError(f"compressor {name!r} must be a class, got {factory!r}")
     return factory
+
+
+def _is_own(value: object, source: ModuleType) -> bool:
+    """Whether a value of a module is a compressor that is written there."""
+    ours = isinstance(value, type) and issubclass(value, Compressor)
+    return ours and getattr(value, "__module__", "") == source.__name__
 
 
 def _compressor(call: Call | Piped, known: Known, spec: str, ratio: float | None) -> Compressor:
@@ -163,6 +178,9 @@ def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compresso
         raise ValueError(f"cannot make compressor {spec!r}: {error}") from error
     if not isinstance(part, Compressor | Stage):
         raise ValueError(f"compressor {call.name!r} must make a Compressor, got {part!r}")
+    if not is_dataclass(part):
+        rule = f"compressor {call.name!r} must be a frozen dataclass"
+        raise ValueError(f"{rule}: write @dataclass(frozen=True) above the class")
     return part
 
 
@@ -175,8 +193,10 @@ def _check_arguments(
     try:
         given = signature.bind(*positional, **named).arguments
     except TypeError as error:
-        fact = f"{error}; its settings are {names}"
-        raise ValueError(f"cannot make compressor {spec!r}: {name} has a {fact}") from error
+        wrong = str(error).replace("too many positional arguments", "too many settings")
+        wrong = wrong.replace("missing a required argument: ", "no value for ")
+        fact = f"{wrong}; its settings are {names}"
+        raise ValueError(f"cannot make compressor {spec!r}: {name} has {fact}") from error
     for key, value in given.items():
         rule = _rule_of(signature.parameters[key].annotation, value)
         if rule:

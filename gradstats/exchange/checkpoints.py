@@ -24,8 +24,9 @@ def check_checkpoints(
         rule = "load_state_dict must be given the checkpoint of this worker"
         raise ValueError(f"{rule}, got {len(saved)}: of all with reshard=True")
     for place, each in enumerate(saved):
-        if not set(PARTS) <= set(each):
-            raise ValueError(f"a checkpoint must be what state_dict() gives, got {list(each)}")
+        if not isinstance(each, Mapping) or not set(PARTS) <= set(each):
+            got = list(each) if isinstance(each, Mapping) else each
+            raise ValueError(f"a checkpoint must be what state_dict() gives, got {got!r}")
         expected = {**own, "workers": len(saved), "worker": place} if reshard else own
         theirs = {**WRITTEN_BEFORE, **each["settings"], "worker": each["worker"]}
         _check_settings(theirs, expected)

@@ -206,7 +206,7 @@ class HookState:
             raise RuntimeError(
                 "torch.distributed must be initialized before a checkpoint is loaded"
             )
-        parts = [saved] if isinstance(saved, Mapping) else list(saved)
+        parts = list(saved) if isinstance(saved, list | tuple) else [saved]
         check_checkpoints(parts, {**self.settings, "worker": self._place()[0]}, reshard)
         remembered = {key for part in parts for key in part["memories"]}
         keys, unfit = self._names.match(parts[0]["parameters"], remembered, strict=strict)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Key = int | str
 Described = tuple[Key, tuple[int, ...], str]
@@ -168,11 +168,15 @@ def _pairs(named: Any) -> list[tuple[str, Tensor]]:
     Raises:
         ValueError: they are none.
     """
+    rule = "named_parameters must be pairs of a name and a parameter"
+    remedy = "pass model.named_parameters()"
+    if not isinstance(named, Iterable):
+        raise ValueError(f"{rule}, got {type(named).__name__}; {remedy}")
     pairs = list(named.items() if isinstance(named, Mapping) else named)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
-            rule = "named_parameters must be pairs of a name and a parameter"
-            raise ValueError(f"{rule}, got {pair!r}")
+            got = type(pair).__name__ if isinstance(pair, Tensor | nn.Module) else repr(pair)
+            raise ValueError(f"{rule}, got {got}; {remedy}")
     return pairs
 
 

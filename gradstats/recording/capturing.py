@@ -41,6 +41,7 @@ from gradstats.recording.schedules import as_schedule
 from gradstats.recording.selection import (
     Optimizers,
     Selected,
+    check_model,
     sample_elements,
     select,
     unwrap_model,
@@ -133,6 +134,7 @@ def capture_by(
     settings: CaptureSettings,
 ) -> Capture | Idle:
     """Record as `capture` does, by settings that are one value already."""
+    check_model(model)
     inner = unwrap_optimizers(optimizer)
     chosen = select(model, inner, settings.parameters)
     tensors = [one.tensor for one in chosen]

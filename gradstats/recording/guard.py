@@ -38,6 +38,12 @@ class Guard:
         """Whether this is a fork of the recording process, in which nothing is recorded."""
         return os.getpid() != self._process
 
+    def missed(self, what: str) -> bool:
+        """Whether nothing is recorded any more; after a close it is printed once."""
+        if self.closed and not self.forked:
+            self._reports.once("closed", f"cannot {what}: the recording is closed")
+        return self.away
+
     def step(self, step: int, work: Callable[[], None]) -> None:
         """Do what a step asks for."""
         if self.away:

@@ -169,11 +169,8 @@ class Capture:
             for slot in self._detector.last_rows:
                 slot.note(LOSS, loss)
 
-        def failed(error: Exception) -> None:
-            fact = f"{type(error).__name__}: {error}"
-            self._reports.once("loss", f"cannot log the loss: {fact}; training goes on")
-
-        self._guard.piece(note, failed)
+        if not self._guard.missed("log the loss"):
+            self._guard.piece(note, partial(self._reports.failed, "log the loss"))
 
     def record(self, gradients: Mapping[str, Tensor], *, inner_steps: int = 0) -> None:
         """Store a row of pseudo-gradients, at the point "outer".
@@ -189,7 +186,7 @@ class Capture:
                 In the parameter's dtype, or one that it holds exactly.
             inner_steps: Steps of the inner optimizer in this round; 0 where not known.
         """
-        if self._guard.away:
+        if self._guard.missed("record pseudo-gradients"):
             return
         if not self._rows.named:
             text = "record() stores rows at the point 'outer', which capture was not asked for"

@@ -14,6 +14,7 @@ from gradstats.store import Parameter
 
 #: Recorded steps without a gradient after which a parameter is pointed out.
 LONG = 100
+IDLE = "since no step was due: was step() of the optimizer called that capture was given?"
 
 
 class Reports:
@@ -37,6 +38,11 @@ class Reports:
         if subject not in self._printed:
             self._printed.add(subject)
             write_line(text)
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Print the first fault of what was tried, such as "log the loss"."""
+        fact = f"{type(error).__name__}: {error}"
+        self.once(what, f"cannot {what}: {fact}; training goes on")
 
 
 def shortened(names: Sequence[str], most: int = 4) -> str:
@@ -134,7 +140,10 @@ def print_summary(
     text = _missing(writer.never_present, table)
     if text:
         reports.once("missing", text)
-    reports.news(f"{writer.where}: {why}{stats_of(writer, spent)}")
+    stats = stats_of(writer, spent)
+    if not any((stats.full_rows, stats.tracked_rows, stats.summary_rows, stats.dropped)):
+        reports.once("empty", f"{writer.where}: nothing was recorded, {IDLE}")
+    reports.news(f"{writer.where}: {why}{stats}")
 
 
 def _missing(never: Sequence[str], table: Sequence[Parameter]) -> str:

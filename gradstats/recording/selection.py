@@ -124,6 +124,12 @@ def gradient_dtype(tensor: Tensor) -> torch.dtype:
     return getattr(tensor, "grad_dtype", None) or tensor.dtype
 
 
+def check_model(model: object) -> None:
+    """Raise TypeError unless a model is a module of torch's."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the module inside DistributedDataParallel, DataParallel, compile and their like."""
     while [name for name, _ in model.named_children()] in (["module"], ["_orig_mod"]):

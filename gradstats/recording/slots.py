@@ -7,7 +7,7 @@ the training thread waits for neither.
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ POINTS: tuple[Point, ...] = ("local", "reduced", "clipped", "outer")  # as rows 
 
 #: Indices in Slot.scalars: what may be known on the device alone.
 LOSS, LEARNING_RATE, LOSS_SCALE, SKIPPED, CLIP_NORM, CLIP_LIMIT = range(6)
+
+SCALAR = "it must be a number or a tensor of one element"
 
 
 def empty(widths: Mapping[str, int], **where: Any) -> dict[str, Tensor]:
@@ -74,10 +76,19 @@ class Slot:
             self.ready.synchronize()
 
     def note(self, index: int, value: object) -> None:
-        """Put a number or a one-element tensor into `scalars` without waiting for it."""
+        """Put a number or a one-element tensor into `scalars` without waiting for it.
+
+        Raises:
+            TypeError: it is no number.
+            ValueError: a tensor of another number of elements.
+        """
         if not isinstance(value, Tensor):
-            self.numbers[index] = float(value)  # type: ignore[arg-type]
+            if not isinstance(value, SupportsFloat):
+                raise TypeError(f"{SCALAR}, got {value!r}")
+            self.numbers[index] = float(value)
             return
+        if value.numel() != 1:
+            raise ValueError(f"{SCALAR}, got one of shape {tuple(value.shape)}")
         source = value.detach()
         source = source.to_local() if hasattr(source, "to_local") else source
         self.source.lane.send(source.reshape(()), self.scalars[index], self)

@@ -89,8 +89,9 @@ def plan(
     Raises:
         ValueError: unknown compressor, feedback or granularity.
     """
-    asked = ReplaySettings((), several(ratios), several(feedback), several(granularity))
-    members = _made(several(specs), asked.ratios)
+    given = (several(specs), several(ratios), several(feedback), several(granularity))
+    asked = ReplaySettings(*given)
+    members = _made(asked.compressors, asked.ratios)
     jobs = [
         _job(run, compressor, each_feedback, each_granularity)
         for each_granularity in asked.granularity

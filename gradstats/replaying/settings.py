@@ -59,7 +59,7 @@ class ReplaySettings:
         object.__setattr__(self, "ratios", ratios(self.ratios))
         object.__setattr__(self, "compressors", chosen(self.compressors))
         check_fields(self)
-        at_least_one(self, "feedback", "granularity")
+        at_least_one(self, "compressors", "feedback", "granularity")
 
 
 def chosen(compressors: object) -> tuple[str | Compressor, ...]:

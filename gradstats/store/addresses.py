@@ -14,6 +14,7 @@ def as_place(path: str | os.PathLike[str] | Place) -> Path | Place:
     """Convert what a user passed as a path: a URL, a zip file (to read) or a folder.
 
     Raises:
+        TypeError: `path` is no path.
         ImportError: `path` is a URL, and obstore is not installed.
         ValueError: no object store has such URLs.
 
@@ -23,6 +24,8 @@ def as_place(path: str | os.PathLike[str] | Place) -> Path | Place:
     """
     if isinstance(path, Place):
         return path
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a path or a URL, got {path!r}")
     text = os.fspath(path)
     if text.startswith("file:/"):
         return Path("/" + text.removeprefix("file:").lstrip("/"))

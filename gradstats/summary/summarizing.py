@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -34,20 +35,22 @@ def summarize(data: Any, *, fraction: float = 1.0) -> Summary:
             are absent; sparse tensors count their absent elements as zeros. A Summary is returned
             as it is. A list or dict of gradients, such as `[p.grad for p in model.parameters()]`,
             is summarised as one.
-        fraction: the share of the gradient's elements that `data` is a random sample of.
+        fraction: the share of the gradient's elements that `data` is a random sample of, in
+            (0, 1].
 
     Returns:
         The Summary; for None, the Summary of no elements.
 
     Raises:
         TypeError: the elements are not floating-point numbers.
-        ValueError: a list of gradients whose dtypes differ.
+        ValueError: a list of gradients whose dtypes differ, or a fraction outside (0, 1].
 
     Example:
         >>> summary = summarize(torch.tensor([0.0, 1.0, -3.0, float("nan")]))
         >>> summary.n, summary.zeros, summary.nan, summary.max_abs, summary.total
         (4, 1, 1, 3.0, -2.0)
     """
+    _check_fraction(fraction)
     if isinstance(data, Summary):
         return data
     if isinstance(data, Mapping):
@@ -91,13 +94,15 @@ def summarize_segments(
 
     Raises:
         TypeError: the elements are not floating-point numbers.
-        ValueError: `flat` does not have one dimension, or `offsets` do not rise from 0 to n.
+        ValueError: `flat` does not have one dimension, `offsets` do not rise from 0 to n, or a
+            fraction outside (0, 1].
 
     Example:
         >>> parts = summarize_segments(torch.tensor([1.0, 0.0, -2.0]), [0, 2, 3])
         >>> [part.n for part in parts], [part.max_abs for part in parts]
         ([2, 1], [1.0, 2.0])
     """
+    _check_fraction(fraction)
     grad = as_tensor(flat)
     if grad.dim() != 1:
         raise ValueError(f"flat must have one dimension, got shape {tuple(grad.shape)}")
@@ -114,6 +119,12 @@ def summarize_segments(
         _with_safe_sums(of_tally(tally, name, end - start, fraction, log), grad[start:end])
         for tally, (start, end), log in segments
     ]
+
+
+def _check_fraction(fraction: Any) -> None:
+    if not isinstance(fraction, Real) or not 0 < float(fraction) <= 1:
+        rule = "must lie in (0, 1], the share of the gradient that is in the data"
+        raise ValueError(f"fraction {rule}, got {fraction!r}")
 
 
 def _is_list_of_gradients(data: Any) -> bool:

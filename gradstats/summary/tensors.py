@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradstats.kernels.grid import GRIDS
+
+RULE = "gradient must be a tensor, an array of numbers, or a list of those"
 
 
 def as_tensor(data: Any) -> Tensor:
@@ -25,7 +27,8 @@ def as_tensor(data: Any) -> Tensor:
             `__array__`; numbers in nested lists, which are float64; None, which is no element.
 
     Raises:
-        TypeError: the elements are not float16, bfloat16, float32 or float64.
+        TypeError: the elements are not float16, bfloat16, float32 or float64, or `data` is neither
+            a tensor nor an array.
 
     Example:
         >>> as_tensor(np.ma.masked_greater([1.0, 9.0, 2.0], 5.0)).tolist()
@@ -42,6 +45,11 @@ def as_tensor(data: Any) -> Tensor:
 
 
 def _as_array(data: Any) -> NDArray[Any]:
+    if isinstance(data, str | bytes):
+        raise TypeError(f"{RULE}, got {data!r}")
+    if isinstance(data, nn.Module):
+        remedy = "pass [p.grad for p in model.parameters()]"
+        raise TypeError(f"{RULE}, got {type(data).__name__}; {remedy}")
     if data is None:
         return np.zeros(0, np.float32)
     if isinstance(data, np.ma.MaskedArray):
@@ -51,6 +59,8 @@ def _as_array(data: Any) -> NDArray[Any]:
     if isinstance(data, list | tuple | int | float) and not isinstance(data, bool):
         return _of_numbers(data)
     array = np.asarray(data)
+    if array.dtype == object and not array.ndim:
+        raise TypeError(f"{RULE}, got {type(data).__name__}")
     return _present(array) if array.dtype == object else array
 
 

@@ -1,11 +1,13 @@
 """A desk with what users have lying about: runs, results, files, a module of their own."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import zarr
 from torch import nn
 
@@ -141,6 +143,16 @@ def at_desk(desk, monkeypatch):
         sys.modules.pop(name, None)
 
 
+@contextmanager
+def alone():
+    """A process group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.fixture
 def names(at_desk, tmp_path):
     """What a user has at hand in Python."""
@@ -156,6 +168,7 @@ def names(at_desk, tmp_path):
         "run": run,
         "grad": torch.linspace(-1, 2, 500),
         "tmp": tmp_path,
+        "alone": alone,
     }
     run.store.close()
     gradstats.close_all()

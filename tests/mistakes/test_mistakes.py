@@ -32,7 +32,7 @@ def check(message: str, answer: str) -> None:
 def test_in_python(mistake: Mistake, names, capfd):
     if not mistake.raises:
         exec(mistake.python, names)
-        check(capfd.readouterr().err, mistake.answer)
+        check("\n".join(capfd.readouterr()), mistake.answer)
         return
     with pytest.raises(getattr(builtins, mistake.raises)) as error:
         exec(mistake.python, names)
@@ -42,8 +42,8 @@ def test_in_python(mistake: Mistake, names, capfd):
 
 @pytest.mark.parametrize("mistake", rows("command"))
 def test_on_the_command_line(mistake: Mistake, at_desk, call):
-    code, _, err = call(*shlex.split(mistake.command))
-    check(err, mistake.said)
+    code, out, err = call(*shlex.split(mistake.command))
+    check(err + " ".join(out.split()), mistake.said)
     assert code == mistake.code, err
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gradstats.runs.importing.formats import LOADERS, suffix_of, suffix_rule
 from gradstats.runs.importing.order import ordered
+from gradstats.settings import SettingError
 
 Files = tuple[Path, ...]
 Ranks = tuple[int, ...]
@@ -101,9 +102,8 @@ def _in_order(rows: Mapping[str, Files], *, workers: int, order: str, step_from:
         steps = _by_worker(rows)
     ranks = sorted({rank for each in steps.values() for rank in each})
     if len(ranks) > 1 and workers not in (1, len(ranks)):
-        raise ValueError(
-            f"workers must be the {len(ranks)} that the file names give, got {workers!r}"
-        )
+        fact = f"must be the {len(ranks)} that the file names give, got {workers!r}"
+        raise SettingError("workers", fact)
     _check_complete(steps, ranks)
     in_order = ordered(list(steps), order=order, step_from=step_from)
     if len(ranks) > 1 or workers == 1:
@@ -118,7 +118,7 @@ def _in_order(rows: Mapping[str, Files], *, workers: int, order: str, step_from:
 
 def _consecutive(rows: Sequence[Files], workers: int, remark: str) -> Found:
     if workers < 1 or len(rows) % workers:
-        raise ValueError(f"workers must divide the {len(rows)} files, got {workers!r}")
+        raise SettingError("workers", f"must divide the {len(rows)} files, got {workers!r}")
     sources = (Source(*divmod(place, workers), row) for place, row in enumerate(rows))
     how = remark.partition(";")[0]
     return Found(
