@@ -118,7 +118,7 @@ def replay(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay captured gradients through compressors and compare them."""
+    """Replay captured gradients through compressors; an interrupted replay continues."""
     require("pandas", "pyarrow")
     from gradstats.kernels.forms import use
     from gradstats.replaying.into import replay_into
@@ -131,9 +131,12 @@ def replay(
         with bar() as advance, use(kernels.value), usage():
             into = partial(replay_into, opened, settings, out, network=network)
             replayed = into(low_rank=low_rank, progress=advance)
-        remarks(what_was_replayed(opened))
+        if not replayed.reason:
+            remarks(what_was_replayed(opened))
     print_replay(replayed, network, several=settings.workers > 1, as_json=as_json)
     remark(f"tables: {replayed.folder}")
+    if replayed.reason:
+        raise ValueError(replayed.reason)
 
 
 @command_of(

@@ -187,5 +187,8 @@ def copy(
 @app.command(cls=Command, epilog="Example: gradstats info run.zarr --json")
 def info(run: RunPath, as_json: AsJson = False) -> None:
     """Print what a run holds, and which parameters have unusual gradients."""
+    from gradstats.runs.emptiness import check_rows
+
     with open_run(run) as opened:
         print_info(opened, as_json=as_json)
+        check_rows(opened.store)

@@ -139,10 +139,10 @@ def print_replay(
         document = {"folder": replayed.folder, "methods": methods, "factorised": factorised}
         print_json({**document, "network": vars(network)})
         return
-    print_table(
-        f"Replay: medians over steps; exchange_seconds for {network}", methods[METHOD_COLUMNS]
-    )
-    if several:
+    if len(methods):
+        title = f"Replay: medians over steps; exchange_seconds for {network}"
+        print_table(title, methods[METHOD_COLUMNS])
+    if several and len(methods):
         by_error = methods.sort_values("nmse")[MEAN_COLUMNS]
         print_table("Mean over workers: medians over steps", by_error)
     if factorised is not None:

@@ -35,12 +35,13 @@ def spelled(**options: str) -> Iterator[None]:
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Turn a ValueError inside into a wrong value of an option, unless the store raised it."""
+    """Turn a ValueError inside into a wrong value of an option, unless it is about the run."""
+    from gradstats.runs.emptiness import NoGradientsError
     from gradstats.store import StoreFormatError
 
     try:
         yield
-    except StoreFormatError:
+    except (StoreFormatError, NoGradientsError):
         raise
     except SettingError as error:
         raise wrong_value(error) from error

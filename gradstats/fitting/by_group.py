@@ -166,9 +166,9 @@ def _settings(by: str, ratios: Any, compensated: Any, kind: str | None) -> FitSe
     return FitSettings(by=by, ratios=ratios, compensated=compensated, kind=kind)
 
 
-def _labelled(run: Run, asked: FitSettings) -> Iterator[tuple[Row, Group]]:
+def _labelled(run: Run | str | PathLike[str], asked: FitSettings) -> Iterator[tuple[Row, Group]]:
     """The groups that have a gradient, with the columns that name them."""
-    for row_groups in groups_to_fit(run, asked):
+    for row_groups in groups_to_fit(opened(run), asked):
         for group in row_groups:
             if group.status == "ok":
                 yield {"step": group.step, "group": group.name}, group

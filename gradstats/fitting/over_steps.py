@@ -18,6 +18,7 @@ from gradstats.fitting.effective_rank import effective_rank
 from gradstats.fitting.series import series_columns
 from gradstats.lowrank.rules import blocks_of
 from gradstats.runs import Run, opened
+from gradstats.runs.emptiness import check_gradients
 from gradstats.runs.parts import Collect, at_once
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, frame
@@ -60,6 +61,7 @@ def series(
         (1200, {'steps'})
     """
     pandas, run = extras.load("pandas"), opened(run)
+    check_gradients(run.store)
     rows = run.rows("track")
     run.check("track")
     if len(rows) < 2:

@@ -85,7 +85,9 @@ def fit_into(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fit a run into files, in bounded memory; an interrupted fit goes on where it was.
+    """Fit a run into files, in bounded memory; an interrupted fit continues after its last row.
+
+    What is fitted is written every 10 s, and when an interrupt or an error ends the work.
 
     Args:
         run: selects parameters and steps.
@@ -122,8 +124,8 @@ def fit_into(
 
 def _make_fits(results: Results, settings: FitSettings, key: Row, *, deadline: float) -> None:
     name = f"fits{settings.suffix}"
-    parts = Parts(results.parts(name, key))
     total = rows_to_fit(results.opened, settings)
+    parts = Parts(results.parts(name, key))
     _fit_until(results, settings, parts, deadline)
     done = parts.done
     whole = done >= total

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstats.runs.emptiness import check_rows
 from gradstats.runs.narrowing import Narrowing
 from gradstats.runs.parts import noting
 from gradstats.runs.smaller import MODES, Layout, Smaller, _narrowed
@@ -66,6 +67,7 @@ def copy(
 
     Raises:
         FileExistsError: Something exists at `out`.
+        NoGradientsError: The run has no row.
         ValueError: No row is selected, an element is beyond the range of the dtype, more than
             0.1 % of the non-zero elements of a parameter would become 0, or this process uses
             another spool folder for `out`.
@@ -79,6 +81,7 @@ def copy(
     jobs = [job for worker in source.workers for job in _jobs(source, worker, smaller)]
     total = sum(len(rows) for _, _, rows in jobs)
     if not total:
+        check_rows(source)
         raise ValueError(f"cannot copy {source.path}: no row of it is selected")
     narrowing = Narrowing(smaller.dtype, allow_loss=smaller.allow_loss)
     kept = f"nothing is left of {restored(out)}; the same command begins anew"

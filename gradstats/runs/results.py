@@ -78,7 +78,7 @@ class Results:
 
     def keep_count(self, done: int, total: int) -> None:
         """Remember how many rows of a table in work are in its parts."""
-        self.kept = f"{done:,} of {total:,} rows are"
+        self.kept = f"{done:,} of {total:,} rows are" if done else ""
 
     def collect(self, name: str, key: Row) -> Collect:
         """Return a function that makes the items of a table, those in its parts left out."""
@@ -86,12 +86,13 @@ class Results:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Add a note to an interrupt or error inside: what is kept, and what continues."""
+        """Add a note to an interrupt inside, or to an error in the middle of a table."""
         try:
             yield
         except BaseException as error:
             kept = self.kept or "what was finished is"
-            error.add_note(f"{kept} in {self.folder}; the same command continues")
+            if self.kept or isinstance(error, KeyboardInterrupt):
+                error.add_note(f"{kept} in {self.folder}; the same command continues")
             raise
 
     def key(self, declared: Made, settings: Any) -> Row:
@@ -117,7 +118,7 @@ class Results:
         try:
             metadata = parquet.read_schema(self.path(name)).metadata or {}
             return dict(json.loads(metadata[KEY]))
-        except (FileNotFoundError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError):  # absent, damaged, or none of ours
             return None
 
     def read(self, name: str) -> Table:
@@ -187,7 +188,7 @@ def read_json(path: Path) -> Any:
     """What a file holds; an empty dictionary without it, or if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
 
 

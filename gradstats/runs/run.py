@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradstats.patterns import matching
 from gradstats.ratios import DenseRule, Part
+from gradstats.runs.emptiness import check_gradients, check_rows
 from gradstats.runs.reading import SHOWN, Reader, last_told
 from gradstats.settings import SettingError
 from gradstats.store import GradientStore, Parameter, Stream
@@ -56,8 +57,10 @@ class Run:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if not self.store.workers:
+            check_rows(self.store)
         if self.worker not in self.store.workers:
-            workers = ", ".join(map(str, self.store.workers)) or "none that has written yet"
+            workers = ", ".join(map(str, self.store.workers))
             raise SettingError("worker", f"must be one of {workers}, got {self.worker!r}")
         if not self.names:
             known = [parameter.name for parameter in self.table]
@@ -145,9 +148,8 @@ class Run:
     @cached_property
     def points(self) -> tuple[str, ...]:
         """The observation points that have rows."""
-        captured = {
-            str(each) for kind in FITTED for each in self.stream(kind).coordinates["point"]
-        }
+        kinds = FITTED if any(len(self.stream(kind)) for kind in FITTED) else ("shadow",)
+        captured = {str(each) for kind in kinds for each in self.stream(kind).coordinates["point"]}
         return tuple(point for point in PREFERRED if point in captured)
 
     @property
@@ -160,6 +162,7 @@ class Run:
         for kind in KINDS:
             if self.holds(kind):
                 return kind
+        check_gradients(self.store)
         if self.holds("summary"):
             remedy = "fit works on those; capture with full= or track= for the rest"
             raise ValueError(f"run must hold gradients, got only Summaries in {self}; {remedy}")
@@ -203,6 +206,7 @@ class Run:
         Raises:
             ValueError: neither tracked nor full rows have consecutive steps.
         """
+        check_gradients(self.store)
         for kind in ("track", "full"):
             steps = self.stream(kind).steps[self.rows(kind)]
             follow = len(steps) > 1 and (np.diff(steps) == 1).mean() > CONSECUTIVE

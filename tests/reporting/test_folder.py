@@ -198,7 +198,7 @@ def test_a_table_of_another_key_or_layout_is_made_anew(store, tmp_path, monkeypa
         ("fit", {"familes": ["laplace"]}, "fit has no setting 'familes'; did you mean families?"),
         ("replay", {"ratio": 0.1}, "replay has no setting 'ratio'; did you mean ratios?"),
         ("report", {"buget": 1}, "report has no setting 'buget'; did you mean budget?"),
-        ("report", {"xyz": 1}, "report has no setting 'xyz'; it has budget, by, ratios"),
+        ("report", {"xyz": 1}, "report has no setting 'xyz'; it has budget, by, families, ratios"),
     ],
 )
 def test_a_setting_that_is_not_there_is_named(store, function, keywords, message):
