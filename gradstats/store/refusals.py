@@ -14,6 +14,8 @@ from typing import Any
 REMEDIES = {
     errno.ENOSPC: "free some space there, or write to another disk",
     errno.EDQUOT: "the quota is used up; free some space, or write to another disk",
+    errno.ENOENT: "no folder can be made there; write to another folder",
+    errno.ENOTDIR: "a part of the path is a file; write to another folder",
     errno.EROFS: "the file system is read-only; write to another folder",
     errno.EACCES: "this user may not write there; write to another folder, or change its mode",
     errno.EPERM: "this user may not write there; write to another folder, or change its mode",
