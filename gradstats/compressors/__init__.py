@@ -223,13 +223,17 @@ def compressor(spec: str | Compressor) -> Compressor:
 
     Raises:
         ValueError: not in the grammar, unknown name, or settings out of range.
+        TypeError: neither a spec nor an instance.
 
     Example:
         >>> print(compressor("ef( topk(ratio=0.01) )"))
         ef(topk(0.01))
     """
-    if not isinstance(spec, str):
+    if isinstance(spec, Compressor):
         return spec
+    if not isinstance(spec, str):
+        rule = "must be a spec such as topk(0.01), or an instance"
+        raise TypeError(f"compressor {rule}, got {spec!r}")
     return compressors(spec, ())[0]
 
 

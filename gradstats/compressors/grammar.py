@@ -115,12 +115,19 @@ def find(name: str, known: Known, spec: str) -> Factory:
         raise ValueError(f"{rule}, got {name!r} in {spec!r}{_did_you_mean(name, known)}")
     module, _, attribute = name.partition(":")
     try:
-        factory: Factory = getattr(importlib.import_module(module), attribute)
+        where = importlib.import_module(module)
     except Exception as error:  # whatever anyone's module may raise
         fact = f"{type(error).__name__}: {error}"
         raise ValueError(f"cannot import compressor {name!r}: {fact}") from error
+    factory: Factory | None = getattr(where, attribute, None)
+    if factory is None:
+        near = _did_you_mean(attribute, vars(where))
+        raise ValueError(f"cannot import compressor {name!r}: {module} has no {attribute!r}{near}")
     if not callable(factory):
         raise ValueError(f"compressor {name!r} must be a class, got {factory!r}")
+    if isinstance(factory, type) and not issubclass(factory, Compressor | Stage):
+        rule = "must be a subclass of gradstats.compressors.Compressor"
+        raise ValueError(f"compressor {name!r} {rule}, got {factory!r}")
     return factory
 
 
@@ -175,8 +182,9 @@ def _check_arguments(
     try:
         given = signature.bind(*positional, **named).arguments
     except TypeError as error:
-        fact = f"{error}; its settings are {names}"
-        raise ValueError(f"cannot make compressor {spec!r}: {name} has a {fact}") from error
+        fact = str(error).replace("a required argument", "setting").replace(" positional", "")
+        rule = f"settings of {name} must be {names}"
+        raise ValueError(f"cannot make compressor {spec!r}: {rule}, got {fact}") from error
     for key, value in given.items():
         rule = _rule_of(signature.parameters[key].annotation, value)
         if rule:

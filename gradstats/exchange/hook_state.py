@@ -206,6 +206,8 @@ class HookState:
             raise RuntimeError(
                 "torch.distributed must be initialized before a checkpoint is loaded"
             )
+        if not isinstance(saved, Mapping | Sequence):
+            raise TypeError(f"a checkpoint must be what state_dict() gives, got {saved!r}")
         parts = [saved] if isinstance(saved, Mapping) else list(saved)
         check_checkpoints(parts, {**self.settings, "worker": self._place()[0]}, reshard)
         remembered = {key for part in parts for key in part["memories"]}

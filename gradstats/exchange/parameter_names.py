@@ -168,11 +168,14 @@ def _pairs(named: Any) -> list[tuple[str, Tensor]]:
     Raises:
         ValueError: they are none.
     """
+    rule = "named_parameters must be model.named_parameters(), pairs of a name and a parameter"
+    if not isinstance(named, Iterable):
+        raise ValueError(f"{rule}, got {type(named).__name__}")
     pairs = list(named.items() if isinstance(named, Mapping) else named)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
-            rule = "named_parameters must be pairs of a name and a parameter"
-            raise ValueError(f"{rule}, got {pair!r}")
+            given = "parameters without names" if isinstance(pair, Tensor) else repr(pair)
+            raise ValueError(f"{rule}, got {given}")
     return pairs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -87,7 +87,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         ratio, first = self.rank_ratio, self.full_rank_layers
-        if not 0 < ratio <= 1:
+        if not isinstance(ratio, Real) or not 0 < float(ratio) <= 1:
             raise ValueError(f"rank_ratio must lie in (0, 1], got {ratio!r}")
         if not _whole(first) or first < 0:
             raise ValueError(f"full_rank_layers must be a whole number, got {first!r}")
@@ -222,6 +222,8 @@ def described(layer: nn.Module) -> tuple[Shapes, tuple[Matrix, ...]]:
 
 
 def _check(model: nn.Module, settings: Settings) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, DistributedDataParallel):
         raise ValueError("model must not be wrapped, got DistributedDataParallel: pass its module")
     names = {name: layer for name, layer in model.named_modules(remove_duplicate=False)}

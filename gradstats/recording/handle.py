@@ -18,7 +18,7 @@ from gradstats.recording.current_step import CurrentStep
 from gradstats.recording.guard import Guard
 from gradstats.recording.hooks import LocalHooks, ids_held, untraced
 from gradstats.recording.marks import Marks
-from gradstats.recording.messages import Reports, print_summary
+from gradstats.recording.messages import Reports, lost_loss, print_summary
 from gradstats.recording.observer import Observer, Reduced
 from gradstats.recording.rounds import Rounds
 from gradstats.recording.rows import Rows
@@ -164,16 +164,15 @@ class Capture:
         Args:
             loss: A number, or a tensor of one element.
         """
+        if self._left:
+            self._reports.once("loss", f"cannot log the loss: {self._writer.where} is closed")
+            return
 
         def note() -> None:
             for slot in self._detector.last_rows:
                 slot.note(LOSS, loss)
 
-        def failed(error: Exception) -> None:
-            fact = f"{type(error).__name__}: {error}"
-            self._reports.once("loss", f"cannot log the loss: {fact}; training goes on")
-
-        self._guard.piece(note, failed)
+        self._guard.piece(note, partial(lost_loss, self._reports, loss))
 
     def record(self, gradients: Mapping[str, Tensor], *, inner_steps: int = 0) -> None:
         """Store a row of pseudo-gradients, at the point "outer".

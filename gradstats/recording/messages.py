@@ -5,6 +5,7 @@ import sys
 from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstats.recording.stats import Spent, stats_of
@@ -147,3 +148,12 @@ def _missing(never: Sequence[str], table: Sequence[Parameter]) -> str:
     if len(gone) == len(held):
         text = f"{text}; an optimizer in backward? pass all optimizers as a list"
     return text
+
+
+def lost_loss(reports: Reports, loss: object, error: Exception) -> None:
+    """Print once why a loss could not be logged: what it must be and what was given."""
+    given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    fact = f"loss must be a number or a tensor of one element, got {given}"
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        fact = f"{type(error).__name__}: {error}"
+    reports.once("loss", f"cannot log the loss: {fact}; training goes on")

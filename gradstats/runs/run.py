@@ -15,7 +15,7 @@ from gradstats.patterns import matching
 from gradstats.ratios import DenseRule, Part
 from gradstats.runs.reading import SHOWN, Reader, last_told
 from gradstats.settings import SettingError
-from gradstats.store import GradientStore, Parameter, Stream
+from gradstats.store import GradientStore, Parameter, StoreFormatError, Stream
 from gradstats.summary import Summary
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ class Run:
                 f"parameters {self.parameters!r} must {without_elements(self, chosen)}"
             )
         self.check("track")
-        raise ValueError(f"run must have a row, got none in {self}")
+        remedy = "the training took no step that was recorded; capture() goes before its first one"
+        raise StoreFormatError(f"run must have a row, got none in {self}: {remedy}")
 
     @property
     def remarks(self) -> list[str]:

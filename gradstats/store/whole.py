@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradstats.store.addresses import as_place
+from gradstats.store.files import creating
 from gradstats.store.gradient_store import GradientStore
 from gradstats.store.parameters import Parameter
 from gradstats.store.places import Place
@@ -52,7 +53,8 @@ def whole(
         with _undone(store):
             yield store
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
+    with creating(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
         complete = Path(folder, "made.zarr")
         with GradientStore.create(complete, parameters, provenance=provenance, run=run) as store:

@@ -1,0 +1,1 @@
+"""Mistakes as people make them, and the answers that they get."""
