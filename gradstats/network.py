@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gradstats.settings import SettingError
+from gradstats.settings import SettingError, whole_number
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,21 @@ class Network:
         workers: n, data-parallel workers.
         bandwidth: bandwidth of a link, in bytes per second.
         latency: alpha, seconds per message.
+
+    Raises:
+        SettingError: A value is out of range.
     """
 
     workers: int = 8
     bandwidth: float = 10e9 / 8
     latency: float = 20e-6
+
+    def __post_init__(self) -> None:
+        whole_number("workers", self.workers, 1)
+        if not self.bandwidth > 0:
+            raise SettingError("bandwidth", f"must be positive, got {self.bandwidth!r}")
+        if not self.latency >= 0:
+            raise SettingError("latency", f"must be at least 0, got {self.latency!r}")
 
     def all_reduce(self, nbytes: float, rounds: int = 1) -> float:
         """Seconds of ring all-reduces: rounds 2(n-1) alpha + 2 (n-1)/n nbytes / bandwidth.

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 import gradstats
-from gradstats.fitting.settings import FitKeywords, FitSettings
+from gradstats.fitting.settings import FitKeywords, FitSettings, PairKeywords, PairSettings
 from gradstats.replaying.settings import ReplayKeywords, ReplaySettings
 from gradstats.reporting.settings import ReportKeywords, ReportSettings
 from gradstats.store.layout import COORDINATES
@@ -18,6 +18,7 @@ ROOMS = ("compressors", "ddp_hooks", "exchange", "families", "lowrank", "metrics
 ROOMS += ("over_steps", "plot", "recording", "runs", "store", "summary", "testing", "thresholds")
 KEYWORDS = {
     "fit": (FitKeywords, FitSettings),
+    "compare_distributions": (PairKeywords, PairSettings),
     "replay": (ReplayKeywords, ReplaySettings),
     "report": (ReportKeywords, ReportSettings),
 }

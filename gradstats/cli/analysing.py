@@ -24,7 +24,7 @@ from gradstats.cli.options import (
     opened_or_none,
     require,
 )
-from gradstats.cli.parsing import at_least
+from gradstats.cli.parsing import at_least, share
 from gradstats.cli.printing import (
     bar,
     print_fits,
@@ -62,6 +62,9 @@ def fit(
         Axis,
         typer.Option(help="elements: all elements of one step; steps: one element over steps."),
     ] = Axis.elements,
+    pairs: Annotated[
+        bool, typer.Option(help="Compare the families in pairs too, by Vuong's test.")
+    ] = False,
     jobs: Annotated[
         int, typer.Option(callback=at_least(1), help="Number of processes that fit.")
     ] = 1,
@@ -76,7 +79,13 @@ def fit(
     with open_run(run, **vars(selection)) as opened:
         with bar() as advance, workers(jobs) as executor, usage():
             fitted = fit_into(
-                opened, settings, out, axis=axis.value, executor=executor, progress=advance
+                opened,
+                settings,
+                out,
+                axis=axis.value,
+                pairs=pairs,
+                executor=executor,
+                progress=advance,
             )
         remarks(opened.remarks)
     (print_fits if axis is Axis.elements else print_series)(fitted, as_json=as_json)
@@ -98,7 +107,9 @@ def replay(
     settings: "ReplaySettings",
     rank_ratio: Annotated[
         float,
-        typer.Option(help="Also report factorised training at this rank ratio; 0: do not."),
+        typer.Option(
+            callback=share, help="Also report factorised training at this rank ratio; 0: do not."
+        ),
     ] = 0.0,
     factorised: Factorised = None,
     network_workers: NetworkWorkers = 8,
@@ -114,7 +125,8 @@ def replay(
     from gradstats.replaying.resumable import FactorisedSettings
 
     network = network_of(network_workers, network_gbits)
-    low_rank = FactorisedSettings(rank_ratio, opened_or_none(factorised)) if rank_ratio else None
+    native = opened_or_none(factorised)
+    low_rank = FactorisedSettings(rank_ratio or 0.25, native) if rank_ratio or native else None
     with open_run(run, **vars(selection)) as opened:
         with bar() as advance, use(kernels.value), usage():
             into = partial(replay_into, opened, settings, out, network=network)

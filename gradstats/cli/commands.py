@@ -40,10 +40,12 @@ class Command(TyperCommand):
         valued = {name for each in self.params if takes_value(each) for name in each.opts}
         words = joined(args, valued, interspersed=ctx.allow_interspersed_args)
         try:
-            return super().parse_args(ctx, words)
+            return super().parse_args(ctx, list(words))
         except UsageError as error:
             if hasattr(error, "possibilities"):  # there is no such option
                 suggest(error, RENAMED.get(str(self.name), {}))
+            elif isinstance(error, typer.BadParameter) and error.param:
+                error.message += typed(words, error.param.opts, error.message)
             raise
 
 
@@ -82,6 +84,16 @@ def joined(words: Sequence[str], valued: Collection[str], *, interspersed: bool)
 def goes_on(value: str, word: str) -> bool:
     """Whether a word continues a list: a comma stands between them."""
     return word.startswith(",") or (value.endswith(",") and not word.startswith("-"))
+
+
+def typed(words: Sequence[str], options: Sequence[str], message: str) -> str:
+    """The value that was typed for an option, where the message lacks it: `, got 'x'`."""
+    value = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, after = word.partition("=")
+        if name in options:
+            value = after if equals else following
+    return f", got {value!r}" if value and value not in message else ""
 
 
 def suggest(error: Any, renamed: dict[str, str]) -> None:

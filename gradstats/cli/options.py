@@ -67,7 +67,7 @@ NetworkWorkers = Annotated[
 NetworkGbits = Annotated[
     float, typer.Option(help="Bandwidth of each link of that network, in Gbit/s.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all random choices.")]
+Seed = Annotated[int, typer.Option(callback=at_least(0), help="Seed of all random choices.")]
 Factorised = Annotated[
     Path | None, typer.Option(metavar="RUN", help="A captured run of the same model in factors.")
 ]

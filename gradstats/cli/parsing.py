@@ -34,6 +34,13 @@ def parse_steps(text: str) -> tuple[int | None, int | None, int]:
     return start, stop, stride or 1
 
 
+def share(value: float) -> float:
+    """Check an option's number, which must lie in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"it must lie in [0, 1], got {value}")
+    return value
+
+
 def at_least(least: int) -> Callable[[int], int]:
     """A check of an option's number, which must not be less."""
 

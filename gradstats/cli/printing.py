@@ -76,14 +76,18 @@ def print_table(title: str, table: Any) -> None:
 
 def print_fits(fitted: Fitted, *, as_json: bool = False) -> None:
     """Print the distributions of every group, SIDCo's thresholds, and what failed."""
+    from gradstats.fitting.pairs import pair_table
     from gradstats.fitting.ranking import by_ratio
 
     fits, thresholds = fitted.table("fits"), fitted.table("thresholds")
     pivot = by_ratio(thresholds, ["group", "variant", "stages"]) if len(thresholds) else thresholds
+    pairs = {"pairs": pair_table(fitted.table("pairs"))} if fitted.pairs else {}
     if as_json:
-        print_json({"folder": fitted.folder, **fitted.medians, "thresholds": pivot})
+        print_json({"folder": fitted.folder, **fitted.medians, "thresholds": pivot, **pairs})
     else:
         _print_fits(fits, pivot, fitted.table("reuse"))
+        for table in pairs.values():
+            print_table("Pairs: mean ln(first / second density), nats per element", table)
     failed = int((fits["status"] != "ok").sum())
     if failed:
         remark(f"warning: {failed} of {len(fits)} rows could not be fitted; see status")

@@ -91,4 +91,5 @@ def option_of(setting: str) -> str:
     if setting.isupper():
         return setting
     names = {name: each.name for name, each in SPELLINGS.items() if each.name}
+    names |= {"modes": "mode"}
     return "--" + names.get(setting, setting).replace("_", "-")

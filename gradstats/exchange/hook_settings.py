@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 from gradstats.compressors import Compressor
 from gradstats.exchange.joining import checked, chosen_rule
 from gradstats.ratios import MIN_DIMS, MIN_NUMEL, DenseRule
-from gradstats.settings import check_choices, setting
+from gradstats.settings import check_fields, setting
 
 By = Literal["bucket", "parameter"]
 DEFAULT = "ef(exact-threshold(0.01))"
@@ -33,7 +33,7 @@ class HookSettings:
     check_every: int = setting(100, "Steps after which the workers compare what they wrote.")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         for name in ("start_step", "check_every"):
             number = getattr(self, name)
             if not isinstance(number, int) or number < 0:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from itertools import combinations
-from typing import Any
+from os import PathLike
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from gradstats.families import Family
 from gradstats.fitting.columns import PairRow
-from gradstats.fitting.settings import PairSettings
+from gradstats.fitting.settings import PairKeywords, PairSettings
 from gradstats.fitting.vuong import NESTED, Blocks, Comparison, compare
-from gradstats.runs import Run
+from gradstats.runs import Run, opened
 from gradstats.runs.groups import check_by, group_of, joined_summaries
 from gradstats.runs.results import Results
 from gradstats.runs.tables import Made, Row, frame
@@ -30,13 +31,13 @@ CANNOT_TELL = "cannot tell"
 VUONG, CHI_SQUARED, NONE = "vuong", "chi-squared", "none"
 
 
-@lists_settings(PairSettings)
+@lists_settings(PairSettings, PairKeywords)
 def compare_distributions(
     data: Any,
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PairKeywords],
 ) -> Any:
     r"""Compare families of distributions in pairs, by Vuong's test with blocks of elements.
 
@@ -46,9 +47,9 @@ def compare_distributions(
     of sums over contiguous blocks, so that z does not grow because neighbours are alike.
 
     Args:
-        data: an open run, of which rows evenly spaced over the selected ones are read; a gradient
-            in any form that `gradstats.summarize` takes; or a Summary, which has no order of
-            elements: mean log ratios and `z_independent` only.
+        data: an open run or its path, of which evenly spaced rows are read; a gradient in any form
+            that `gradstats.summarize` takes; or a Summary, which has no order of elements: mean
+            log ratios and `z_independent` only.
         executor: any `concurrent.futures.Executor`; default: the calling process.
         progress: called with (rows done, rows in all).
         **settings: fields of `gradstats.fitting.settings.PairSettings`: families (names or
@@ -75,8 +76,8 @@ def compare_distributions(
         ('laplace', 0.07)
     """
     chosen = from_keywords(PairSettings, settings, verb="compare_distributions")
-    if isinstance(data, Run):
-        return frame(_run_rows(data, chosen, executor, progress), PairRow)
+    if isinstance(data, Run | str | PathLike):
+        return frame(_run_rows(opened(data), chosen, executor, progress), PairRow)
     blocks = Blocks(data) if isinstance(data, Summary) else _cut(_flat(data), chosen.blocks)
     return frame(pair_rows(blocks, chosen), PairRow)
 
@@ -120,8 +121,8 @@ def pair_rows(
     for names in combinations(laws, 2):
         pair: Row = dict(zip(("first", "second"), names, strict=True))
         failed = [law for name in names if isinstance(law := laws[name], str)]
-        told = {"status": failed[0]} if failed else _compared(laws, names, blocks, settings)
-        yield vars(PairRow(**common, **pair, **told))
+        scored = {"status": failed[0]} if failed else _compared(laws, names, blocks, settings)
+        yield vars(PairRow(**common, **pair, **scored))
 
 
 def _compared(
@@ -147,7 +148,7 @@ def _compared(
 
 
 def _test(result: Comparison, names: Sequence[str], in_blocks: bool) -> tuple[str, str]:
-    """The test behind a p-value, and why there is none or nothing can be told."""
+    """The test behind a p-value, and why there is none or nothing can be scored."""
     if not np.isfinite(result.mean_log_ratio):
         both = np.isnan(result.mean_log_ratio)
         ending = " and ".join(names) if both else names[0 if result.better == 2 else 1]
@@ -205,6 +206,26 @@ def _groups(run: Run, settings: PairSettings, kind: str, row: int) -> Iterator[t
             parts.setdefault(group, []).append(part)
     for group, tensors in parts.items():
         yield group, _cut(torch.cat(tensors), settings.blocks)
+
+
+def pair_table(pairs: Any) -> Any:
+    """Medians over steps of each group and pair, and how often each family was better.
+
+    Args:
+        pairs: the table of `compare_distributions`.
+
+    Returns:
+        A pandas DataFrame, one row per group and pair: medians of mean_log_ratio, z, p and
+        inflation, and the shares of steps at which the first and the second family were better.
+    """
+    good = pairs[pairs["status"] == "ok"]
+    good = good.assign(
+        first_better=good["better"] == good["first"],
+        second_better=good["better"] == good["second"],
+    )
+    by_pair = good.groupby(["group", "first", "second"], sort=False)
+    medians = by_pair[["mean_log_ratio", "z", "p", "inflation"]].median()
+    return medians.join(by_pair[["first_better", "second_better"]].mean()).reset_index()
 
 
 def _make_pairs(results: Results, settings: PairSettings, key: Row) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 from gradstats import extras
 from gradstats.fitting.columns import ELEMENTS, FitRow, ReuseRow, StructureRow, ThresholdRow
 from gradstats.fitting.over_steps import RANKS, SERIES, RankSettings
+from gradstats.fitting.pairs import PAIRS
 from gradstats.fitting.ranking import best_distribution, reuse_table
 from gradstats.fitting.run import StepFits, check_axis, fit_steps, rows_to_fit, spread, with_spread
-from gradstats.fitting.settings import FitSettings
+from gradstats.fitting.settings import FitSettings, PairSettings
 from gradstats.fitting.threshold_reuse import Reuse
 from gradstats.runs import Run
 from gradstats.runs.parts import Pace, Parts, read_part, replacing
@@ -32,7 +33,7 @@ from gradstats.runs.results import (
     write_json,
 )
 from gradstats.runs.tables import Made, Row, Table, frame
-from gradstats.settings import in_words
+from gradstats.settings import SettingError, in_words
 
 FLUSH_ROWS = 5_000  # of fits, kept in memory before they are written
 ROWS = {"fits": FitRow, "thresholds": ThresholdRow, "structure": StructureRow, "reuse": ReuseRow}
@@ -52,10 +53,12 @@ class Fitted:
     Attributes:
         results: the folder.
         suffix: of the names of its tables, see `FitSettings.suffix`.
+        pairs: whether families were compared in pairs, into the table `pairs`.
     """
 
     results: Results
     suffix: str = ""
+    pairs: bool = False
 
     @property
     def folder(self) -> Path:
@@ -78,6 +81,7 @@ def fit_into(
     folder: Path | None = None,
     *,
     axis: str = ELEMENTS,
+    pairs: bool = False,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
@@ -89,11 +93,15 @@ def fit_into(
         folder: gets the tables, settings.json, and fit.json with the medians; default
             `RUN.results`. Tables that are there under the same settings are not computed again.
         axis: of sampling: "elements", or "steps" for the table `series` of every tracked element.
+        pairs: compare the families in pairs too, see `gradstats.compare_distributions`.
         executor: any `concurrent.futures.Executor`.
         progress: called with (stage, done, of how many).
     """
     check_axis(axis)
     results = Results(run, folder or results_folder(run), progress, executor)
+    if pairs and (axis != ELEMENTS or settings.compensated is not None):
+        other = "compensated=" if axis == ELEMENTS else f"axis {axis!r}"
+        raise SettingError("pairs", f"must come without {other}: whole gradients are compared")
     if axis != ELEMENTS:
         with results.resumable():
             results.ensure(SERIES, settings)
@@ -102,9 +110,11 @@ def fit_into(
     with results.resumable():
         results.ensure(fits(settings.suffix), settings)
         results.ensure(RANKS, RankSettings())
+        if pairs:
+            results.ensure(PAIRS, PairSettings.of(settings))
     words = in_words(vars(settings))
     results.remember("fit", words)
-    fitted = Fitted(results, settings.suffix)
+    fitted = Fitted(results, settings.suffix, pairs)
     medians = {"settings": {**results.identity, **in_json(words)}, **_medians(fitted)}
     write_json(results.folder / f"fit{settings.suffix}.json", medians)
     return fitted

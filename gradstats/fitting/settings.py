@@ -38,6 +38,18 @@ class FitKeywords(TypedDict, total=False):
     seed: int
 
 
+class PairKeywords(TypedDict, total=False):
+    """Keywords of `gradstats.compare_distributions`, for type checkers."""
+
+    by: str
+    families: str | type[Family] | Iterable[str | type[Family]] | None
+    method: str
+    correction: str
+    blocks: int
+    kind: str | None
+    most_rows: int
+
+
 @dataclass(frozen=True)
 class FitSettings:
     """Settings of a fit; names and specs become families and compressors, one value a tuple.
@@ -76,9 +88,7 @@ class FitSettings:
         self._set(compensated=_compressor(self.compensated))
         check_fields(self)
         at_least_one(self, "families", "ratios")
-        if not isinstance(self.by, str):
-            raise SettingError("by", f"must be the name of a grouping, got {self.by!r}")
-        _check_kind_and_method(self)
+        _check_rows_and_method(self)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -121,10 +131,17 @@ class PairSettings:
             names = ", ".join(each.name for each in self.families) or "none"
             raise SettingError("families", f"must name at least two, got {names}")
         check_fields(self)
-        _check_kind_and_method(self)
+        _check_rows_and_method(self)
+
+    @classmethod
+    def of(cls, settings: FitSettings) -> PairSettings:
+        """The comparison of the families of a fit, on the same groups and rows."""
+        return cls(settings.by, settings.families, settings.method, kind=settings.kind)
 
 
-def _check_kind_and_method(settings: FitSettings | PairSettings) -> None:
+def _check_rows_and_method(settings: FitSettings | PairSettings) -> None:
+    if not isinstance(settings.by, str):
+        raise SettingError("by", f"must be the name of a grouping, got {settings.by!r}")
     if settings.kind not in (None, *KINDS, "summary"):
         raise SettingError("kind", f"must be one of {', '.join(KINDS)}, got {settings.kind!r}")
     with naming("method"):

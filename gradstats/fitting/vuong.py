@@ -114,6 +114,8 @@ def compare(first: Family, second: Family, blocks: Blocks, *, correction: str) -
             q parameters.
     """
     relation, whole = relation_of(type(first), type(second)), blocks.whole
+    if first.free == second.free and relation == NESTED:
+        relation = OVERLAPPING  # the likelihood ratio has no parameter to test
     means = [log_likelihood(law, whole) for law in (first, second)]
     if not np.isfinite(means).all():
         return _excluded(means, relation)

@@ -53,6 +53,7 @@ from gradstats.recording.staging import Source
 from gradstats.recording.writer import BATCH_ROWS, OnSummary, Shadowing, Writer
 from gradstats.settings import takes_settings
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
+from gradstats.store.refusals import fact_of, writing
 from gradstats.summary import Summary
 
 #: Rows of each kind that may wait for the writer before the training does.
@@ -208,7 +209,7 @@ def capture_by(
             count_backwards=backward_counter(model) if spread.by else None,
             names=names_of(model, chosen) if "outer" in points else {},
         )
-        lost = partial(_lost, budget, reports)
+        lost = partial(_lost, budget, reports, place)
         callback = settings.on_summary and _guarded(settings.on_summary, reports)
         writer = Writer(store, spread.rank, segment, lost, reports.once, callback, shadows)
         undo.callback(_ended, writer)
@@ -247,7 +248,8 @@ def _created(
 
     The other ranks hear of it afterwards: none of them writes into what another run writes.
     """
-    store = GradientStore.create(place, table, provenance=story, if_exists=if_exists)
+    with writing(place):
+        store = GradientStore.create(place, table, provenance=story, if_exists=if_exists)
     try:
         store.check_idle()
         store.claim(0, own)
@@ -280,10 +282,12 @@ def _declare(
         store.add_stream(kind, worker)
 
 
-def _lost(budget: Budget, reports: Reports, step: int, nbytes: int, error: Exception) -> None:
+def _lost(
+    budget: Budget, reports: Reports, place: Path | Place, step: int, nbytes: int, error: Exception
+) -> None:
     """Say that rows could not be written, and have their bytes back."""
     budget.give_back(nbytes)
-    text = f"cannot write step {step}: {type(error).__name__}: {error}"
+    text = f"cannot write step {step} to {place}: {fact_of(place, error)}"
     reports.once("writing", f"{text}; such rows are dropped, training goes on")
 
 

@@ -10,7 +10,7 @@ from gradstats.recording.budget import parse_bytes
 from gradstats.recording.processes import check_points
 from gradstats.recording.schedules import as_schedule, every, parse
 from gradstats.recording.writer import OnSummary
-from gradstats.settings import SettingError, check_fields, setting, several
+from gradstats.settings import SettingError, check_fields, naming, setting, several
 
 IfExists = Literal["error", "resume", "overwrite"]
 WhenFull = Literal["block", "drop", "thin"]
@@ -70,8 +70,15 @@ class CaptureSettings:
         check_fields(self)
         object.__setattr__(self, "shadow", several(self.shadow))
         if self.full is not None:  # once: it may be an iterator
-            object.__setattr__(self, "full", as_schedule(self.full))
+            object.__setattr__(self, "full", _schedule(self.full))
         check_points(self.at)
+        if not isinstance(self.parameters, str) and not _are_texts(self.parameters):
+            fact = f"must be globs over parameter names, got {self.parameters!r}"
+            raise SettingError("parameters", fact)
+        if self.on_summary is not None and not callable(self.on_summary):
+            raise SettingError("on_summary", f"must be a function, got {self.on_summary!r}")
+        if self.shadow:
+            _check_shadow(self.shadow)
         parse_bytes(self.max_bytes)
         _check_rows_wanted(whole=self.full is not None or self.summaries, track=self.track)
         if self.shadow and not self.track:
@@ -104,6 +111,44 @@ class CaptureSettings:
         """
         full = values["full"] and parse(values["full"])
         return cls(**{**values, "full": full, "on_summary": None})
+
+
+def _schedule(full: Any) -> Callable[[int], bool]:
+    """A schedule of what a user writes, or of its expression as text.
+
+    Raises:
+        TypeError: It is no schedule.
+    """
+    if isinstance(full, str):
+        return parse(full)
+    try:
+        if not isinstance(full, type | Mapping):
+            return as_schedule(full)
+    except TypeError as error:
+        reason = f": {error}"
+    else:
+        reason = ""
+    rule = "full must be a schedule such as every(500), steps or None"
+    raise TypeError(f"{rule}, got {full!r}{reason}")
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(each, str) for each in values)
+
+
+def _check_shadow(specs: Sequence[str]) -> None:
+    """Check that each spec makes a compressor.
+
+    Raises:
+        SettingError: One does not.
+    """
+    if not _are_texts(specs):
+        fact = "must be specs such as topk(0.01)"
+        raise SettingError("shadow", f"{fact}, got {', '.join(map(repr, specs))}")
+    from gradstats.replaying.shadow import Shadow  # nobody else pays for its import
+
+    with naming("shadow"):
+        Shadow(specs, 0)
 
 
 def _check_rows_wanted(*, whole: bool, track: int | None) -> None:

@@ -24,6 +24,7 @@ class ReportKeywords(TypedDict, total=False):
 
     budget: float | str
     by: str
+    families: str | type[Family] | Iterable[str | type[Family]] | None
     ratios: float | str | Iterable[float | str]
     compressors: str | Compressor | Iterable[str | Compressor] | None
     network: Network | None

@@ -10,7 +10,7 @@ import tempfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ from gradstats.runs.smaller import MODES, Layout, Smaller, _narrowed
 from gradstats.store import GradientStore, Stream
 from gradstats.store.addresses import as_place, restored
 from gradstats.store.objects import InObjects
+from gradstats.store.refusals import writing
 from gradstats.store.root import is_vacant
 from gradstats.store.spool_folder import address, spool_folder
 from gradstats.store.whole import whole
@@ -154,7 +155,11 @@ def _target(
         if store.fault:
             raise OSError(f"cannot copy all of {source.path}: {store.fault}")
         return
-    with tempfile.TemporaryDirectory(dir=Path(out).absolute().parent) as folder:
+    path = Path(out).absolute()
+    with writing(path), ExitStack() as stack:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+        folder = stack.enter_context(beside)
         with GradientStore.create(Path(folder, "run"), **settings) as copied:
             yield copied
         _zip(Path(folder, "run"), Path(folder, "run.zip"))

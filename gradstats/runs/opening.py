@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradstats.runs.run import Run
-from gradstats.settings import SettingError
+from gradstats.settings import SettingError, naming
 from gradstats.store import GradientStore
 
 
@@ -58,7 +58,10 @@ def opened(run: Run | str | os.PathLike[str], name: str = "run") -> Run:
         return run
     if not isinstance(run, str | os.PathLike):
         raise SettingError(name, f"must be an open run or its path, got {run!r}")
-    return open(run)
+    if name == "run":
+        return open(run)
+    with naming(name):
+        return open(run)
 
 
 def _names(parameters: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.runs.narrowing import Narrowing
+from gradstats.settings import SettingError
 from gradstats.store import GradientStore, Parameter, Row, Stream, parameter_table
 from gradstats.store.layout import BLOBS, DTYPES
 from gradstats.store.rows import as_bits, as_values
@@ -48,13 +49,15 @@ class Smaller:
 
     def __post_init__(self) -> None:
         if self.dtype and self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+            rule = f"must be one of {', '.join(DTYPES)}"
+            raise SettingError("dtype", f"{rule}, got {self.dtype!r}")
         unknown = set(self.modes or ()) - set(MODES)
         if unknown:
-            rule = f"mode must be some of {', '.join(MODES)}"
-            raise ValueError(f"{rule}, got {sorted(unknown)[0]!r}")
+            rule = f"must be some of {', '.join(MODES)}"
+            raise SettingError("modes", f"{rule}, got {sorted(unknown)[0]!r}")
         if self.track is not None and self.track < 1:
-            raise ValueError(f"track must be a positive number of elements, got {self.track!r}")
+            fact = f"must be a positive number of elements, got {self.track!r}"
+            raise SettingError("track", fact)
 
 
 def _narrowed(table: Sequence[Parameter], dtype: str) -> tuple[Parameter, ...]:

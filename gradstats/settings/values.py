@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -88,4 +88,5 @@ def several(value: Any) -> tuple[Any, ...]:
     """
     if isinstance(value, str):
         return split(value)
-    return (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
+    single = isinstance(value, type | Mapping) or not isinstance(value, Iterable)
+    return (value,) if single else tuple(value)

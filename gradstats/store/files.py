@@ -82,24 +82,6 @@ def take_lock(path: Path, what: str, *, wait: bool = False) -> IO[str]:
 
 
 @contextmanager
-def creating(path: object) -> Iterator[None]:
-    """Name the path and the remedy if nothing can be created there.
-
-    Raises:
-        OSError: of the same class as the error inside.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # its text has them
-            raise
-        remedy = "choose another path, or make room and give the right to write there"
-        named = type(error)(f"cannot create {path}: {error.strerror}; {remedy}")
-        named.errno = error.errno
-        raise named from error
-
-
-@contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a lock file while the block runs; wait for the present holder.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from gradstats.settings import lists_settings
 from gradstats.store.addresses import as_place
-from gradstats.store.files import creating, held, lock_files, take_lock
+from gradstats.store.files import held, lock_files, take_lock
 from gradstats.store.layout import BLOBS, FEATURES, PREFIXES, Document, StoreFormatError
 from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.opening import open_stream
@@ -112,10 +112,8 @@ class GradientStore:
         """
         place = as_place(path)
         root = root_bytes(parameters or (), provenance or {}, run or uuid.uuid4().hex)
-        with creating(place):
-            vacant = is_vacant(place)
-            new = make_root(place, root, if_exists)
-        if new:
+        vacant = is_vacant(place)
+        if make_root(place, root, if_exists):
             store = cls.open(place, "a")
             store.fresh = vacant
             return store

@@ -6,15 +6,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradstats.store.addresses import as_place
-from gradstats.store.files import creating
 from gradstats.store.gradient_store import GradientStore
 from gradstats.store.parameters import Parameter
 from gradstats.store.places import Place
+from gradstats.store.refusals import writing
 from gradstats.store.root import is_vacant, read_root
 
 
@@ -43,6 +43,7 @@ def whole(
         FileExistsError: something is at `path`.
         StoreFormatError: the path to overwrite is not a gradstats store.
         BlockingIOError: the store to overwrite is being written.
+        OSError: the disk is full or read-only; the error names the path and the remedy.
     """
     place = as_place(path)
     check_place(place, if_exists)
@@ -53,10 +54,10 @@ def whole(
         with _undone(store):
             yield store
         return
-    with creating(place):
+    with writing(place), ExitStack() as stack:
         place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
-        complete = Path(folder, "made.zarr")
+        beside = tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent)
+        complete = Path(stack.enter_context(beside), "made.zarr")
         with GradientStore.create(complete, parameters, provenance=provenance, run=run) as store:
             yield store
         _move(complete, place, if_exists)

@@ -6,11 +6,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from gradstats.fitting.over_steps import RANKS, SERIES
+from gradstats.fitting.pairs import PAIRS
 from gradstats.fitting.resumable import fits
 from gradstats.replaying.resumable import EQUAL_BITS, FACTORISED, METHODS, REPLAY, TIMINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "columns.md"
-MADE = (fits(), RANKS, SERIES, REPLAY, METHODS, TIMINGS, EQUAL_BITS, FACTORISED)
+MADE = (fits(), PAIRS, RANKS, SERIES, REPLAY, METHODS, TIMINGS, EQUAL_BITS, FACTORISED)
 HEAD = """# Columns
 
 This page is for those who read the tables in `RUN.results`, as Parquet files or as DataFrames of

@@ -1,6 +1,7 @@
 """Vuong's test: brute force, closed forms, its size under the null, and dependent elements."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -211,6 +212,15 @@ def test_distributions_that_are_too_alike_cannot_be_told_apart(families):
     assert (row["better"], row["test"]) == ("cannot tell", "none")
     assert math.isnan(row["z"])
     assert "too alike" in row["notes"]
+
+
+def test_a_special_case_with_as_many_parameters_is_no_nested_pair():
+    @dataclass(frozen=True)
+    class Declares(HypSecant):
+        special_cases = ("laplace",)
+
+    row = compared(np.random.default_rng(0).laplace(size=50_000), (Declares, Laplace))
+    assert (row["relation"], row["better"], row["test"]) == ("overlapping", "laplace", "vuong")
 
 
 def test_a_distribution_that_ends_before_the_data_loses():

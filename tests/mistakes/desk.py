@@ -18,7 +18,8 @@ def lay(folder: Path) -> None:
     write_run(folder / "run.zarr", grads, full=(0, 10, 20), tracked=50, module_types=MODULE_TYPES)
     write_run(folder / "whole.zarr", {0: grads[0], 10: grads[10]})
     write_run(folder / "another.zarr", {0: grads[1], 10: grads[11]})
-    gradstats.fit(folder / "another.zarr", families="laplace", ratios=0.1)
+    (folder / "another.results").mkdir()
+    (folder / "another.results" / "settings.json").write_text("{}")
     names = session()
     gradstats.capture(
         names["model"], names["optimizer"], folder / "nosteps.zarr", track=10

@@ -49,20 +49,15 @@ CAPTURES = [
     Mistake(
         "a path below a file",
         "gradstats.capture(model, optimizer, 'notes.txt/new.zarr')",
-        answer=("cannot create notes.txt/new.zarr: Not a directory; choose another path",),
+        answer=(
+            "cannot write notes.txt/new.zarr: Not a directory; a file stands where a folder must be",
+        ),
         raises=OSError,
     ),
     Mistake(
-        "a path that cannot be written",
-        "gradstats.capture(model, optimizer, '/proc/new.zarr')",
-        answer=("cannot create /proc/new.zarr", "choose another path"),
-        raises=OSError,
-    ),
-    Mistake(
-        "steps in words",
+        "steps to record in words",
         "gradstats.capture(model, optimizer, 'new.zarr', full='every 500')",
-        answer=("full must be a schedule such as every(500)", "got 'every 500'"),
-        raises=TypeError,
+        answer=("full must be one of every", "got 'every 500'"),
     ),
     Mistake(
         "every 0 steps",

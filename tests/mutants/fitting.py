@@ -17,6 +17,8 @@ goodness = within("fitting/goodness.py", GOODNESS)
 bootstrap = within("fitting/bootstrap.py", "tests/fitting/test_bootstrap.py")
 uncertainty = within("fitting/uncertainty.py", "tests/fitting/test_uncertainty.py")
 
+vuong = within("fitting/vuong.py", "tests/fitting/test_vuong.py")
+
 grid = within("kernels/grid.py", "tests/summary/test_summary.py", "tests/kernels/test_counting.py")
 
 MUTANTS = (
@@ -49,4 +51,8 @@ MUTANTS = (
     bootstrap("farther += again >= distance", "farther += again <= distance"),
     uncertainty("-summary.nonzero * _hessian", "-summary.n * _hessian"),
     uncertainty("/ (4 * one * two)", "/ (2 * one * two)"),
+    vuong("/ n * count / (count - 1)", "/ n"),
+    vuong("more * math.log(n) / 2", "more * math.log(n)"),
+    vuong("gain = 2 * log_ratio", "gain = log_ratio"),
+    vuong("blocks.sizes * mean", "0 * mean"),
 )

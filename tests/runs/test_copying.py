@@ -295,7 +295,7 @@ def test_what_cannot_be_copied_is_said(run, tmp_path):
         copy(run, tmp_path / "copy.zarr", Smaller(modes=("shadow",)))
     with pytest.raises(ValueError, match="dtype must be one of"):
         Smaller(dtype="int8")
-    with pytest.raises(ValueError, match="mode must be some of"):
+    with pytest.raises(ValueError, match="modes must be some of"):
         Smaller(modes=("whole",))
     with pytest.raises(ValueError, match="track must be a positive number"):
         Smaller(track=0)

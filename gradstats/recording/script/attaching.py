@@ -22,6 +22,7 @@ from gradstats.recording.script.trainings import Trainings, restarted
 from gradstats.recording.settings import CaptureSettings, IfExists
 from gradstats.settings import SettingError
 from gradstats.store import GradientStore, as_place
+from gradstats.store.refusals import check_writable
 
 #: The recording of this process. Kept, so that it lasts as long as the model: a script may put
 #: another optimizer in the place of the one that is recorded.
@@ -55,6 +56,7 @@ class Session:
             raise SettingError("at", f"must not be 'outer' around a command: {fact}")
         path = as_place(self.out)
         if not path.exists():
+            check_writable(path)
             return
         if self.settings.if_exists == "error":
             remedy = "--if-exists resume adds to it, --if-exists overwrite replaces it"

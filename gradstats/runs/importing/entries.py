@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradstats.settings import SettingError
+
 ALL = "*"  # of --key: everything in the file
 GRADIENTS = frozenset({"grads", "gradients", "grad", "gradient"})
 # entries of a checkpoint that hold what is meant: their own name is no part of a parameter's
@@ -114,7 +116,7 @@ def _under(entries: Mapping[str, Any], key: str) -> tuple[dict[str, Any], dict[s
         inner = _entries(value)
         if name not in inner:
             names = ", ".join(map(repr, list(inner)[:MOST_NAMED])) or "none"
-            raise ValueError(f"key must be an entry of it, one of {names}, got {key!r}")
+            raise SettingError("key", f"must be an entry of it, one of {names}, got {key!r}")
         value = inner[name]
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return {key: value}, {}

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from gradstats.runs.importing.entries import MOST_NAMED, chosen, kind_of
+from gradstats.settings import SettingError
 from gradstats.store.rows import Array
 
 Named = dict[str, Array]
@@ -93,6 +94,8 @@ def load(path: Path, key: str = "") -> Content:
         raise ValueError(f"cannot read {path} as {path.suffix}: {_fact(path, error)}") from error
     try:
         return _sorted_out(*chosen(raw, key))
+    except SettingError as error:
+        raise SettingError(error.setting, f"{error.fact}: cannot import {path}") from error
     except ValueError as error:
         raise ValueError(f"cannot import {path}: {error}") from error
 

@@ -9,6 +9,8 @@ from decimal import Decimal
 from itertools import pairwise, takewhile
 from pathlib import PurePath
 
+from gradstats.settings import SettingError, naming
+
 Number = tuple[Decimal, ...]
 """One number of a path; of a version, such as v1.2.3, its pieces."""
 Key = list[list[str | Number]]
@@ -57,9 +59,10 @@ def ordered(names: Sequence[str], *, order: str = "natural", step_from: str = ""
         (9, 10)
     """
     if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+        raise SettingError("order", f"must be one of {', '.join(ORDERS)}, got {order!r}")
     if step_from:
-        return _by_expression(names, step_from)
+        with naming("step_from"):
+            return _by_expression(names, step_from)
     if order == "given":
         return _counted(names, "in the order given; steps count 0, 1, 2, …")
     return _natural(names)
