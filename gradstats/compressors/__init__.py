@@ -232,8 +232,9 @@ def compressor(spec: str | Compressor) -> Compressor:
     if isinstance(spec, Compressor):
         return spec
     if not isinstance(spec, str):
-        rule = "must be a spec such as topk(0.01), or an instance"
-        raise TypeError(f"compressor {rule}, got {spec!r}")
+        raise TypeError(
+            f"compressor must be a spec such as topk(0.01), or an instance, got {spec!r}"
+        )
     return compressors(spec, ())[0]
 
 

@@ -86,8 +86,9 @@ class Settings:
     warm: bool = False
 
     def __post_init__(self) -> None:
-        ratio, first = self.rank_ratio, self.full_rank_layers
-        if not isinstance(ratio, Real) or not 0 < float(ratio) <= 1:
+        ratio: object = self.rank_ratio
+        first = self.full_rank_layers
+        if not isinstance(ratio, float | Real) or not 0 < float(ratio) <= 1:
             raise ValueError(f"rank_ratio must lie in (0, 1], got {ratio!r}")
         if not _whole(first) or first < 0:
             raise ValueError(f"full_rank_layers must be a whole number, got {first!r}")

@@ -55,8 +55,10 @@ def family_checks(distribution: Family) -> Iterator[tuple[str, Check]]:
         ['value', 'tail', 'scipy']
     """
     if not isinstance(distribution, Family):
-        rule = "must be an instance of a subclass of gradstats.families.Family"
-        raise TypeError(f"distribution {rule}, got {distribution!r}")
+        raise TypeError(
+            "distribution must be an instance of a subclass of gradstats.families.Family, "
+            f"got {distribution!r}"
+        )
     for facts in LAWS:
         yield facts.__name__.strip("_"), partial(_hold, facts, distribution)
 

@@ -99,14 +99,20 @@ def test_open_ratios_expand_where_the_method_takes_one():
         ("topk(2)", r"cannot make compressor 'topk\(2\)': ratio must lie in \(0, 1\].*got 2"),
         ("topk(200%)", r"'topk\(200%\)': ratio must lie in .*got 2.0"),
         ("topk(%)", "must not have '%'"),
-        ("ef()", r"'ef\(\)': ef has a missing .*'compressor'; its settings are compressor, gamma"),
+        (
+            "ef()",
+            r"'ef\(\)': settings of ef must be compressor, gamma, got missing .*'compressor'",
+        ),
         ("ef(topk(0.1), gamma=x)", "gamma of ef must be a number, got 'x'"),
         ("ef(topk", "must close its bracket"),
         ("top-k(0.01)", "got 'top-k' .*did you mean topk"),
         ("TopK(0.01)", "got 'TopK' .*did you mean topk"),
         ("qsgd(4, 4)", "norm of qsgd must be a word, got 4"),
         ("qsgd(4, l3)", r"'qsgd\(4, l3\)': norm must be one of l2, max, got 'l3'"),
-        ("qsgd(4, l2, 512, 0, 1)", "qsgd has a too many .*bits, norm, bucket, steps"),
+        (
+            "qsgd(4, l2, 512, 0, 1)",
+            "settings of qsgd must be bits, norm, bucket, steps, got too many",
+        ),
         ("qsgd(bits=True)", "bits of qsgd must be a whole number, got True"),
         ("randomk(0.1, scaled=3)", "scaled of randomk must be True or False, got 3"),
         ("topk(ratio=0.1, 0.2)", "multiple values for argument 'ratio'"),
@@ -138,7 +144,10 @@ def test_open_ratios_expand_where_the_method_takes_one():
         ("no.such.module:Thing", "cannot import compressor"),
         ("math:Thing", "cannot import compressor"),
         ("math:pi", "must be a class, got 3.14"),
-        ("fractions:Fraction(1)", r"must make a Compressor, got Fraction\(1, 1\)"),
+        (
+            "fractions:Fraction(1)",
+            r"must be a subclass of gradstats.compressors.Compressor, got .*Fraction",
+        ),
     ],
 )
 def test_what_is_not_in_the_grammar_is_refused_with_its_reason(spec, message):

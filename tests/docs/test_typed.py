@@ -1,10 +1,12 @@
 """Every command and snippet of the README and of the tutorial, typed as it stands."""
 
+import os
 import re
 import shlex
 import socket
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gradstats
+from gradstats.store import Row
+from gradstats.store.rows import pack
 from tests.conftest import small_gradients, write_run
 
 pytestmark = pytest.mark.slow
@@ -23,6 +27,7 @@ PAGES = ("README.md", "docs/tutorial.md")
 # what takes minutes (tests/reporting has reports of its own) or installs packages
 LONG = ("make demo", "make test", "pip install", "gradstats report run.zarr")
 LAYER = "layer3.0.conv1.weight"
+WHOLE = (461, 480, 500)
 TRAINING = """
 import torch
 model = torch.nn.Linear(40, 30)
@@ -66,16 +71,22 @@ def folder(tmp_path, monkeypatch, made_once):
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "mod.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     return tmp_path
 
 
 def write_two_workers(path: Path) -> None:
-    """A run with whole rows at steps 0 and 500, and 40 tracked steps before each."""
-    grads = {step: small_gradients(step) for step in (*range(40), 500)}
+    """The steps 461 to 500 of two workers: three whole rows and 40 tracked ones of each."""
+    grads = {step: small_gradients(step) for step in range(461, 501)}
     for named in grads.values():
         named[LAYER] = named.pop("fc.weight")
-    write_run(path, grads, full=(0, 39, 500), tracked=500)
+    write_run(path, grads, full=WHOLE, tracked=500)
+    with gradstats.GradientStore.open(path, "a") as store:
+        packed = [(step, *pack(grads[step + 1], store.parameters)) for step in (460, *WHOLE[:2])]
+        rows = [Row(step, flat, present, {"point": "local"}) for step, flat, present in packed]
+        store.claim(1, store.parameters)
+        store.append_rows([replace(row, step=s) for row, s in zip(rows, WHOLE, strict=True)], 1)
 
 
 @pytest.mark.parametrize(("page", "line"), TYPED)
