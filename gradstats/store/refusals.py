@@ -15,6 +15,7 @@ REMEDIES = {
     errno.ENOSPC: "free some space there, or write to another disk",
     errno.EDQUOT: "the quota is used up; free some space, or write to another disk",
     errno.EROFS: "the file system is read-only; write to another folder",
+    errno.ENOTDIR: "a file stands where a folder must be; write to another folder",
     errno.EACCES: "this user may not write there; write to another folder, or change its mode",
     errno.EPERM: "this user may not write there; write to another folder, or change its mode",
 }
