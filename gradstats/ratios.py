@@ -46,11 +46,12 @@ def ratios(given: Any) -> tuple[float, ...]:
         ((0.01, 0.001), (0.5,))
     """
     rule = "must lie in (0, 1], the fraction that is kept, or be a percentage such as 1%"
-    chosen = []
-    for each in several(given):
+    chosen, listed = [], several(given)
+    among = f" in {','.join(map(str, listed))!r}" if len(listed) > 1 else ""
+    for each in listed:
         value = percentage(each) if isinstance(each, str) else each
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
-            raise SettingError("ratios", f"{rule}, got {each!r}")
+            raise SettingError("ratios", f"{rule}, got {each!r}{among}")
         chosen.append(float(value))
     return tuple(chosen)
 

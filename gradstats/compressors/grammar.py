@@ -130,6 +130,9 @@ def find(name: str, known: Known, spec: str) -> Factory:
         )
     if not callable(factory):
         raise ValueError(f"compressor {name!r} must be a class, got {factory!r}")
+    if isinstance(factory, type) and not issubclass(factory, Compressor | Stage):
+        rule = "must be a subclass of gradstats.compressors.Compressor"
+        raise ValueError(f"compressor {name!r} {rule}, got {factory!r}")
     return factory
 
 

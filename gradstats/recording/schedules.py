@@ -132,7 +132,7 @@ def as_schedule(full: Callable[[int], bool] | Iterable[int] | None) -> Schedule:
     if callable(full):
         # not asked ahead of time: it may look at the state of training
         return Schedule(getattr(full, "__name__", repr(full)), lambda step: step, full)
-    if isinstance(full, Iterable):
+    if isinstance(full, Iterable) and not isinstance(full, str | bytes):
         return at_steps(full)
     raise TypeError(f"full must be a schedule such as every(500), steps or None, got {full!r}")
 

@@ -46,6 +46,8 @@ def select(
         ValueError: The model, the optimizer or the globs leave nothing to record, or a parameter
             cannot be recorded.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     named = list(_named_parameters(unwrap_model(model)))
     if not named:
         raise ValueError(f"model must have parameters, got {type(model).__name__} without any")

@@ -18,7 +18,7 @@ from gradstats.ratios import RATIOS
 from gradstats.replaying.columns import Labels
 from gradstats.replaying.settings import ReplaySettings
 from gradstats.runs.run import Run
-from gradstats.settings import naming, several
+from gradstats.settings import at_least_one, naming, several
 
 UNDER_A_SCALE = (
     "A DDP communication hook gets gradients multiplied by the loss scale, unless it is told of "
@@ -102,7 +102,12 @@ def plan(
 
 
 def planned(run: Run, settings: ReplaySettings) -> list[Job]:
-    """The jobs of a replay's settings."""
+    """The jobs of a replay's settings.
+
+    Raises:
+        SettingError: There is no compressor.
+    """
+    at_least_one(settings, "compressors")
     return plan(
         run,
         settings.compressors,

@@ -21,7 +21,7 @@ from gradstats import extras
 from gradstats.runs.parts import Collect, Parts, replacing, resumed, writing
 from gradstats.runs.run import FITTED, Run
 from gradstats.runs.tables import Made, Row, Table
-from gradstats.settings import in_words
+from gradstats.settings import SettingError, in_words
 from gradstats.store import InZip, StoreFormatError
 from gradstats.store.layout import ragged_dtypes
 
@@ -54,6 +54,14 @@ class Results:
     executor: Executor | None = None
     skipped: list[str] = field(default_factory=list)
     kept: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.folder / "zarr.json").exists():
+            raise SettingError("out", f"must not be a run, got {str(self.folder)!r}")
+        file = next((each for each in (self.folder, *self.folder.parents) if each.is_file()), None)
+        if file is not None:
+            fact = f"got {str(self.folder)!r}: {file} is a file"
+            raise SettingError("out", f"must be a folder, {fact}")
 
     @cached_property
     def identity(self) -> Row:

@@ -17,6 +17,7 @@ REMEDIES = {
     errno.ENOENT: "no folder can be made there; write to another folder",
     errno.ENOTDIR: "a part of the path is a file; write to another folder",
     errno.EROFS: "the file system is read-only; write to another folder",
+    errno.ENOTDIR: "a file stands where a folder must be; write to another folder",
     errno.EACCES: "this user may not write there; write to another folder, or change its mode",
     errno.EPERM: "this user may not write there; write to another folder, or change its mode",
 }

@@ -62,13 +62,15 @@ def read_root(path: Path | Place) -> Document:
     if not file.is_file():
         if not path.exists():
             raise StoreFormatError(f"cannot open {path}: nothing is there; check the path")
-        fact = "it is not a gradstats store (no zarr.json)"
+        results = (path / "settings.json").is_file()
+        fact = "the results of a run; give the run" if results else "no zarr.json"
+        fact = f"it is not a gradstats store ({fact})"
         if any(_worker_folders(path)):
             fact = "it is truncated (workers, but no zarr.json); restore it from a copy"
         raise StoreFormatError(f"cannot open {path}: {fact}")
     attributes: Document = _parse(file).get("attributes", {})
     if attributes.get("format") != FORMAT:
-        fact = f"it is not a gradstats store (format {attributes.get('format')!r})"
+        fact = f"it is not a gradstats store (its format is {attributes.get('format', 'unnamed')})"
         raise StoreFormatError(f"cannot open {path}: {fact}")
     version = attributes.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:

@@ -54,6 +54,11 @@ def family_checks(distribution: Family) -> Iterator[tuple[str, Check]]:
         >>> [name for name, _ in family_checks(Laplace(scale=2.0))][:3]
         ['value', 'tail', 'scipy']
     """
+    if not isinstance(distribution, Family):
+        raise TypeError(
+            "distribution must be an instance of a subclass of gradstats.families.Family, "
+            f"got {distribution!r}"
+        )
     for facts in LAWS:
         yield facts.__name__.strip("_"), partial(_hold, facts, distribution)
 
