@@ -181,8 +181,8 @@ def _make(call: Call, known: Known, spec: str, ratio: float | None) -> Compresso
         raise ValueError(f"cannot make compressor {spec!r}: {error}") from error
     if not isinstance(part, Compressor | Stage):
         raise ValueError(f"compressor {call.name!r} must make a Compressor, got {part!r}")
-    made: object = part
-    if not is_dataclass(made):
+    checked: object = part
+    if not is_dataclass(checked):
         rule = f"compressor {call.name!r} must be a frozen dataclass"
         raise ValueError(f"{rule}: write @dataclass(frozen=True) above the class")
     return part
