@@ -40,6 +40,12 @@ DEMO = Plan(steps=1000, full_rows=15, batch=12, budget=55.0)
 QUICK = Plan(steps=60, full_rows=6, batch=8, budget=8.0)
 
 
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raise FileExistsError if there is something that must not be replaced."""
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
+
+
 class Block(nn.Module):
     """A pre-norm transformer block with causal attention."""
 

@@ -42,8 +42,7 @@ def demo(
     from gradstats.cli import demo as demo_module
     from gradstats.runs.parts import noting
 
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"cannot create {out}: it exists; --overwrite replaces it")
+    demo_module.check_free(out, overwrite)
     plan = demo_module.QUICK if quick else demo_module.DEMO
     kept = f"the steps so far are in {out}; the same command with --overwrite begins anew"
     with noting(kept), bar() as advance:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from gradstats.cli import analysing, demo, making
 from gradstats.cli import app as commands
-from gradstats.cli import demo
 from gradstats.runs.tasks import workers
 from tests.waiting import PATIENCE, wait_until
 
@@ -36,7 +36,8 @@ def interrupted(monkeypatch):
             def __exit__(self, *error):
                 return None
 
-        monkeypatch.setattr(commands, "bar", Bar)
+        for theme in (analysing, making):
+            monkeypatch.setattr(theme, "bar", Bar)
         return CliRunner().invoke(commands.app, [*map(str, words)])
 
     return call
@@ -91,7 +92,7 @@ def test_a_demo_names_what_continues(interrupted, tmp_path, monkeypatch):
 
 SIGNALLED = """
 import os, signal, sys
-from gradstats.cli import app, printing
+from gradstats.cli import analysing, app
 
 def advance(stage, done, total):
     if done == 5:
@@ -101,7 +102,7 @@ class Bar:
     def __enter__(self): return advance
     def __exit__(self, *error): return None
 
-app.bar = Bar
+analysing.bar = Bar
 sys.argv = ["gradstats", *sys.argv[1:]]
 app.main()
 """

@@ -318,7 +318,7 @@ def test_readers_take_them_as_what_a_compressor_gets(path):
 def test_the_command_has_nobody_to_call_record(path):
     ended = CliRunner().invoke(app, ["capture", "--at", "outer", "--out", str(path), "--", "true"])
     assert ended.exit_code == 2
-    assert "at must not be 'outer' around a command" in " ".join(ended.output.split())
+    assert "--at: must not be 'outer' around a command" in " ".join(ended.output.split())
     assert not path.exists()
 
 
