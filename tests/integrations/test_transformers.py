@@ -162,7 +162,7 @@ def test_a_trial_with_another_model_trains_on_unrecorded(tmp_path, capsys):
     [
         ({}, "not recorded: FileExistsError: cannot create"),
         ({"if_exists": "overwrite"}, "not recorded: StoreFormatError"),
-        ({"track": -1}, "not recorded: ValueError: track must be"),
+        ({"track": -1}, "not recorded: SettingError: track must be"),
         ({"nonsense": 1}, "not recorded: TypeError"),
     ],
 )
