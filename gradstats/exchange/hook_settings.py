@@ -28,16 +28,16 @@ class HookSettings:
     by: By = setting("bucket", "What is one vector.", choices=get_args(By))
     min_numel: int = setting(MIN_NUMEL, "Parameters of fewer elements are sent dense.")
     min_dims: int = setting(MIN_DIMS, "Parameters of fewer dimensions are sent dense.")
-    start_step: int = setting(0, "Everything is sent dense in the steps before this one.")
-    seed: int = setting(0, "Whole number from which random methods derive their random numbers.")
-    check_every: int = setting(100, "Steps after which the workers compare what they wrote.")
+    start_step: int = setting(0, "Everything is sent dense in the steps before this one.", least=0)
+    seed: int = setting(
+        0, "Whole number from which random methods derive their random numbers.", least=0
+    )
+    check_every: int = setting(
+        100, "Steps after which the workers compare what they wrote; 0: never.", least=0
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("start_step", "check_every"):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < 0:
-                raise ValueError(f"{name} must be a whole number from 0, got {number!r}")
         method, written = checked(self.compressor)
         rule = chosen_rule(DenseRule(self.min_numel, self.min_dims), written)
         alone = written is not None or "matrix" in method.contract.needs

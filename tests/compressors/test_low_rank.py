@@ -259,5 +259,5 @@ def test_in_half_precision_factors_are_float32():
     "spec", ["powersgd(0)", "powersgd(1.5)", "svd(-1)", "acp-sgd(0)", "atomo(0)"]
 )
 def test_a_rank_is_a_whole_number(spec):
-    with pytest.raises(ValueError, match="rank must be a whole number from 1"):
+    with pytest.raises(ValueError, match=r"rank (of powersgd )?must be a whole number"):
         compressor(spec)

@@ -160,10 +160,10 @@ def test_registration_refuses_what_cannot_work(launched):
     for told in by_worker(launched, "refused"):
         assert told["backend"].startswith("RuntimeError: cannot exchange sixteen over the backend")
         assert told["loss"].startswith("ValueError: compressor must not need the loss")
-        assert told["by"].startswith(
-            "ValueError: by must be one of bucket, parameter, got 'layer'"
+        assert told["by"] == "SettingError: by must be one of bucket, parameter, got 'layer'"
+        assert told["start"].startswith(
+            "SettingError: start_step must be a whole number from 0, got -1"
         )
-        assert told["start"].startswith("ValueError: start_step must be a whole number from 0")
         for name in ("settings", "min_numel"):
             alone = len(launched) == 1
             start = "nothing" if alone else "ValueError: settings must be the same on all workers"
