@@ -54,7 +54,8 @@ def estimation(replayed: Table, ax: Axes = None) -> Axes:
         raise ValueError(f"replayed must have a method with a target ratio, got {methods}")
     ax = new_axes(ax)
     estimated_over_target(told_apart(rows, ("target_ratio",)), "method", ax)
-    ax.set(title=f"Elements sent divided by elements asked for{_feedback(rows)}")
+    title = f"Elements sent divided by elements asked for{_feedback(rows)}"
+    ax.set_title(title, fontsize="medium")  # else it is wider than the axes
     return ax
 
 

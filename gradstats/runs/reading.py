@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradstats.runs.emptiness import NoGradientsError
 from gradstats.store import Parameter, Stream
 from gradstats.summary import Summary
 from gradstats.summary.encoding import from_bytes
@@ -99,10 +100,11 @@ class Reader:
         """Check that the gradients of these rows can be computed from what is stored.
 
         Raises:
-            ValueError: a loss scale is not known, or a row has no element of these parameters.
+            ValueError: a loss scale is not known.
+            NoGradientsError: the rows have no element of these parameters.
         """
         if rows and not self.numel:
-            raise ValueError(f"cannot read {self.stream.kind} rows: {self.emptiness}")
+            raise NoGradientsError(f"cannot read {self.stream.kind} rows: {self.emptiness}")
         unknown = [row for row in rows if np.isnan(self.divisors[row])]
         if not unknown:
             return

@@ -19,7 +19,7 @@ from gradstats.store.rows import pack
 from tests.conftest import small_gradients, write_run
 
 FIT = ("--families", "laplace", "--ratios", "0.1")
-REPORT = ("--ratios", "0.1", "--compressors", "topk,bf16", "--budget", "1")
+REPORT = ("--ratios", "0.1", "--compressors", "topk,bf16", "--budget", "1s")
 
 
 def trained(path, steps, **settings):
@@ -135,7 +135,7 @@ def test_every_command_has_one_answer_to_a_run_without_rows(call, tmp_path):
     error = f"error: {path} has no row: the training took no step that was recorded"
     for command, *words in (*COMMANDS, ("copy", tmp_path / "copy.zarr")):
         code, _, err = call(command, path, *words)
-        assert (code, err) == (1, error), command
+        assert (code, err.endswith(error)) == (1, True), (command, err)
     assert {each.name for each in tmp_path.iterdir()} == {"run.zarr"}
 
 

@@ -308,8 +308,8 @@ def test_of_several_entries_one_is_chosen_by_name(tmp_path, tensors, call):
     assert call(*again, "--key", "*")[0] == 0
     assert read(out).keys() == {"encoder.w", "encoder.b", "ema.model.w", "ema.model.b"}
     code, _, err = call(*again, "--key", "model")
-    assert code == 1
-    assert "key must be an entry of it, one of 'encoder', 'ema', got 'model'" in err
+    assert code == 2
+    assert "--key: must be an entry of it, one of 'encoder', 'ema', got 'model'" in err
     assert read(out).keys() == {"encoder.w", "encoder.b", "ema.model.w", "ema.model.b"}
 
 

@@ -247,7 +247,7 @@ def test_tracks_alone_of_sparse_gradients_are_refused_by_name(tracked, tmp_path,
             refused(run)
     for command in ("fit", "replay", "report"):
         code, _, err = call(command, tmp_path / "run.zarr")
-        assert code == 1
+        assert code == 1, (command, err)
         assert "words.weight are; capture with full=" in err
 
 

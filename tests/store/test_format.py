@@ -113,7 +113,7 @@ def test_what_is_not_a_store_is_named(tmp_path, run):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(StoreFormatError, match=f"{name}: .*{says}"):
             GradientStore.open(tmp_path / name)
-    with pytest.raises(StoreFormatError, match="format None"):
+    with pytest.raises(StoreFormatError, match="its format is unnamed"):
         GradientStore.open(run / "worker_0")
     with pytest.raises(StoreFormatError):
         GradientStore.open(run / "zarr.json")
