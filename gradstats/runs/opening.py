@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ def opened(run: Run | str | os.PathLike[str], name: str = "run") -> Run:
 
 
 def _names(parameters: Any) -> tuple[str, ...]:
-    names = tuple(parameters) if isinstance(parameters, Iterable) else ()
+    several = isinstance(parameters, Iterable) and not isinstance(parameters, Mapping)
+    names = tuple(parameters) if several else ()
     if not names or not all(isinstance(name, str) for name in names):
         raise SettingError("parameters", f"must be names or globs, got {parameters!r}")
     return names
