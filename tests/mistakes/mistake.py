@@ -36,7 +36,6 @@ class Mistake:
         command: the words after `gradstats`.
         said: parts of stderr, as `answer`.
         code: the exit code.
-        missing: the feature without which the answer is another one; the test says so.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Mistake:
     command: str = ""
     said: str = ""
     code: int = 2
-    missing: str = ""
 
 
 def mistakes() -> tuple[Mistake, ...]:
