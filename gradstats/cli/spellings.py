@@ -38,6 +38,10 @@ def _or_none(text: str) -> str | None:
     return text or None
 
 
+def _none_if_all(text: str) -> str | None:
+    return None if text == "all" else text
+
+
 SPECS = "Compressors, such as topk or sidco-e(0.01) (comma-separated)"
 SPELLINGS: Mapping[str, Spelling] = {
     "full": Spelling(
@@ -55,11 +59,11 @@ SPELLINGS: Mapping[str, Spelling] = {
         "searched for in their names, whose match names the group.",
     ),
     "families": Spelling(
-        "",
-        _or_none,
+        "all",
+        _none_if_all,
         metavar="NAMES",
         help="Distributions to fit (comma-separated): laplace, my_module:MyFamily of your own, "
-        "scipy:NAME as a slow reference; default: all.",
+        "scipy:NAME as a slow reference; all: those of the package.",
     ),
     "ratios": Spelling("0.1,0.01,0.001", metavar="RATIOS"),
     "compensated": Spelling("", _or_none, metavar="SPEC"),

@@ -159,7 +159,9 @@ def _check_rows_wanted(*, whole: bool, track: int | None) -> None:
     """
     wrong = isinstance(track, bool) or not isinstance(track, int)
     if track is not None and (wrong or track < 0):
-        raise SettingError("track", f"must be a number of elements or None, got {track!r}")
+        raise SettingError(
+            "track", f"must be a number of elements from 1, or 0 for none, got {track!r}"
+        )
     if not whole and not track:
         rule = "must be on where no whole gradient is recorded: full and track are both off"
         raise SettingError("track", f"{rule}, got {track!r}")

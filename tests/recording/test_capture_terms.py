@@ -66,7 +66,7 @@ def test_two_recordings_of_one_path_are_refused(path, training):
     [
         ({"full": None, "track": 0}, "track must be on .* both off, got 0"),
         ({"full": None, "track": None}, "track must be on .* both off, got None"),
-        ({"track": -1}, "track must be a number of elements or None, got -1"),
+        ({"track": -1}, "track must be a number of elements from 1, or 0 for none, got -1"),
         ({"track": "many"}, "track must be"),
         ({"full": 500}, "full must be a schedule"),
         ({"max_bytes": "lots"}, "max_bytes must be a positive size"),

@@ -53,7 +53,7 @@ def test_an_unknown_keyword_names_the_one_that_is_like_it(tmp_path):
         ({"local_by": "magic"}, "local_by must be one of hooks, comm_hook, got 'magic'"),
         ({"at": "global"}, "at must be auto or some of .*got 'global'"),
         ({"max_bytes": "x"}, "max_bytes must be a positive size such as '20GB', got 'x'"),
-        ({"track": -1}, "track must be a number of elements or None, got -1"),
+        ({"track": -1}, "track must be a number of elements from 1, or 0 for none, got -1"),
         ({"track": 0, "full": None}, "track must be on .* both off, got 0"),
         ({"track": 0, "shadow": ["bf16"]}, "track must be on for shadow compressors, got 0"),
     ],
