@@ -70,7 +70,16 @@ from gradstats.compressors.quantizing import (
     quantized,
     within_float32,
 )
-from gradstats.compressors.rounds import AllGather, AllReduce, Broadcast, Collective, State, Step
+from gradstats.compressors.rounds import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Broadcast,
+    Collective,
+    ReduceScatter,
+    State,
+    Step,
+)
 from gradstats.compressors.states import Mean, first_state, own_share
 from gradstats.compressors.wrappers.adaquant import AdaQuant
 from gradstats.compressors.wrappers.ef21 import EF21
@@ -80,6 +89,7 @@ from gradstats.compressors.wrappers.memory import Memory
 from gradstats.compressors.wrappers.per_parameter import PerParameter
 from gradstats.compressors.wrappers.pipe import Pipe, Stage
 from gradstats.compressors.wrappers.recoding import EntropyCode, IndexCode
+from gradstats.compressors.wrappers.two_shot import TwoShot
 from gradstats.compressors.wrappers.velocity import Velocity
 from gradstats.compressors.wrappers.warmup import WarmUp
 from gradstats.payloads import from_bytes
@@ -90,6 +100,7 @@ from gradstats.ratios import MIN_NUMEL, DenseRule, Part, check_ratio, kept_count
 from gradstats.rng import Rng
 
 __all__ = [
+    "COLLECTIVES",
     "COMPRESSORS",
     "DENSE_BITS",
     "KEPT_SHARE",
@@ -103,6 +114,7 @@ __all__ = [
     "SUPPORTED",
     "AllGather",
     "AllReduce",
+    "AllToAll",
     "Bound",
     "Broadcast",
     "Collective",
@@ -119,6 +131,7 @@ __all__ = [
     "PayloadError",
     "PerParameter",
     "Pipe",
+    "ReduceScatter",
     "Rng",
     "Stage",
     "State",
@@ -207,6 +220,7 @@ MEMORIES: dict[str, Callable[..., Compressor]] = {
     "velocity": Velocity,
 }
 POLICIES: dict[str, Callable[..., Compressor]] = {"warmup": WarmUp, "adaquant": AdaQuant}
+COLLECTIVES: dict[str, Callable[..., Compressor]] = {"twoshot": TwoShot}
 GRANULARITIES: dict[str, Callable[..., Compressor]] = {"per-parameter": PerParameter}
 STAGES: dict[str, Callable[..., Stage]] = {
     **{code: partial(IndexCode, code) for code in CODES},
@@ -265,4 +279,4 @@ def factory(name: str) -> Factory:
 
 
 def _known() -> dict[str, Factory]:
-    return {**COMPRESSORS, **MEMORIES, **POLICIES, **GRANULARITIES, **STAGES}
+    return {**COMPRESSORS, **MEMORIES, **COLLECTIVES, **POLICIES, **GRANULARITIES, **STAGES}

@@ -63,6 +63,14 @@ class Compressor(ABC):
         """Return the state before the first step, for gradients shaped as `grad`."""
         return None
 
+    def init_under_memory(self, grad: Tensor) -> State:
+        """Return the first state where a memory goes around this compressor.
+
+        A method that makes errors on behalf of all workers, in what it sends after a sum, keeps
+        these in its own state.
+        """
+        return self.init(grad)
+
     @abstractmethod
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode one gradient.

@@ -50,7 +50,34 @@ class Broadcast:
     root: int
 
 
-Collective = AllReduce | AllGather | Broadcast
+@dataclass(frozen=True)
+class AllToAll:
+    """Give worker i the i-th payload of every worker; the result is a list by sender.
+
+    Attributes:
+        payloads: one per worker, by rank. Where nothing goes to a worker it is None; worker w
+            sends something to worker w + j (modulo n) on all workers or on none.
+    """
+
+    payloads: tuple[Payload | None, ...]
+
+
+@dataclass(frozen=True)
+class ReduceScatter:
+    """Combine the i-th tensors of all workers element by element; worker i gets the result.
+
+    Attributes:
+        tensors: floating-point vectors, one per worker by rank, of equal lengths on all workers.
+        rank: of this worker.
+        op: what is done.
+    """
+
+    tensors: tuple[Tensor, ...]
+    rank: int
+    op: Literal["sum", "mean"] = "sum"
+
+
+Collective = AllReduce | AllGather | AllToAll | Broadcast | ReduceScatter
 T = TypeVar("T")
 Exchange = Generator[Collective, Any, T]
 
@@ -75,6 +102,10 @@ def answer(request: Collective) -> Any:
     if isinstance(request, AllReduce):
         mean_of_integers = request.levels and request.op == "mean"
         return request.tensor.float() if mean_of_integers else request.tensor.clone()
+    if isinstance(request, ReduceScatter):
+        return request.tensors[0].clone()
+    if isinstance(request, AllToAll):
+        return list(request.payloads)
     return [request.payload] if isinstance(request, AllGather) else request.payload
 
 
@@ -144,6 +175,10 @@ def _alike(requests: dict[int, Collective]) -> Iterator[list[int]]:
             key += (request.op, request.tensor.dtype, request.levels)
         if isinstance(request, Broadcast):
             key += (request.root,)
+        if isinstance(request, ReduceScatter):
+            key += (request.op, request.tensors[0].dtype)
+        if isinstance(request, AllToAll):
+            key += tuple(payload is None for payload in request.payloads)
         groups.setdefault(key, []).append(index)
     yield from groups.values()
 
@@ -162,9 +197,33 @@ def _together(requests: list[Any]) -> Generator[Collective, Any, list[Any]]:
     if isinstance(first, AllGather):
         bundles: list[Bundle] = yield AllGather(_bundle(requests))
         return [list(parts) for parts in zip(*(each.parts for each in bundles), strict=True)]
+    if isinstance(first, ReduceScatter):
+        return (yield from _scattered_together(requests))
+    if isinstance(first, AllToAll):
+        return (yield from _sent_together(requests))
     root: bool = first.payload is not None
     bundle: Bundle = yield Broadcast(_bundle(requests) if root else None, first.root)
     return list(bundle.parts)
+
+
+def _scattered_together(
+    requests: Sequence[ReduceScatter],
+) -> Generator[Collective, Any, list[Tensor]]:
+    first = requests[0]
+    tensors = tuple(map(torch.cat, zip(*(each.tensors for each in requests), strict=True)))
+    own: Tensor = yield ReduceScatter(tensors, first.rank, first.op)
+    return list(torch.split(own, [each.tensors[first.rank].numel() for each in requests]))
+
+
+def _sent_together(requests: Sequence[AllToAll]) -> Generator[Collective, Any, list[Any]]:
+    columns = zip(*(each.payloads for each in requests), strict=True)
+    bundles: list[Bundle | None] = yield AllToAll(tuple(map(_bundle_or_none, columns)))
+    parts = [each.parts if each else (None,) * len(requests) for each in bundles]
+    return [list(received) for received in zip(*parts, strict=True)]
+
+
+def _bundle_or_none(payloads: tuple[Payload | None, ...]) -> Bundle | None:
+    return None if payloads[0] is None else Bundle(payloads)  # type: ignore[arg-type]
 
 
 def _bundle(requests: Sequence[AllGather | Broadcast]) -> Bundle:

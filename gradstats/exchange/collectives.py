@@ -11,10 +11,30 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
-from gradstats.compressors import AllGather, AllReduce, Broadcast, Collective, Payload, from_bytes
+from gradstats.compressors import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Broadcast,
+    Collective,
+    Payload,
+    ReduceScatter,
+    from_bytes,
+)
 from gradstats.exchange.counts import Seconds, Traffic
-from gradstats.exchange.reducing import incoming, outgoing
+from gradstats.exchange.reducing import (
+    WORD,
+    check_parts,
+    incoming,
+    message_nbytes,
+    outgoing,
+    share_of,
+)
+
+# its name from torch 2.13 on
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def describe(request: Collective) -> str:
@@ -24,6 +44,12 @@ def describe(request: Collective) -> str:
         tensor = request.tensor
         levels = f", {request.levels} levels" if request.levels else ""
         return f"{name}({request.op}, {tensor.dtype}, {list(tensor.shape)}{levels})"
+    if isinstance(request, ReduceScatter):
+        lengths = [tensor.numel() for tensor in request.tensors]
+        return f"{name}({request.op}, {request.tensors[0].dtype}, {lengths})"
+    if isinstance(request, AllToAll):
+        numels = [each and each.numel for each in request.payloads]
+        return f"{name}({numels})" if None not in numels else f"{name}({len(numels)})"
     return f"{name}(root={request.root})" if isinstance(request, Broadcast) else name
 
 
@@ -34,6 +60,10 @@ def digest(text: str) -> int:
 
 class CollectiveError(RuntimeError):
     """A collective failed: the backend cannot do it, or another worker cannot be reached."""
+
+
+def _with_length(data: bytes, length: int) -> bytes:
+    return len(data).to_bytes(WORD, "little") + data.ljust(length - WORD, b"\0")
 
 
 class Group:
@@ -71,16 +101,22 @@ class Group:
         """
         if isinstance(request, AllReduce):
             return self._reduce(request)
+        if isinstance(request, ReduceScatter):
+            return self._scatter(request)
         if lengths is None:
             lengths = [length for (length,) in self.share(self.length(request))]
         if isinstance(request, AllGather):
             return self._gather(request, lengths)
+        if isinstance(request, AllToAll):
+            return self._send_to_all(request, message_nbytes(max(lengths)))
         return self._spread(request, lengths[request.root])
 
     def length(self, request: Collective | None) -> int:
         """Length in bytes of this worker's message, which the others need to receive it."""
         if isinstance(request, Broadcast) and request.root != self.rank:
             return 0
+        if isinstance(request, AllToAll):
+            return max((each.nbytes for each in request.payloads if each), default=0)
         payload = request.payload if isinstance(request, AllGather | Broadcast) else None
         return payload.nbytes if payload else 0
 
@@ -113,6 +149,44 @@ class Group:
             for worker, (each, length) in enumerate(zip(received, lengths, strict=True))
         ]
         return payloads
+
+    def _send_to_all(self, request: AllToAll, length: int) -> list[Payload | None]:
+        """Equal messages: each begins with its length, and the rest of the room is 0."""
+        payloads, n = request.payloads, self.workers
+        check_parts(payloads, n)
+        back = [payloads[(2 * self.rank - sender) % n] for sender in range(n)]
+        sent = [length if payload else 0 for payload in payloads]
+        received = [length if payload else 0 for payload in back]
+        data = [_with_length(each.to_bytes(), length) for each in payloads if each]
+        message = self._tensor(b"".join(data), sum(sent))
+        buffer = message.new_empty(sum(received))
+        with self._communicating("all_to_all"):
+            dist.all_to_all_single(buffer, message, received, sent, group=self.group)
+        others = sum(sent) - sent[self.rank]
+        self.traffic.count("all_to_all", sum(each.nbytes for each in payloads if each), others)
+        parts: list[Payload | None] = []
+        for sender, part in enumerate(torch.split(buffer, received)):
+            own = sender == self.rank
+            parts.append(payloads[sender] if own else self._from_message(part))
+        return parts
+
+    def _from_message(self, message: Tensor) -> Payload | None:
+        if not len(message):
+            return None
+        length = int.from_bytes(message[:WORD].cpu().numpy().tobytes(), "little")
+        return self._payload(message[WORD:], length)
+
+    def _scatter(self, request: ReduceScatter) -> Tensor:
+        """Of tensors padded to the longest: what backends scatter must be of equal lengths."""
+        check_parts(request.tensors, self.workers)
+        shares = [share_of(tensor, request.op, self.workers) for tensor in request.tensors]
+        widest = max(len(share) for share in shares)
+        flat = torch.cat([pad(share, (0, widest - len(share))) for share in shares])
+        own = flat.new_empty(widest)
+        with self._communicating("reduce_scatter"):
+            reduce_scatter(own, flat, group=self.group)
+        self.traffic.count("reduce_scatter", flat.nbytes, flat.nbytes - own.nbytes)
+        return own[: len(shares[self.rank])]
 
     def _spread(self, request: Broadcast, length: int) -> Payload | None:
         mine = self.rank == request.root

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gradstats.compressors import AllReduce
 
-KINDS = ("all_reduce", "all_gather", "broadcast", "control")
+KINDS = ("all_reduce", "all_gather", "broadcast", "all_to_all", "reduce_scatter", "control")
 
 
 @dataclass
@@ -17,8 +17,10 @@ class Volume:
     Attributes:
         calls: Number of collectives.
         nbytes: Bytes that this worker handed to them.
-        wire: Bytes that this worker sends where they run on a ring: 2 (n-1)/n of what is
-            all-reduced, n-1 times the longest payload that is gathered, once what is broadcast.
+        wire: Bytes that this worker sends to others. All-reduces, gathers and broadcasts run on a
+            ring: 2 (n-1)/n of what is all-reduced, (n-1)/n of what is reduced and scattered, n-1
+            times the longest payload that is gathered, once what is broadcast. In an all-to-all
+            every message is as long as the longest one of all workers.
     """
 
     calls: int = 0

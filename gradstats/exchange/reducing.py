@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -24,7 +25,7 @@ def outgoing(request: AllReduce, workers: int) -> Tensor:
     """
     tensor, levels = request.tensor, request.levels
     if not levels:
-        return _share(tensor, workers) if request.op == "mean" else tensor.clone()
+        return share_of(tensor, request.op, workers)
     if request.op == "max":  # of packed digits the first would decide for all in its word
         return tensor.to(_integers(levels), copy=True)
     base = _base(levels, workers)
@@ -47,6 +48,25 @@ def incoming(total: Tensor, request: AllReduce, workers: int) -> Tensor:
         total = coding.unpack(packed, numel, base)
     total = total.view(request.tensor.shape)
     return total.float() / workers if request.op == "mean" else total.to(torch.int64)
+
+
+def share_of(tensor: Tensor, op: str, workers: int) -> Tensor:
+    """What one worker adds to a sum or a mean; never the tensor itself."""
+    return _share(tensor, workers) if op == "mean" else tensor.clone()
+
+
+def check_parts(parts: Sequence[object], workers: int) -> None:
+    """Raise ValueError unless there is one part for each worker."""
+    if len(parts) != workers:
+        rule = f"a collective must have one part for each of {workers} workers"
+        raise ValueError(
+            f"{rule}, got {len(parts)}: give exchange() an Rng with workers={workers}"
+        )
+
+
+def message_nbytes(longest: int) -> int:
+    """Length of every message of an all-to-all: its length in front, then room for the longest."""
+    return WORD + longest
 
 
 def _share(tensor: Tensor, workers: int) -> Tensor:

@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors import AllGather, AllReduce, Collective, Payload
+from gradstats.compressors import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Collective,
+    Payload,
+    ReduceScatter,
+)
 from gradstats.exchange.counts import Traffic
-from gradstats.exchange.reducing import incoming, outgoing
+from gradstats.exchange.reducing import check_parts, incoming, message_nbytes, outgoing, share_of
 
 
 def simulated(
@@ -42,12 +49,43 @@ def simulated(
         for ledger, payload in zip(ledgers, payloads, strict=True):
             ledger.count("all_gather", payload.nbytes, (n - 1) * longest)
         return [_received(payloads, worker) for worker in range(n)]
+    if isinstance(first, AllToAll):
+        return _exchanged(requests, ledgers)  # type: ignore[arg-type]
+    if isinstance(first, ReduceScatter):
+        return _scattered(requests, ledgers)  # type: ignore[arg-type]
     sent = requests[first.root].payload  # type: ignore[union-attr]
     assert sent is not None
     for worker, ledger in enumerate(ledgers):
         own = sent.nbytes if worker == first.root else 0
         ledger.count("broadcast", own, sent.nbytes if n > 1 else 0)
     return [sent if worker == first.root else deepcopy(sent) for worker in range(n)]
+
+
+def _exchanged(requests: Sequence[AllToAll], ledgers: Sequence[Traffic]) -> list[Any]:
+    """Column w of the payloads for worker w, by sender; copies, as over a network."""
+    rows = [request.payloads for request in requests]
+    check_parts(rows[0], len(requests))
+    longest = max((each.nbytes for row in rows for each in row if each), default=0)
+    for worker, (row, ledger) in enumerate(zip(rows, ledgers, strict=True)):
+        others = [each for at, each in enumerate(row) if each and at != worker]
+        nbytes = sum(each.nbytes for each in row if each)
+        ledger.count("all_to_all", nbytes, len(others) * message_nbytes(longest))
+    return [
+        _received([row[worker] for row in rows], worker)  # type: ignore[misc]
+        for worker in range(len(rows))
+    ]
+
+
+def _scattered(requests: Sequence[ReduceScatter], ledgers: Sequence[Traffic]) -> list[Tensor]:
+    """The combined tensors, that of each worker."""
+    n, results = len(requests), []
+    check_parts(requests[0].tensors, n)
+    for worker, ledger in enumerate(ledgers):
+        shares = [share_of(request.tensors[worker], request.op, n) for request in requests]
+        results.append(_combined(shares, "sum"))
+        widest = max(tensor.nbytes for tensor in requests[0].tensors)
+        ledger.count("reduce_scatter", n * widest, (n - 1) * widest)
+    return results
 
 
 def _received(payloads: Sequence[Payload], worker: int) -> list[Payload]:

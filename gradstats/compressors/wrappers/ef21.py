@@ -56,7 +56,7 @@ class EF21(Memory):
     def init(self, grad: Tensor) -> Estimates:
         """Start with estimates of 0."""
         zeros = grad.detach().new_zeros(grad.shape)
-        return Estimates(zeros, zeros.clone(), self.compressor.init(grad))
+        return Estimates(zeros, zeros.clone(), self.compressor.init_under_memory(grad))
 
     def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
         """Subtract what the receivers have."""

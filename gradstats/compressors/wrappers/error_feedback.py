@@ -64,7 +64,7 @@ class ErrorFeedback(Memory):
     def init(self, grad: Tensor) -> Residual:
         """Start with no residual."""
         residual = grad.detach().new_zeros(grad.shape)
-        return Residual(residual, self.compressor.init(grad))
+        return Residual(residual, self.compressor.init_under_memory(grad))
 
     def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
         """Add the residual."""

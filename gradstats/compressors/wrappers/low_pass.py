@@ -43,7 +43,9 @@ class LowPass(Memory):
 
     def init(self, grad: Tensor) -> Residual:
         """Start with no residual."""
-        return Residual(grad.detach().new_zeros(grad.shape), self.compressor.init(grad))
+        return Residual(
+            grad.detach().new_zeros(grad.shape), self.compressor.init_under_memory(grad)
+        )
 
     def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
         """Add the residual."""

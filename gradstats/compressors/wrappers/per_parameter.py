@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,8 +89,15 @@ class PerParameter(Compressor):
 
     def init(self, grad: Tensor) -> State:
         """One state per part."""
+        return self._init(grad, self.compressor.init)
+
+    def init_under_memory(self, grad: Tensor) -> State:
+        """One state per part."""
+        return self._init(grad, self.compressor.init_under_memory)
+
+    def _init(self, grad: Tensor, init: Callable[[Tensor], State]) -> State:
         return [
-            None if part.dense and not self.compressor.steers else self.compressor.init(view)
+            None if part.dense and not self.compressor.steers else init(view)
             for part, view in self._split(grad)
         ]
 

@@ -73,7 +73,7 @@ class Velocity(Memory):
     def init(self, grad: Tensor) -> Velocities:
         """Start at rest."""
         zeros = grad.detach().new_zeros(grad.shape)
-        return Velocities(zeros, zeros.clone(), self.compressor.init(grad))
+        return Velocities(zeros, zeros.clone(), self.compressor.init_under_memory(grad))
 
     def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
         """Accumulate momentum and residual."""
