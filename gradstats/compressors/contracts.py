@@ -45,6 +45,9 @@ class Contract:
         needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
         scaling: C(2^k x) = 2^k C(x) but for this share of the largest element, as long as one
             scale for the vector and all that is sent are in range; None: it knows absolute sizes.
+        host_reads: the most times that encoding one gradient, asking for the payload's length and
+            decoding it read from the gradient's device, for which the host waits; None: no limit,
+            as of entropy codes, which run on the host.
     """
 
     collective: Literal["all_reduce", "all_gather", "two_shot"]
@@ -60,6 +63,7 @@ class Contract:
     update: Literal["mean", "majority"] = "mean"
     needs: tuple[str, ...] = ()
     scaling: float | None = 0.0
+    host_reads: int | None = None
 
 
 # of anything that keeps the k̂ largest of d magnitudes exactly
