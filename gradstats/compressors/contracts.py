@@ -29,7 +29,7 @@ class Contract:
 
     Attributes:
         collective: how its payloads are combined over workers; "two_shot" is an all-to-all and an
-            all-gather of the sums.
+            all-gather of the sums, "ring" n-1 hops and an all-gather of the sums.
         delta: the contraction ‖x - C(x)‖² <= (1 - delta)‖x‖², a function of the payload.
         omega: the variance E‖C(x) - x‖² <= omega ‖x‖² of an unbiased method, a function of the
             payload.
@@ -45,9 +45,12 @@ class Contract:
         needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
         scaling: C(2^k x) = 2^k C(x) but for this share of the largest element, as long as one
             scale for the vector and all that is sent are in range; None: it knows absolute sizes.
+        host_reads: the most times that encoding one gradient, asking for the payload's length and
+            decoding it read from the gradient's device, for which the host waits; None: no limit,
+            as of entropy codes, which run on the host.
     """
 
-    collective: Literal["all_reduce", "all_gather", "two_shot"]
+    collective: Literal["all_reduce", "all_gather", "two_shot", "ring"]
     delta: Bound | None = None
     omega: Bound | None = None
     bits: Bound | None = None
@@ -60,6 +63,7 @@ class Contract:
     update: Literal["mean", "majority"] = "mean"
     needs: tuple[str, ...] = ()
     scaling: float | None = 0.0
+    host_reads: int | None = None
 
 
 # of anything that keeps the k̂ largest of d magnitudes exactly

@@ -48,7 +48,7 @@ def quantized(
         rounding: see `kernels.codes.quantize`.
         key: of the random numbers, for stochastic rounding.
     """
-    levels = alphabet.levels().to(flat.device)
+    levels = alphabet.levels(flat.device)
     packed = coding.quantize(flat.contiguous(), scales, bucket, levels, rounding=rounding, key=key)
     return Coded(Packed(packed), flat.numel(), alphabet, scales, bucket)
 

@@ -87,7 +87,7 @@ class THC(Joint):
             rotated,
             scales,
             block,
-            alphabet.levels().to(flat.device),
+            alphabet.levels(flat.device),
             rounding="stochastic",
             key=rng.own.key,
         )
@@ -96,7 +96,7 @@ class THC(Joint):
         levels = in_buckets((2 * mean - self.grid) / self.grid, block) * scales[:, None]
         turned = coding.unrotate(levels.reshape(-1), flat.numel(), block, turn)
         update = saturated(from_unit(turned, common), grad.dtype)
-        packed = Packed(coding.pack(symbols, 1 << self.bits))
+        packed = Packed(coding.pack(symbols, 1 << self.bits, trusted=True))
         sent = Coded(packed, rotated.numel(), alphabet, scales, block)
         sent = replace(sent, numel=flat.numel(), unit=common, rotation=turn)
         return Step(update.view(grad.shape), sent, state)
