@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstats.payloads.index_codes import decode_indices
+
 MAGIC = b"GSPL"
 VERSION = 2
 ENVELOPE = struct.Struct("<4sBI")  # magic, version, CRC-32 of the version and what follows
@@ -215,6 +217,11 @@ class Reader:
     def blob(self) -> memoryview:
         """Bytes behind their number."""
         return self.take(self.number(self.rest(), "length"))
+
+    def indices(self, count: int, numel: int, code: str) -> Tensor:
+        """Rising indices below `numel`, int64 `[count]`, in one of `index_codes.CODES`."""
+        with refused():
+            return torch.from_numpy(decode_indices(self.blob(), count, numel, code))
 
     def end(self) -> None:
         """Nothing may follow."""
