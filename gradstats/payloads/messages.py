@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gradstats.payloads import KINDS, MAX_NUMEL
 from gradstats.payloads.base import Payload, written
+from gradstats.payloads.index_codes import read_indices
 from gradstats.payloads.wire import PayloadError, Reader, raw_view
 
 FRONT = struct.Struct("<I")
@@ -142,3 +143,8 @@ class MessageReader(Reader):
         part = self._room[start : self.used]
         aligned = part.storage_offset() % dtype.itemsize == 0
         return (part if aligned else part.clone()).view(dtype)
+
+    def indices(self, count: int, numel: int, code: str) -> Tensor:
+        """See `Reader.indices`."""
+        length = self.number(len(self._room), "length")
+        return read_indices(self.tensor(length, torch.uint8), count, numel, code)
