@@ -136,7 +136,7 @@ class Sparse(Scattered):
     def _chosen(self) -> str:
         return self.index_code or index_codes.cheapest(self._places, self.numel)
 
-    @property
+    @cached_property
     def _places(self) -> NDArray[np.int64]:
         return self.indices.cpu().numpy()
 
