@@ -89,6 +89,7 @@ from gradstats.compressors.wrappers.memory import Memory
 from gradstats.compressors.wrappers.per_parameter import PerParameter
 from gradstats.compressors.wrappers.pipe import Pipe, Stage
 from gradstats.compressors.wrappers.recoding import EntropyCode, IndexCode
+from gradstats.compressors.wrappers.ring import Ring
 from gradstats.compressors.wrappers.two_shot import TwoShot
 from gradstats.compressors.wrappers.velocity import Velocity
 from gradstats.compressors.wrappers.warmup import WarmUp
@@ -220,7 +221,7 @@ MEMORIES: dict[str, Callable[..., Compressor]] = {
     "velocity": Velocity,
 }
 POLICIES: dict[str, Callable[..., Compressor]] = {"warmup": WarmUp, "adaquant": AdaQuant}
-COLLECTIVES: dict[str, Callable[..., Compressor]] = {"twoshot": TwoShot}
+COLLECTIVES: dict[str, Callable[..., Compressor]] = {"twoshot": TwoShot, "ring": Ring}
 GRANULARITIES: dict[str, Callable[..., Compressor]] = {"per-parameter": PerParameter}
 STAGES: dict[str, Callable[..., Stage]] = {
     **{code: partial(IndexCode, code) for code in CODES},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -163,6 +163,17 @@ class Compressor(ABC):
     def target_count(self, numel: int) -> int:
         """Number k of elements to keep of `numel`: all of them if the method has no ratio."""
         return numel if self.ratio_asked is None else kept_count(numel, self.ratio_asked)
+
+    def with_ratio(self, ratio: float) -> Compressor:
+        """Return the same method with another target ratio.
+
+        Raises:
+            ValueError: the method has no ratio of its own.
+        """
+        if getattr(self, "ratio", None) is None:
+            raise ValueError(f"compressor must have a ratio, got {self}")
+        settings: Any = {"ratio": ratio}
+        return replace(self, **settings)  # type: ignore[type-var]
 
     @property
     def spec(self) -> str:

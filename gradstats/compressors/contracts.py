@@ -29,7 +29,7 @@ class Contract:
 
     Attributes:
         collective: how its payloads are combined over workers; "two_shot" is an all-to-all and an
-            all-gather of the sums.
+            all-gather of the sums, "ring" n-1 hops and an all-gather of the sums.
         delta: the contraction ‖x - C(x)‖² <= (1 - delta)‖x‖², a function of the payload.
         omega: the variance E‖C(x) - x‖² <= omega ‖x‖² of an unbiased method, a function of the
             payload.
@@ -50,7 +50,7 @@ class Contract:
             as of entropy codes, which run on the host.
     """
 
-    collective: Literal["all_reduce", "all_gather", "two_shot"]
+    collective: Literal["all_reduce", "all_gather", "two_shot", "ring"]
     delta: Bound | None = None
     omega: Bound | None = None
     bits: Bound | None = None

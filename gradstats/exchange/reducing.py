@@ -65,8 +65,8 @@ def check_parts(parts: Sequence[object], workers: int) -> None:
 
 
 def message_nbytes(longest: int) -> int:
-    """Length of every message of an all-to-all: its length in front, then room for the longest."""
-    return WORD + longest
+    """Length of the room of every message of an all-to-all: whole words."""
+    return -(-longest // WORD) * WORD
 
 
 def _share(tensor: Tensor, workers: int) -> Tensor:

@@ -66,8 +66,9 @@ class Packed(Coder):
     def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
         """See `Coder.read`."""
         data = reader.tensor(coding.packed_nbytes(n, levels), torch.uint8)
-        with refused():
-            coding.unpack(data, n, levels)
+        if reader.foreign:
+            with refused():
+                coding.unpack(data, n, levels)
         return cls(data)
 
 

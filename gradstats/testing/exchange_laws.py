@@ -85,8 +85,13 @@ def _teams(grad: Tensor, workers: int) -> Iterator[tuple[str, list[Tensor]]]:
 
 def _delivered(steps: list[Step]) -> Tensor:
     """The update, float64 `[d]`, and what the owners of chunks keep of it for the next step."""
-    kept = [owned.reshape(-1).double() for step in steps for owned in owned_by(step.state)]
-    return sum(kept, steps[0].update.reshape(-1).double())
+    update = steps[0].update.reshape(-1).double()
+    return sum((owned.reshape(-1).double() for owned in _kept(steps)), update)
+
+
+def _kept(steps: list[Step]) -> list[Tensor]:
+    """The residuals of the owners of chunks; none without a two-shot exchange."""
+    return [owned for step in steps for owned in owned_by(step.state)]
 
 
 def _is_mean(compressor: Compressor, steps: list[Step]) -> Evidence:
@@ -94,9 +99,11 @@ def _is_mean(compressor: Compressor, steps: list[Step]) -> Evidence:
         return HOLDS
     update = steps[0].update
     sent = torch.stack([step.sent.decode() for step in steps]).double()
-    keeps = any(owned_by(step.state) for step in steps)  # also what the range has cut off
-    most = math.inf if keeps else torch.finfo(update.dtype).max
+    kept = _kept(steps)  # also what the range of the update has cut off
+    most = math.inf if kept else torch.finfo(update.dtype).max
     inside = (sent.abs() < torch.finfo(steps[0].sent.decode().dtype).max).all(0)
+    for owned in kept:
+        inside &= owned.reshape(-1).abs() < torch.finfo(owned.dtype).max
     mean = sent.mean(0).clamp(-most, most)
     # where values travel in 16 bits each of them is rounded once more
     limit = 4 * torch.finfo(update.dtype).eps * sent.abs().mean(0).max()

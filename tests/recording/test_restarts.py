@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import gradstats
 from gradstats.recording import processes as distribution
 from gradstats.recording.processes import Distribution, shared_store
 from gradstats.store import GradientStore
-from tests.processes import soaked
+from tests.processes import free_port, soaked
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -59,12 +58,6 @@ import gradstats
 settings = {{"full": gradstats.every(2), "track": 5, "if_exists": "resume"}}
 gradstats.capture(model, optimizer, {path!r}, start_step={start}, **settings)
 """
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def torchrun(tmp_path, path, capture, *before):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,13 +20,10 @@ from gradstats.compressors.rounds import (
     State,
     Step,
 )
-from gradstats.compressors.states import mapped
-from gradstats.compressors.wrappers.memory import Memory
+from gradstats.compressors.wrappers.chunks import bounds, check_inside, chunks, named, wide
 from gradstats.kernels.ranges import saturated
 from gradstats.payloads.base import Bundle, Dense, Payload, left
 from gradstats.rng import Rng
-
-ALIGNED = 32  # elements: chunks begin where the blocks of block formats do
 
 
 @dataclass(eq=False)
@@ -83,8 +79,9 @@ class TwoShot(Joint):
     name = "twoshot"
 
     def __post_init__(self) -> None:
-        for part in (self.compressor, self.second or self.compressor):
-            _check_part(part)
+        check_inside(self.name, "compressor", self.compressor)
+        if self.second is not None:
+            check_inside(self.name, "second", self.second)
         super().__post_init__()
 
     @property
@@ -101,10 +98,12 @@ class TwoShot(Joint):
             delta=None,
             omega=None,
             bits=_bits_of_parts(inside.bits),
+            in_expectation=False,
             unbiased=inside.unbiased and after.unbiased,
             random=inside.random or after.random,
             wants_feedback=inside.wants_feedback or after.wants_feedback,
             rounds=2,
+            scaling=_missed(inside.scaling, after.scaling),
         )
 
     @property
@@ -115,6 +114,10 @@ class TwoShot(Joint):
     def target_count(self, numel: int) -> int:
         """Target count of the first code."""
         return self.compressor.target_count(numel)
+
+    def with_ratio(self, ratio: float) -> Compressor:
+        """Return the same with another target ratio of the first code."""
+        return replace(self, compressor=self.compressor.with_ratio(ratio))
 
     def init(self, grad: Tensor) -> Shots:
         """Start without a residual: nobody around would know of it."""
@@ -130,21 +133,22 @@ class TwoShot(Joint):
         """Send encoded chunks to their owners, and the encoded mean of the own chunk to all."""
         rng = needs_rng(self, rng) if self.contract.random else rng or Rng()
         flat, owned = self.flattened(grad), state.owned
-        chunks = [slice(*ends) for ends in pairwise(bounds(flat.numel(), rng.workers))]
-        own = chunks[rng.worker]
+        parts = chunks(flat.numel(), rng.workers)
+        own = parts[rng.worker]
         if owned is not None:
             flat = _with_left_elsewhere(flat, owned.view(-1), own, rng.workers)
-        payloads, first = self._first_shot([flat[chunk] for chunk in chunks], state.first, rng)
+        payloads, first = self._first_shot([flat[part] for part in parts], state.first, rng)
         mean = yield from _mean_at_owner(payloads, flat[own], rng.worker)
         if owned is not None:
             mean = mean + owned.view(-1)[own]
-        sent, second = self._second_shot(mean, state.second, rng)
+        sent, second = self._second_shot(saturated(mean, grad.dtype), state.second, rng)
         received: list[Payload] = yield AllGather(sent)
         decoded = torch.cat([payload.decode().to(mean.dtype) for payload in received])
         update = saturated(decoded, grad.dtype)
         if owned is not None:
             owned = owned.clone()
-            owned.view(-1)[own] = left(mean, update[own].to(mean.dtype))
+            kept = left(mean.double(), update[own].double())
+            owned.view(-1)[own] = saturated(kept, owned.dtype)
         sent_by_worker = Bundle(tuple(payloads))
         return Step(update.view(grad.shape), sent_by_worker, Shots(owned, first, second))
 
@@ -166,7 +170,7 @@ class TwoShot(Joint):
         if len(states) != len(chunks):
             states = tuple(map(self.compressor.init, chunks))
         encoded = [
-            self.compressor.encode(chunk, copy.deepcopy(state), _named(rng, f"chunk {index}"))
+            self.compressor.encode(chunk, copy.deepcopy(state), named(rng, f"chunk {index}"))
             for index, (chunk, state) in enumerate(zip(chunks, states, strict=True))
         ]
         return [payload for payload, _ in encoded], tuple(state for _, state in encoded)
@@ -174,26 +178,16 @@ class TwoShot(Joint):
     def _second_shot(self, mean: Tensor, state: State, rng: Rng) -> tuple[Payload, State]:
         """The payload of the own chunk's mean, and the state for the next step."""
         state = self._second.init(mean) if state is None else copy.deepcopy(state)
-        return self._second.encode(mean, state, _named(rng, f"sum of chunk {rng.worker}"))
+        return self._second.encode(mean, state, named(rng, f"sum of chunk {rng.worker}"))
 
 
 def owned_by(state: State) -> list[Tensor]:
-    """The residuals of sums in a state, also of one inside a memory; none without a two-shot."""
+    """The residuals of sums in a state, also of one inside others; none without a two-shot."""
     if isinstance(state, Shots):
         return [] if state.owned is None else [state.owned]
+    if isinstance(state, tuple | list):  # of a policy, or of parameters
+        return [owned for each in state for owned in owned_by(each)]
     return owned_by(state.inner) if hasattr(state, "inner") else []
-
-
-def bounds(numel: int, workers: int) -> list[int]:
-    """Where the chunks of n workers begin, and the last ends: equal ones, aligned to 32 elements.
-
-    Example:
-        >>> bounds(100, 2), bounds(5, 4)
-        ([0, 64, 100], [0, 5, 5, 5, 5])
-    """
-    each = -(-numel // workers)
-    each = -(-each // ALIGNED) * ALIGNED
-    return [min(index * each, numel) for index in range(workers + 1)]
 
 
 def mean_of(payloads: Sequence[Payload], chunk: Tensor) -> Tensor:
@@ -202,11 +196,6 @@ def mean_of(payloads: Sequence[Payload], chunk: Tensor) -> Tensor:
     for payload in payloads:
         payload.add_to(mean, 1 / len(payloads))
     return mean
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which gradients are summed: float32 for those of 16 bits."""
-    return torch.float32 if dtype.itemsize == 2 else dtype
 
 
 def _mean_at_owner(
@@ -234,33 +223,11 @@ def _with_left_elsewhere(flat: Tensor, owned: Tensor, own: slice, workers: int) 
     return saturated(whole, flat.dtype)
 
 
+def _missed(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
+
+
 def _bits_of_parts(bits: Bound | None) -> Bound | None:
     if bits is None:
         return None
     return Bound(bits.text, lambda payload: sum(map(bits, payload.parts)))
-
-
-def _named(rng: Rng, what: str) -> Rng:
-    return replace(rng, parameter=f"{rng.parameter}, {what}")
-
-
-def _check_part(part: object) -> None:
-    if not isinstance(part, Compressor):
-        raise ValueError(f"compressor must be a compressor, got {part!r}")
-    if isinstance(part, Memory):
-        rule = "a memory must stand outermost"
-        raise ValueError(f"{rule}, as in ef(twoshot(mxfp8)), got {part} inside twoshot")
-    if "matrix" in part.contract.needs:
-        raise ValueError(f"twoshot must have a method of vectors inside, got {part}")
-    if type(part).exchange is not Compressor.exchange:
-        rule = "twoshot must have a method inside that sends one message"
-        raise ValueError(f"{rule}, got {part}, whose exchange is another")
-    trial = torch.arange(1.0, 8.0)
-    if any(tensor.numel() == trial.numel() for tensor in _tensors(part.init(trial))):
-        raise ValueError(f"twoshot must have a method without a memory inside, got {part}")
-
-
-def _tensors(state: State) -> list[Tensor]:
-    leaves: list[Any] = []
-    mapped(leaves.append, state)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

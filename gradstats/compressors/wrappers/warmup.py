@@ -36,8 +36,7 @@ class WarmUp(Compressor):
     name = "warmup"
 
     def __post_init__(self) -> None:
-        if getattr(self.compressor, "ratio", None) is None:
-            raise ValueError(f"compressor must have a ratio, got {self.compressor}")
+        self.compressor.with_ratio(1.0)  # refuses now what has no ratio
         for setting in ("stages", "steps"):
             check_whole(setting, getattr(self, setting), 1)
 
@@ -60,13 +59,17 @@ class WarmUp(Compressor):
             >>> [round(policy.ratio_at(step), 3) for step in (0, 10, 20, 30, 40)]
             [0.251, 0.063, 0.016, 0.004, 0.001]
         """
-        ratio: float = self.compressor.ratio  # type: ignore[attr-defined]
+        ratio: float = self.compressor.ratio_asked  # type: ignore[assignment]
         stage = step // self.steps
         return ratio ** ((stage + 1) / (self.stages + 1)) if stage < self.stages else ratio
 
     def init(self, grad: Tensor) -> State:
         """Start at step 0."""
         return 0, self.compressor.init(grad)
+
+    def init_under_memory(self, grad: Tensor) -> State:
+        """Start at step 0."""
+        return 0, self.compressor.init_under_memory(grad)
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode with the ratio of this step."""
@@ -88,5 +91,4 @@ class WarmUp(Compressor):
         return states[0][0], inner
 
     def _at(self, step: int) -> Compressor:
-        settings: Any = {"ratio": self.ratio_at(step)}
-        return replace(self.compressor, **settings)  # type: ignore[type-var]
+        return self.compressor.with_ratio(self.ratio_at(step))
