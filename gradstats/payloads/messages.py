@@ -21,7 +21,8 @@ from torch import Tensor
 
 from gradstats.payloads import KINDS, MAX_NUMEL
 from gradstats.payloads.base import Payload, written
-from gradstats.payloads.wire import PayloadError, Reader, raw_view
+from gradstats.payloads.index_codes import read_indices
+from gradstats.payloads.wire import PayloadError, Reader, raw_view, refused
 
 FRONT = struct.Struct("<I")
 CHECK = 5  # bytes of a checksum
@@ -142,3 +143,9 @@ class MessageReader(Reader):
         part = self._room[start : self.used]
         aligned = part.storage_offset() % dtype.itemsize == 0
         return (part if aligned else part.clone()).view(dtype)
+
+    def indices(self, count: int, numel: int, code: str) -> Tensor:
+        """See `Reader.indices`; of a message that is not intact, any in range."""
+        data = self.tensor(self.number(len(self._room), "length"), torch.uint8)
+        with refused():
+            return read_indices(data, count, numel, code)
