@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradstats.kernels import coding_eager
 from gradstats.kernels.coding_eager import Rounding
-from gradstats.kernels.forms import in_numba, in_triton
+from gradstats.kernels.forms import in_numba, in_triton, on_host
 from gradstats.kernels.packing import bits_per_symbol, packed_nbytes
 
 __all__ = [
@@ -167,15 +167,17 @@ def steadied(
     """
     extreme = (scales < 2.0**-window) | (scales > 2.0**window)
     extreme &= scales.isfinite() & (scales != 0)
-    if in_numba(values) and not bool(extreme.any()):
+    if on_host(values) and not bool(extreme.any()):
         return values, scales
     _, exponent = torch.frexp(scales)
     power = torch.where(extreme, -exponent, 0)
     moved = values if values.dtype == torch.float64 else values.to(torch.float32)
     # a power of two up to 2^149 is no float32, its halves are
     for part in (power // 2, power - power // 2):
-        moved = coding_eager.times_of_bucket(moved, torch.exp2(part.to(moved.dtype)), bucket)
-    return moved.to(torch.float32), torch.ldexp(scales.double(), power).to(torch.float32)
+        factor = torch.exp2(part.double()).to(moved.dtype)
+        moved = coding_eager.times_of_bucket(moved, factor, bucket)
+    steady = scales.double() * torch.exp2(power.double())
+    return moved.to(torch.float32), steady.to(torch.float32)
 
 
 def dequantize(

@@ -22,7 +22,7 @@ from torch import Tensor
 from gradstats.payloads import KINDS, MAX_NUMEL
 from gradstats.payloads.base import Payload, written
 from gradstats.payloads.index_codes import read_indices
-from gradstats.payloads.wire import PayloadError, Reader, raw_view
+from gradstats.payloads.wire import PayloadError, Reader, raw_view, refused
 
 FRONT = struct.Struct("<I")
 CHECK = 5  # bytes of a checksum
@@ -145,6 +145,7 @@ class MessageReader(Reader):
         return (part if aligned else part.clone()).view(dtype)
 
     def indices(self, count: int, numel: int, code: str) -> Tensor:
-        """See `Reader.indices`."""
-        length = self.number(len(self._room), "length")
-        return read_indices(self.tensor(length, torch.uint8), count, numel, code)
+        """See `Reader.indices`; of a message that is not intact, any in range."""
+        data = self.tensor(self.number(len(self._room), "length"), torch.uint8)
+        with refused():
+            return read_indices(data, count, numel, code)

@@ -1,86 +1,27 @@
 """How often the host waits for the device to write and read a sparse payload."""
 
-from unittest import mock
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradstats import kernels
 from gradstats.payloads import Dense, Masked, Sparse
 from gradstats.payloads.index_codes import CODES, encode_indices, read_indices
 from gradstats.rng import Rng
-
-WAITING = {
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.nonzero.default,
-    torch.ops.aten.masked_select.default,
-}
-
-
-class HostReads(TorchDispatchMode):
-    """Counts what would wait for a device, on tensors of the CPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        on_bools = function.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_)
-        masks = [each for each in args[1] if each is not None] if on_bools else []
-        self.number += function in WAITING or any(each.dtype == torch.bool for each in masks)
-        return function(*args, **(kwargs or {}))
-
-    def counting(self, method):
-        original = getattr(torch.Tensor, method)
-
-        def counted(tensor, *args, **kwargs):
-            self.number += 1
-            return original(tensor, *args, **kwargs)
-
-        return mock.patch.object(torch.Tensor, method, counted)
-
-    def __enter__(self):
-        self.patches = [self.counting("numpy"), self.counting("tolist")]
-        for patch in self.patches:
-            patch.start()
-        return super().__enter__()
-
-    def __exit__(self, *exception):
-        for patch in self.patches:
-            patch.stop()
-        return super().__exit__(*exception)
-
-
-@pytest.mark.parametrize(
-    ("work", "reads"),
-    [
-        (lambda: torch.ones(3).tolist(), 1),
-        (lambda: torch.ones(3).sum().item(), 1),
-        (lambda: bool(torch.ones(3).all()), 1),
-        (lambda: torch.ones(3).numpy(), 1),
-        (lambda: torch.ones(3).nonzero(), 1),
-        (lambda: torch.ones(3)[torch.ones(3) > 0], 1),
-        (lambda: torch.ones(3)[torch.tensor([0, 2])], 0),
-    ],
-)
-def test_the_count_counts(work, reads):
-    with HostReads() as host:
-        work()
-    assert host.number == reads
+from gradstats.testing import counting_host_reads
 
 
 @pytest.mark.parametrize("k", [0, 1, 300, 9_000, 10_000])
 @pytest.mark.parametrize("code", [None, *CODES])
 def test_lengths_and_bytes_of_a_sparse_payload_take_one_read_together(code, k):
     flat = torch.randn(10_000, generator=torch.Generator().manual_seed(k))
-    with HostReads() as host:
+    with counting_host_reads(flat) as host:
         at = Sparse.at(flat, flat.abs().topk(k).indices)
         payload = Sparse(at.kept, at.numel, at.indices, code)
         nbytes = payload.nbytes
         sections = list(payload.sections())
         again = payload.nbytes, list(payload.sections())
-    assert host.number == (k > 0 and code not in ("raw", "packed", "bitmap"))
+    assert host.uploads == 0
+    assert host.reads == (k > 0 and code not in ("raw", "packed", "bitmap"))
     assert len(payload.to_bytes()) == nbytes == again[0]
     assert len(sections) == len(again[1])
 
@@ -90,9 +31,9 @@ def test_lengths_and_bytes_of_a_sparse_payload_take_one_read_together(code, k):
 def test_reading_indices_takes_no_read(code, k):
     indices = torch.randperm(10_000, generator=torch.Generator().manual_seed(1))[:k].sort().values
     data = encode_indices(indices, 10_000, code)
-    with HostReads() as host:
+    with counting_host_reads(data) as host:
         decoded = read_indices(data, k, 10_000, code)
-    assert host.number == 0
+    assert (host.reads, host.uploads) == (0, 0)
     assert torch.equal(decoded, indices)
 
 
@@ -109,13 +50,13 @@ def test_a_receiver_adds_and_removes_without_a_read(kind):
     for index, value in zip(indices.tolist(), values.tolist(), strict=True):
         expected[index] = value
     added, left, momentum = torch.ones(1000), torch.ones(1000), torch.ones(1000)
-    with HostReads() as host:
+    with counting_host_reads(values, indices, added, left, momentum) as host:
         payload = payloads[kind]
         decoded = payload.decode()
         payload.add_to(added, 0.5)
         payload.remove_from(left)
         payload.clear(momentum)
-    assert host.number == 0
+    assert (host.reads, host.uploads) == (0, 0)
     assert torch.equal(decoded, expected)
     assert torch.equal(added, 1 + 0.5 * expected)
     assert torch.equal(left, 1 - expected)
@@ -125,9 +66,9 @@ def test_a_receiver_adds_and_removes_without_a_read(kind):
 def test_selecting_reads_a_size_where_values_determine_it():
     values = torch.randn(5000, generator=torch.Generator().manual_seed(2))
     with kernels.use("eager"):
-        with HostReads() as host:
+        with counting_host_reads(values) as host:
             kernels.largest(values, 50)
-        assert host.number == 0
-        with HostReads() as host:
+        assert (host.reads, host.uploads) == (0, 0)
+        with counting_host_reads(values) as host:
             kernels.compact(values, 1.0)
-        assert host.number == 1
+        assert host.reads == 1

@@ -54,6 +54,7 @@ class FP8(Stateless):
                 lambda payload: 1 - relative - subnormal * payload.bucket,
             ),
             bits=coded_bits("8 d + 32 d/B"),
+            host_reads=1,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

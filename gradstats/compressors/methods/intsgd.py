@@ -50,7 +50,7 @@ class IntSGD(Joint):
     bits: int = 8
     beta: float = 0.9
     name = "intsgd"
-    contract = Contract("all_reduce", random=True, has_memory=True)
+    contract = Contract("all_reduce", random=True, has_memory=True, host_reads=1)
     resharded = first_state
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class NoCompression(Stateless):
         omega=Bound("0", lambda payload: 0.0),
         bits=DENSE_BITS,
         unbiased=True,
+        host_reads=0,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Bundle, Payload
 from gradstats.payloads.sparse import Scattered, Sparse
 from gradstats.rng import Rng
+
+Number = TypeVar("Number", int, float)
 
 
 class Stage(ABC):
@@ -93,7 +96,7 @@ class Pipe(Compressor):
         for stage in self.value_codes:
             contract = _composed(contract, stage.contract)
         entropy_coded = any(getattr(stage, "of_symbols", False) for stage in self.stages[1:])
-        return replace(contract, bits=None) if entropy_coded else contract
+        return replace(contract, bits=None, host_reads=None) if entropy_coded else contract
 
     @property
     def spec(self) -> str:
@@ -160,11 +163,12 @@ def _composed(first: Contract, second: Contract) -> Contract:
         unbiased=first.unbiased and second.unbiased,
         wants_feedback=first.wants_feedback or second.wants_feedback,
         random=first.random or second.random,
-        scaling=_missed(first.scaling, second.scaling),
+        scaling=_sum(first.scaling, second.scaling),
+        host_reads=_sum(first.host_reads, second.host_reads),
     )
 
 
-def _missed(first: float | None, second: float | None) -> float | None:
+def _sum(first: Number | None, second: Number | None) -> Number | None:
     return None if first is None or second is None else first + second
 
 
