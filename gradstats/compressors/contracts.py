@@ -48,6 +48,8 @@ class Contract:
         host_reads: the most times that encoding one gradient, asking for the payload's length and
             decoding it read from the gradient's device, for which the host waits; None: no limit,
             as of entropy codes, which run on the host.
+        fixed_length: the bytes of a payload follow from the number and dtype of the elements, so
+            that workers need not tell each other how many there are.
     """
 
     collective: Literal["all_reduce", "all_gather", "two_shot", "ring"]
@@ -64,6 +66,7 @@ class Contract:
     needs: tuple[str, ...] = ()
     scaling: float | None = 0.0
     host_reads: int | None = None
+    fixed_length: bool = False
 
 
 # of anything that keeps the k̂ largest of d magnitudes exactly

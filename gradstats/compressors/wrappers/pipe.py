@@ -96,7 +96,9 @@ class Pipe(Compressor):
         for stage in self.value_codes:
             contract = _composed(contract, stage.contract)
         entropy_coded = any(getattr(stage, "of_symbols", False) for stage in self.stages[1:])
-        return replace(contract, bits=None, host_reads=None) if entropy_coded else contract
+        if not entropy_coded:
+            return contract
+        return replace(contract, bits=None, host_reads=None, fixed_length=False)
 
     @property
     def spec(self) -> str:
@@ -165,6 +167,7 @@ def _composed(first: Contract, second: Contract) -> Contract:
         random=first.random or second.random,
         scaling=_sum(first.scaling, second.scaling),
         host_reads=_sum(first.host_reads, second.host_reads),
+        fixed_length=False,
     )
 
 
