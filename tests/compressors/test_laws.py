@@ -23,6 +23,23 @@ SLOW += ["qsgd-shared", "thc", "mstopk(0.01)"]  # expectations over 100 draws ea
 OTHERS = [spec for spec in members(0.1, 0.001, 1.0) + WITH_FEEDBACK if spec not in FIRST]
 
 
+# exchanges around methods: these in every test run, the others in the soak
+EXCHANGED = ["twoshot(mxfp8)", "twoshot(nvfp4, second=bf16)", "twoshot(eden)", "twoshot(qsgd)"]
+EXCHANGED += ["ef(twoshot(sign))", "ring(fp8)", "ef(ring(nvfp4))"]
+DEPLOYED = ["none", "mxfp8", "fp8", "nvfp4", "affine(4)", "eden", "qsgd", "sign"]
+AROUND = [f"{wrapper}({inner})" for wrapper in ("twoshot", "ring") for inner in DEPLOYED]
+AROUND += ["twoshot(topk(0.01), second=none)", "twoshot(sidco-e(0.01))", "velocity(ring(sign))"]
+AROUND += ["twoshot(nvfp4, second=mxfp8)", "lowpass(twoshot(nvfp4))", "ef21(twoshot(mxfp8))"]
+AROUND += ["velocity(twoshot(mxfp8))", "ef(warmup(twoshot(topk(0.05)), steps=1))"]
+OTHERS += [f"ef({spec})" for spec in AROUND[:16]] + AROUND
+
+
+@pytest.mark.parametrize("spec", EXCHANGED)
+@pytest.mark.slow
+def test_exchanges_around_a_method_obey_the_laws(spec):
+    check_compressor(spec, fresh_process=False)
+
+
 def checks(spec):
     slow = [pytest.mark.slow] if spec in SLOW else []
     for name, check in compressor_checks(spec, fresh_process=False):

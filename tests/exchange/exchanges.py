@@ -15,6 +15,13 @@ MEMORIES = [f"ef({each})" for each in MEMBERS if compressor(each).contract.wants
     "velocity(clt-k(0.05))",
     "lowpass(clt-k(0.05))",
     "ef(topk(0.05) | qsgd)",
+    "twoshot(none)",
+    "twoshot(mxfp8)",
+    "twoshot(topk(0.05), second=bf16)",
+    "ef(twoshot(qsgd))",
+    "ef21(twoshot(sign))",
+    "ring(none)",
+    "ef(ring(nvfp4))",
 ]
 SPECS = [spec for spec in MEMBERS + MEMORIES if "loss" not in compressor(spec).contract.needs]
 

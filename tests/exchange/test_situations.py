@@ -331,8 +331,10 @@ def test_attributes_may_be_read_on_one_worker(launched):
 
 
 def test_an_error_of_the_compressor_is_not_laid_to_the_backend(launched):
-    for text in of_each(launched, "what_is_the_backends"):
+    for text, lacks in of_each(launched, "what_is_the_backends"):
         assert text == "RuntimeError: shapes do not match"
+        assert "RuntimeError: cannot exchange twoshot(mxfp8) over the backend gloo" in lacks
+        assert "alltoall_base" in lacks
 
 
 def test_a_pickled_state_goes_on_once_it_has_its_group_again(launched):
