@@ -31,20 +31,22 @@ def count(values: Tensor) -> Tally:
     numbers = [table.reshape(-1), _kinds(values), sums.view(torch.int64).reshape(-1)]
     read = torch.cat(numbers).cpu().numpy()
     of_table, kinds, of_sums = np.split(read, np.cumsum([len(each) for each in numbers[:2]]))
-    positive_zeros, negative_zeros, *nonfinite = kinds.tolist()
+    positive_zeros, negative_zeros, nan, positive_inf, negative_inf = kinds.tolist()
     keys, counts = _rising(of_table.reshape(table.shape))
     counts[keys == 0] -= positive_zeros
     counts[keys == grid.bins] -= negative_zeros
-    sums = of_sums.view(np.float64).reshape(-1, 4)
+    totals = of_sums.view(np.float64).reshape(-1, 4)
     return Tally(
         *rows(keys, counts, grid),
-        positive_zeros,
-        negative_zeros,
-        *nonfinite,
-        total=float(sums[:, 0].sum()),
-        total_abs=float(sums[:, 1].sum()),
-        total_sq=float(sums[:, 2].sum()),
-        max_abs=float(sums[:, 3].max(initial=0.0)),
+        positive_zeros=positive_zeros,
+        negative_zeros=negative_zeros,
+        nan=nan,
+        positive_inf=positive_inf,
+        negative_inf=negative_inf,
+        total=float(totals[:, 0].sum()),
+        total_abs=float(totals[:, 1].sum()),
+        total_sq=float(totals[:, 2].sum()),
+        max_abs=float(totals[:, 3].max(initial=0.0)),
     )
 
 

@@ -146,11 +146,11 @@ def _site(frame: FrameType | None) -> str:
     return outside
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees what runs, also inside of functions of torch."""
 
     def __init__(self, device: _Device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
 
     def __torch_dispatch__(

@@ -5,19 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.contracts import Bound, Contract, index_bits
+from gradstats.compressors.contracts import Bound, Contract, index_bits, summed
 from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Bundle, Payload
 from gradstats.payloads.sparse import Scattered, Sparse
 from gradstats.rng import Rng
-
-Number = TypeVar("Number", int, float)
 
 
 class Stage(ABC):
@@ -165,14 +162,10 @@ def _composed(first: Contract, second: Contract) -> Contract:
         unbiased=first.unbiased and second.unbiased,
         wants_feedback=first.wants_feedback or second.wants_feedback,
         random=first.random or second.random,
-        scaling=_sum(first.scaling, second.scaling),
-        host_reads=_sum(first.host_reads, second.host_reads),
+        scaling=summed(first.scaling, second.scaling),
+        host_reads=summed(first.host_reads, second.host_reads),
         fixed_length=False,
     )
-
-
-def _sum(first: Number | None, second: Number | None) -> Number | None:
-    return None if first is None or second is None else first + second
 
 
 def _product(first: Bound | None, second: Bound | None) -> Bound | None:
