@@ -188,6 +188,7 @@ def every_spec():
     """One spec of each compressor, and the memories."""
     bare = [member.spec for spec in COMPRESSORS for member in compressors(spec, (0.1,))]
     memories = [f"{name}(topk(0.1))" for name in (*MEMORIES, "warmup")]
+    memories += ["ef(twoshot(sign))", "twoshot(threshold(0.1))", "ef(ring(qsgd))"]
     return [*bare, *memories, "adaquant(qsgd(bits=3))", "ef(adaquant(qsgd(bits=3)))"]
 
 
