@@ -57,6 +57,22 @@ class Network:
         """
         return (self.workers - 1) * (rounds * self.latency + nbytes / self.bandwidth)
 
+    def two_shot(self, nbytes: float) -> float:
+        """Seconds of an all-to-all and an all-gather: (n-1)(2 alpha + nbytes / n / bandwidth).
+
+        A ring that encodes anew at each of its n-1 hops, and then gathers, sends as much in as
+        many messages.
+
+        Args:
+            nbytes: of both codes of the whole gradient together, c + c₂.
+
+        Example:
+            >>> Network(workers=4, bandwidth=1e6, latency=0.0).two_shot(2e6)
+            1.5
+        """
+        hops = self.workers - 1
+        return hops * (2 * self.latency + nbytes / self.workers / self.bandwidth)
+
     def __str__(self) -> str:
         return f"{self.workers} workers on {8 * self.bandwidth / 1e9:g} Gbit/s links"
 

@@ -197,6 +197,12 @@ def reported(small_run, made_once) -> tuple[str, Path]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without figures, which take most of their time."""
+    monkeypatch.setattr("gradstats.reporting.report.draw", lambda *_: b"png")
+
+
+@pytest.fixture
 def call(monkeypatch, capfd):
     """Run the command line in this process: (exit code, stdout, stderr in one line)."""
 

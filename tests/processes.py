@@ -126,7 +126,6 @@ def _run_script(rank, world, _meeting, words, folder, environment, port):
     os.chdir(folder)
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).absolute().parent))
-    current_process()._config["daemon"] = False  # a daemon may start no process
     mp = torch.multiprocessing
     mp.spawn = partial(mp.start_processes, start_method="fork")
     runpy.run_path(words[0], run_name="__main__")
@@ -137,6 +136,7 @@ def _work(files, environment, work, args, _pipe):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
     os.environ.clear()  # it is that of the process from which this one was forked
     os.environ.update(environment)
+    current_process()._config["daemon"] = False  # a daemon may start no process
     work(*args)
 
 

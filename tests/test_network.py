@@ -29,7 +29,20 @@ def test_collectives_cost_what_a_ring_takes(workers):
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2, 8, 1024])
+def test_two_shots_send_chunks_to_all_and_gather_chunks(workers):
+    """Each of the n-1 messages of a shot has a chunk; a ring that encodes anew has as many."""
+    network = Network(workers=workers, bandwidth=1e9, latency=1e-5)
+    first, second = NBYTES, NBYTES / 3
+    shots = (
+        ring(network, workers - 1, first / workers),
+        ring(network, workers - 1, second / workers),
+    )
+    assert network.two_shot(first + second) == pytest.approx(sum(shots))
+
+
 def test_a_worker_alone_talks_to_nobody():
+    assert Network(workers=1).two_shot(NBYTES) == 0
     assert Network(workers=1).all_reduce(NBYTES) == Network(workers=1).all_gather(NBYTES) == 0
 
 

@@ -179,6 +179,7 @@ def _grammar() -> Iterator[tuple[str, Factory, str]]:
         "supported": room.SUPPORTED,
         "reference": room.REFERENCE,
         "memory": room.MEMORIES,
+        "exchange": room.COLLECTIVES,
         "policy": room.POLICIES,
         "wrapper": room.GRANULARITIES,
         "stage": room.STAGES,
@@ -192,10 +193,12 @@ def _example(name: str, made_by: Factory) -> str:
     """A spec that can be run as it stands."""
     if name == "ans":
         return "qsgd | ans"
-    from gradstats.compressors import STAGES
+    from gradstats.compressors import COLLECTIVES, STAGES
 
     if name in STAGES:
         return f"{INNER} | {name}"
+    if name in COLLECTIVES:
+        return f"{name}(mxfp8)"
     written = []
     for each in inspect.signature(made_by).parameters.values():
         if each.default is each.empty:
@@ -216,7 +219,7 @@ def _made(name: str, made_by: Factory) -> Compressor | Stage | None:
 
 def _kind(member: Any, status: str) -> str:
     """Sparsifier, quantiser and so on, by what a method sends for a sample."""
-    if status in ("memory", "policy", "wrapper", "stage"):
+    if status in ("memory", "exchange", "policy", "wrapper", "stage"):
         return status
     if member is None:
         return "–"

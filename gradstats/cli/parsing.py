@@ -17,9 +17,9 @@ def words(text: str) -> list[str]:
 
 def chosen_specs(text: str) -> list[str]:
     """The compressors of `--compressors`: those supported by default, or all of them."""
-    from gradstats.compressors import COMPRESSORS, SUPPORTED
+    from gradstats.compressors import COMPRESSORS, DEPLOYED, SUPPORTED
 
-    known = {"": SUPPORTED, "all": COMPRESSORS}
+    known = {"": (*SUPPORTED, *DEPLOYED), "all": (*COMPRESSORS, *DEPLOYED)}
     return list(known[text]) if text in known else words(text)
 
 

@@ -104,6 +104,7 @@ __all__ = [
     "COLLECTIVES",
     "COMPRESSORS",
     "DENSE_BITS",
+    "DEPLOYED",
     "KEPT_SHARE",
     "MEMORIES",
     "MIN_NUMEL",
@@ -221,6 +222,7 @@ MEMORIES: dict[str, Callable[..., Compressor]] = {
     "velocity": Velocity,
 }
 POLICIES: dict[str, Callable[..., Compressor]] = {"warmup": WarmUp, "adaquant": AdaQuant}
+DEPLOYED = ("twoshot(mxfp8)", "twoshot(nvfp4)")  # exchanges that a replay runs by default
 COLLECTIVES: dict[str, Callable[..., Compressor]] = {"twoshot": TwoShot, "ring": Ring}
 GRANULARITIES: dict[str, Callable[..., Compressor]] = {"per-parameter": PerParameter}
 STAGES: dict[str, Callable[..., Stage]] = {

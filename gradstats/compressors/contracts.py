@@ -51,6 +51,8 @@ class Contract:
             decoding it read from the gradient's device, for which the host waits, on a single
             worker; a two-shot exchange or a ring encodes, and so reads, once per chunk. None: no
             limit, as of entropy codes, which run on the host.
+        fixed_length: the bytes of a payload follow from the number and dtype of the elements, so
+            that workers need not tell each other how many there are.
     """
 
     collective: Literal["all_reduce", "all_gather", "two_shot", "ring"]
@@ -67,6 +69,7 @@ class Contract:
     needs: tuple[str, ...] = ()
     scaling: float | None = 0.0
     host_reads: int | None = None
+    fixed_length: bool = False
 
 
 # of anything that keeps the k̂ largest of d magnitudes exactly

@@ -75,7 +75,8 @@ class Group:
             return self._reduce(request)
         if isinstance(request, ReduceScatter):
             return self._scatter(request)
-        if headers is None:
+        headers = headers or self._messenger.known_headers(request)
+        if not headers:
             headers = [Header(*facts) for facts in self.share(*astuple(self.header(request)))]
         if isinstance(request, AllGather):
             return self._gather(request, headers)

@@ -23,6 +23,8 @@ from gradstats.compressors import (
 from gradstats.exchange.reducing import check_parts
 from gradstats.payloads.messages import Message, read
 
+LENGTHS_ALONE = -1  # in the place of a digest
+
 
 class CollectiveError(RuntimeError):
     """A collective failed: the backend cannot do it, or another worker cannot be reached."""
@@ -57,7 +59,7 @@ class Header:
         nbytes: Length of the longest message.
         head: Length of the longest head, see `payloads.messages`.
         digest: Of lengths and heads of all messages. Where it is that of the receiver's own
-            ones, heads need not be read.
+            ones, heads need not be read; -1 where only lengths are known.
     """
 
     nbytes: int = 0
@@ -97,6 +99,13 @@ class Messenger:
         heads = max((len(each.head) for each in messages if each), default=0)
         return Header(longest, heads, digest(repr(facts)))
 
+    def known_headers(self, request: Collective) -> list[Header]:
+        """Headers of all workers, where the request has the lengths of their messages."""
+        payloads = request.alike if isinstance(request, AllGather) else ()
+        return [
+            Header(each.nbytes, len(each.head), LENGTHS_ALONE) for each in map(Message, payloads)
+        ]
+
     def write(self, messages: Sequence[Message | None], room: int, device: torch.device) -> Tensor:
         """Messages one behind the other, each in its room: uint8 on the device.
 
@@ -131,7 +140,8 @@ class Messenger:
         Raises:
             CollectiveError: what a message claims has no room in it.
         """
-        alike = [i for i in rooms if own and headers[i] == headers[self._rank]]
+        same = own if headers[self._rank].digest != LENGTHS_ALONE else None
+        alike = [i for i in rooms if same and headers[i] == headers[self._rank]]
         unlike = [i for i in rooms if i not in alike]
         heads = dict.fromkeys(alike, own.head if own else b"")
         others = _in_one_copy([rooms[i][: headers[i].head] for i in unlike])

@@ -107,6 +107,8 @@ def _line(rows: Table) -> Line:
         nmse=last["nmse"].median(),
         nmse_workers=last["nmse_workers"].median(),
         wire=last["wire"].median(),
+        wire_bits=(8 * last["wire"] / last["n"]).median(),
+        workers=int(rows["workers"].iloc[0]),
         sum_bits=last["sum_bits"].max(),
         fp16_error=last["fp16_error"].max(),
         residual_ratio=last["residual_ratio"].median(),
@@ -119,9 +121,21 @@ def _line(rows: Table) -> Line:
 def _exchange(line: dict[str, Any], network: Network) -> float:
     nbytes = line["bits"] * line["numel"] / 8
     encode, decode = line["encode_seconds"], line["decode_seconds"]
+    if line["collective"] in ("two_shot", "ring"):
+        hops = 1 - 1 / network.workers if line["collective"] == "ring" else 0.0  # are decoded too
+        return float(encode + (1 + hops) * decode + network.two_shot(_both_codes(line)))
     if line["collective"] == "all_reduce":
         return float(encode + decode + network.all_reduce(nbytes, line["rounds"]))
     return float(encode + network.workers * decode + network.all_gather(nbytes, line["rounds"]))
+
+
+def _both_codes(line: dict[str, Any]) -> float:
+    """Bytes of both codes of the whole gradient, c + c₂, of which a worker sends (n-1)/n."""
+    workers = line["workers"]
+    if workers > 1:
+        return float(line["wire_bits"] * workers / (workers - 1) * line["numel"] / 8)
+    codes = 2 if line["collective"] == "ring" else 1  # alone, a ring encodes once
+    return float(codes * line["bits"] * line["numel"] / 8)
 
 
 def low_rank(rows: Table) -> Table:

@@ -63,14 +63,14 @@ class ReplaySettings:
 
 
 def chosen(compressors: object) -> tuple[str | Compressor, ...]:
-    """The compressors that are given, those supported where it is None.
+    """The compressors that are given; where it is None those supported, and two-shot exchanges.
 
     Raises:
         SettingError: One is neither a spec nor an instance.
     """
-    from gradstats.compressors import SUPPORTED, Compressor
+    from gradstats.compressors import DEPLOYED, SUPPORTED, Compressor
 
-    given = tuple(SUPPORTED) if compressors is None else several(compressors)
+    given = (*SUPPORTED, *DEPLOYED) if compressors is None else several(compressors)
     for each in given:
         if not isinstance(each, str | Compressor):
             rule = "must be specs such as topk(0.01), or instances"

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors import Collective, Compressor, Rng, Step, from_bytes
+from gradstats.compressors import (
+    AllGather,
+    AllToAll,
+    Collective,
+    Compressor,
+    Rng,
+    Step,
+    from_bytes,
+)
 from gradstats.compressors.rounds import answer
 from gradstats.exchange import Exchange
 from gradstats.replaying.folding import Row
@@ -27,8 +35,9 @@ def time_compressor(compressor: Compressor, grad: Tensor, *, seed: int = 0) -> R
 
     Encoding ends with what is handed to the network: the bytes of a payload that is gathered, the
     tensor of the last all-reduce. Decoding begins there, and ends in a buffer to which one payload
-    is added, or with the update that follows an all-reduce. On a CUDA device times are those of
-    events.
+    is added, or with the update that follows an all-reduce. Of a two-shot exchange one worker does
+    all: it encodes and decodes the gradient and encodes the sum, in `encode_seconds`, and decodes
+    the sum; n workers share the second encoding. On a CUDA device times are those of events.
 
     Returns:
         encode_seconds and decode_seconds; NaN where the compressor fails (a replay says why).
@@ -47,7 +56,7 @@ def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
     decodings: list[float] = []
     deadline = time.perf_counter() + TIMING_SECONDS
     for i in range(WARM_UP + REPETITIONS):
-        if compressor.contract.collective == "all_reduce":
+        if compressor.contract.collective != "all_gather":
             encoding, decoding, state = _timed_rounds(compressor.exchange(grad, state, rng), clock)
         else:
             encoding, (payload, state) = clock(
@@ -65,14 +74,29 @@ def _timed(compressor: Compressor, grad: Tensor, rng: Rng) -> Row:
 
 
 def _timed_rounds(exchange: Exchange[Step], clock: Clock) -> tuple[float, float, Any]:
-    """Seconds up to the last collective and after it, and the state then."""
-    encoding, result = 0.0, None
+    """Seconds up to the last collective and after it, with those of messages, and the state."""
+    encoding, reading, result = 0.0, 0.0, None
     while True:
         seconds, answered = clock(lambda r=result: _next(exchange, r))  # type: ignore[misc]
         if isinstance(answered, Step):
-            return encoding, seconds, answered.state
-        encoding += seconds
+            return encoding, reading + seconds, answered.state
+        encoding += reading + seconds
+        writing, reading = _seconds_of_messages(answered, clock)
+        encoding += writing
         result = answer(answered)
+
+
+def _seconds_of_messages(request: Collective, clock: Clock) -> tuple[float, float]:
+    """Seconds of writing the bytes that a collective sends, and of reading them."""
+    if isinstance(request, AllToAll):
+        payloads = [payload for payload in request.payloads if payload]
+    elif isinstance(request, AllGather):
+        payloads = [request.payload]
+    else:
+        return 0.0, 0.0
+    writing, messages = clock(lambda: [payload.to_bytes() for payload in payloads])
+    reading, _ = clock(lambda: [from_bytes(message) for message in messages])
+    return writing, reading
 
 
 def _next(exchange: Exchange[Step], result: Any) -> Collective | Step:

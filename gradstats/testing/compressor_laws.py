@@ -42,6 +42,7 @@ def compressor_checks(
     - Bytes: compared with the declared formula at 10⁵ elements.
     - Reads from the device: what `Contract.host_reads` declares, counted on ordinary tensors (see
       `counting_host_reads`), for a gradient that is encoded and added to a sum.
+    - Fixed length, if `Contract.fixed_length` promises it: other values, other random numbers.
     - Range: a finite gradient gives a finite update, up to the ends of every dtype. If the
       gradient is multiplied by a power of 2, the update is too, with the tolerance
       `Contract.scaling`, as long as the sent numbers are normal numbers of float32.
@@ -182,6 +183,7 @@ LAWS = (
     Law("variance", contract_laws.variance, _rare, contract_laws.promises_a_variance),
     Law("size", contract_laws.size, gradients.long, contract_laws.promises_a_size),
     Law("host-reads", device_laws.host_reads, _on_device, device_laws.limits_reads),
+    Law("fixed-length", device_laws.fixed_length, _on_device, device_laws.has_fixed_length),
     Law("honesty", scales.honesty, gradients.nonfinite),
     Law("finite", scales.finite, gradients.extremes),
     Law("homogeneity", scales.homogeneity, gradients.moderate, scales.has_no_unit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from gradstats.compressors import Compressor, Rng
 from gradstats.compressors.states import mapped
 from gradstats.kernels import use
-from gradstats.testing.comparing import Evidence
+from gradstats.testing.comparing import Evidence, equals
 from gradstats.testing.host_reads import HostReads, counting_host_reads
 from gradstats.testing.laws import Facts, encode
 
@@ -18,6 +19,20 @@ from gradstats.testing.laws import Facts, encode
 def limits_reads(compressor: Compressor) -> bool:
     """Whether the contract limits the reads from the device."""
     return compressor.contract.host_reads is not None
+
+
+def has_fixed_length(compressor: Compressor) -> bool:
+    """Whether the contract promises that lengths follow from the number of elements."""
+    return compressor.contract.fixed_length
+
+
+def fixed_length(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
+    """Other values and random numbers have payloads of the same length."""
+    length = encode(compressor, grad, rng).nbytes
+    for what, other in (("zeros", 0 * grad), ("ones", torch.ones_like(grad)), ("cubes", grad**3)):
+        for step in (rng.step, rng.step + 1):
+            found = encode(compressor, other, replace(rng, step=step)).nbytes
+            yield f"{what} are as long", equals(found, length)
 
 
 def host_reads(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import pytest
 
 from gradstats.cli.catalogue import compressor_document, compressor_rows, family_document
-from gradstats.compressors import COMPRESSORS, REFERENCE, Contract, Stateless, compressor, factory
+from gradstats.compressors import (
+    COLLECTIVES,
+    COMPRESSORS,
+    REFERENCE,
+    Contract,
+    Stateless,
+    compressor,
+    factory,
+)
 from gradstats.families import FAMILIES
 
 ROWS = {row["name"]: row for row in compressor_rows()}
@@ -43,6 +51,8 @@ def test_every_compressor_has_a_row_with_its_contract():
     assert ROWS["qsgd"]["promise"].startswith("unbiased, ω <= min(")
     assert (ROWS["ef"]["status"], ROWS["ef"]["memory"]) == ("memory", True)
     assert ROWS["powersgd"]["kind"] == "low rank"
+    for name in COLLECTIVES:
+        assert ROWS[name]["status"] == ROWS[name]["kind"] == "exchange"
 
 
 @pytest.mark.parametrize("name", ROWS)

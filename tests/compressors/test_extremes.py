@@ -26,8 +26,13 @@ SETTINGS = [
     "randomk(0.1, scaled=True)",
     "topk(0.1) | qsgd(bits=4)",
     "topk(0.1) | eden",
+    "twoshot(nvfp4)",
+    "twoshot(eden, second=bf16)",
+    "ring(fp8)",
 ]
 EVERY = [str(each) for name in COMPRESSORS for each in compressors(name, [0.1])] + SETTINGS
+LARGEST = ["lossless", "topk(1.0)", "qsgd(norm=max)", "fp8", "sign"]
+EXACT = ["lossless", "topk(1.0)", "affine", "qsgd(norm=max)"]
 # fp16 has a range of its own, and signs have no scale
 RELATIVE = [spec for spec in EVERY if spec not in ("fp16", "signum")]
 
@@ -114,7 +119,7 @@ def test_a_norm_that_is_capped_leaves_the_method_unbiased(spec):
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7, 8])
-@pytest.mark.parametrize("spec", ["lossless", "topk(1.0)", "qsgd(norm=max)", "fp8", "sign"])
+@pytest.mark.parametrize("spec", [*LARGEST, "twoshot(fp8)", "twoshot(none)", "ring(fp8)"])
 def test_the_mean_of_the_largest_numbers_is_the_largest(spec, workers):
     """A third of it added up three times can round beyond the range."""
     grad = torch.full((500,), MOST)
@@ -128,7 +133,7 @@ def test_the_mean_of_the_largest_numbers_is_the_largest(spec, workers):
     assert torch.allclose(steps[0].update, grad, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("spec", ["lossless", "topk(1.0)", "affine", "qsgd(norm=max)"])
+@pytest.mark.parametrize("spec", [*EXACT, "twoshot(none)", "ring(none)"])
 def test_updates_of_16_bits_are_summed_in_32(spec):
     """1 and 2047 times 1/1024: in float16 the small ones would be lost one by one."""
     member = compressor(spec)

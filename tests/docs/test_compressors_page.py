@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradstats.compressors import (
+    COLLECTIVES,
     COMPRESSORS,
     MEMORIES,
     POLICIES,
@@ -40,8 +41,8 @@ def test_the_tables_are_those_that_the_code_writes():
     assert [name for name in rows if name in COMPRESSORS] == list(COMPRESSORS)
 
 
-@pytest.mark.parametrize("name", [*MEMORIES, *POLICIES, *STAGES])
-def test_every_memory_policy_and_stage_is_described(name):
+@pytest.mark.parametrize("name", [*MEMORIES, *COLLECTIVES, *POLICIES, *STAGES])
+def test_every_memory_exchange_policy_and_stage_is_described(name):
     page = PAGE.read_text(encoding="utf-8")
     assert re.search(rf"^\| `{name}[(`]", page, re.MULTILINE)
 

@@ -7,9 +7,11 @@ import torch
 
 from gradstats.compressors import Rng, compressor
 from gradstats.compressors.states import divided, joined, plain, restored
-from gradstats.exchange.parameter_states import Memories
+from gradstats.exchange import simulate
+from gradstats.exchange.parameter_states import Memories, resharded
 
 SPECS = ["ef(topk(0.1))", "ef(sidco-e(0.1))", "velocity(dgc(0.1))", "ef21(topk(0.1))", "signum"]
+SPECS += ["ef(twoshot(qsgd))", "ef(ring(sign))", "warmup(twoshot(topk(0.1)))"]
 SPECS += ["ef(powersgd)", "acp-sgd", "intsgd", "warmup(topk(0.1))", "threshold(0.1)", "adacomp"]
 
 
@@ -51,6 +53,30 @@ def test_cutting_and_joining_gives_the_state_back(spec):
     sent, _ = member.encode(gradient(9, 2400), state, Rng(step=9))
     same, _ = member.encode(gradient(9, 2400), whole, Rng(step=9))
     assert sent.to_bytes() == same.to_bytes()
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_what_owners_of_chunks_hold_back_goes_to_the_new_owners(after):
+    """Σ owned + mean residual stays, through the checkpoints of three workers."""
+    member, grads = compressor("ef(twoshot(sign))"), [gradient(w, 300) for w in range(3)]
+    steps = simulate(
+        [member.exchange(g, member.init(g), Rng(worker=w, workers=3)) for w, g in enumerate(grads)]
+    )
+    saved = []
+    for grad, step in zip(grads, steps, strict=True):
+        memories = Memories(member)
+        memories.take((0,), [grad], grad)
+        memories.put((0,), step.state)
+        saved.append(memories.saved())
+    again = [resharded(member, saved, worker, after) for worker in range(after)]
+
+    def held_back(all_saved):
+        states = [each[0]["state"] for each in all_saved]
+        mean = torch.stack([state["residual"] for state in states]).double().mean(0)
+        return sum((state["inner"]["owned"].double() for state in states), mean)
+
+    torch.testing.assert_close(held_back(again), held_back(saved), rtol=1e-6, atol=1e-6)
+    assert float(held_back(again).norm()) > 1
 
 
 def residuals(memories):

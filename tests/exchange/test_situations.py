@@ -41,10 +41,11 @@ def test_a_sum_stays_in_the_range_of_its_operands_and_their_mean(launched):
 
 
 def test_a_broken_bucket_is_averaged_as_ddp_does(launched):
-    for buffer, nonfinite in of_each(launched, "half_broken"):
-        assert nonfinite == 1
-        assert buffer.isnan().nonzero().flatten().tolist() == [3]
-        assert (buffer[buffer.isfinite()] == 40_000).all()
+    for found in of_each(launched, "half_broken"):
+        for spec, (buffer, nonfinite) in found.items():
+            assert nonfinite == 1, spec
+            assert buffer.isnan().nonzero().flatten().tolist() == [3], spec
+            assert (buffer[buffer.isfinite()] == 40_000).all(), spec
 
 
 def test_extreme_gradients_are_exchanged_as_ordinary_ones_are(launched):

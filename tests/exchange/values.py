@@ -32,13 +32,16 @@ def half_near_the_range(worker, workers):
 
 def half_broken(worker, workers):
     """A NaN in a bucket of large numbers: the rest is averaged as DistributedDataParallel does."""
-    state = CompressorState(None, "ef(topk(0.5))", min_numel=8)
-    bucket = Bucket((8, 8), dtype=torch.float16)
-    bucket.buffer().fill_(40_000.0)
-    if worker == 0:
-        bucket.buffer()[3] = torch.nan
-    state.reduce(bucket)
-    return bucket.buffer().clone(), state.nonfinite
+    found = {}
+    for spec in ("ef(topk(0.5))", "ef(twoshot(mxfp8))", "twoshot(none)", "ring(sign)"):
+        state = CompressorState(None, spec, min_numel=8)
+        bucket = Bucket((8, 8), dtype=torch.float16)
+        bucket.buffer().fill_(40_000.0)
+        if worker == 0:
+            bucket.buffer()[3] = torch.nan
+        state.reduce(bucket)
+        found[spec] = bucket.buffer().clone(), state.nonfinite
+    return found
 
 
 EXTREMES = (1e-23, 1e-37, 5e17, 1e38)

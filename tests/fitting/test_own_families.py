@@ -147,7 +147,7 @@ def test_a_run_of_summaries_is_fitted_from_its_counts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_has_the_families_that_were_asked_for(small_run, tmp_path):
+def test_a_report_has_the_families_that_were_asked_for(small_run, tmp_path, undrawn):
     run = gradstats.open(small_run, steps=(0, 20, 1))
     names = ("laplace", OWN, "scipy:norm")
     path = gradstats.report(

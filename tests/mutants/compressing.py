@@ -36,6 +36,8 @@ gradients = within("testing/gradients.py", HALF)
 TESTING = "tests/testing/test_family_laws.py"
 ef = within("compressors/wrappers/error_feedback.py", MEMORIES)
 payloads = within("payloads/base.py", MEMORIES)
+indices = within("payloads/index_coders.py", "tests/payloads/test_index_codes.py")
+sparse = within("payloads/sparse.py", "tests/payloads/test_sparse_host_reads.py")
 powersgd = within("compressors/methods/powersgd.py", LOW_RANK)
 low_rank = within("compressors/matrices.py", LOW_RANK)
 ef21 = within("compressors/wrappers/ef21.py", MEMORIES)
@@ -80,6 +82,14 @@ MUTANTS = (
     velocity("torch.where(factor < 1, factor, 1.0)", "factor"),
     velocity("        if self.masking:\n", "        if not self.masking:\n"),
     low_pass("alpha=1 - self.beta", "alpha=self.beta"),
+    # indices
+    indices("    first &= ~(-2 << (63 - before))  # copies of the sign\n", ""),
+    indices("values >> 1 >> (63 - before)", "values >> (63 - before)"),
+    indices("    unary[-1:].bitwise_and_((2 << (ends[-1:] & 7)) - 1)\n", ""),
+    indices("(lengths > limb + 1).to", "(lengths > limb).to"),
+    indices("torch.where(places <= ends, bits, 0)", "bits"),
+    indices("max(1, -(-width_of(n) // 7))", "max(1, width_of(n) // 7)"),
+    sparse("    @cached_property\n    def _written", "    @property\n    def _written"),
     # factors
     powersgd("torch.where(q.isfinite().all(), q, state)", "q"),
     powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),

@@ -255,7 +255,10 @@ def test_settled_does_not_depend_on_the_unit():
         assert len({settled([scale * ratio for ratio in ratios]) for scale in (1e-9, 1, 1e9)}) == 1
 
 
-@pytest.mark.parametrize("spec", ["none", "topk(0.01)", "ef(sidco-e(0.01))", "randomk(0.1)"])
+TIMED = ["none", "topk(0.01)", "ef(sidco-e(0.01))", "randomk(0.1)", "twoshot(mxfp8)", "ring(fp8)"]
+
+
+@pytest.mark.parametrize("spec", TIMED)
 def test_times_are_positive_seconds_and_the_gradient_stays(spec):
     grad = gradients(1, n=5_000)[0][1]
     before = grad.clone()

@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pandas
 import pytest
+import torch
 
 import gradstats
+from gradstats.compressors import Rng, compressor
 from gradstats.fitting.ranking import best_distribution
 from gradstats.network import Network
 from gradstats.replaying import ranking as tables
+from gradstats.replaying.folding import measure
 from gradstats.replaying.ranking import break_even, methods_table, ranking, timing_table
 from gradstats.reporting.advice import advice, law_sentence
 
@@ -118,7 +121,7 @@ def test_lines_are_medians_and_feedback_is_judged_on_its_last_quarter():
     steps = 400
     errors = np.linspace(0.9, 0.1, steps)
     row = {"compressor": "topk(0.1)", "method": "topk", "target_ratio": 0.1, "status": "ok"}
-    row |= {"wants_feedback": True}
+    row |= {"wants_feedback": True, "workers": 1}
     row |= {
         "granularity": "model",
         "dense": "",
@@ -227,6 +230,27 @@ def test_every_round_waits_for_its_messages(collective, messages):
         assert break_even(line, dense, limit) == math.inf
         seconds.append(tables._exchange(line, network))
     assert seconds == pytest.approx([messages * 20e-6, 2 * messages * 20e-6])
+
+
+@pytest.mark.parametrize(
+    ("spec", "decoded"), [("twoshot(mxfp8, second=bf16)", 1), ("ring(mxfp8)", 2 - 1 / 8)]
+)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_two_shots_are_priced_by_both_codes_whatever_was_replayed(spec, decoded, workers):
+    """n-1 messages of 1/8 of c = 8.25 bits per element, and as many of c₂ = 16 or 8.25."""
+    member = compressor(spec)
+    grads = [
+        torch.randn(2**15, generator=torch.Generator().manual_seed(w)) for w in range(workers)
+    ]
+    states = [member.init(grad) for grad in grads]
+    measured, _ = measure(member, grads, states, Rng(workers=workers))
+    replayed = {"bits": measured.bits, "wire_bits": 8 * measured.wire / 2**15, "workers": workers}
+    network = Network(8, 1e6, 1e-3)
+    line = method(spec, collective=member.contract.collective, **replayed)
+    line |= {"encode_seconds": 0.5, "decode_seconds": 0.25}
+    both = (8.25 + (16 if "bf16" in spec else 8.25)) / 8 * line["numel"]
+    seconds = 0.5 + decoded * 0.25 + 7 * (2e-3 + both / 8 / 1e6)
+    assert tables._exchange(line, network) == pytest.approx(seconds, rel=0.01)
 
 
 def test_a_method_without_feedback_is_held_to_the_bar_by_its_error():

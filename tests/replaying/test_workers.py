@@ -46,6 +46,31 @@ def test_errors_are_those_of_the_mean_by_hand():
     assert row["wire"] == pytest.approx(3 * row["nbytes"], rel=0.05)
 
 
+@pytest.mark.parametrize("inner", ["mxfp8", "affine(4)"])
+def test_a_replay_shows_that_errors_grow_along_a_ring(inner):
+    """Uncorrelated workers: of a gather e, of two shots 2e, of a ring (n+1)e/2; and the bytes."""
+    grads = [torch.randn(40_000, generator=torch.Generator().manual_seed(w)) for w in range(8)]
+    gathered, shots, ring = (
+        measured(spec, grads)[0] for spec in (inner, f"twoshot({inner})", f"ring({inner})")
+    )
+    assert shots["nmse"] == pytest.approx(2 * gathered["nmse"], rel=0.1)
+    assert ring["nmse"] == pytest.approx(4.5 * gathered["nmse"], rel=0.1)
+    code = gathered["nbytes"]
+    assert gathered["wire"] == pytest.approx(7 * code, rel=0.01)
+    for row, handed in ((shots, 1 + 1 / 8), (ring, 1.0)):
+        assert row["nbytes"] == pytest.approx(handed * code, rel=0.02)
+        assert row["bits"] == 8 * row["nbytes"] / 40_000
+        assert row["wire"] == pytest.approx(2 * 7 / 8 * code, rel=0.02)
+
+
+def test_one_worker_shows_both_codings_of_everything():
+    grad = [torch.randn(40_000, generator=torch.Generator().manual_seed(0))]
+    once, twice = measured("qsgd", grad)[0], measured("twoshot(qsgd)", grad)[0]
+    assert twice["nbytes"] == pytest.approx(2 * once["nbytes"], rel=0.01)
+    assert twice["nmse"] > 1.5 * once["nmse"]
+    assert (once["wire"], twice["wire"]) == (0, 0)
+
+
 def test_feedback_over_workers_holds_back_what_the_mean_lacks():
     member = compressor("ef(topk(0.05))")
     states = [member.init(gradient(worker)) for worker in range(3)]

@@ -56,6 +56,7 @@ class Affine(Stateless):
             unbiased=self.stochastic,
             random=self.stochastic,
             host_reads=1,
+            fixed_length=True,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

@@ -55,6 +55,7 @@ class FP8(Stateless):
             ),
             bits=coded_bits("8 d + 32 d/B"),
             host_reads=1,
+            fixed_length=True,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

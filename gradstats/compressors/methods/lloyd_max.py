@@ -47,7 +47,11 @@ class LloydMax(Stateless):
     law: str = "gennorm"
     name = "lloyd-max"
     contract = Contract(
-        "all_gather", bits=coded_bits("bits · d"), wants_feedback=True, host_reads=3
+        "all_gather",
+        bits=coded_bits("bits · d"),
+        wants_feedback=True,
+        host_reads=3,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:

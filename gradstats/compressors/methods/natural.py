@@ -40,6 +40,7 @@ class Natural(Stateless):
         unbiased=True,
         random=True,
         host_reads=0,
+        fixed_length=True,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
@@ -91,6 +92,7 @@ class NUQSGD(Stateless):
             unbiased=True,
             random=True,
             host_reads=0,
+            fixed_length=True,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

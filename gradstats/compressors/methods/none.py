@@ -22,6 +22,7 @@ class NoCompression(Stateless):
         bits=DENSE_BITS,
         unbiased=True,
         host_reads=0,
+        fixed_length=True,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:

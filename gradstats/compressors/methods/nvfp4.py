@@ -39,6 +39,7 @@ class NVFP4(Stateless):
         delta=Bound("0.928 - 1.3·10⁻⁹ d", lambda payload: 0.928 - 1.3e-9 * payload.numel),
         bits=coded_bits("4.5 d"),
         host_reads=1,
+        fixed_length=True,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

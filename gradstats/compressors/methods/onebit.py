@@ -40,6 +40,7 @@ class OneBit(Stateless):
         bits=coded_bits("d + 64 d/B"),
         wants_feedback=True,
         host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:
@@ -75,6 +76,7 @@ class BinGrad(Stateless):
         bits=coded_bits("d + 64 d/B"),
         wants_feedback=True,
         host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:

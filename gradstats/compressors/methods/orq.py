@@ -51,6 +51,7 @@ class ORQ(Stateless):
         unbiased=True,
         random=True,
         host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:

@@ -72,6 +72,7 @@ class QSGD(Stateless):
             unbiased=True,
             random=True,
             host_reads=0,
+            fixed_length=True,
         )
 
     def _omega(self, bucket: int) -> float:

@@ -41,6 +41,7 @@ class ScaledSign(Stateless):
         bits=coded_bits("d + 32 d/B"),
         wants_feedback=True,
         host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:

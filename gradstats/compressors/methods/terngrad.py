@@ -52,10 +52,16 @@ class TernGrad(Stateless):
         """Unbiased without clipping."""
         bits = coded_bits("1.6 d + 32 d/B")
         if self.clip:
-            return Contract("all_gather", bits=bits, random=True, host_reads=0)
+            return Contract("all_gather", bits=bits, random=True, host_reads=0, fixed_length=True)
         omega = Bound("(√B - 1)/2", lambda payload: (math.sqrt(payload.bucket) - 1) / 2)
         return Contract(
-            "all_gather", omega=omega, bits=bits, unbiased=True, random=True, host_reads=0
+            "all_gather",
+            omega=omega,
+            bits=bits,
+            unbiased=True,
+            random=True,
+            host_reads=0,
+            fixed_length=True,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

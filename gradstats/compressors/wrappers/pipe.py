@@ -93,7 +93,9 @@ class Pipe(Compressor):
         for stage in self.value_codes:
             contract = _composed(contract, stage.contract)
         entropy_coded = any(getattr(stage, "of_symbols", False) for stage in self.stages[1:])
-        return replace(contract, bits=None, host_reads=None) if entropy_coded else contract
+        if not entropy_coded:
+            return contract
+        return replace(contract, bits=None, host_reads=None, fixed_length=False)
 
     @property
     def spec(self) -> str:
@@ -162,6 +164,7 @@ def _composed(first: Contract, second: Contract) -> Contract:
         random=first.random or second.random,
         scaling=summed(first.scaling, second.scaling),
         host_reads=summed(first.host_reads, second.host_reads),
+        fixed_length=False,
     )
 
 

@@ -143,7 +143,8 @@ class TwoShot(Joint):
         if owned is not None:
             mean = mean + owned.view(-1)[own]
         sent, second = self._second_shot(saturated(mean, grad.dtype), state.second, rng)
-        received: list[Payload] = yield AllGather(sent)
+        fixed = self.second is None and self.contract.fixed_length
+        received: list[Payload] = yield AllGather(sent, tuple(payloads) if fixed else ())
         decoded = torch.cat([payload.decode().to(mean.dtype) for payload in received])
         update = saturated(decoded, grad.dtype)
         if owned is not None:
