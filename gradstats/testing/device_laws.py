@@ -31,8 +31,8 @@ def fixed_length(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     length = encode(compressor, grad, rng).nbytes
     for what, other in (("zeros", 0 * grad), ("ones", torch.ones_like(grad)), ("cubes", grad**3)):
         for step in (rng.step, rng.step + 1):
-            found = encode(compressor, other, replace(rng, step=step)).nbytes
-            yield f"{what} are as long", equals(found, length)
+            nbytes = encode(compressor, other, replace(rng, step=step)).nbytes
+            yield f"{what} are as long", equals(nbytes, length)
 
 
 def host_reads(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
