@@ -119,8 +119,8 @@ def in_own_unit(values: Tensor, window: int) -> Tensor:
     peak = values.abs().amax().double()
     _, exponent = torch.frexp(peak)
     extreme = (exponent.abs() > window) & peak.isfinite() & (peak != 0)
-    power = torch.where(extreme, 1 - exponent, 0)
-    return (values.double() * torch.exp2(power.double())).to(values.dtype)
+    unit = torch.exp2(torch.where(extreme, exponent - 1, 0).double())
+    return (values.double() / unit).to(values.dtype)
 
 
 def largest_magnitudes(*values: Tensor) -> list[float]:

@@ -160,11 +160,11 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         if name == "copy_":
             self._copy(*args[:2])
-        there = self._device.holds((args[:1] if name == "copy_" else args, given))
-        if there and _reads(name, func, args, given):
+        on_device = self._device.holds((args[:1] if name == "copy_" else args, given))
+        if on_device and _reads(name, func, args, given):
             self._device.read(name)
         result = func(*args, **given)
-        if there:
+        if on_device:
             self._device.take(result)
         return result
 

@@ -79,7 +79,7 @@ MUTANTS = (
     ef21("Tensor = state.mean + update", "Tensor = state.own + update"),
     ef21("torch.where(news.isfinite(), news, 0)", "news"),
     velocity("u = summed(u, g).mul_(self.momentum)", "u = summed(u * self.momentum, g)"),
-    velocity("min(1.0, self.clip / longest)", "self.clip / longest"),
+    velocity("torch.where(factor < 1, factor, 1.0)", "factor"),
     velocity("        if self.masking:\n", "        if not self.masking:\n"),
     low_pass("alpha=1 - self.beta", "alpha=self.beta"),
     # indices
@@ -91,7 +91,7 @@ MUTANTS = (
     indices("max(1, -(-width_of(n) // 7))", "max(1, width_of(n) // 7)"),
     sparse("    @cached_property\n    def _written", "    @property\n    def _written"),
     # factors
-    powersgd("q if bool(q.isfinite().all()) else state", "q"),
+    powersgd("torch.where(q.isfinite().all(), q, state)", "q"),
     powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),
     low_rank("rank * sum(matrix.shape) >= matrix", "2 * rank * sum(matrix.shape) >= matrix"),
     low_rank("rank * sum(matrix.shape) >= matrix", "rank * sum(matrix.shape) > matrix"),

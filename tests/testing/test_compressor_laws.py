@@ -45,6 +45,8 @@ BREAKS = {
     contracts.ClampsToTheSignedMaximum: "contraction homogeneity",
     contracts.FloatIndices: "contraction",
     contracts.PadsWithGarbage: "contraction finite homogeneity near-the-range",
+    contracts.ReadsUnseen: "host-reads",
+    contracts.CopiesATable: "host-reads",
 }
 # what the broken laws say of them
 FACTS = {
@@ -52,6 +54,8 @@ FACTS = {
     contracts.ShrinksALittle: "E C(x) = x, along x",
     contracts.UnderstatesVariance: "omega",
     contracts.WideSigns: "within 5 % of bits",
+    contracts.ReadsUnseen: "wait for reads from the device, got 1, at most 0: _local_scalar_dense",
+    contracts.CopiesATable: "wait for copies to the device, got 1, at most 0: tensor in",
     contracts.LongIndices: "from_bytes reads the bytes",
     broken.TooRarely: "E‖x - C(x)‖²",
     broken.Reseeds: "global generators",

@@ -86,12 +86,12 @@ def probabilities(sigma: Tensor, rank: int) -> Tensor:
         >>> probabilities(torch.tensor([8.0, 1.0, 1.0]), 2).tolist()
         [1.0, 0.5, 0.5]
     """
-    chances, found = torch.zeros_like(sigma), torch.zeros_like(sigma[:1], dtype=torch.bool)
+    chances, settled = torch.zeros_like(sigma), torch.zeros_like(sigma[:1], dtype=torch.bool)
     for certain in range(min(rank, len(sigma)) + 1):  # the largest ones, whose p would exceed 1
         rest = sigma[certain:]
         total = rest.sum()
         shares = torch.where(total == 0, 0, rest * ((rank - certain) / total))
         trial = torch.cat([torch.ones_like(sigma[:certain]), shares])
-        chances = torch.where(found, chances, trial)
-        found = found | (shares <= 1).all()
+        chances = torch.where(settled, chances, trial)
+        settled = settled | (shares <= 1).all()
     return chances
