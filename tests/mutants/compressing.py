@@ -41,6 +41,10 @@ low_rank = within("compressors/matrices.py", LOW_RANK)
 ef21 = within("compressors/wrappers/ef21.py", MEMORIES)
 velocity = within("compressors/wrappers/velocity.py", MEMORIES)
 low_pass = within("compressors/wrappers/low_pass.py", SHARED)
+TWO_SHOT = "tests/compressors/test_two_shot.py"
+two_shot = within("compressors/wrappers/two_shot.py", TWO_SHOT)
+ring = within("compressors/wrappers/ring.py", TWO_SHOT)
+chunks = within("compressors/wrappers/chunks.py", TWO_SHOT)
 
 MUTANTS = (
     # bounds
@@ -80,6 +84,17 @@ MUTANTS = (
     velocity("min(1.0, self.clip / longest)", "self.clip / longest"),
     velocity("        if self.masking:\n", "        if not self.masking:\n"),
     low_pass("alpha=1 - self.beta", "alpha=self.beta"),
+    # exchanges in two shots
+    two_shot("            mean = mean + owned.view(-1)[own]\n", "            pass\n"),
+    two_shot("owned[place], alpha=workers", "owned[place], alpha=1"),
+    two_shot(
+        "saturated(mean, grad.dtype), state.second", "mean.half().to(grad.dtype), state.second"
+    ),
+    two_shot("payload.add_to(mean, 1 / len(payloads))", "payload.add_to(mean)"),
+    ring("payload.decode(), alpha=workers", "payload.decode()"),
+    ring("(rank - 2 - hop) % n", "(rank - 1 - hop) % n"),
+    ring("Dense(sent) if n > 1 else payload", "payload"),
+    chunks("torch.float32 if dtype.itemsize == 2 else dtype", "dtype"),
     # factors
     powersgd("q if bool(q.isfinite().all()) else state", "q"),
     powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),
