@@ -143,6 +143,7 @@ def test_what_a_former_owner_holds_back_is_delivered_once():
 
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("inner", DEPLOYED)
+@pytest.mark.slow
 def test_a_worker_sends_two_codes_of_all_chunks_but_one(inner, workers):
     """(n-1)/n (c + c₂) bytes; 65,536 elements per chunk fill the rotated blocks of eden."""
     grads = gradients(workers, workers * 65_536)
@@ -174,6 +175,7 @@ def test_eden_pads_each_chunk_to_its_rotated_blocks():
 
 @pytest.mark.parametrize("workers", [2, 4, 8])
 @pytest.mark.parametrize("inner", SMALL)
+@pytest.mark.slow
 def test_errors_of_uncorrelated_workers_add_up(inner, workers):
     """Of one code e, of a gather e, of two shots 2e, of a ring (n+1)e/2.
 
