@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "summary",
         "thresholds",
     ),
-    "exchange": ("compressors", "kernels", "ratios"),
+    "exchange": ("compressors", "kernels", "payloads", "ratios"),  # payloads as messages
     "fitting": (
         "compressors",
         "families",

@@ -21,14 +21,16 @@ def allowed(contract):
     """The declared reads, with those of a later round: its lengths, and heads that differ.
 
     A two-shot exchange encodes a chunk for every worker and a sum, a ring one for every hop and a
-    sum; on one worker, for which `host_reads` is declared, that is two codes, and one.
+    sum; on one worker, for which `host_reads` is declared, that is two codes, and one. Payloads of
+    two factors read when they are decoded, those of all workers.
     """
     declared = contract.host_reads
     if contract.collective == "two_shot":
         declared = declared * (WORKERS + 1) / 2
     if contract.collective == "ring":
         declared *= WORKERS
-    return ALWAYS + declared + 1 + 2 * (contract.rounds - 1)
+    factors = (WORKERS - 1) * ("matrix" in contract.needs)
+    return ALWAYS + declared + factors + 1 + 2 * (contract.rounds - 1)
 
 
 @pytest.mark.parametrize("spec", SPECS)
