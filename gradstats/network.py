@@ -70,8 +70,8 @@ class Network:
             >>> Network(workers=4, bandwidth=1e6, latency=0.0).two_shot(2e6)
             1.5
         """
-        hops = self.workers - 1
-        return hops * (2 * self.latency + nbytes / self.workers / self.bandwidth)
+        chunks = nbytes / self.workers  # one of each code
+        return (self.workers - 1) * (2 * self.latency + chunks / self.bandwidth)
 
     def __str__(self) -> str:
         return f"{self.workers} workers on {8 * self.bandwidth / 1e9:g} Gbit/s links"

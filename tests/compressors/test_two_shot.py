@@ -1,16 +1,21 @@
 """Two-shot exchanges and rings that requantise: conservation, bytes, errors, in float64."""
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from gradstats.compressors import Rng, compressor
+from gradstats.compressors.methods.sign import ScaledSign
 from gradstats.compressors.rounds import fused
 from gradstats.compressors.wrappers.chunks import bounds
-from gradstats.compressors.wrappers.two_shot import owned_by
+from gradstats.compressors.wrappers.ring import Ring
+from gradstats.compressors.wrappers.two_shot import TwoShot, owned_by
 from gradstats.exchange import simulate
 from gradstats.exchange.counts import Traffic
+from gradstats.payloads.base import Dense
+from gradstats.testing.compressor_laws import LAWS
 
 TEAMS = (1, 2, 3, 8)
 DEPLOYED = ("mxfp8", "fp8", "nvfp4", "affine(4)", "eden", "qsgd", "sign")
@@ -124,8 +129,21 @@ def test_a_residual_whose_chunk_another_worker_owns_is_not_lost():
     torch.testing.assert_close(held_back(states), total, rtol=0, atol=1e-12)
 
 
+def test_what_a_former_owner_holds_back_is_delivered_once():
+    member, zeros = compressor("ef(twoshot(none))"), [torch.zeros(300) for _ in range(3)]
+    states, held = [member.init(grad) for grad in zeros], torch.zeros(300)
+    held[200:] = 1.0  # worker 0 owns the first 128 elements
+    states[0].inner.owned.copy_(held)
+    for step, expected in enumerate((held, torch.zeros(300))):
+        steps = exchanged(member, zeros, states, step)
+        states = [each.state for each in steps]
+        torch.testing.assert_close(steps[0].update, expected)
+        torch.testing.assert_close(held_back(states), torch.zeros(300).double())
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("inner", DEPLOYED)
+@pytest.mark.slow
 def test_a_worker_sends_two_codes_of_all_chunks_but_one(inner, workers):
     """(n-1)/n (c + c₂) bytes; 65,536 elements per chunk fill the rotated blocks of eden."""
     grads = gradients(workers, workers * 65_536)
@@ -157,6 +175,7 @@ def test_eden_pads_each_chunk_to_its_rotated_blocks():
 
 @pytest.mark.parametrize("workers", [2, 4, 8])
 @pytest.mark.parametrize("inner", SMALL)
+@pytest.mark.slow
 def test_errors_of_uncorrelated_workers_add_up(inner, workers):
     """Of one code e, of a gather e, of two shots 2e, of a ring (n+1)e/2.
 
@@ -228,6 +247,28 @@ def test_other_memories_hold_back_the_errors_of_sums_too(memory):
 def test_without_a_memory_nothing_is_held_back():
     steps = exchanged(compressor("twoshot(sign)"), gradients(4, 200))
     assert owned_by([each.state for each in steps]) == []
+
+
+class Forgets(TwoShot):
+    """Its owners keep nothing of what the second code loses."""
+
+    def init_under_memory(self, grad):
+        return self.init(grad)
+
+
+@dataclass(frozen=True)
+class Uncounted(Ring):
+    """Each worker counts its gradient as sent, whatever its codes have lost."""
+
+    def exchange(self, grad, state, rng=None):
+        step = yield from super().exchange(grad, state, rng)
+        return replace(step, sent=Dense(self.flattened(grad)))
+
+
+@pytest.mark.parametrize("broken", [Forgets, Uncounted])
+def test_the_law_suite_rejects_what_loses_something(broken):
+    law = next(law for law in LAWS if law.name == "several-workers")
+    assert next(law.broken(broken(ScaledSign()), Rng()), None)
 
 
 REFUSED = {

@@ -44,7 +44,7 @@ def test_the_command_fits_a_class_of_the_folder_it_is_called_in(call, small_run,
 
 
 @pytest.mark.slow
-def test_tasks_in_other_processes_find_the_class_by_import(call, small_run, my_mod):
+def test_tasks_in_other_processes_find_the_class_by_import(call, small_run, my_mod, forked_pools):
     names = f"{my_mod}:HypSecant,scipy:hypsecant"
     words = ("fit", small_run, "--families", names, "--ratios", "0.1", "--out")
     assert call(*words, "alone")[0] == 0

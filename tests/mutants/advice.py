@@ -8,6 +8,11 @@ advice = within("reporting/advice.py", RANKING)
 laws = within("fitting/ranking.py", "tests/fitting/test_ranking.py")
 
 MUTANTS = (
+    tables("workers / (workers - 1) * line", "line"),
+    tables(
+        'codes = 2 if line["collective"] == "ring"', 'codes = 1 if line["collective"] == "ring"'
+    ),
+    tables("(1 + hops) * decode", "decode"),
     tables(
         'ranked["residual_ratio"].where(ranked["feedback"] == "ef", ranked["error"])',
         'ranked["residual_ratio"]',

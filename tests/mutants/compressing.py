@@ -43,6 +43,10 @@ low_rank = within("compressors/matrices.py", LOW_RANK)
 ef21 = within("compressors/wrappers/ef21.py", MEMORIES)
 velocity = within("compressors/wrappers/velocity.py", MEMORIES)
 low_pass = within("compressors/wrappers/low_pass.py", SHARED)
+TWO_SHOT = "tests/compressors/test_two_shot.py"
+two_shot = within("compressors/wrappers/two_shot.py", TWO_SHOT)
+ring = within("compressors/wrappers/ring.py", TWO_SHOT)
+chunks = within("compressors/wrappers/chunks.py", TWO_SHOT)
 
 MUTANTS = (
     # bounds
@@ -90,6 +94,17 @@ MUTANTS = (
     indices("torch.where(places <= ends, bits, 0)", "bits"),
     indices("max(1, -(-width_of(n) // 7))", "max(1, width_of(n) // 7)"),
     sparse("    @cached_property\n    def _written", "    @property\n    def _written"),
+    # exchanges in two shots
+    two_shot("            mean = mean + owned.view(-1)[own]\n", "            pass\n"),
+    two_shot("owned[place], alpha=workers", "owned[place], alpha=1"),
+    two_shot(
+        "saturated(mean, grad.dtype), state.second", "mean.half().to(grad.dtype), state.second"
+    ),
+    two_shot("payload.add_to(mean, 1 / len(payloads))", "payload.add_to(mean)"),
+    ring("payload.decode(), alpha=workers", "payload.decode()"),
+    ring("(rank - 2 - hop) % n", "(rank - 1 - hop) % n"),
+    ring("Dense(sent) if n > 1 else payload", "payload"),
+    chunks("torch.float32 if dtype.itemsize == 2 else dtype", "dtype"),
     # factors
     powersgd("torch.where(q.isfinite().all(), q, state)", "q"),
     powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),

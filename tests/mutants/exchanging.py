@@ -24,9 +24,10 @@ MUTANTS = (
     fusing("request.op, request.tensor.dtype", "request.tensor.dtype"),
     fusing("(request.op, request.tensor.dtype, request", "(request.op, request"),
     memories("        self._split_up(keys)\n", ""),
-    timing("        encoding += seconds\n", "        encoding = seconds\n"),
+    timing("encoding += reading + seconds\n", "encoding = reading + seconds\n"),
     timing(
-        "return encoding, seconds, answered.state", "return encoding, encoding, answered.state"
+        "return encoding, reading + seconds, answered.state",
+        "return encoding, encoding, answered.state",
     ),
     timing("median(encodings[WARM_UP:])", "median(encodings)"),
     timing("median(decodings[WARM_UP:])", "median(decodings)"),
@@ -53,4 +54,6 @@ MUTANTS = (
     network("(self.workers - 1) * (rounds * self.latency", "(self.workers - 1) * (self.latency"),
     network("2 * hops * (rounds * self.latency", "2 * hops * (self.latency"),
     network("2 * hops * (rounds", "hops * (rounds"),
+    network("(2 * self.latency + chunks", "(self.latency + chunks"),
+    network("chunks = nbytes / self.workers", "chunks = nbytes"),
 )

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from gradstats import kernels
 from gradstats.payloads import index_codes
 from gradstats.payloads.index_coders import rice_parameter
 from gradstats.payloads.index_codes import CODES, decode_indices, encode_indices, read_indices
+
+
+@pytest.fixture(autouse=True)
+def _in_torch():
+    """The form of other devices than the CPU."""
+    with kernels.use("eager"):
+        yield
 
 
 def places(k, n, seed=0):
@@ -125,6 +133,8 @@ def test_many_places_are_those_that_were_encoded(code):
     data = encode_indices(torch.from_numpy(indices), n, code)
     assert np.array_equal(decode_indices(data.numpy().tobytes(), len(indices), n, code), indices)
     assert np.array_equal(read_indices(data, len(indices), n, code).numpy(), indices)
+    with kernels.use("auto"):
+        assert np.array_equal(read_indices(data, len(indices), n, code).numpy(), indices)
 
 
 @pytest.mark.parametrize(("indices", "n", "code"), of_each_code(CASES))

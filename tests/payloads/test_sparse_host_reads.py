@@ -10,6 +10,13 @@ from gradstats.rng import Rng
 from gradstats.testing import counting_host_reads
 
 
+@pytest.fixture(autouse=True)
+def _in_torch():
+    """The form of other devices than the CPU."""
+    with kernels.use("eager"):
+        yield
+
+
 @pytest.mark.parametrize("k", [0, 1, 300, 9_000, 10_000])
 @pytest.mark.parametrize("code", [None, *CODES])
 def test_lengths_and_bytes_of_a_sparse_payload_take_one_read_together(code, k):
