@@ -248,3 +248,4 @@ _CODERS = {
     ),
 }
 CODES = tuple(_CODERS)
+OF_KNOWN_LENGTH = tuple(code for code in CODES if _CODERS[code].measure is None)

@@ -41,8 +41,9 @@ def host_reads(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
     if most is None:
         return
     with use("eager"):
-        encode(compressor, grad, rng)  # tables are copied to the device once
         counted = count_reads(compressor, grad, rng)
+        if counted.uploads > most:  # tables are copied to the device once
+            counted = count_reads(compressor, grad, rng)
     sites = "; ".join(counted.sites)
     for what, number in (("reads from", counted.reads), ("copies to", counted.uploads)):
         values = f"got {number}, at most {most}: {sites}"

@@ -22,7 +22,7 @@ DECLARED = {
     "affine": 1,
     "eden": 1,
     "topk(0.01)": 1,
-    "exact-threshold(0.01)": 1,
+    "exact-threshold(0.01)": 2,
     "randomk(0.01)": 1,
     "powersgd": 2,
     "sidco-e(0.01)": 5,
@@ -30,12 +30,16 @@ DECLARED = {
     "lossless": None,
     "qsgd | ans": None,
     "topk(0.01) | mxfp4": 2,
+    "topk(0.01) | packed": 0,
+    "topk(0.01) | golomb": 1,
+    "exact-threshold(0.01) | qsgd | bitmap": 1,
+    "stc(0.01) | raw": 0,
     "randomk(0.01) | qsgd": 1,
     "stc(0.01)": 1,
     "qsparse(0.01)": 1,
     "ef(mxfp8)": 1,
     "ef21(qsgd)": 0,
-    "lowpass(clt-k(0.01))": 1,
+    "lowpass(clt-k(0.01))": 2,
     "velocity(topk(0.01), clip=1.0)": 1,
     "warmup(topk(0.01))": 1,
     "adaquant(qsgd)": 0,
@@ -46,7 +50,7 @@ DECLARED = {
     "ring(mxfp8)": 1,
 }
 # members have the law in test_laws; these are made of members
-MADE = [spec for spec in DECLARED if "(" in spec.split("|")[-1] and DECLARED[spec] is not None]
+MADE = [spec for spec in DECLARED if "(" in spec and DECLARED[spec] is not None]
 
 
 @pytest.mark.parametrize("spec", DECLARED)
@@ -54,7 +58,12 @@ def test_declared_numbers(spec):
     assert compressor(spec).contract.host_reads == DECLARED[spec]
 
 
-@pytest.mark.parametrize("spec", [spec for spec in MADE if "sidco" not in spec])
+# short float64 gradients make SIDCo read more, triton reads the number of candidates
+MORE = ("sidco", "exact-threshold", "clt-k")
+TIGHT = [spec for spec in MADE if not any(name in spec for name in MORE)]
+
+
+@pytest.mark.parametrize("spec", TIGHT)
 def test_a_normal_gradient_costs_what_is_declared_and_no_read_less(spec):
     grad = gradients.ordinary()["normal"]
     with use("eager"):

@@ -31,7 +31,7 @@ class ExactThreshold(Stateless):
 
     ratio: float
     name = "exact-threshold"
-    contract = replace(SPARSIFIER, host_reads=1)
+    contract = replace(SPARSIFIER, host_reads=2)  # triton reads a count
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Select exactly k elements."""

@@ -71,7 +71,7 @@ class TrimmedRedSync(Stateless):
     ratio: float
     eps: float = 0.2
     name = "redsync-trimmed"
-    contract = replace(SPARSIFIER, host_reads=5)
+    contract = replace(SPARSIFIER, host_reads=6)
 
     def __post_init__(self) -> None:
         super().__post_init__()

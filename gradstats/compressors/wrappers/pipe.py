@@ -92,6 +92,8 @@ class Pipe(Compressor):
         contract = self.first.contract
         for stage in self.value_codes:
             contract = _composed(contract, stage.contract)
+        if contract.host_reads and any(getattr(each, "saves_read", False) for each in self.stages):
+            contract = replace(contract, host_reads=contract.host_reads - 1)
         entropy_coded = any(getattr(stage, "of_symbols", False) for stage in self.stages[1:])
         if not entropy_coded:
             return contract

@@ -10,6 +10,7 @@ from gradstats.compressors.wrappers.pipe import Stage, innermost
 from gradstats.kernels import coding
 from gradstats.payloads import entropy
 from gradstats.payloads.base import Bundle, Payload
+from gradstats.payloads.index_codes import OF_KNOWN_LENGTH
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.sparse import Sparse
 from gradstats.payloads.symbol_codes import ANS, Packed
@@ -24,6 +25,11 @@ class IndexCode(Stage):
     """
 
     name: str
+
+    @property
+    def saves_read(self) -> bool:
+        """Whether the number of indices determines the length."""
+        return self.name in OF_KNOWN_LENGTH
 
     def apply(self, payload: Payload) -> Payload:
         """See `Stage.apply`."""
