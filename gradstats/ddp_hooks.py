@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +13,15 @@ from torch.futures import Future
 from gradstats.compressors import AllReduce, Rng, Step
 from gradstats.compressors.methods.none import NoCompression
 from gradstats.exchange import DisagreementError, Exchange, Rounds, fused
-from gradstats.exchange.buckets import Member, Unit, all_finite, digest_of, members_of, units_of
-from gradstats.exchange.collectives import CollectiveError, Group, describe, digest
+from gradstats.exchange.buckets import Member, Unit, are_finite, digest_of, members_of, units_of
+from gradstats.exchange.collectives import Group
 from gradstats.exchange.hook_state import HookState
 from gradstats.exchange.joining import FSDP, PYTHON_REDUCER
+from gradstats.exchange.messaging import CollectiveError, Header, describe, digest
 
 BROKEN, FAILED, SPOILT = 1, 2, 4  # flags that workers send each other
-Reports = list[list[int]]  # of each worker: layout, flags, digest, request, length
+Reports = list[list[int]]  # of each worker: layout, flags, digest, request, then a header
+NOTHING = (0, 0, *astuple(Header()))  # in the place of digest, request and header
 DENSE = NoCompression()
 
 
@@ -139,7 +141,7 @@ class CompressorState(HookState):
         work.layout = digest(f"{self.step} {layout}")
         work.members = members
         work.scale = self._scaled[0] if self._scaled else 1.0
-        work.broken = not all_finite([buffer])
+        work.broken = not are_finite([buffer])
         if not work.broken:
             work.units = units_of(members, together=self.by == "bucket", scale=work.scale)
             exchanges = [self._exchange_of(unit, group, work) for unit in work.units]
@@ -176,11 +178,11 @@ class CompressorState(HookState):
             self._average(buffer, group, work)
             return
         assert work.rounds
-        steps = work.rounds.finish([length for *_, length in reports])
+        steps = work.rounds.finish([Header(*header) for _, _, _, _, *header in reports])
         updates = [step.update if work.scale == 1 else step.update * work.scale for step in steps]
-        if not all_finite(updates):
+        if not self._is_sound(group, updates):
             # on all workers, or they have drifted apart: who saw none learns it in its next round
-            self._check_flags(group, group.share(0, SPOILT, 0, 0, 0))
+            self._check_flags(group, group.share(0, SPOILT, *NOTHING))
             self._average(buffer, group, work)
             return
         for unit, update, step in zip(work.units, updates, steps, strict=True):
@@ -194,6 +196,18 @@ class CompressorState(HookState):
             self._written = f"{self._where()}, of parameters {first} to {last},"
             self._digest = digest_of(buffer)
 
+    def _is_sound(self, group: Group, updates: Sequence[Tensor]) -> bool:
+        """Whether all updates are finite; in the same copy from the device, messages are checked.
+
+        Raises:
+            CollectiveError: a message is damaged; the other workers learn it in their next round.
+        """
+        try:
+            return group.check(are_finite(updates))[0]
+        except CollectiveError:
+            group.share(0, FAILED, *NOTHING)
+            raise
+
     def _compare(
         self, group: Group, work: _Work, failure: BaseException | None
     ) -> list[list[int]]:
@@ -205,7 +219,8 @@ class CompressorState(HookState):
         request = work.rounds.request if work.rounds else None
         asked = describe(request) if request else "nothing"
         flags = work.broken * BROKEN | (failure is not None) * FAILED
-        own = [work.layout, flags, self._digest, digest(asked), group.length(request)]
+        header = astuple(group.header(request))
+        own = [work.layout, flags, self._digest, digest(asked), *header]
         reports = group.share(*own)
         written, self._written, self._digest = self._written, "", 0
         if failure:
@@ -220,7 +235,7 @@ class CompressorState(HookState):
             fact = f"worker {group.rank} and workers {others} have drifted apart"
             raise DisagreementError(f"{written} must be the same on all workers: {fact}")
         broken = any(flags & BROKEN for _, flags, *_ in reports)
-        others = [worker for worker, (_, _, _, what, _) in enumerate(reports) if what != own[3]]
+        others = [worker for worker, (_, _, _, what, *_) in enumerate(reports) if what != own[3]]
         if others and not broken:
             fact = f"worker {group.rank} asks for {asked} at {self._where()}, not so {others}"
             raise DisagreementError(f"workers must ask for the same collective: {fact}")

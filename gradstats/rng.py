@@ -9,9 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gradstats.kernels.forms import on_host
 from gradstats.kernels.philox import LOW, philox
 
 FEISTEL_ROUNDS = 8
+BLIND_ROUNDS = 12  # after which an index is still outside in one draw of 4096
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,23 @@ class Stream:
         """
         bits = max(2, (numel - 1).bit_length())
         index = self._permute(torch.arange(k, device=device), bits)
-        while (outside := (index >= numel).nonzero().squeeze(1)).numel():
-            index[outside] = self._permute(index[outside], bits)
+        if numel < 1 << bits:
+            index = self._walked(index, numel, bits)
         return index.sort().values
+
+    def _walked(self, index: Tensor, numel: int, bits: int) -> Tensor:
+        """The indices, those from numel on permuted until they are below."""
+        if on_host(index):
+            while (outside := (index >= numel).nonzero().squeeze(1)).numel():
+                index[outside] = self._permute(index[outside], bits)
+            return index
+        # half of them or more arrive in every round: the host looks when surely none is left
+        rounds = len(index).bit_length() + BLIND_ROUNDS
+        while True:
+            for _ in range(rounds):
+                index = torch.where(index < numel, index, self._permute(index, bits))
+            if not bool((index >= numel).any()):
+                return index
 
     def _permute(self, index: Tensor, bits: int) -> Tensor:
         # the halves differ by a bit where bits is odd, and change places in every round

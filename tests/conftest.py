@@ -22,6 +22,7 @@ import gradstats
 from gradstats.cli import app as cli
 from gradstats.store import GradientStore, Row, parameter_table
 from gradstats.store.rows import pack
+from tests.processes import Nursery
 from tests.store.s3 import server, url  # noqa: F401  (fixtures)
 
 if not torch.cuda.is_available():
@@ -194,6 +195,18 @@ def reported(small_run, made_once) -> tuple[str, Path]:
 
     folder = made_once("report", report)
     return (folder / "report.html").read_text(encoding="utf-8"), folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without figures, which take most of their time."""
+    monkeypatch.setattr("gradstats.reporting.report.draw", lambda *_: b"png")
+
+
+@pytest.fixture
+def forked_pools(monkeypatch):
+    """Pools whose processes are forked from one that has imported torch."""
+    monkeypatch.setattr("gradstats.runs.tasks.get_context", lambda _: Nursery().context)
 
 
 @pytest.fixture

@@ -66,7 +66,8 @@ MAY_IMPORT = {
         "store",
     ),
     "plot": ("families", "fitting", "runs", "summary"),
-    "testing": ("compressors", "exchange", "families", "runs"),
+    # kernels for their plain torch form, in which reads from a device are counted
+    "testing": ("compressors", "exchange", "families", "kernels", "runs"),
     # replaying for `shadow=` alone, when it is asked for
     "recording": ("lowrank", "patterns", "replaying", "store", "summary"),
     "reporting": (

@@ -8,7 +8,9 @@ from scipy import stats
 
 from gradstats import rng as rng_module
 from gradstats.compressors import Rng
+from gradstats.kernels import use
 from gradstats.rng import Stream, philox
+from gradstats.testing import counting_host_reads
 
 LEVEL = 1e-4  # of every chi-square test here; seeds are fixed, so a pass stays a pass
 DRAWS = 1000
@@ -87,6 +89,15 @@ def test_subsets_are_sorted_distinct_and_in_range(numel):
         assert chosen.shape == (k,)
         assert bool((chosen.diff() > 0).all())
         assert k == 0 or (int(chosen[0]) >= 0 and int(chosen[-1]) < numel)
+
+
+@pytest.mark.parametrize(("k", "numel", "reads"), [(20, 100, 1), (333, 1025, 1), (5, 64, 0)])
+def test_a_device_draws_the_same_subset_and_the_host_looks_once(k, numel, reads):
+    place = torch.zeros(0)
+    with use("eager"), counting_host_reads(place) as counted:
+        chosen = Rng(seed=3).shared.subset(k, numel, place.device)
+    assert torch.equal(chosen, Rng(seed=3).shared.subset(k, numel))
+    assert counted.reads == reads
 
 
 def test_a_subset_of_nothing_is_empty():

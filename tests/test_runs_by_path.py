@@ -40,7 +40,7 @@ def test_a_path_is_opened(small_run, verb):
         pandas.testing.assert_frame_equal(call(path, **settings), expected)
 
 
-def test_timings_and_a_report_take_a_path(small_run, tmp_path):
+def test_timings_and_a_report_take_a_path(small_run, tmp_path, undrawn):
     assert set(gradstats.timings(str(small_run), "bf16")["compressor"]) == {"bf16"}
     page = gradstats.report(small_run, out=tmp_path, budget="0", compressors="bf16", ratios=0.1)
     assert page.is_file()

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.autograd import DeviceType
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from where import Checks, LeftOut, Where
 
 from gradstats.ddp_hooks import CompressorState, compress_hook
 
-SPECS = ("none", "ef(powersgd)", "ef(exact-threshold(0.01))", "qsgd-shared", "mxfp8")
+SPECS = (
+    "none",
+    "ef(powersgd)",
+    "ef(exact-threshold(0.01))",
+    "qsgd-shared",
+    "mxfp8",
+    "twoshot(mxfp8)",
+    "ef(twoshot(nvfp4))",
+)
 STEPS, QUICK_STEPS = 50, 3
 TIMEOUT = 60.0  # of a collective, in seconds
+LINES = 8  # operations of a profile
 
 
 def checks(where: Where) -> Checks:
@@ -124,21 +135,34 @@ def train(spec: str, device: torch.device, rank: int, steps: int) -> dict[str, A
     losses = [step() for _ in range(steps)]
     took = (time.perf_counter() - start) / steps
     spent = state.seconds
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        step()
-    names = [event.name for event in profiler.events()]
-    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).cpu()
-    return {
-        "losses": losses,
-        "loss": losses[-1],
-        "weights": hashlib.sha256(weights.numpy().tobytes()).hexdigest(),
+    found = {
         "step_ms": 1e3 * took,
         "encode_ms": 1e3 * spent.encode / steps,
         "communicate_ms": 1e3 * spent.communicate / steps,
         "decode_ms": 1e3 * spent.decode / steps,
+        **profiled(step, device),
+    }
+    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).cpu()
+    digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+    return {"losses": losses, "loss": losses[-1], "weights": digest, **found}
+
+
+def profiled(step: Callable[[], float], device: torch.device) -> dict[str, Any]:
+    """A step under the profiler: copies, waits, and what takes the most time of its own."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        step()
+    events = profiler.events()
+    names = [event.name for event in events]
+    waits = [event for event in events if "Synchronize" in event.name]
+    sums = sorted(profiler.key_averages(), key=lambda each: -each.self_cpu_time_total)
+    return {
         "to_host": sum("DtoH" in name for name in names),
         "from_host": sum("HtoD" in name for name in names),
         "items": names.count("aten::_local_scalar_dense"),
+        "waits": len(waits),
+        "waits_ms": sum(event.cpu_time_total for event in waits) / 1e3,
+        "kernels": sum(event.device_type == DeviceType.CUDA for event in events),
+        "most": {each.key: each.self_cpu_time_total / 1e3 for each in sums[:LINES]},
     }

@@ -64,7 +64,7 @@ def numbers(row: dict[str, Any]) -> str:
     """What a row measured, or why it did not."""
     if row["reason"]:
         return str(row["reason"]).replace("|", "\\|")
-    hidden = ("part", "check", "status", "reason", "seconds", "weights")
+    hidden = ("part", "check", "status", "reason", "seconds", "weights", "most")
     facts = {name: value for name, value in row.items() if name not in hidden}
     return ", ".join(f"{name} {shown(value)}" for name, value in facts.items())
 

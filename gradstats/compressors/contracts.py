@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.index_codes import expected_bits
 from gradstats.payloads.sparse import Scattered, Sparse
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Contract:
         needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
         scaling: C(2^k x) = 2^k C(x) but for this share of the largest element, as long as one
             scale for the vector and all that is sent are in range; None: it knows absolute sizes.
+        host_reads: the most times that encoding one gradient, asking for the payload's length and
+            decoding it read from the gradient's device, for which the host waits, on a single
+            worker; a two-shot exchange or a ring encodes, and so reads, once per chunk. None: no
+            limit, as of entropy codes, which run on the host.
+        fixed_length: the bytes of a payload follow from the number and dtype of the elements, so
+            that workers need not tell each other how many there are.
     """
 
     collective: Literal["all_reduce", "all_gather", "two_shot", "ring"]
@@ -60,6 +68,8 @@ class Contract:
     update: Literal["mean", "majority"] = "mean"
     needs: tuple[str, ...] = ()
     scaling: float | None = 0.0
+    host_reads: int | None = None
+    fixed_length: bool = False
 
 
 # of anything that keeps the k̂ largest of d magnitudes exactly
@@ -67,6 +77,11 @@ KEPT_SHARE = Bound("k̂/d", lambda payload: payload.count / max(payload.numel, 1
 SPARSE_BITS = Bound("k̂ (b + index)", lambda payload: index_bits(payload) + value_bits(payload))
 DENSE_BITS = Bound("b d", lambda payload: value_bits(payload))
 SPARSIFIER = Contract("all_gather", delta=KEPT_SHARE, bits=SPARSE_BITS, wants_feedback=True)
+
+
+def summed(first: Number | None, second: Number | None) -> Number | None:
+    """The sum of what two codes promise; None where one of them promises nothing."""
+    return None if first is None or second is None else first + second
 
 
 def index_bits(payload: Sparse) -> float:

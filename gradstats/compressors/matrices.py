@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound
-from gradstats.kernels.ranges import from_unit, in_range, unit_of
+from gradstats.kernels.ranges import from_unit, in_own_unit, unit_of
 from gradstats.payloads.base import Dense
 from gradstats.payloads.low_rank import LowRank
 from gradstats.rng import Stream
@@ -59,5 +59,5 @@ def factors(left: Tensor, right: Tensor, unit: float) -> LowRank:
 
 def orthonormal(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns, filled up where they are dependent."""
-    basis: Tensor = torch.linalg.qr(in_range(matrix, LAPACK)[0]).Q
+    basis: Tensor = torch.linalg.qr(in_own_unit(matrix, LAPACK)).Q
     return basis

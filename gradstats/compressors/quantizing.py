@@ -48,12 +48,14 @@ def quantized(
         rounding: see `kernels.codes.quantize`.
         key: of the random numbers, for stochastic rounding.
     """
-    levels = alphabet.levels().to(flat.device)
+    levels = alphabet.levels(flat.device)
     packed = coding.quantize(flat.contiguous(), scales, bucket, levels, rounding=rounding, key=key)
     return Coded(Packed(packed), flat.numel(), alphabet, scales, bucket)
 
 
-def own_levels(flat: Tensor, symbols: Tensor, levels: Tensor, bucket: int) -> Coded:
+def own_levels(
+    flat: Tensor, symbols: Tensor, levels: Tensor, bucket: int, *, trusted: bool = False
+) -> Coded:
     """The payload of symbols whose levels each bucket sends.
 
     Args:
@@ -61,8 +63,9 @@ def own_levels(flat: Tensor, symbols: Tensor, levels: Tensor, bucket: int) -> Co
         symbols: integers below L, `[d]`.
         levels: `[⌈d/B⌉, L]`.
         bucket: B.
+        trusted: whether the symbols are known to be in range; else the host reads two numbers.
     """
-    packed = coding.pack(symbols, levels.shape[-1])
+    packed = coding.pack(symbols, levels.shape[-1], trusted=trusted)
     return Coded(Packed(packed), flat.numel(), None, saturated(levels, torch.float32), bucket)
 
 

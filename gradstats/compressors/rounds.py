@@ -32,9 +32,16 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class AllGather:
-    """Give every worker a list of all workers' payloads, which may differ in length."""
+    """Give every worker a list of all workers' payloads, which may differ in length.
+
+    Attributes:
+        payload: of this worker.
+        alike: payloads as long as those of the workers, where their lengths are known; without
+            them the workers exchange lengths first.
+    """
 
     payload: Payload
+    alike: tuple[Payload, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,8 @@ def _together(requests: list[Any]) -> Generator[Collective, Any, list[Any]]:
         pieces = torch.split(reduced, [tensor.numel() for tensor in tensors])
         return [piece.view(each.shape) for piece, each in zip(pieces, tensors, strict=True)]
     if isinstance(first, AllGather):
-        bundles: list[Bundle] = yield AllGather(_bundle(requests))
+        alike = tuple(map(Bundle, zip(*(each.alike for each in requests), strict=False)))
+        bundles: list[Bundle] = yield AllGather(_bundle(requests), alike)
         return [list(parts) for parts in zip(*(each.parts for each in bundles), strict=True)]
     if isinstance(first, ReduceScatter):
         return (yield from _scattered_together(requests))

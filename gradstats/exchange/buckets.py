@@ -133,24 +133,24 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether all elements are finite; each element is read once."""
+def are_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all elements are finite, a bool on their device, `[]`; each is read once."""
     tensors = [tensor for tensor in tensors if tensor.numel()]
     if not tensors:
-        return True
+        return torch.tensor(True)
     norms = torch._foreach_norm(tensors, math.inf)  # as torch's own clipping does
-    return bool(torch.stack([norm.to(norms[0].dtype) for norm in norms]).isfinite().all())
+    return torch.stack([norm.to(norms[0].dtype) for norm in norms]).isfinite().all()
 
 
 def digest_of(buffer: Tensor) -> int:
     r"""A 63-bit digest of a buffer: :math:`\sum_i (2i + 1) b_i` of its words b."""
     words = buffer.detach().reshape(-1).view(_INTEGERS[buffer.element_size()])
-    total = 0
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
     for place in range(0, len(words), CHUNK):
         part = words[place : place + CHUNK].to(torch.int64)
         odd = torch.arange(place, place + len(part), device=part.device).mul_(2).add_(1)
-        total += int((part * odd).sum())
-    return total & (1 << 63) - 1
+        total += (part * odd).sum()
+    return int(total) & (1 << 63) - 1
 
 
 # of 64-bit words the first bits would be lost

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -21,11 +21,10 @@ from gradstats.compressors import (
     Collective,
     Payload,
     ReduceScatter,
-    from_bytes,
 )
 from gradstats.exchange.counts import Seconds, Traffic
+from gradstats.exchange.messaging import CollectiveError, Header, Messenger
 from gradstats.exchange.reducing import (
-    WORD,
     check_parts,
     incoming,
     message_nbytes,
@@ -35,35 +34,6 @@ from gradstats.exchange.reducing import (
 
 # its name from torch 2.13 on
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-def describe(request: Collective) -> str:
-    """Describe a collective by what all workers must agree on."""
-    name = type(request).__name__
-    if isinstance(request, AllReduce):
-        tensor = request.tensor
-        levels = f", {request.levels} levels" if request.levels else ""
-        return f"{name}({request.op}, {tensor.dtype}, {list(tensor.shape)}{levels})"
-    if isinstance(request, ReduceScatter):
-        lengths = [tensor.numel() for tensor in request.tensors]
-        return f"{name}({request.op}, {request.tensors[0].dtype}, {lengths})"
-    if isinstance(request, AllToAll):
-        numels = [each and each.numel for each in request.payloads]
-        return f"{name}({numels})" if None not in numels else f"{name}({len(numels)})"
-    return f"{name}(root={request.root})" if isinstance(request, Broadcast) else name
-
-
-def digest(text: str) -> int:
-    """A 63-bit hash of a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-class CollectiveError(RuntimeError):
-    """A collective failed: the backend cannot do it, or another worker cannot be reached."""
-
-
-def _with_length(data: bytes, length: int) -> bytes:
-    return len(data).to_bytes(WORD, "little") + data.ljust(length - WORD, b"\0")
 
 
 class Group:
@@ -88,37 +58,35 @@ class Group:
         if self.rank < 0:
             raise ValueError("group must have this process in it, got one that has not")
         self.traffic, self.seconds = Traffic(), Seconds()
+        self._messenger = Messenger(self.rank, self.workers)
 
-    def perform(self, request: Collective, lengths: Sequence[int] | None = None) -> Any:
-        """The result of one collective.
+    def perform(self, request: Collective, headers: Sequence[Header] | None = None) -> Any:
+        """The result of one collective; `check` says later whether it arrived as it was sent.
 
         Args:
             request: The collective, alike on all workers.
-            lengths: Message lengths of all workers, see `length`; None exchanges them first.
+            headers: Of all workers, see `header`; None exchanges them first.
 
         Raises:
-            CollectiveError: the backend cannot do it, or another worker cannot be reached.
+            CollectiveError: the backend cannot do it, another worker cannot be reached, or the
+                size of a message is wrong.
         """
         if isinstance(request, AllReduce):
             return self._reduce(request)
         if isinstance(request, ReduceScatter):
             return self._scatter(request)
-        if lengths is None:
-            lengths = [length for (length,) in self.share(self.length(request))]
+        headers = headers or self._messenger.known_headers(request)
+        if not headers:
+            headers = [Header(*facts) for facts in self.share(*astuple(self.header(request)))]
         if isinstance(request, AllGather):
-            return self._gather(request, lengths)
+            return self._gather(request, headers)
         if isinstance(request, AllToAll):
-            return self._send_to_all(request, message_nbytes(max(lengths)))
-        return self._spread(request, lengths[request.root])
+            return self._send_to_all(request, headers)
+        return self._spread(request, headers)
 
-    def length(self, request: Collective | None) -> int:
-        """Length in bytes of this worker's message, which the others need to receive it."""
-        if isinstance(request, Broadcast) and request.root != self.rank:
-            return 0
-        if isinstance(request, AllToAll):
-            return max((each.nbytes for each in request.payloads if each), default=0)
-        payload = request.payload if isinstance(request, AllGather | Broadcast) else None
-        return payload.nbytes if payload else 0
+    def header(self, request: Collective | None) -> Header:
+        """What the others need to receive this worker's messages."""
+        return self._messenger.header(request)
 
     def share(self, *facts: int) -> list[list[int]]:
         """Gather a few 64-bit integers of each worker: one list per worker, by rank."""
@@ -127,7 +95,24 @@ class Group:
         with self._communicating("all_gather"):
             dist.all_gather(others, own, group=self.group)
         self.traffic.count("control", own.nbytes, (self.workers - 1) * own.nbytes)
-        return [other.tolist() for other in others]
+        shared: list[list[int]] = torch.stack(others).tolist()
+        return shared
+
+    def check(self, *others: Tensor) -> list[bool]:
+        """Read a few bools from the device, and whether all messages until now were intact.
+
+        Args:
+            others: bools, `[]` each.
+
+        Raises:
+            CollectiveError: a message is damaged.
+        """
+        intact = self._messenger.intact()
+        read: list[bool] = torch.stack([*intact, *others]).tolist() if intact or others else []
+        if not all(read[: len(intact)]):
+            fact = "its checksum is another than that of the worker who sent it"
+            raise CollectiveError(f"cannot read a message on worker {self.rank}: {fact}")
+        return read[len(intact) :]
 
     def _reduce(self, request: AllReduce) -> Tensor:
         tensor = outgoing(request, self.workers)
@@ -137,44 +122,32 @@ class Group:
         self.traffic.reduced(request, tensor.nbytes, self.workers)
         return incoming(tensor, request, self.workers)
 
-    def _gather(self, request: AllGather, lengths: Sequence[int]) -> list[Payload]:
-        data = request.payload.to_bytes()
-        own = self._tensor(data, max(lengths))
-        received = [torch.empty_like(own) for _ in lengths]
+    def _gather(self, request: AllGather, headers: Sequence[Header]) -> list[Payload]:
+        longest = max(header.nbytes for header in headers)
+        sent = self._written(request, longest)
+        rooms = [torch.empty_like(sent) for _ in headers]
         with self._communicating("all_gather"):
-            dist.all_gather(received, own, group=self.group)
-        self.traffic.count("all_gather", len(data), (self.workers - 1) * len(own))
-        payloads = [
-            self._payload(each, length) if worker != self.rank else request.payload
-            for worker, (each, length) in enumerate(zip(received, lengths, strict=True))
-        ]
-        return payloads
+            dist.all_gather(rooms, sent, group=self.group)
+        nbytes = headers[self.rank].nbytes
+        self.traffic.count("all_gather", nbytes, (self.workers - 1) * longest)
+        payloads = self._read(request, dict(enumerate(rooms)), headers)
+        return [payloads.get(worker, request.payload) for worker in range(self.workers)]
 
-    def _send_to_all(self, request: AllToAll, length: int) -> list[Payload | None]:
-        """Equal messages: each begins with its length, and the rest of the room is 0."""
-        payloads, n = request.payloads, self.workers
-        check_parts(payloads, n)
-        back = [payloads[(2 * self.rank - sender) % n] for sender in range(n)]
-        sent = [length if payload else 0 for payload in payloads]
-        received = [length if payload else 0 for payload in back]
-        data = [_with_length(each.to_bytes(), length) for each in payloads if each]
-        message = self._tensor(b"".join(data), sum(sent))
-        buffer = message.new_empty(sum(received))
+    def _send_to_all(self, request: AllToAll, headers: Sequence[Header]) -> list[Payload | None]:
+        n, room = self.workers, message_nbytes(max(header.nbytes for header in headers))
+        sent = [room if payload else 0 for payload in request.payloads]
+        received = [sent[(2 * self.rank - sender) % n] for sender in range(n)]
+        flat = self._written(request, room)
+        buffer = torch.empty(sum(received), dtype=torch.uint8, device=self.device)
         with self._communicating("all_to_all"):
-            dist.all_to_all_single(buffer, message, received, sent, group=self.group)
-        others = sum(sent) - sent[self.rank]
-        self.traffic.count("all_to_all", sum(each.nbytes for each in payloads if each), others)
-        parts: list[Payload | None] = []
-        for sender, part in enumerate(torch.split(buffer, received)):
-            own = sender == self.rank
-            parts.append(payloads[sender] if own else self._from_message(part))
-        return parts
-
-    def _from_message(self, message: Tensor) -> Payload | None:
-        if not len(message):
-            return None
-        length = int.from_bytes(message[:WORD].cpu().numpy().tobytes(), "little")
-        return self._payload(message[WORD:], length)
+            dist.all_to_all_single(buffer, flat, received, sent, group=self.group)
+        nbytes = sum(payload.nbytes for payload in request.payloads if payload)
+        self.traffic.count("all_to_all", nbytes, sum(sent) - sent[self.rank])
+        parts = torch.split(buffer, received)
+        rooms = {sender: part for sender, part in enumerate(parts) if len(part)}
+        payloads = self._read(request, rooms, headers)
+        own = request.payloads[self.rank]
+        return [own if worker == self.rank else payloads.get(worker) for worker in range(n)]
 
     def _scatter(self, request: ReduceScatter) -> Tensor:
         """Of tensors padded to the longest: what backends scatter must be of equal lengths."""
@@ -188,24 +161,35 @@ class Group:
         self.traffic.count("reduce_scatter", flat.nbytes, flat.nbytes - own.nbytes)
         return own[: len(shares[self.rank])]
 
-    def _spread(self, request: Broadcast, length: int) -> Payload | None:
-        mine = self.rank == request.root
-        data = request.payload.to_bytes() if mine and request.payload else b""
-        message = self._tensor(data, length)
+    def _spread(self, request: Broadcast, headers: Sequence[Header]) -> Payload | None:
+        root, length = request.root, headers[request.root].nbytes
+        message = self._written(request, length)
+        if root != self.rank:
+            message = torch.empty(length, dtype=torch.uint8, device=self.device)
         with self._communicating("broadcast"):
-            dist.broadcast(message, group=self.group, group_src=request.root)
-        self.traffic.count("broadcast", len(data), length if self.workers > 1 else 0)
-        return request.payload if mine else self._payload(message, length)
+            dist.broadcast(message, group=self.group, group_src=root)
+        handed, wire = headers[self.rank].nbytes, length if self.workers > 1 else 0
+        self.traffic.count("broadcast", handed, wire)
+        return self._read(request, {root: message}, headers).get(root, request.payload)
 
-    def _tensor(self, data: bytes, length: int) -> Tensor:
-        padded = torch.frombuffer(bytearray(data.ljust(length, b"\0")), dtype=torch.uint8)
-        return padded.to(self.device)
-
-    def _payload(self, message: Tensor, length: int) -> Payload:
+    def _written(self, request: Collective, room: int) -> Tensor:
         start = time.perf_counter()
-        payload = from_bytes(message[:length].cpu().numpy().tobytes()).to(self.device)
+        flat = self._messenger.write(self._messenger.messages(request), room, self.device)
+        self.seconds.encode += time.perf_counter() - start
+        return flat
+
+    def _read(
+        self, request: Collective, rooms: dict[int, Tensor], headers: Sequence[Header]
+    ) -> dict[int, Payload]:
+        """Payloads by sender, without the one that this worker has."""
+        start = time.perf_counter()
+        messages, to = self._messenger.messages(request), 0
+        if isinstance(request, AllToAll):
+            to = self.rank
+        others = {sender: room for sender, room in rooms.items() if sender != self.rank}
+        payloads = self._messenger.read(others, messages[to], headers, to)
         self.seconds.decode += time.perf_counter() - start
-        return payload
+        return payloads
 
     @contextmanager
     def _communicating(self, what: str) -> Iterator[None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any, Generic, TypeVar
 
 from gradstats.compressors import Collective
 from gradstats.compressors.rounds import Exchange, Worker, fused
-from gradstats.exchange.collectives import CollectiveError, Group, describe, digest
+from gradstats.exchange.collectives import Group
 from gradstats.exchange.counts import Traffic
+from gradstats.exchange.messaging import CollectiveError, Header, describe, digest
 from gradstats.exchange.simulating import simulated
 
 __all__ = ["DisagreementError", "Exchange", "Rounds", "drive", "fused", "simulate"]
@@ -100,18 +102,18 @@ class Rounds(Generic[T]):
         """Call it off."""
         self._exchange.close()
 
-    def finish(self, lengths: Sequence[int] | None = None, *, check: bool = False) -> T:
-        """Run it to its end.
+    def finish(self, headers: Sequence[Header] | None = None, *, check: bool = False) -> T:
+        """Run it to its end; whether messages arrived intact, the group's `check` says.
 
         Args:
-            lengths: of the messages of all workers in the first collective, where they are known.
+            headers: of the messages of all workers in the first collective, where they are known.
             check: agree on each collective first.
         """
         while self.request is not None:
             if check:
-                _agree(self._group, describe(self.request))
-            result = self._group.perform(self.request, lengths)
-            lengths = None
+                headers = _agree(self._group, describe(self.request), self.request)
+            result = self._group.perform(self.request, headers)
+            headers = None
             self.advance(result)
         return self.value
 
@@ -133,6 +135,7 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
     """
     try:
         value = Rounds(exchange, group).finish(check=check)
+        group.check()
         if check:
             _agree(group, "done")
         return value
@@ -140,7 +143,7 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
         raise
     except BaseException:
         if check:
-            group.share(digest("failed"))
+            group.share(digest("failed"), *astuple(Header()))
         raise
 
 
@@ -148,9 +151,12 @@ class DisagreementError(RuntimeError):
     """Workers ask for different things; all of them know."""
 
 
-def _agree(group: Group, what: str) -> None:
+def _agree(group: Group, what: str, request: Collective | None = None) -> list[Header]:
+    """Compare what the workers ask for; returns the headers of their messages."""
     own = digest(what)
-    others = [worker for worker, (other,) in enumerate(group.share(own)) if other != own]
+    shared = group.share(own, *astuple(group.header(request)))
+    others = [worker for worker, (other, *_) in enumerate(shared) if other != own]
     if others:
         fact = f"worker {group.rank} asks for {what}, not so workers {others}"
         raise DisagreementError(f"workers must ask for the same collective: {fact}")
+    return [Header(*facts) for _, *facts in shared]

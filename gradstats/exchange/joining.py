@@ -12,8 +12,9 @@ import torch.distributed as dist
 from gradstats.compressors import Compressor, Rng
 from gradstats.compressors import compressor as from_spec
 from gradstats.compressors.wrappers.per_parameter import without_parts
-from gradstats.exchange.collectives import CollectiveError, Group, digest
+from gradstats.exchange.collectives import Group
 from gradstats.exchange.driving import drive, fused
+from gradstats.exchange.messaging import CollectiveError, digest
 from gradstats.exchange.parameter_names import Names
 from gradstats.ratios import DenseRule
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gradstats.exchange.buckets import digest_of
-from gradstats.exchange.collectives import digest
+from gradstats.exchange.messaging import digest
 
 
 def file_of(folder: str | os.PathLike[str], worker: int) -> Path:

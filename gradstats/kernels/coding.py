@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradstats.kernels import coding_eager
 from gradstats.kernels.coding_eager import Rounding
-from gradstats.kernels.forms import in_numba, in_triton
+from gradstats.kernels.forms import in_numba, in_triton, on_host
 from gradstats.kernels.packing import bits_per_symbol, packed_nbytes
 
 __all__ = [
@@ -37,12 +37,13 @@ INVERTIBLE = 100  # exponent of 2, up to which 1/scale is far from the ends of f
 ROUNDINGS = ("nearest", "nearest-even", "stochastic")
 
 
-def pack(symbols: Tensor, levels: int) -> Tensor:
+def pack(symbols: Tensor, levels: int, *, trusted: bool = False) -> Tensor:
     """Pack integers below `levels`, see `gradstats.kernels.packing`.
 
     Args:
         symbols: integers `[n]`.
         levels: L, 2 to 65,536.
+        trusted: whether the symbols are known to be in range; else the host reads from the device.
 
     Returns:
         uint8 `[packed_nbytes(n, levels)]`.
@@ -50,20 +51,29 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
     Raises:
         ValueError: a symbol out of range.
     """
-    if symbols.numel() and not (0 <= int(symbols.min()) and int(symbols.max()) < levels):
-        got = f"{int(symbols.min())} to {int(symbols.max())}"
-        raise ValueError(f"symbols must lie in [0, {levels}), got {got}")
+    if symbols.numel() and not trusted:
+        least, most = torch.stack(symbols.aminmax()).tolist()
+        if not (0 <= least and most < levels):
+            raise ValueError(f"symbols must lie in [0, {levels}), got {least:.0f} to {most:.0f}")
     packed: Tensor = _form(symbols).pack(symbols, levels)
     return packed
 
 
-def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
+def unpack(packed: Tensor, n: int, levels: int, *, trusted: bool = False) -> Tensor:
     """The n symbols of packed bytes: uint8, int32 above 256 levels.
 
+    Args:
+        packed: uint8 `[packed_nbytes(n, levels)]`.
+        n: number of symbols.
+        levels: L.
+        trusted: whether the bytes are those of `pack`; else the host reads from the device.
+
     Raises:
-        ValueError: bytes that `pack` does not give.
+        ValueError: bytes that `pack` does not give; of trusted ones, their length is wrong.
     """
     _check_length(packed, n, levels)
+    if trusted and not in_numba(packed):
+        return coding_eager.unpack_trusted(packed, n, levels)
     symbols: Tensor = _form(packed).unpack(packed, n, levels)
     return symbols
 
@@ -157,12 +167,17 @@ def steadied(
     """
     extreme = (scales < 2.0**-window) | (scales > 2.0**window)
     extreme &= scales.isfinite() & (scales != 0)
-    if not bool(extreme.any()):
+    if on_host(values) and not bool(extreme.any()):
         return values, scales
     _, exponent = torch.frexp(scales)
-    factor = torch.exp2(torch.where(extreme, -exponent, 0).double())
-    moved = values.double() * coding_eager.spread(factor, bucket, len(values))
-    return moved.to(torch.float32), (scales.double() * factor).to(torch.float32)
+    power = torch.where(extreme, -exponent, 0)
+    moved = values if values.dtype == torch.float64 else values.to(torch.float32)
+    # a power of two up to 2^149 is no float32, its halves are
+    for part in (power // 2, power - power // 2):
+        factor = torch.exp2(part.double()).to(moved.dtype)
+        moved = coding_eager.times_of_bucket(moved, factor, bucket)
+    steady = scales.double() * torch.exp2(power.double())
+    return moved.to(torch.float32), steady.to(torch.float32)
 
 
 def dequantize(
@@ -195,8 +210,11 @@ def add_dequantized(
 ) -> None:
     """Add `weight` times the result of `dequantize` to `out`, floating point `[n]`.
 
+    Nothing is read from a device, so that symbols out of range stand for the last level; numba
+    sees them in passing, and refuses them.
+
     Raises:
-        ValueError: bytes that `pack` does not give, or too few scales or levels.
+        ValueError: the wrong number of bytes, scales or levels.
     """
     n, rows = out.numel(), -(-out.numel() // bucket)
     _check_length(packed, n, levels.shape[-1])

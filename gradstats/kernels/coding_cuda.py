@@ -155,7 +155,9 @@ def quantize(values: Tensor, how: Rounding) -> Tensor:
         bounds = torch.nextafter(inner, torch.full_like(inner, -torch.inf))
     words = torch.zeros(triton.cdiv(n, rule.group), dtype=torch.int64, device=values.device)
     if n:
-        drawn = torch.tensor(how.key, dtype=torch.int64, device=values.device)
+        drawn = torch.empty(2, dtype=torch.int64, device=values.device)
+        for index, word in enumerate(how.key):
+            drawn[index].fill_(word)  # a copy from the host would wait for the device
         tables = (bounds, levels.double(), inverse_gaps(levels), drawn, words)
         _quantize[(triton.cdiv(len(words), WORDS),)](
             values,

@@ -1,18 +1,18 @@
-"""The codes as plain torch, and numpy where torch has no unsigned words: the definition."""
+"""The codes as plain torch on any device: the definition."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.packing import packing
+from gradstats.kernels.packing import WORD, Packing, packing
 from gradstats.kernels.philox import philox
 from gradstats.kernels.ranges import saturated
+
+MOST_SIGNED = (1 << 63) - 1
 
 
 class Rounding(NamedTuple):
@@ -34,44 +34,93 @@ class Rounding(NamedTuple):
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
-    """See `coding.pack`."""
+    """See `coding.pack`; the symbols are not checked."""
     rule, n = packing(levels), symbols.numel()
-    integers = symbols.cpu().numpy().astype(np.uint64)
+    filled = torch.nn.functional.pad(symbols.reshape(-1).long(), (0, -n % rule.group))
+    rows = filled.view(-1, rule.group)
     if rule.digits:
-        powers = np.array([levels**i for i in range(rule.digits)], np.uint64)
-        words = (_filled(integers, rule.digits) * powers).sum(axis=1, dtype=np.uint64)
-        data = words.astype("<u8").view(np.uint8)[: rule.nbytes(n)]
+        words = _of_digits(rows, levels)
     else:
-        bits = integers[:, np.newaxis] >> np.arange(rule.bits, dtype=np.uint64) & np.uint64(1)
-        data = np.packbits(bits.astype(np.uint8), bitorder="little")
-    return torch.from_numpy(data.copy()).to(symbols.device)
+        parts = range(-(-rule.bits // 8))
+        words = torch.stack([_of_bits(rows, rule.bits, WORD * part) for part in parts], dim=1)
+    of_rows = words.view(torch.uint8).view(len(rows), words.shape[1] * 8)
+    return of_rows[:, : _width(rule)].reshape(-1)[: rule.nbytes(n)].clone()
+
+
+def _width(rule: Packing) -> int:
+    """Bytes of a group of symbols."""
+    return WORD // 8 if rule.digits else rule.bits
+
+
+def _of_digits(rows: Tensor, levels: int) -> Tensor:
+    """Words with these digits, the first the least significant: int64 `[rows, 1]`."""
+    words = torch.zeros_like(rows[:, 0])
+    for digits in reversed(rows.unbind(1)):
+        words = words * levels + digits  # wraps to the 64 bits of the unsigned number
+    return words[:, None]
+
+
+def _of_bits(rows: Tensor, bits: int, first: int) -> Tensor:
+    """Of the bits of eight symbols in a row the 64 from `first` on: int64 `[rows]`."""
+    words = torch.zeros_like(rows[:, 0])
+    for index, symbols in enumerate(rows.unbind(1)):
+        shift = index * bits - first
+        if -bits < shift < WORD:
+            words |= symbols << shift if shift >= 0 else symbols >> -shift
+    return words
 
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
     """See `coding.unpack`."""
-    rule, data = packing(levels), packed.cpu().numpy()
-    if rule.digits:
-        words = _filled(data, 8).copy().view("<u8").ravel()
-        powers = np.array([levels**i for i in range(rule.digits)], np.uint64)
-        digits = words[:, np.newaxis] // powers
-        if (digits[:, -1] >= levels).any():
-            raise ValueError(f"a packed word must be below {levels}^{rule.digits}")
-        symbols = (digits % np.uint64(levels)).ravel()
-    else:
-        bits = np.unpackbits(data, bitorder="little")
-        weights = np.uint64(1) << np.arange(rule.bits, dtype=np.uint64)
-        symbols = (_filled(bits, rule.bits) * weights).sum(axis=1, dtype=np.uint64)
-        if bits[n * rule.bits :].any():
-            raise ValueError("bits behind the last symbol must be 0")
-    if symbols[n:].any() or (symbols >= levels).any():
+    symbols, rest = _symbols(packed, n, levels)
+    wrong = (symbols >= levels).any() | (symbols[n:] != 0).any() | (rest != 0).any()
+    if wrong:
         raise ValueError(f"a symbol must be below {levels}, and 0 behind the last")
-    kind = np.uint8 if levels <= 256 else np.int32
-    return torch.from_numpy(symbols[:n].astype(kind)).to(packed.device)
+    return symbols[:n].to(_dtype(levels))
 
 
-def _filled(data: NDArray[Any], width: int) -> NDArray[Any]:
-    """`[rows, width]`, the last row filled up with zeros."""
-    return np.pad(data, (0, -data.size % width)).reshape(-1, width)
+def unpack_trusted(packed: Tensor, n: int, levels: int) -> Tensor:
+    """As `unpack`, but nothing is checked: what is no symbol becomes the last one."""
+    symbols, _ = _symbols(packed, n, levels)
+    return symbols[:n].clamp(max=levels - 1).to(_dtype(levels))
+
+
+def _symbols(packed: Tensor, n: int, levels: int) -> tuple[Tensor, Tensor]:
+    """Int64 symbols of whole groups, and what is left of the words of digits."""
+    rule = packing(levels)
+    width, rows = _width(rule), -(-n // rule.group)
+    filled = torch.nn.functional.pad(packed, (0, rows * width - packed.numel()))
+    of_rows = torch.nn.functional.pad(filled.view(rows, width), (0, -width % 8))
+    words = of_rows.contiguous().view(-1).view(torch.int64).view(rows, -(-width // 8))
+    if rule.digits:
+        return _digits(words[:, 0], levels, rule.digits)
+    symbols = [_bits(words, rule.bits, index) for index in range(rule.group)]
+    return torch.stack(symbols, dim=1).view(-1), words.new_zeros(0)
+
+
+def _digits(words: Tensor, levels: int, count: int) -> tuple[Tensor, Tensor]:
+    """Digits of words, and the quotient behind the last."""
+    quotient = ((words >> 1) & MOST_SIGNED) // levels * 2  # of words without a sign
+    rest = words - quotient * levels
+    quotient += rest >= levels
+    digits = [torch.where(rest >= levels, rest - levels, rest)]
+    for _ in range(count - 1):
+        digits.append(quotient % levels)
+        quotient = quotient // levels
+    return torch.stack(digits, dim=1).view(-1), quotient
+
+
+def _bits(words: Tensor, bits: int, index: int) -> Tensor:
+    """One symbol of eight in a row of words."""
+    part, shift = divmod(index * bits, WORD)
+    symbols = words[:, part] >> shift
+    if shift + bits > WORD:  # the rest of its bits are in the next word
+        symbols = symbols & ((1 << (WORD - shift)) - 1) | words[:, part + 1] << (WORD - shift)
+    return symbols & ((1 << bits) - 1)
+
+
+def _dtype(levels: int) -> torch.dtype:
+    return torch.uint8 if levels <= 256 else torch.int32
 
 
 def quantize(values: Tensor, how: Rounding) -> Tensor:
@@ -89,13 +138,18 @@ def to_symbols(values: Tensor, how: Rounding) -> Tensor:
         symbols = below + (words(len(y), how.key, y.device) < share * 2.0**32)
     else:
         symbols = torch.searchsorted(boundaries(levels, how.rule), y)
-    kind = torch.uint8 if len(levels) <= 256 else torch.int32
-    return torch.where(y.isnan(), len(levels) // 2, symbols).to(kind)
+    return torch.where(y.isnan(), len(levels) // 2, symbols).to(_dtype(len(levels)))
 
 
 def spread(of_buckets: Tensor, bucket: int, n: int) -> Tensor:
     """What belongs to buckets, for every element: `[n]`."""
     return of_buckets.repeat_interleave(bucket)[:n]
+
+
+def times_of_bucket(values: Tensor, factors: Tensor, bucket: int) -> Tensor:
+    """Values times what belongs to their buckets, `[n]`."""
+    rows = torch.nn.functional.pad(values, (0, -values.numel() % bucket)).view(-1, bucket)
+    return (rows * factors[:, None]).view(-1)[: values.numel()]
 
 
 def boundaries(levels: Tensor, rounding: str) -> Tensor:
@@ -135,7 +189,7 @@ def add_dequantized(
 ) -> None:
     """See `coding.add_dequantized`."""
     n = out.numel()
-    symbols = unpack(packed, n, levels.shape[-1]).long()
+    symbols = unpack_trusted(packed, n, levels.shape[-1]).long()
     if scales is None:
         decoded = levels[torch.arange(n, device=packed.device) // bucket, symbols]
     else:

@@ -52,6 +52,14 @@ def in_numba(values: Tensor) -> bool:
     return HAVE_NUMBA and values.device.type == "cpu" and _form.get() == "auto"
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host has a tensor's numbers without waiting for a device.
+
+    Under `use("eager")` tensors on the CPU are treated as those of a device are.
+    """
+    return tensor.device.type == "cpu" and _form.get() == "auto"
+
+
 def in_triton(values: Tensor) -> bool:
     """Whether the kernels in triton are to be used for a tensor."""
     return HAVE_TRITON and values.is_cuda and _form.get() == "auto"

@@ -109,6 +109,27 @@ def in_range_of_squares(values: Tensor) -> tuple[Tensor, float]:
     return in_range(values) if values.dtype == torch.float64 else (values, 1.0)
 
 
+def in_own_unit(values: Tensor, window: int) -> Tensor:
+    """The values of `in_range` where nobody needs the unit: nothing is read from a device.
+
+    Args:
+        values: floating point, not empty; a few, as all are multiplied.
+        window: an exponent of 2.
+    """
+    peak = values.abs().amax().double()
+    _, exponent = torch.frexp(peak)
+    extreme = (exponent.abs() > window) & peak.isfinite() & (peak != 0)
+    unit = torch.exp2(torch.where(extreme, exponent - 1, 0).double())
+    return (values.double() / unit).to(values.dtype)
+
+
+def largest_magnitudes(*values: Tensor) -> list[float]:
+    """The largest magnitude of each, in one read from their device."""
+    peaks = [each.abs().amax().double() for each in values if each.numel()]
+    read = iter(torch.stack(peaks).tolist() if peaks else [])
+    return [next(read) if each.numel() else 0.0 for each in values]
+
+
 def largest_magnitude(values: Tensor) -> float:
     """The largest magnitude, NaN if there is one, 0 of nothing."""
     if not values.numel():

@@ -45,9 +45,11 @@ class Alphabet(ABC):
         """L, the number of levels, which are not built for it."""
 
     @lru_cache(TABLES)  # noqa: B019  (alphabets are small)
-    def levels(self) -> Tensor:
-        """Float32 `[L]`, strictly rising."""
-        return torch.from_numpy(self.exact_levels().astype(np.float32))
+    def levels(self, device: torch.device | None = None) -> Tensor:
+        """Float32 `[L]`, strictly rising; on a device it is copied there once, None: the host."""
+        if device is None:
+            return torch.from_numpy(self.exact_levels().astype(np.float32))
+        return self.levels().to(device)
 
     @abstractmethod
     def exact_levels(self) -> Floats:

@@ -1,20 +1,19 @@
-"""How each code of rising indices writes and reads them."""
+"""How each code of rising indices writes them, and reads them from a message that is trusted.
+
+Torch on any device. Nothing waits for the device: k, n and the length of the bytes are known.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-Indices = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
 MAX_N = 1 << 60  # sums of two gaps, and 7 more bits, fit into 64
 LIMBS = range(1, 9)  # bytes of a varint after the first: 9 · 7 bits hold any gap below MAX_N
 FRACTION = 256  # bits behind the point where powers of 1 - ρ are compared
 INVERSE_GOLDEN = (math.isqrt(5 << 2 * FRACTION) - (1 << FRACTION)) >> 1  # (φ - 1)·2^FRACTION
-ONES_IN = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 
 def rice_parameter(k: int, n: int) -> int:
@@ -33,187 +32,186 @@ def rice_parameter(k: int, n: int) -> int:
     return b
 
 
-def _check_size(data: Bytes, size: int) -> None:
-    if data.size != size:
-        raise ValueError(f"code of indices must have {size} bytes, got {data.size}")
-
-
-def _gaps(indices: Indices) -> Indices:
-    gaps = np.diff(indices, prepend=-1)
-    gaps -= 1
-    return gaps
-
-
-def _from_gaps(gaps: Indices, n: int) -> Indices:
-    # steps of less than 2⁶¹ cannot leap over [2⁶⁰, 2⁶³): a sum that wraps is seen not to rise
-    if gaps.size and gaps.max() >= n:
-        raise ValueError(f"gap must be below {n}, got {gaps.max()}")
-    indices = np.cumsum(gaps + 1)
-    indices -= 1
-    return indices
-
-
-def _bytes_of(bits: int) -> int:
+def bytes_of(bits: int) -> int:
+    """Bytes that hold a number of bits."""
     return -(-bits // 8)
 
 
-def _index_type(n: int) -> np.dtype[np.signedinteger]:
-    return np.dtype("<i4" if n <= 1 << 31 else "<i8")
+def raw_itemsize(n: int) -> int:
+    """Bytes of an index as it is."""
+    return 4 if n <= 1 << 31 else 8
 
 
-def _encode_raw(indices: Indices, n: int) -> Bytes:
-    return indices.astype(_index_type(n)).view(np.uint8)
-
-
-def _decode_raw(data: Bytes, k: int, n: int) -> Indices:
-    _check_size(data, k * _index_type(n).itemsize)
-    return data.view(_index_type(n)).astype(np.int64)
-
-
-def _width(n: int) -> int:
+def width_of(n: int) -> int:
+    """Bits of an index below n."""
     return max(n - 1, 0).bit_length()
 
 
-def _overlaps(width: int) -> Iterator[tuple[int, int, int]]:
-    """Value, byte and the value's place in the byte, where 8 values lie in `width` bytes."""
-    for lane in range(8):
-        first, last = lane * width, (lane + 1) * width
-        for byte in range(first // 8, _bytes_of(last)):
-            yield lane, byte, first - 8 * byte
+def gaps_of(indices: Tensor) -> Tensor:
+    """Elements passed over before each index, int64 `[k]`: none is negative where they rise."""
+    gaps = indices.clone()
+    gaps[1:].sub_(indices[:-1]).sub_(1)
+    return gaps
 
 
-def _shifted(values: NDArray[np.uint64], left: int) -> NDArray[np.uint64]:
-    return values << np.uint64(left) if left >= 0 else values >> np.uint64(-left)
+def _from_gaps(gaps: Tensor) -> Tensor:
+    return gaps.add_(1).cumsum(0).sub_(1)
 
 
-def _pack(values: Indices, width: int) -> Bytes:
+def write_raw(indices: Tensor, n: int, nbytes: int) -> Tensor:
+    """4 bytes per index, 8 above n = 2³¹."""
+    return indices.to(_integer(n)).view(torch.uint8)
+
+
+def read_raw(data: Tensor, k: int, n: int) -> Tensor:
+    """See `write_raw`."""
+    indices = torch.empty(k, dtype=_integer(n), device=data.device)
+    indices.view(torch.uint8).copy_(data)  # data itself need not be aligned
+    return indices.long()
+
+
+def _integer(n: int) -> torch.dtype:
+    return torch.int32 if raw_itemsize(n) == 4 else torch.int64
+
+
+def _words_of(bits: int) -> int:
+    """64-bit words for some bits, and one into which the last value may reach."""
+    return -(-bits // 64) + 1
+
+
+def _lanes(k: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For k values of `width` bits: the word that each begins in, and the bits before it there."""
+    starts = torch.arange(k, device=device).mul_(width)
+    return starts >> 6, starts & 63
+
+
+def _pack(values: Tensor, width: int) -> Tensor:
     """Values below 2^width, one after the other."""
-    lanes = np.zeros((8, _bytes_of(values.size)), np.uint64)
-    lanes.T.flat[: values.size] = values
-    packed = np.zeros((width, lanes.shape[1]), np.uint8)
-    for lane, byte, left in _overlaps(width):
-        packed[byte] |= _shifted(lanes[lane], left).astype(np.uint8)
-    return packed.T.ravel()[: _bytes_of(values.size * width)]
+    if not width:
+        return torch.empty(0, dtype=torch.uint8, device=values.device)
+    bits = len(values) * width
+    words = values.new_zeros(_words_of(bits))
+    word, before = _lanes(len(values), width, values.device)
+    words.index_add_(0, word, values << before)
+    words.index_add_(0, word.add_(1), values >> 1 >> (63 - before))  # a shift by 64 is undefined
+    return words.view(torch.uint8)[: bytes_of(bits)]
 
 
-def _unpack(data: Bytes, k: int, width: int) -> Indices:
-    packed = np.zeros((_bytes_of(k), width), np.uint8)
-    packed.reshape(-1)[: data.size] = data
-    lanes = np.zeros((8, len(packed)), np.uint64)
-    for lane, byte, left in _overlaps(width):
-        lanes[lane] |= _shifted(packed[:, byte].astype(np.uint64), -left)
-    values = (lanes.T.ravel() & np.uint64((1 << width) - 1)).view(np.int64)
-    if values[k:].any() or (k * width % 8 and data[-1] >> (k * width % 8)):
-        raise ValueError("bits behind the last index must be 0")
-    return values[:k]
+def _unpack(data: Tensor, k: int, width: int) -> Tensor:
+    if not width:
+        return torch.zeros(k, dtype=torch.int64, device=data.device)
+    words = torch.zeros(_words_of(k * width), dtype=torch.int64, device=data.device)
+    words.view(torch.uint8)[: len(data)] = data
+    word, before = _lanes(k, width, data.device)
+    first = words.index_select(0, word).bitwise_right_shift_(before)
+    first &= ~(-2 << (63 - before))  # copies of the sign
+    second = words.index_select(0, word.add_(1)).bitwise_left_shift_(1)
+    second <<= 63 - before  # a shift by 64 is undefined
+    return first.bitwise_or_(second).bitwise_and_((1 << width) - 1)
 
 
-def _encode_packed(indices: Indices, n: int) -> Bytes:
-    return _pack(indices, _width(n))
+def write_packed(indices: Tensor, n: int, nbytes: int) -> Tensor:
+    """⌈log₂ n⌉ bits per index."""
+    return _pack(indices, width_of(n))
 
 
-def _decode_packed(data: Bytes, k: int, n: int) -> Indices:
-    _check_size(data, _bytes_of(k * _width(n)))
-    return _unpack(data, k, _width(n))
+def read_packed(data: Tensor, k: int, n: int) -> Tensor:
+    """See `write_packed`."""
+    return _unpack(data, k, width_of(n))
 
 
-def _encode_bitmap(indices: Indices, n: int) -> Bytes:
-    data = np.zeros(_bytes_of(n), np.uint8)
-    places = indices >> 3
-    firsts = np.flatnonzero(np.diff(places, prepend=-1))
-    if firsts.size:
-        bits = np.left_shift(1, indices & 7).astype(np.uint8)
-        data[places[firsts]] = np.bitwise_or.reduceat(bits, firsts)
-    return data
+def write_bitmap(indices: Tensor, n: int, nbytes: int) -> Tensor:
+    """A bit for each element, 1 for those that are sent."""
+    return _bitmap(indices, nbytes)
 
 
-def _decode_bitmap(data: Bytes, k: int, n: int) -> Indices:
-    _check_size(data, _bytes_of(n))
-    places = np.flatnonzero(data)
-    used = data[places]
-    ones = int(ONES_IN[used].sum(dtype=np.int64))
-    if ones != k:
-        raise ValueError(f"bitmap must have {k} ones, got {ones}")
-    bits = np.flatnonzero(np.unpackbits(used, bitorder="little"))
-    return np.asarray((places[bits >> 3] << 3) | (bits & 7))
+def _bitmap(ones: Tensor, nbytes: int) -> Tensor:
+    words = ones.new_zeros(_words_of(8 * nbytes))
+    words.index_add_(0, ones >> 6, 1 << (ones & 63))
+    return words.view(torch.uint8)[:nbytes]
 
 
-def _encode_golomb(indices: Indices, n: int) -> Bytes:
+def read_bitmap(data: Tensor, k: int, n: int) -> Tensor:
+    """See `write_bitmap`."""
+    most = min(k, len(data))
+    used = torch.nonzero_static(data, size=most, fill_value=len(data) - 1).squeeze(1)
+    return _ones_of(data.index_select(0, used), used, k)
+
+
+def _ones_of(data: Tensor, places: Tensor, k: int) -> Tensor:
+    """The first k ones of bytes that lie at some places; of too few ones, the last bit again."""
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=data.device)
+    bits = (data.unsqueeze(1) & powers).reshape(-1)
+    ones = torch.nonzero_static(bits, size=k, fill_value=len(bits) - 1).squeeze(1)
+    return places.index_select(0, ones >> 3) << 3 | ones & 7
+
+
+def write_golomb(indices: Tensor, n: int, nbytes: int) -> Tensor:
     """All b low bits of the gaps; from the next byte on, for each a 1 a quotient and a 0."""
-    b = rice_parameter(indices.size, n)
-    gaps = _gaps(indices)
-    ends = np.cumsum((gaps >> b) + 1) - 1
-    unary = np.ones(int(ends[-1]) + 1 if ends.size else 0, np.uint8)
-    unary[ends] = 0
-    low = gaps & ((1 << b) - 1)
-    return np.concatenate([_pack(low, b), np.packbits(unary, bitorder="little")])
-
-
-def _decode_golomb(data: Bytes, k: int, n: int) -> Indices:
+    k = len(indices)
     b = rice_parameter(k, n)
-    split = _bytes_of(k * b)
-    if data.size < split:
-        raise ValueError(f"code of indices must have {split} bytes or more, got {data.size}")
-    zeros = 8 * (data.size - split) - int(ONES_IN[data[split:]].sum(dtype=np.int64))
-    if not k <= zeros < k + 8:
-        raise ValueError(f"code of indices must hold {k} gaps, got {zeros}")
-    ends = np.flatnonzero(np.unpackbits(data[split:], bitorder="little") == 0)
-    used = int(ends[k - 1]) + 1 if k else 0
-    _check_size(data, split + _bytes_of(used))
-    if ends.size != k + 8 * (data.size - split) - used:
-        raise ValueError(f"code of indices must end after {k} gaps, and have 0 behind them")
-    quotients = np.diff(ends[:k], prepend=-1) - 1
-    if k and quotients.max() > n >> b:
-        raise ValueError(f"gap must be below {n}, got {quotients.max()} times {1 << b}")
-    return _from_gaps(quotients << b | _unpack(data[:split], k, b), n)
+    gaps = gaps_of(indices)
+    ends = (gaps >> b).add_(1).cumsum(0).sub_(1)
+    unary = _bitmap(ends, nbytes - bytes_of(k * b)).bitwise_not_()
+    unary[-1:].bitwise_and_((2 << (ends[-1:] & 7)) - 1)
+    return torch.cat([_pack(gaps & ((1 << b) - 1), b), unary])
 
 
-def _golomb_nbytes(indices: Indices, n: int) -> int:
-    b = rice_parameter(indices.size, n)
-    return _bytes_of(indices.size * b) + _bytes_of(int(((_gaps(indices) >> b) + 1).sum()))
-
-
-def _golomb_bits(k: int, n: int) -> float:
+def golomb_nbytes(gaps: Tensor, n: int) -> Tensor:
+    """Bytes of `write_golomb`, int64 `[]`."""
+    k = len(gaps)
     b = rice_parameter(k, n)
-    return k * (b + 1 / (1 - (1 - k / n) ** (1 << b))) if k else 0.0
+    return ((gaps >> b).sum() + (k + 7) >> 3) + bytes_of(k * b)
 
 
-def _lengths(gaps: Indices) -> Indices:
-    lengths = np.ones(gaps.size, np.int64)
-    for limb in LIMBS:
+def read_golomb(data: Tensor, k: int, n: int) -> Tensor:
+    """See `write_golomb`."""
+    b = rice_parameter(k, n)
+    split = bytes_of(k * b)
+    unary = data[split:]
+    ends = _ones_of(~unary, torch.arange(len(unary), device=data.device), k)
+    return _from_gaps(gaps_of(ends) << b | _unpack(data[:split], k, b))
+
+
+def write_delta(indices: Tensor, n: int, nbytes: int) -> Tensor:
+    """The gaps as LEB128: 7 bits per byte, and a top bit of 1 on all but the last."""
+    gaps = gaps_of(indices)
+    lengths = _lengths(gaps, n)
+    places = lengths.cumsum(0).sub_(lengths)
+    data = torch.zeros(nbytes + len(LIMBS), dtype=torch.uint8, device=gaps.device)
+    for limb in range(_most_limbs(n)):
+        byte = (gaps & 0x7F).to(torch.uint8)
+        byte |= (lengths > limb + 1).to(torch.uint8) << 7
+        data.index_add_(0, places, byte)  # to what follows a varint that has ended, 0 is added
+        gaps >>= 7
+        places += 1
+    return data[:nbytes]
+
+
+def delta_nbytes(gaps: Tensor, n: int) -> Tensor:
+    """Bytes of `write_delta`, int64 `[]`."""
+    return _lengths(gaps, n).sum()
+
+
+def _most_limbs(n: int) -> int:
+    return max(1, -(-width_of(n) // 7))
+
+
+def _lengths(gaps: Tensor, n: int) -> Tensor:
+    lengths = torch.ones_like(gaps)
+    for limb in range(1, _most_limbs(n)):
         lengths += gaps >= 1 << 7 * limb
     return lengths
 
 
-def _encode_delta(indices: Indices, n: int) -> Bytes:
-    gaps = _gaps(indices)
-    lengths = _lengths(gaps)
-    starts = lengths.cumsum() - lengths
-    data = np.zeros(int(lengths.sum()), np.uint8)
-    for limb in range(int(lengths.max(initial=0))):
-        longer = lengths > limb
-        more = (lengths[longer] > limb + 1) << 7
-        data[starts[longer] + limb] = gaps[longer] >> 7 * limb & 0x7F | more
-    return data
-
-
-def _decode_delta(data: Bytes, k: int, n: int) -> Indices:
-    ends = np.flatnonzero(data < 0x80)
-    if ends.size != k or (data.size and data[-1] >= 0x80):
-        raise ValueError(f"code of indices must have {k} varints, got {ends.size}")
-    lengths = np.diff(ends, prepend=-1)
-    if (lengths > 9).any() or (data[ends[lengths > 1]] == 0).any():
-        raise ValueError("a varint must be as short as it can, and at most 9 bytes long")
-    gaps = np.zeros(k, np.int64)
-    for limb in range(int(lengths.max(initial=0))):
-        longer = lengths > limb
-        place = ends[longer] - lengths[longer] + 1 + limb
-        gaps[longer] |= (data[place] & 0x7F).astype(np.int64) << 7 * limb
-    return _from_gaps(gaps, n)
-
-
-def _delta_bits(k: int, n: int) -> float:
-    if not k:
-        return 0.0
-    longer = sum((1 - k / n) ** (1 << 7 * limb) for limb in LIMBS)
-    return 8 * k * (1 + longer)
+def read_delta(data: Tensor, k: int, n: int) -> Tensor:
+    """See `write_delta`."""
+    last = len(data) - 1
+    ends = torch.nonzero_static(data < 0x80, size=k, fill_value=last).squeeze(1)
+    places = torch.cat([ends.new_zeros(1), ends[:-1] + 1])
+    gaps = torch.zeros_like(ends)
+    for limb in range(_most_limbs(n)):
+        bits = data.index_select(0, places.clamp(max=last)).long() & 0x7F
+        gaps |= torch.where(places <= ends, bits, 0) << 7 * limb
+        places += 1
+    return _from_gaps(gaps)

@@ -11,6 +11,9 @@ With ρ = k/n no code of random indices needs fewer than H₂(ρ)/ρ bits per in
 A gap is the number of elements passed over: the first index, then differences minus 1. All bits
 are little-endian, within bytes too; what is left of a last byte is 0. Each code has one encoding
 of a set of indices, and the decoder refuses all other bytes.
+
+Indices are encoded on the device that they are on. Of raw, packed and bitmap k and n determine
+the length; for the lengths of golomb and delta the host waits for the device, once for both.
 """
 
 from __future__ import annotations
@@ -19,50 +22,41 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from gradstats.payloads.index_coders import (
-    MAX_N,
-    Bytes,
-    Indices,
-    _bytes_of,
-    _decode_bitmap,
-    _decode_delta,
-    _decode_golomb,
-    _decode_packed,
-    _decode_raw,
-    _delta_bits,
-    _encode_bitmap,
-    _encode_delta,
-    _encode_golomb,
-    _encode_packed,
-    _encode_raw,
-    _gaps,
-    _golomb_bits,
-    _golomb_nbytes,
-    _index_type,
-    _lengths,
-    _width,
-)
+from gradstats.kernels.forms import form
+from gradstats.payloads import index_coders as coders
+from gradstats.payloads import index_parsers as parsers
+from gradstats.payloads.index_coders import LIMBS, MAX_N, bytes_of, rice_parameter
 
 
-def encode_indices(indices: Indices, n: int, code: str) -> bytes:
-    """Encode indices.
+def encode_indices(indices: Tensor, n: int, code: str, nbytes: int | None = None) -> Tensor:
+    """Encode indices: uint8 `[nbytes]`, on their device.
+
+    Indices that do not rise are refused by golomb and delta, whose length tells; the other codes
+    leave that to `decode_indices`, so that nothing waits for the device.
 
     Args:
         indices: int64 `[k]`, strictly rising, in [0, n).
         n: number of elements, at most 2⁶⁰.
         code: one of `CODES`.
+        nbytes: `encoded_nbytes` of the same, if it is known.
 
     Raises:
         ValueError: indices that do not rise or lie outside [0, n); an unknown code.
     """
     coder = _coder(code)
-    _check_indices(indices, n)
-    return coder.encode(indices, n).tobytes()
+    if nbytes is None:
+        nbytes = encoded_nbytes(indices, n, code)
+    if not nbytes:
+        return torch.empty(0, dtype=torch.uint8, device=indices.device)
+    return coder.write(indices, n, nbytes)
 
 
-def decode_indices(data: bytes | memoryview, k: int, n: int, code: str) -> Indices:
-    """Decode indices: int64 `[k]`, strictly rising, in [0, n).
+def decode_indices(data: bytes | memoryview, k: int, n: int, code: str) -> NDArray[np.int64]:
+    """Decode indices from bytes of unknown origin: int64 `[k]`, strictly rising, in [0, n).
 
     Time and memory are O(k + len(data)), whatever the bytes are.
 
@@ -77,19 +71,58 @@ def decode_indices(data: bytes | memoryview, k: int, n: int, code: str) -> Indic
     """
     coder = _coder(code)
     _check_counts(k, n)
-    indices = coder.decode(np.frombuffer(data, np.uint8), k, n)
+    indices = coder.parse(np.frombuffer(data, np.uint8), k, n)
     _check_indices(indices, n)
     return indices
 
 
-def encoded_nbytes(indices: Indices, n: int, code: str) -> int:
-    """Return the length of `encode_indices(indices, n, code)`, without encoding."""
-    return _coder(code).nbytes(indices, n)
+def read_indices(data: Tensor, k: int, n: int, code: str) -> Tensor:
+    """Decode indices from a message that is known to be intact, on its device.
+
+    Nothing waits for the device, so nothing is checked there but the length: of other bytes the
+    result is arbitrary, in [0, n). On the CPU the parser that checks is the faster one.
+
+    Args:
+        data: the result of `encode_indices`, uint8 `[nbytes]`.
+        k: number of indices.
+        n: number of elements.
+        code: the code that `data` is in.
+
+    Returns:
+        Int64 `[k]`.
+
+    Raises:
+        ValueError: a length that no encoding of k indices below n has; on the CPU any other bytes.
+    """
+    coder = _coder(code)
+    _check_counts(k, n)
+    least = coder.nbytes(k, n)
+    if len(data) < least or (coder.measure is None and len(data) > least):
+        raise ValueError(f"code of {k} indices must have {least} bytes, got {len(data)}")
+    if not k:
+        return torch.empty(0, dtype=torch.int64, device=data.device)
+    if data.device.type == "cpu" and form() == "auto":  # where reading costs no wait
+        return torch.from_numpy(decode_indices(data.numpy().data, k, n, code))
+    return coder.read(data, k, n).clamp(0, n - 1)
 
 
-def cheapest(indices: Indices, n: int) -> str:
-    """Return the code with the fewest bytes for these indices; of equals, the first in `CODES`."""
-    return min(CODES, key=lambda code: encoded_nbytes(indices, n, code))
+def encoded_nbytes(indices: Tensor, n: int, code: str) -> int:
+    """Return the length of `encode_indices(indices, n, code)`, without encoding.
+
+    Raises:
+        ValueError: as `encode_indices`.
+    """
+    return _lengths(indices, n, (code,))[code]
+
+
+def cheapest(indices: Tensor, n: int) -> tuple[str, int]:
+    """Return the code with the fewest bytes, of equals the first in `CODES`, and their number.
+
+    Raises:
+        ValueError: indices that do not rise or lie outside [0, n).
+    """
+    lengths = _lengths(indices, n, CODES)
+    return min(lengths.items(), key=lambda item: item[1])
 
 
 def expected_bits(k: int, n: int, code: str) -> float:
@@ -114,10 +147,12 @@ def expected_bits(k: int, n: int, code: str) -> float:
 
 
 class _Coder(NamedTuple):
-    encode: Callable[[Indices, int], Bytes]
-    decode: Callable[[Bytes, int, int], Indices]
-    nbytes: Callable[[Indices, int], int]
+    write: Callable[[Tensor, int, int], Tensor]
+    read: Callable[[Tensor, int, int], Tensor]
+    parse: Callable[[parsers.Bytes, int, int], parsers.Indices]
     bits: Callable[[int, int], float]
+    nbytes: Callable[[int, int], int]  # of k indices; the fewest, where `measure` has the rest
+    measure: Callable[[Tensor, int], Tensor] | None = None  # bytes of gaps
 
 
 def _coder(code: str) -> _Coder:
@@ -126,12 +161,29 @@ def _coder(code: str) -> _Coder:
     return _CODERS[code]
 
 
+def _lengths(indices: Tensor, n: int, codes: tuple[str, ...]) -> dict[str, int]:
+    """Bytes of each code; those that the indices determine are read from the device together."""
+    k = len(indices)
+    _check_counts(k, n)
+    lengths = {code: _coder(code).nbytes(k, n) for code in codes}
+    measures = {code: _coder(code).measure for code in codes if k}
+    open_ones = {code: measure for code, measure in measures.items() if measure}
+    if not open_ones:
+        return lengths
+    gaps = coders.gaps_of(indices)
+    sizes = [measure(gaps, n) for measure in open_ones.values()]
+    least, last, *nbytes = torch.stack([gaps.min(), indices[-1], *sizes]).tolist()
+    if least < 0 or last >= n:
+        _check_indices(indices.cpu().numpy(), n)
+    return lengths | dict(zip(open_ones, nbytes, strict=True))
+
+
 def _check_counts(k: int, n: int) -> None:
     if not 0 <= k <= n <= MAX_N:
         raise ValueError(f"k and n must satisfy 0 <= k <= n <= 2**60, got {k} and {n}")
 
 
-def _check_indices(indices: Indices, n: int) -> None:
+def _check_indices(indices: NDArray[np.int64], n: int) -> None:
     _check_counts(indices.size, n)
     if indices.size == 0:
         return
@@ -144,28 +196,55 @@ def _check_indices(indices: Indices, n: int) -> None:
         raise ValueError(f"indices must lie in [0, {n}), got {indices[0]} … {indices[-1]}")
 
 
+def _golomb_bits(k: int, n: int) -> float:
+    b = rice_parameter(k, n)
+    return k * (b + 1 / (1 - (1 - k / n) ** (1 << b))) if k else 0.0
+
+
+def _delta_bits(k: int, n: int) -> float:
+    if not k:
+        return 0.0
+    longer = sum((1 - k / n) ** (1 << 7 * limb) for limb in LIMBS)
+    return 8 * k * (1 + longer)
+
+
 _CODERS = {
     "raw": _Coder(
-        _encode_raw,
-        _decode_raw,
-        lambda indices, n: indices.size * _index_type(n).itemsize,
-        lambda k, n: 8.0 * k * _index_type(n).itemsize,
+        coders.write_raw,
+        coders.read_raw,
+        parsers.parse_raw,
+        lambda k, n: 8.0 * k * coders.raw_itemsize(n),
+        lambda k, n: k * coders.raw_itemsize(n),
     ),
     "packed": _Coder(
-        _encode_packed,
-        _decode_packed,
-        lambda indices, n: _bytes_of(indices.size * _width(n)),
-        lambda k, n: float(k * _width(n)),
+        coders.write_packed,
+        coders.read_packed,
+        parsers.parse_packed,
+        lambda k, n: float(k * coders.width_of(n)),
+        lambda k, n: bytes_of(k * coders.width_of(n)),
     ),
     "bitmap": _Coder(
-        _encode_bitmap, _decode_bitmap, lambda indices, n: _bytes_of(n), lambda k, n: float(n)
+        coders.write_bitmap,
+        coders.read_bitmap,
+        parsers.parse_bitmap,
+        lambda k, n: float(n),
+        lambda k, n: bytes_of(n),
     ),
-    "golomb": _Coder(_encode_golomb, _decode_golomb, _golomb_nbytes, _golomb_bits),
+    "golomb": _Coder(
+        coders.write_golomb,
+        coders.read_golomb,
+        parsers.parse_golomb,
+        _golomb_bits,
+        lambda k, n: bytes_of(k * rice_parameter(k, n)) + bytes_of(k),
+        coders.golomb_nbytes,
+    ),
     "delta": _Coder(
-        _encode_delta,
-        _decode_delta,
-        lambda indices, n: int(_lengths(_gaps(indices)).sum()),
+        coders.write_delta,
+        coders.read_delta,
+        parsers.parse_delta,
         _delta_bits,
+        lambda k, n: k,
+        coders.delta_nbytes,
     ),
 }
 CODES = tuple(_CODERS)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 from torch import Tensor
 
-from gradstats.kernels.ranges import from_unit, in_range
+from gradstats.kernels.ranges import from_unit, in_unit, largest_magnitudes, unit_of
 from gradstats.payloads.base import Payload
 from gradstats.payloads.wire import PayloadError, Reader, Section, code_of, varint
 
@@ -43,10 +44,17 @@ class LowRank(Payload):
         """r."""
         return self.left.shape[1]
 
+    @cached_property
+    def peaks(self) -> tuple[float, float]:
+        """The largest magnitudes of P and Q, NaN if there is one; read from the device once."""
+        left, right = largest_magnitudes(self.left, self.right)
+        return left, right
+
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
-        (left, a), (right, b) = in_range(self.left, HALF), in_range(self.right, HALF)
-        return from_unit((left @ right.T).reshape(-1), a * b)
+        a, b = (unit_of(peak, HALF) for peak in self.peaks)
+        product = in_unit(self.left, a) @ in_unit(self.right, b).T
+        return from_unit(product.reshape(-1), a * b)
 
     def sections(self) -> Iterator[Section]:
         """Dtype, n1, n2, r, P, Q."""

@@ -77,7 +77,7 @@ class Coded(Payload):
         """Float32 `[L]`; `[buckets, L]` where each bucket has its own."""
         if self.alphabet is None:
             return self.scales.float()
-        return self.alphabet.levels().to(self.scales.device)
+        return self.alphabet.levels(self.scales.device)
 
     def decode(self) -> Tensor:
         """Float32 `[numel]`; what float32 cannot hold is its largest number."""

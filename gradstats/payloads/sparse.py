@@ -8,9 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats import kernels
@@ -21,7 +18,6 @@ from gradstats.payloads.wire import (
     Reader,
     Section,
     blob,
-    refused,
     size,
     varint,
 )
@@ -82,7 +78,7 @@ class Scattered(Payload):
     def clear(self, momentum: Tensor) -> None:
         """See `Payload.clear`; where all are sent none was selected."""
         if self.count < self.numel:
-            momentum[self.indices] = 0
+            momentum.index_fill_(0, self.indices, 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,29 +129,30 @@ class Sparse(Scattered):
         return cls(Dense(values), flat.numel(), indices)
 
     @cached_property
-    def _chosen(self) -> str:
-        return self.index_code or index_codes.cheapest(self._places, self.numel)
-
-    @property
-    def _places(self) -> NDArray[np.int64]:
-        return self.indices.cpu().numpy()
+    def _written(self) -> tuple[str, int]:
+        """The code of the indices and its bytes; the host waits for the device at most once."""
+        if self.index_code is None:
+            return index_codes.cheapest(self.indices, self.numel)
+        length = index_codes.encoded_nbytes(self.indices, self.numel, self.index_code)
+        return self.index_code, length
 
     @property
     def inner_nbytes(self) -> int:
         """See `Payload.inner_nbytes`."""
-        length = index_codes.encoded_nbytes(self._places, self.numel, self._chosen)
+        _, length = self._written
         head = sum(map(size, (varint(self.kind), *self._head(), varint(length))))
         return head + length + self.kept.inner_nbytes
 
     def _head(self) -> Iterator[bytes]:
+        code, _ = self._written
         yield varint(self.numel)
-        yield varint(index_codes.CODES.index(self._chosen))
+        yield varint(index_codes.CODES.index(code))
         yield varint(self.count)
 
     def sections(self) -> Iterator[Section]:
         """Number, index code, count, indices, the payload of the values."""
         yield from self._head()
-        yield from blob(index_codes.encode_indices(self._places, self.numel, self._chosen))
+        yield from blob(index_codes.encode_indices(self.indices, self.numel, *self._written))
         yield from written(self.kept)
 
     @classmethod
@@ -164,9 +161,8 @@ class Sparse(Scattered):
         numel = reader.numel()
         code = index_codes.CODES[reader.number(len(index_codes.CODES) - 1, "index code")]
         count = reader.number(numel, "count")
-        with refused():
-            places = index_codes.decode_indices(reader.blob(), count, numel, code)
-        return cls(_read_kept(reader, count), numel, torch.from_numpy(places), code)
+        indices = reader.indices(count, numel, code)
+        return cls(_read_kept(reader, count), numel, indices, code)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

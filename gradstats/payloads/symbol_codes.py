@@ -66,8 +66,9 @@ class Packed(Coder):
     def read(cls, reader: Reader, n: int, alphabet: Alphabet | None, levels: int) -> Self:
         """See `Coder.read`."""
         data = reader.tensor(coding.packed_nbytes(n, levels), torch.uint8)
-        with refused():
-            coding.unpack(data, n, levels)
+        if reader.foreign:
+            with refused():
+                coding.unpack(data, n, levels)
         return cls(data)
 
 
@@ -94,7 +95,7 @@ class ANS(Coder):
         if n not in self._symbols:
             with refused():
                 symbols = entropy.decode_symbols(self.data, n, self.frequencies)
-            self._symbols[n] = coding.pack(torch.from_numpy(symbols), levels)
+            self._symbols[n] = coding.pack(torch.from_numpy(symbols), levels, trusted=True)
         return self._symbols[n]
 
     def sections(self) -> Iterator[Section]:
@@ -199,7 +200,7 @@ class ZeroRuns(Coder):
 
     def packed(self, n: int, levels: int) -> Tensor:
         """See `Coder.packed`."""
-        return coding.pack(torch.from_numpy(self.symbols(n)), levels)
+        return coding.pack(torch.from_numpy(self.symbols(n)), levels, trusted=True)
 
     def sections(self) -> Iterator[Section]:
         """The data behind their length."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstats.payloads.index_codes import decode_indices
+
 MAGIC = b"GSPL"
 VERSION = 2
 ENVELOPE = struct.Struct("<4sBI")  # magic, version, CRC-32 of the version and what follows
@@ -25,7 +27,6 @@ DTYPES = (
     torch.float8_e8m0fnu,
 )
 FLOATS = DTYPES[:4]  # those that a gradient may have
-RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DEEPEST = 4  # payloads inside payloads
 CHECKED, CHECKED_PER_BYTE = 1 << 16, 64  # entropy-coded elements that are decoded to be checked
 
@@ -69,10 +70,17 @@ def raw(section: Section) -> bytes:
     """A section as bytes: of a tensor its elements, little-endian."""
     if isinstance(section, bytes):
         return section
-    if not section.numel():
-        return b""
-    bits = section.detach().contiguous().view(RAW[section.dtype.itemsize])
-    return bits.cpu().numpy().tobytes()
+    return raw_view(section).cpu().numpy().tobytes()
+
+
+def raw_view(section: Tensor) -> Tensor:
+    """The bytes of a tensor's elements, uint8, on its device; a view where it is contiguous."""
+    flat = section.detach().reshape(-1)
+    # one element that was expanded is contiguous to torch, but no bytes to view
+    side_by_side = (
+        flat if flat.stride() == (1,) else flat.clone(memory_format=torch.contiguous_format)
+    )
+    return side_by_side.view(torch.uint8)
 
 
 def seal(sections: Iterable[Section]) -> bytes:
@@ -115,7 +123,12 @@ class Reader:
         body: of an envelope.
         kinds: the payload classes, indexed by their `kind`.
         max_numel: the most elements that a gradient may have.
+
+    Attributes:
+        foreign: whether the bytes are of unknown origin.
     """
+
+    foreign = True
 
     def __init__(self, body: memoryview, kinds: tuple[type[Any], ...], max_numel: int) -> None:
         self._body = body
@@ -204,6 +217,11 @@ class Reader:
     def blob(self) -> memoryview:
         """Bytes behind their number."""
         return self.take(self.number(self.rest(), "length"))
+
+    def indices(self, count: int, numel: int, code: str) -> Tensor:
+        """Rising indices below `numel`, int64 `[count]`, in one of `index_codes.CODES`."""
+        with refused():
+            return torch.from_numpy(decode_indices(self.blob(), count, numel, code))
 
     def end(self) -> None:
         """Nothing may follow."""

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from gradstats.compressors import Compressor, Rng
 from gradstats.compressors import compressor as from_spec
-from gradstats.testing import contract_laws, exchange_laws, gradients, memory_laws, payload_laws
+from gradstats.testing import (
+    contract_laws,
+    device_laws,
+    exchange_laws,
+    gradients,
+    memory_laws,
+    payload_laws,
+)
 from gradstats.testing import scale_laws as scales
 from gradstats.testing.gradients import Gradients
 from gradstats.testing.laws import Check, Facts, Law, run_all
@@ -33,6 +40,9 @@ def compressor_checks(
       gradient, on its signs or on all ones, is more than 5 standard errors from 0, or if its
       squared norm is 5 standard deviations larger than the variance predicts.
     - Bytes: compared with the declared formula at 10⁵ elements.
+    - Reads from the device: what `Contract.host_reads` declares, counted on ordinary tensors (see
+      `counting_host_reads`), for a gradient that is encoded and added to a sum.
+    - Fixed length, if `Contract.fixed_length` promises it: other values, other random numbers.
     - Range: a finite gradient gives a finite update, up to the ends of every dtype. If the
       gradient is multiplied by a power of 2, the update is too, with the tolerance
       `Contract.scaling`, as long as the sent numbers are normal numbers of float32.
@@ -124,6 +134,22 @@ def _drawn() -> Gradients:
 
 
 @cache
+def _on_device() -> Gradients:
+    """Gradients of every kind that may need one more read: short, extreme, broken, all zero."""
+    ordinary, extremes = gradients.ordinary(), gradients.extremes()
+    named = ("float64", "bfloat16", "zero", "one element", "empty", "every scale")
+    ends = ("up to the largest of float64", "near the least of float32", "subnormal of float16")
+    return {
+        "normal": ordinary["normal"],
+        "two-dimensional": ordinary["two-dimensional"],
+        "two NaN": gradients.nonfinite()["two NaN"],
+        "a thousand of float64": gradients.awkward()["float64"][:1000],
+        **{name: gradients.awkward()[name] for name in named},
+        **{name: extremes[name] for name in ends},
+    }
+
+
+@cache
 def _rare() -> Gradients:
     return {gradients.RARE: gradients.extremal()[gradients.RARE]}
 
@@ -156,6 +182,8 @@ LAWS = (
     Law("expectation", contract_laws.expectation, _drawn, contract_laws.promises_a_mean),
     Law("variance", contract_laws.variance, _rare, contract_laws.promises_a_variance),
     Law("size", contract_laws.size, gradients.long, contract_laws.promises_a_size),
+    Law("host-reads", device_laws.host_reads, _on_device, device_laws.limits_reads),
+    Law("fixed-length", device_laws.fixed_length, _on_device, device_laws.has_fixed_length),
     Law("honesty", scales.honesty, gradients.nonfinite),
     Law("finite", scales.finite, gradients.extremes),
     Law("homogeneity", scales.homogeneity, gradients.moderate, scales.has_no_unit),

@@ -1,11 +1,11 @@
 """A quick run of the analysis of the one pass measures what its report has."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_script
 
 FOLDER = Path(__file__).parents[2] / "analyses/05_one_pass"
 pytestmark = [
@@ -15,8 +15,9 @@ pytestmark = [
 
 
 def test_a_quick_run_measures_every_kind_of_data(tmp_path):
-    command = [sys.executable, FOLDER / "run.py", "--quick", "--out", tmp_path / "report.json"]
-    subprocess.run(command, check=True)
+    words = [FOLDER / "run.py", "--quick", "--out", tmp_path / "report.json"]
+    ((code, _, err),) = run_script(words, tmp_path)
+    assert code == 0, err
     found, kept = (
         json.loads(file.read_text())["milliseconds"]
         for file in (tmp_path / "report.json", FOLDER / "report.json")

@@ -1,15 +1,13 @@
 """The script that measures what capture costs: it runs, and its numbers reach the pages."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.waiting import PATIENCE
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "analyses/06_capture_overhead"
@@ -40,10 +38,9 @@ def modules():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("overhead") / "report.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("GRADSTATS_DATA", None)
-    command = [sys.executable, FOLDER / "run.py", "--quick", "--out", out, "--disk", out.parent]
-    subprocess.run(command, check=True, env=environment, timeout=PATIENCE)
+    words = [FOLDER / "run.py", "--quick", "--out", out, "--disk", out.parent]
+    ((code, _, err),) = run_script(words, out.parent, OMP_NUM_THREADS=1, GRADSTATS_DATA=None)
+    assert code == 0, err
     assert list(out.parent.iterdir()) == [out]  # what was recorded is gone
     return json.loads(out.read_text())
 

@@ -1,14 +1,11 @@
 """The script that trains factorised models: a quick run does all that the page tells."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import PATIENCE
+from tests.processes import run_script
 
 FOLDER = Path(__file__).parents[2] / "analyses/10_pufferfish"
 pytestmark = [
@@ -21,10 +18,9 @@ METHODS = ["dense", "Pufferfish", "factorised from the start", "PowerSGD, rank 2
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     out = tmp_path_factory.mktemp("pufferfish") / "report.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("GRADSTATS_DATA", None)
-    command = [sys.executable, "run.py", "--quick", "--data", str(out.parent), "--out", str(out)]
-    subprocess.run(command, check=True, env=environment, timeout=PATIENCE, cwd=FOLDER)
+    words = [FOLDER / "run.py", "--quick", "--data", out.parent, "--out", out]
+    ((code, _, err),) = run_script(words, FOLDER, OMP_NUM_THREADS=1, GRADSTATS_DATA=None)
+    assert code == 0, err
     return json.loads(out.read_text())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
+from tests.processes import run_script
 from tests.test_suite import needed
 from tests.waiting import PATIENCE
 
@@ -33,21 +34,34 @@ runpy.run_path({script!r}, run_name="__main__")
 def run(out, *words, without=()):
     """The report of a dry run; packages in `without` can't be imported."""
     words = ["--device", "cpu", "--quick", "--seconds", "3000", "--out", str(out), *words]
+    code, err = (run_without if without else run_with_all)(words, out.parent, without)
+    report = json.loads(out.read_text())
+    failed = [row for row in report["rows"] if row["status"] == "failed"]
+    assert code == bool(failed), err
+    return report, failed
+
+
+def run_with_all(words, folder, _without=(), script=FOLDER / "run.py", **environment):
+    """The exit code and what was printed to stderr."""
+    words, environment = [script, *words], {"TRITON_INTERPRET": None, **environment}
+    ((code, _, err),) = run_script(words, folder, OMP_NUM_THREADS=1, **environment)
+    return code, err
+
+
+def run_without(words, folder, without):
+    """The same in a Python of its own, which has imported nothing."""
     code = BLOCKED.format(names=without, words=words, script=str(FOLDER / "run.py"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
     ran = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=out.parent,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    report = json.loads(out.read_text())
-    failed = [row for row in report["rows"] if row["status"] == "failed"]
-    assert ran.returncode == bool(failed), ran.stderr
-    return report, failed
+    return ran.returncode, ran.stderr
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +119,8 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path):
     )
     out = tmp_path / "report.json"
     words = ["--device", "cpu", "--quick", "--part", "fast", "--out", str(out)]
-    ran = subprocess.run([sys.executable, script, *words], capture_output=True, timeout=PATIENCE)
-    assert ran.returncode == 1
+    code, err = run_with_all(words, tmp_path, script=script)
+    assert code == 1, err
     rows = json.loads(out.read_text())["rows"]
     failed = {row["check"]: row["reason"] for row in rows if row["status"] == "failed"}
     assert set(failed) == {f"20,000 {dtype}: summarize" for dtype in ("float32", "bfloat16")}
@@ -119,9 +133,8 @@ def test_a_run_without_time_says_so_and_one_without_a_gpu_too(tmp_path):
     assert failed == []
     assert {row["reason"] for row in report["rows"]} == {"out of time"}
     words = ["--quick", "--out", str(tmp_path / "other.json"), "--part", "correct"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, FOLDER / "run.py", *words]
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=PATIENCE)
+    code, err = run_with_all(words, tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert code == 0, err
     (row,) = json.loads((tmp_path / "other.json").read_text())["rows"]
     assert (row["status"], row["reason"]) == ("left out", "no CUDA device")
 

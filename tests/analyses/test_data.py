@@ -5,8 +5,6 @@ import io
 import json
 import lzma
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 from PIL import Image
 
 from gradstats.store import GradientStore
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
@@ -44,21 +43,21 @@ def training_data(tmp_path_factory):
     return folder
 
 
+def made(words, **environment):
+    """The exit code of make.py, and what it prints to stderr."""
+    ((code, _, err),) = run_script(words, ROOT, **environment)
+    return code, err
+
+
 @pytest.fixture
 def make(tmp_path, training_data):
     """Run make.py into a folder; returns the entry of what it made, and the store."""
 
     def run(name, *words):
         out = Path(os.path.relpath(tmp_path, ROOT))  # a provenance must name no absolute path
-        command = [sys.executable, "data/make.py", name, "--out", out, *words]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "GRADSTATS_DATA": str(training_data), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        words = ["data/make.py", name, "--out", out, *words]
+        code, err = made(words, GRADSTATS_DATA=training_data, OMP_NUM_THREADS=1)
+        assert code == 0, err
         entry = json.loads((tmp_path / "captures.json").read_text())[name]
         check(tmp_path, entry)
         return entry, GradientStore.open(tmp_path / entry["file"])
@@ -182,18 +181,17 @@ def test_words_are_clipped_and_their_embeddings_tied(make):
     ("name", "missing"), [("resnet20", "cifar10-jpeg.zip"), ("lstm", "test.txt.xz")]
 )
 def test_absent_data_is_named_with_where_it_comes_from(name, missing, tmp_path):
-    command = [sys.executable, "data/make.py", name, "--quick", "--data", "nowhere"]
-    done = subprocess.run([*command, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("cannot train: ")
+    words = ["data/make.py", name, "--quick", "--data", "nowhere", "--out", tmp_path]
+    code, err = made(words)
+    assert code == 1
+    assert err.startswith("cannot train: ")
     for part in (missing, "GRADSTATS_DATA", "github.com/"):
-        assert part in done.stderr
+        assert part in err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_capture_that_names_a_folder_of_the_machine_is_not_published(tmp_path):
-    command = [sys.executable, "data/make.py", "demo", "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "names a folder of this machine" in done.stderr
+    code, err = made(["data/make.py", "demo", "--quick", "--out", tmp_path])
+    assert code == 1
+    assert "names a folder of this machine" in err
     assert not list(tmp_path.iterdir())

@@ -122,7 +122,7 @@ def test_other_failures_exit_with_1_and_name_the_remedy(call, small_run, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_parameter_that_never_had_a_gradient_is_named(call, run_writer, tmp_path):
+def test_a_parameter_that_never_had_a_gradient_is_named(call, run_writer, tmp_path, undrawn):
     grads = {0: {"w": torch.ones(5), "frozen": torch.ones(5)}, 1: {"w": torch.ones(5)}}
     path = run_writer(tmp_path / "f.zarr", grads)
     code, shown, err = call("fit", path, "--parameters", "frozen", "--steps", "1")

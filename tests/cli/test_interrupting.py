@@ -139,7 +139,7 @@ def sleep(seconds):
 
 
 @pytest.mark.slow
-def test_an_interrupt_does_not_wait_for_tasks_that_run():
+def test_an_interrupt_does_not_wait_for_tasks_that_run(forked_pools):
     running = []
 
     def interrupted():

@@ -11,7 +11,7 @@ from gradstats.compressors import (
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "compressors.md"
-HEAD = "| name | rule | settings | promises | bits | collective | wants | reference |"
+HEAD = "| name | rule | settings | promises | bits | collective | reads | wants | reference |"
 SHELVES = {"supported": SUPPORTED, "reference": REFERENCE}
 
 
@@ -31,6 +31,7 @@ def row(name, make):
         promises(contract),
         contract.bits.text if contract.bits else "–",
         contract.collective.replace("_", "-"),
+        "–" if contract.host_reads is None else f"{contract.host_reads}",
         wants(contract),
         reference(doc),
     )

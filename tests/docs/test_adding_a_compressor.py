@@ -14,7 +14,8 @@ from gradstats.testing import check_compressor
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-compressor.md").read_text(encoding="utf-8")
-LOUD, CHECK, SUITE, SIGN, TURNS, HALVED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LOUD, CHECK, SUITE, SIGN, TURNS, HALVED, WAITS = BLOCKS
 FILES = {"loud": LOUD, "turns": TURNS, "halved": HALVED}
 GRADS = torch.randn(5, 40, 30, generator=torch.Generator().manual_seed(0))
 
@@ -120,3 +121,9 @@ def test_the_table_of_payloads_has_every_kind():
     section = PAGE.split("| payload |")[1].split("What becomes of a payload")[0]
     kinds = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert sorted(kinds) == sorted(kind.__name__ for kind in gradstats.payloads.KINDS)
+
+
+def test_the_reads_of_the_page_are_counted(capsys):
+    exec(compile(WAITS, "the page", "exec"), {})  # its own block
+    reads, uploads, *_ = capsys.readouterr().out.split()
+    assert (reads, uploads) == ("2", "1")

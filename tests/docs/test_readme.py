@@ -1,13 +1,11 @@
 """The README's lines for DistributedDataParallel, as they stand, in a script of two processes."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import PATIENCE
+from tests.processes import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -56,17 +54,8 @@ def test_the_lines_work_as_pasted(page, tmp_path):
     lines = lines.replace("ddp_model = DistributedDataParallel(model)\n", "")
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.replace("{lines}", lines))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    ran = subprocess.run(
-        [*command, "--standalone", script],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert ran.returncode == 0, ran.stderr
-    told = re.findall(r"^(\d+) (\S+)$", ran.stdout, re.MULTILINE)
-    assert len(told) == 2
+    ends = run_script([script], tmp_path, workers=2)
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    told = [out.split() for _, out, _ in ends]
     # 1 % of 9,472 weights, and the 138 biases whole
     assert all(100 * 4 * 138 < int(nbytes) < 100 * 4 * (138 + 200) for nbytes, _ in told)

@@ -1,17 +1,12 @@
 """The scripts on the pages of Lightning, transformers and accelerate, run as they stand."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import gradstats
 from gradstats.store import GradientStore
-from tests.processes import soaked
-from tests.waiting import PATIENCE
+from tests.processes import run_script, soaked
 
 pytest.importorskip("lightning.pytorch")
 pytest.importorskip("transformers")
@@ -19,7 +14,6 @@ pytest.importorskip("accelerate")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
 SCRIPTS = [("lightning.md", 0), ("transformers.md", 0), ("transformers.md", 1)]
 
 
@@ -32,23 +26,15 @@ def blocks(page, index):
 
 
 def run(words, folder):
-    """One command line, by this Python."""
-    program, *arguments = words
-    command = [sys.executable, *(TORCHRUN if program == "torchrun" else []), *arguments]
-    path = os.pathsep.join(
-        [str(Path(gradstats.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
-    ran = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout + ran.stderr
+    """What one command line of a page prints, by its first worker first."""
+    program, *words = words
+    workers = 1
+    if program == "torchrun":
+        option, workers, *words = words
+        assert option == "--nproc-per-node"
+    ends = run_script(words, folder, int(workers), OMP_NUM_THREADS=1)
+    assert all(code == 0 for code, _, _ in ends), ends
+    return "".join(out + err for _, out, err in ends)
 
 
 @soaked("runs", 1, 2)

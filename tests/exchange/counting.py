@@ -23,25 +23,20 @@ ROUNDS = {
     "velocity(dgc(0.05))": ["all_gather", "all_reduce"],
     "ef(powersgd)": ["all_reduce", "all_reduce"],
     "clt-k(0.05)": ["broadcast", "all_reduce", "all_reduce"],
+    # the second shot is as long as the first, so that no lengths are sent
+    "twoshot(mxfp8)": ["all_to_all_single", "all_gather", "all_reduce"],
+    "twoshot(mxfp8, second=bf16)": ["all_to_all_single", "all_gather", "all_gather", "all_reduce"],
 }
+NAMES = ("all_reduce", "all_gather", "all_to_all_single", "broadcast")
 
 
 def counted_rounds(worker, workers):
     """Collectives of a bucket, and reads of it, as torch itself sees them."""
     found = {}
-    for spec in (
-        "none",
-        "ef(topk(0.05))",
-        "qsgd",
-        "ef(powersgd)",
-        "clt-k(0.05)",
-        "velocity(dgc(0.05))",
-    ):
+    for spec in ROUNDS:
         state = CompressorState(None, spec, min_numel=8)
         calls = []
-        originals = {
-            name: getattr(dist, name) for name in ("all_reduce", "all_gather", "broadcast")
-        }
+        originals = {name: getattr(dist, name) for name in NAMES}
         for name, call in originals.items():
             setattr(dist, name, counting(name, call, calls))
         try:
@@ -108,8 +103,17 @@ def quiet_attributes(worker, workers):
 
 
 def what_is_the_backends(worker, workers):
-    """Errors of a compressor itself are not laid to the backend."""
-    return outcome(lambda: CompressorState(None, Clumsy()))
+    """Errors of a compressor itself are not laid to the backend; what the backend lacks is."""
+    has, dist.all_to_all_single = dist.all_to_all_single, lacking
+    try:
+        lacks = outcome(lambda: CompressorState(None, "twoshot(mxfp8)"))
+    finally:
+        dist.all_to_all_single = has
+    return outcome(lambda: CompressorState(None, Clumsy())), lacks
+
+
+def lacking(*args, **kwargs):
+    raise RuntimeError("Backend gloo does not support alltoall_base")
 
 
 class Clumsy(Compressor):

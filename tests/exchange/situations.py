@@ -21,7 +21,13 @@ from tests.exchange.resuming import (
     resharded,
     without_names,
 )
-from tests.exchange.unusual import drifting, failing_in_the_hook, not_covered, unusual_parameters
+from tests.exchange.unusual import (
+    damaged_on_the_way,
+    drifting,
+    failing_in_the_hook,
+    not_covered,
+    unusual_parameters,
+)
 from tests.exchange.values import (
     broken_on_the_way_out,
     extreme_values,
@@ -56,6 +62,7 @@ SCENARIOS = [
     not_covered,
     drifting,
     failing_in_the_hook,
+    damaged_on_the_way,
     counted_rounds,
     counted_reads,
     quiet_attributes,

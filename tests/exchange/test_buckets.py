@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gradstats.ddp_hooks import compress_hook
-from gradstats.exchange.buckets import CHUNK, all_finite, digest_of, members_of, units_of
+from gradstats.exchange.buckets import CHUNK, are_finite, digest_of, members_of, units_of
 from gradstats.exchange.parameter_names import Names
 from gradstats.ratios import DenseRule
 
@@ -100,10 +100,10 @@ def test_a_digest_is_that_of_all_words():
 
 
 def test_nothing_is_finite():
-    assert all_finite([])
-    assert all_finite([torch.zeros(0), torch.ones(3)])
+    assert are_finite([])
+    assert are_finite([torch.zeros(0), torch.ones(3)])
     for value in (torch.nan, torch.inf, -torch.inf):
-        assert not all_finite([torch.ones(3), torch.tensor([1.0, value])])
+        assert not are_finite([torch.ones(3), torch.tensor([1.0, value])])
 
 
 def test_the_reducer_in_python_is_called_by_its_name():

@@ -302,8 +302,21 @@ def test_nobody_waits_for_a_worker_that_fails_in_the_hook(launched):
             assert f"worker {len(launched) - 1} failed before bucket 0 of step" in texts[-1]
 
 
+def test_a_damaged_message_is_an_error_of_all(launched):
+    """On the worker that received it at once, before it writes anything; on others in step 3."""
+    *others, last = of_each(launched, "damaged_on_the_way")
+    for spec, (texts, total) in last.items():
+        assert texts[:2] == ["nothing"] * 2
+        assert "CollectiveError: bucket 0 of step 2: cannot read a message" in texts[2]
+        assert "checksum" in texts[2]
+        assert total == 1024 * 1023 / 2 + 2 * 1024
+        for texts, _ in (other[spec] for other in others):
+            assert texts[:3] == ["nothing"] * 3
+            assert f"worker {len(launched) - 1} failed before bucket 0 of step 3" in texts[3]
+
+
 @pytest.mark.parametrize("spec", ROUNDS)
-def test_the_checks_add_one_round_of_five_numbers(launched, spec):
+def test_the_checks_add_one_round_of_a_few_numbers(launched, spec):
     for found in of_each(launched, "counted_rounds"):
         assert sorted(found[spec]) == sorted(["all_gather", *ROUNDS[spec]])
 
@@ -319,8 +332,10 @@ def test_attributes_may_be_read_on_one_worker(launched):
 
 
 def test_an_error_of_the_compressor_is_not_laid_to_the_backend(launched):
-    for text in of_each(launched, "what_is_the_backends"):
+    for text, lacks in of_each(launched, "what_is_the_backends"):
         assert text == "RuntimeError: shapes do not match"
+        assert "RuntimeError: cannot exchange twoshot(mxfp8) over the backend gloo" in lacks
+        assert "alltoall_base" in lacks
 
 
 def test_a_pickled_state_goes_on_once_it_has_its_group_again(launched):
@@ -375,11 +390,19 @@ def test_a_state_of_another_group_is_refused(tmp_path, monkeypatch, workers):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_worker_that_dies_is_an_error_of_the_others(tmp_path, workers):
-    args = ("tests.exchange.unusual", "dying", str(tmp_path), ())
-    ends = run_workers(work_and_leave, workers, tmp_path, *args)
+    dies(tmp_path, workers, "ef(topk(0.5))", "before")
+
+
+def test_a_worker_that_dies_in_the_second_shot_is_an_error_of_the_others(tmp_path):
+    dies(tmp_path, 2, "twoshot(mxfp8)", "second shot")
+
+
+def dies(folder, workers, spec, moment):
+    args = ("tests.exchange.unusual", "dying", str(folder), (spec, moment))
+    ends = run_workers(work_and_leave, workers, folder, *args)
     assert [code for code, _, _ in ends] == [0] * workers, ends
     for worker in range(workers - 1):
-        text = torch.load(f"{tmp_path}/found-{worker}.pt")
+        text = torch.load(f"{folder}/found-{worker}.pt")
         assert "CollectiveError: bucket 0 of step 2" in text
         assert "another worker has died or is stalled" in text
 

@@ -8,6 +8,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.compressors import AllReduce, Compressor, Contract, Step, compressor
 from gradstats.ddp_hooks import CompressorState, compress_hook
+from gradstats.exchange import messaging
+from gradstats.exchange.collectives import Group
+from gradstats.payloads import messages
 from gradstats.payloads.base import Dense
 from tests.exchange.nets import Bucket, outcome
 
@@ -164,13 +167,37 @@ def failing_in_the_hook(worker, workers):
     return found
 
 
-def dying(worker, workers):
+def damaged_on_the_way(worker, workers):
+    """What each worker is told where a bit of a message to the last one flips in step 2."""
+    arrived, found = messaging.read, {}
+
+    def flipped(room, head, seed):
+        room[-messages.CHECK - 1] ^= 1  # the last byte before the checksum
+        return arrived(room, head, seed)
+
+    for spec in ("ef(topk(0.5))", "twoshot(mxfp8)"):
+        state, texts = CompressorState(None, spec, min_numel=8), []
+        bucket = Bucket((32, 32))
+        for step in range(4):
+            bucket.buffer().copy_(torch.arange(1024.0) + step)
+            messaging.read = flipped if (step, worker) == (2, workers - 1) else arrived
+            texts.append(outcome(lambda s=state, b=bucket: s.reduce(b)))
+            if texts[-1] != "nothing":
+                break
+        messaging.read = arrived
+        found[spec] = (texts, float(bucket.buffer().double().sum()))
+    return found
+
+
+def dying(worker, workers, spec, moment):
     """The last worker dies in step 2: what the others are told."""
-    state = CompressorState(None, "ef(topk(0.5))", min_numel=8)
+    state = CompressorState(None, spec, min_numel=8)
     bucket = Bucket((8, 8), (5,))
     for step in range(4):
         if step == 2 and worker == workers - 1:
-            os._exit(0)
+            if moment == "before":
+                os._exit(0)
+            Group._gather = lambda *_: os._exit(0)  # the second shot
         text = outcome(lambda: state.reduce(bucket))
         if text != "nothing":
             return text

@@ -44,7 +44,7 @@ def test_the_command_fits_a_class_of_the_folder_it_is_called_in(call, small_run,
 
 
 @pytest.mark.slow
-def test_tasks_in_other_processes_find_the_class_by_import(call, small_run, my_mod):
+def test_tasks_in_other_processes_find_the_class_by_import(call, small_run, my_mod, forked_pools):
     names = f"{my_mod}:HypSecant,scipy:hypsecant"
     words = ("fit", small_run, "--families", names, "--ratios", "0.1", "--out")
     assert call(*words, "alone")[0] == 0
@@ -147,7 +147,7 @@ def test_a_run_of_summaries_is_fitted_from_its_counts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_has_the_families_that_were_asked_for(small_run, tmp_path):
+def test_a_report_has_the_families_that_were_asked_for(small_run, tmp_path, undrawn):
     run = gradstats.open(small_run, steps=(0, 20, 1))
     names = ("laplace", OWN, "scipy:norm")
     path = gradstats.report(

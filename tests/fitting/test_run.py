@@ -3,7 +3,6 @@
 import math
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
 
 import numpy as np
 import pandas
@@ -18,6 +17,7 @@ from gradstats.fitting.rows import fit_rows
 from gradstats.fitting.run import TABLES, fit_steps, fit_tables
 from gradstats.fitting.settings import FitSettings
 from gradstats.runs.groups import groups
+from tests.processes import Nursery
 
 QUICK = {"families": ("laplace", "dgamma"), "ratios": (0.1, 0.01)}
 
@@ -59,7 +59,7 @@ def test_spread_between_steps_stands_beside_the_standard_errors(run):
 @pytest.mark.slow
 def test_executors_give_what_one_thread_gives(run):
     expected = gradstats.fit(run, families=[Laplace])
-    for executor in (ThreadPoolExecutor(3), ProcessPoolExecutor(2, get_context("spawn"))):
+    for executor in (ThreadPoolExecutor(3), ProcessPoolExecutor(2, Nursery().context)):
         with executor:
             table = gradstats.fit(run, families=[Laplace], executor=executor)
         pandas.testing.assert_frame_equal(table, expected)
@@ -197,7 +197,7 @@ def test_the_axis_is_named_and_steps_are_not_fitted(run):
 
 
 @pytest.mark.slow
-def test_the_command_writes_both_axes(call, small_run, tmp_path):
+def test_the_command_writes_both_axes(call, small_run, tmp_path, forked_pools):
     code, shown, err = call("fit", small_run, "--axis", "steps", "--out", tmp_path / "s")
     assert (code, err) == (0, f"tables: {tmp_path / 's'}")
     assert "Elements over 220 steps" in shown

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gradstats.kernels import ranges
+from gradstats.testing import counting_host_reads
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SPECIAL = [torch.nan, torch.inf, -torch.inf]
@@ -65,3 +66,29 @@ def test_sums_and_products_saturate(dtype):
         assert found[:2].tolist() == [most, -most]
         assert torch.equal(found.isfinite(), values.isfinite())
     assert ranges.from_unit(values, 2.0)[:3].tolist() == [most, -most, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_unit_of_its_own_is_that_of_in_range_without_a_read(dtype):
+    limits = torch.finfo(dtype)
+    normal = torch.randn(300, generator=torch.Generator().manual_seed(0)).double()
+    for window in (30, 90):
+        for largest in (limits.tiny, limits.tiny * limits.eps, 1e-20, 1.0, 1e20, limits.max):
+            values = (normal / normal.abs().max() * largest).to(dtype)
+            with counting_host_reads(values) as counted:
+                found = ranges.in_own_unit(values, window)
+            assert not counted.sites
+            assert torch.equal(found, ranges.in_range(values, window)[0])
+    for special in ([0.0, -0.0], [1e30, torch.nan], [1e-30, torch.inf]):
+        values = torch.tensor(special, dtype=dtype)
+        assert torch.equal(ranges.in_own_unit(values, 30).nan_to_num(7), values.nan_to_num(7))
+
+
+def test_several_magnitudes_are_read_at_once():
+    values = torch.tensor([1.0, -3.0]), torch.zeros(0), torch.tensor([2.0, torch.nan]).half()
+    with counting_host_reads(*values) as counted:
+        first, empty, broken = ranges.largest_magnitudes(*values)
+    assert (first, empty) == (3.0, 0.0)
+    assert broken != broken
+    assert counted.reads == 1
+    assert ranges.largest_magnitudes(torch.zeros(0)) == [0.0]

@@ -36,6 +36,8 @@ gradients = within("testing/gradients.py", HALF)
 TESTING = "tests/testing/test_family_laws.py"
 ef = within("compressors/wrappers/error_feedback.py", MEMORIES)
 payloads = within("payloads/base.py", MEMORIES)
+indices = within("payloads/index_coders.py", "tests/payloads/test_index_codes.py")
+sparse = within("payloads/sparse.py", "tests/payloads/test_sparse_host_reads.py")
 powersgd = within("compressors/methods/powersgd.py", LOW_RANK)
 low_rank = within("compressors/matrices.py", LOW_RANK)
 ef21 = within("compressors/wrappers/ef21.py", MEMORIES)
@@ -81,9 +83,17 @@ MUTANTS = (
     ef21("Tensor = state.mean + update", "Tensor = state.own + update"),
     ef21("torch.where(news.isfinite(), news, 0)", "news"),
     velocity("u = summed(u, g).mul_(self.momentum)", "u = summed(u * self.momentum, g)"),
-    velocity("min(1.0, self.clip / longest)", "self.clip / longest"),
+    velocity("torch.where(factor < 1, factor, 1.0)", "factor"),
     velocity("        if self.masking:\n", "        if not self.masking:\n"),
     low_pass("alpha=1 - self.beta", "alpha=self.beta"),
+    # indices
+    indices("    first &= ~(-2 << (63 - before))  # copies of the sign\n", ""),
+    indices("values >> 1 >> (63 - before)", "values >> (63 - before)"),
+    indices("    unary[-1:].bitwise_and_((2 << (ends[-1:] & 7)) - 1)\n", ""),
+    indices("(lengths > limb + 1).to", "(lengths > limb).to"),
+    indices("torch.where(places <= ends, bits, 0)", "bits"),
+    indices("max(1, -(-width_of(n) // 7))", "max(1, width_of(n) // 7)"),
+    sparse("    @cached_property\n    def _written", "    @property\n    def _written"),
     # exchanges in two shots
     two_shot("            mean = mean + owned.view(-1)[own]\n", "            pass\n"),
     two_shot("owned[place], alpha=workers", "owned[place], alpha=1"),
@@ -96,7 +106,7 @@ MUTANTS = (
     ring("Dense(sent) if n > 1 else payload", "payload"),
     chunks("torch.float32 if dtype.itemsize == 2 else dtype", "dtype"),
     # factors
-    powersgd("q if bool(q.isfinite().all()) else state", "q"),
+    powersgd("torch.where(q.isfinite().all(), q, state)", "q"),
     powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),
     low_rank("rank * sum(matrix.shape) >= matrix", "2 * rank * sum(matrix.shape) >= matrix"),
     low_rank("rank * sum(matrix.shape) >= matrix", "rank * sum(matrix.shape) > matrix"),

@@ -230,7 +230,7 @@ def test_lloyd_max_makes_its_tables_where_the_gradient_is(monkeypatch):
 
     monkeypatch.setattr(LloydMax, "_fitted", lambda self, flat: (1.0, 1.0))
     monkeypatch.setattr(coding, "to_symbols", spy)
-    monkeypatch.setattr(coding, "pack", lambda symbols, levels: symbols)
+    monkeypatch.setattr(coding, "pack", lambda symbols, levels, trusted: symbols)
     payload = LloydMax().encode(GRAD.to(META), None)[0]
     assert {each.device for each in met} == {payload.device} == {META}
 

@@ -137,7 +137,7 @@ def test_a_schedule_that_is_never_due_is_named(path, script, capfd):
 
 def test_rows_of_another_writer_do_not_count(path, script, capfd):
     """The command adds to a run while something else writes rows there."""
-    assert run_command(script(), CaptureSettings(track=20), out=path) == 0
+    train_in_this_process(path, full=every(1), track=20)
     capfd.readouterr()
     other = f"""
 import torch
@@ -213,12 +213,17 @@ class Net(nn.Module):
         self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 2)
 
 
-def test_a_second_run_resumes_or_replaces(path, script, read):
+def train_in_this_process(path, **settings):
+    """Record one step of the model of `SCRIPT`."""
     model = Net()
     optimizer = sgd(model)
-    with capture(model, optimizer, path, full=every(1), track=0):
+    with capture(model, optimizer, path, **settings):
         model.head(model.body(torch.ones(1, 6))).sum().backward()
         optimizer.step()
+
+
+def test_a_second_run_resumes_or_replaces(path, script, read):
+    train_in_this_process(path, full=every(1), track=0)
     for if_exists, segments in (("resume", [0, 1]), ("overwrite", [0])):
         assert (
             run_command(

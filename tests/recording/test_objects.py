@@ -15,7 +15,7 @@ from gradstats.recording.script.command import run_command
 from gradstats.recording.settings import CaptureSettings
 from gradstats.store import GradientStore, as_place, spool
 from tests.processes import run_workers
-from tests.recording.test_command import SCRIPT
+from tests.recording.test_command import SCRIPT, train_in_this_process
 from tests.recording.workers import STEPS, expected, work
 from tests.waiting import wait_until
 
@@ -123,18 +123,14 @@ def test_two_workers_write_one_run(url, tmp_path):
 def test_a_command_records_into_an_object_store(url, tmp_path, capfd):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    code = run_command(
-        [sys.executable, str(script)], CaptureSettings(full=every(4), track=10), out=url
-    )
-    assert code == 0
-    assert len(gradstats.open(url).rows()) == 3
-    with pytest.raises(FileExistsError, match="it exists"):
-        run_command([sys.executable, str(script)], CaptureSettings(), out=url)
-    assert (
-        run_command([sys.executable, str(script)], CaptureSettings(if_exists="overwrite"), out=url)
-        == 0
-    )
+    command = [sys.executable, str(script)]
+    train_in_this_process(url, full=every(1), track=10)
     assert len(gradstats.open(url).rows()) == 1
+    with pytest.raises(FileExistsError, match="it exists"):
+        run_command(command, CaptureSettings(), out=url)
+    settings = CaptureSettings(full=every(4), track=10, if_exists="overwrite")
+    assert run_command(command, settings, out=url) == 0
+    assert len(gradstats.open(url).rows()) == 3
 
 
 def test_every_command_reads_a_url(url, training, tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """torchrun starts a training again: one run, all workers, a segment more, nothing lost."""
 
 import os
+import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -10,12 +10,13 @@ from datetime import timedelta
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import gradstats
 from gradstats.recording import processes as distribution
 from gradstats.recording.processes import Distribution, shared_store
 from gradstats.store import GradientStore
-from tests.processes import soaked
+from tests.processes import free_port, run_workers, soaked
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -61,16 +62,35 @@ gradstats.capture(model, optimizer, {path!r}, start_step={start}, **settings)
 """
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def torchrun(tmp_path, path, capture, *before):
-    """Run a training of two workers that may start once more."""
+def written(tmp_path, path, capture):
+    """The script of a training of two workers that fails once."""
     script = tmp_path / "train.py"
     script.write_text(TRAINING.format(capture=capture, first=FIRST, second=SECOND, path=str(path)))
+    return script
+
+
+def train(script):
+    runpy.run_path(script)
+
+
+def agent(_rank, _world, _meeting, script):
+    """The agent of torchrun, whose workers are forked and not begun anew."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="static",
+        rdzv_endpoint=f"127.0.0.1:{free_port()}",
+        rdzv_configs={"rank": 0, "timeout": PATIENCE},
+        max_restarts=1,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    elastic_launch(config, train)(script)
+
+
+def torchrun(script, *before):
+    """Run a training of two workers that may start once more."""
     words = ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
     words += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     command = [*before, sys.executable, "-m", "torch.distributed.run", *words, str(script)]
@@ -112,7 +132,9 @@ def test_a_script_that_resumes_at_its_checkpoint(tmp_path):
     """Steps 4 to 6 are done again: readers see those of the second attempt."""
     path = tmp_path / "run.zarr"
     start = f"{CHECKPOINT} if attempt else 0"
-    torchrun(tmp_path, path, CAPTURE.format(path=str(path), start=start))
+    script = written(tmp_path, path, CAPTURE.format(path=str(path), start=start))
+    ((code, _, err),) = run_workers(agent, 1, tmp_path, str(script))
+    assert code == 0, err
     check_rows(path, [(0, range(FIRST - 1)), (CHECKPOINT, range(SECOND))])
     run = gradstats.open(path, worker=1)
     told = [(step, grad[0].item()) for step, grad in run.gradients("track")]
@@ -130,7 +152,7 @@ def test_a_command_that_torchrun_restarts(tmp_path, if_exists):
         GradientStore.create(path).close()
     words = ["--full-every", "2", "--track", "5", "--if-exists", if_exists, "--out", str(path)]
     wrapper = [sys.executable, "-m", "gradstats.cli", "capture", *words, "--"]
-    torchrun(tmp_path, path, "", *wrapper)
+    torchrun(written(tmp_path, path, ""), *wrapper)
     check_rows(path, [(0, range(FIRST - 1)), (0, range(SECOND))])  # from the first step on
 
 

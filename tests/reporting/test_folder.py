@@ -74,7 +74,13 @@ def reported_once(store, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_second_report_computes_nothing(store, reported_once, tmp_path, calls):
+def test_a_second_report_computes_nothing(store, reported_once, tmp_path, calls, monkeypatch):
+    """Nor does it draw here: test_the_page_renders_from_the_folder_alone draws all again."""
+
+    def drawn(name, drawing, figures):
+        return (figures / f"{name}.png").read_bytes()
+
+    monkeypatch.setattr(pipeline, "draw", drawn)
     folder = shutil.copytree(reported_once, tmp_path / "again")
     before = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -86,9 +92,8 @@ def test_a_second_report_computes_nothing(store, reported_once, tmp_path, calls)
 
 @pytest.mark.slow
 def test_a_report_uses_what_a_fit_and_a_replay_have_computed(
-    store, tmp_path, calls, reported_once, monkeypatch
+    store, tmp_path, calls, reported_once, undrawn
 ):
-    monkeypatch.setattr(pipeline, "draw", lambda name, drawing, folder: b"png")
     run = gradstats.open(store)
     fit_into(run, FitSettings(ratios=RATIOS), tmp_path)
     fit_into(run, FitSettings(ratios=RATIOS, by="module-type"), tmp_path)

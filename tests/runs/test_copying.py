@@ -1,7 +1,6 @@
 """Copies of runs: the same rows, or fewer, narrower, as Summaries; as a folder or a zip file."""
 
 import json
-import multiprocessing
 import pickle
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from gradstats.runs.copying import copy
 from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore, Row, StoreFormatError, parameter_table
 from gradstats.summary import summarize
+from tests.processes import Nursery
 
 TABLE = parameter_table(
     [
@@ -272,7 +272,7 @@ def test_processes_read_a_zip_file_each_by_itself(run, tmp_path):
     elsewhere = pickle.loads(pickle.dumps(opened))
     assert "_streams" not in elsewhere.__dict__
     assert torch.equal(elsewhere.read(10), opened.read(10))
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, Nursery().context) as executor:
         table = gradstats.fit(opened, families=[Laplace], executor=executor)
     assert set(table.step) == set(STEPS)
 

@@ -10,7 +10,6 @@ from torch import nn
 import gradstats
 from gradstats.replaying.into import replay_into
 from gradstats.replaying.settings import ReplaySettings
-from gradstats.reporting import report as pipeline
 from gradstats.runs.copying import copy
 from gradstats.runs.emptiness import NoGradientsError
 from gradstats.runs.smaller import Smaller
@@ -64,12 +63,6 @@ def shadowed(path):
 
 def empty(path):
     return trained(path, 0)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Reports without figures, which take most of their time."""
-    monkeypatch.setattr(pipeline, "draw", lambda name, drawing, folder: b"png")
 
 
 @pytest.mark.slow

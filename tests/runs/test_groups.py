@@ -1,6 +1,5 @@
 """Cutting a run into summaries: groups, executors, rows that are not whole."""
 
-import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
@@ -15,6 +14,7 @@ from gradstats.runs.compensated import compensated_groups
 from gradstats.runs.groups import group_of, groups
 from gradstats.runs.tasks import AHEAD, in_order, workers
 from gradstats.summary import summarize
+from tests.processes import Nursery
 
 CHUNK = "c.1.0"  # of the second row
 FULL_STEPS = [0, 100, 200]
@@ -170,8 +170,7 @@ def test_a_run_of_tracked_rows_alone_is_summarised_as_the_sample_it_is(
 @pytest.mark.slow
 def test_executors_give_what_one_thread_gives(run):
     serial = every_group(run, by="parameter")
-    context = multiprocessing.get_context("spawn")
-    for executor in (ThreadPoolExecutor(3), ProcessPoolExecutor(2, mp_context=context)):
+    for executor in (ThreadPoolExecutor(3), ProcessPoolExecutor(2, Nursery().context)):
         with executor:
             assert every_group(run, by="parameter", executor=executor) == serial
 

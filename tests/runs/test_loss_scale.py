@@ -158,7 +158,7 @@ def test_info_and_the_commands_say_what_was_divided(scaled, call, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_report_says_what_was_divided(scaled, tmp_path):
+def test_the_report_says_what_was_divided(scaled, tmp_path, undrawn):
     run = gradstats.open(scaled, point="local")
     settings = {"ratios": [0.1], "compressors": ["fp16", "bf16", "topk"], "budget": 1.0}
     page = gradstats.report(run, out=tmp_path / "out", **settings).read_text(encoding="utf-8")

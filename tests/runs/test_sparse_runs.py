@@ -378,7 +378,7 @@ def test_results_of_another_sparse_run_are_not_taken_for_ours(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_of_sparse_gradients_is_of_all_of_them(made, tmp_path):
+def test_a_report_of_sparse_gradients_is_of_all_of_them(made, tmp_path, undrawn):
     run, exact = made
     settings = {"ratios": [0.1], "compressors": ["bf16", "topk"], "budget": 1.0}
     page = gradstats.report(run, out=tmp_path / "out", **settings).read_text(encoding="utf-8")
@@ -391,7 +391,9 @@ def test_a_report_of_sparse_gradients_is_of_all_of_them(made, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [True, pytest.param(False, marks=pytest.mark.soak)])
-def test_a_run_of_summaries_is_fitted_and_reported_from_the_command_line(tmp_path, call, head):
+def test_a_run_of_summaries_is_fitted_and_reported_from_the_command_line(
+    tmp_path, call, undrawn, head
+):
     path = tmp_path / "run.zarr"
     trained(path, head=head, full=None, track=None)
     code, out, err = call("fit", path, "--families", "laplace", "--ratios", "0.1")

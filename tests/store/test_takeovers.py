@@ -1,6 +1,7 @@
 """Writers of one place in an object store: late ones, those that took over, runs replaced."""
 
 import threading
+from itertools import product
 
 import numpy as np
 import pytest
@@ -97,10 +98,12 @@ def resumed(url):
     return store
 
 
-@pytest.mark.parametrize("rows", [0, 3])
-@pytest.mark.parametrize("stall", STALLS)
+@pytest.mark.parametrize(
+    ("rows", "stall"),
+    [*product([3], STALLS), (0, "before any chunk"), (0, "before the commit")],
+)
 def test_a_late_writer_changes_no_row_of_the_one_that_took_over(
-    url, stall, rows, elsewhere, monkeypatch, tmp_path
+    url, rows, stall, elsewhere, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(layout, "COLUMN_CHUNK_ROWS", 4)
     first = created(url)

@@ -121,3 +121,21 @@ class PadsWithGarbage(Broken):
     def choose(self, flat, rng):
         padded = torch.cat([flat, flat.new_full((flat.numel() + 1,), 1e4)])
         return Dense(flat.sign() * padded.abs().mean())
+
+
+class ReadsUnseen(Broken):
+    """Says that the host never waits, and asks whether all is finite."""
+
+    contract = Contract("all_gather", host_reads=0)
+
+    def choose(self, flat, rng):
+        return Dense(flat * 1 if flat.isfinite().all() else flat.clone())
+
+
+class CopiesATable(Broken):
+    """Copies two numbers to the device in every step."""
+
+    contract = Contract("all_gather", host_reads=0)
+
+    def choose(self, flat, rng):
+        return Dense(flat * torch.tensor([1.0], dtype=flat.dtype, device=flat.device))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,12 @@ class ACPSGD(Joint):
     rank: int = 2
     name = "acp-sgd"
     contract = Contract(
-        "all_reduce", bits=FACTOR_BITS, wants_feedback=True, has_memory=True, needs=("matrix",)
+        "all_reduce",
+        bits=FACTOR_BITS,
+        wants_feedback=True,
+        has_memory=True,
+        needs=("matrix",),
+        host_reads=2,
     )
     resharded = first_state
 
@@ -75,5 +81,5 @@ class ACPSGD(Joint):
         sent = LowRank(p, q)
         update = saturated(sent.decode(), grad.dtype).view(grad.shape)
         # a step with NaN must not end all those after it
-        after = (not even, mean) if bool(mean.isfinite().all()) else state
+        after = (not even, mean) if math.isfinite(sent.peaks[0 if even else 1]) else state
         return Step(update, sent, after)

@@ -38,7 +38,7 @@ class AdaComp(Compressor):
 
     bin: int = 500
     name = "adacomp"
-    contract = Contract("all_gather", has_memory=True)
+    contract = Contract("all_gather", has_memory=True, host_reads=3)
 
     def __post_init__(self) -> None:
         check_whole("bin", self.bin, 1)

@@ -50,7 +50,14 @@ class Affine(Stateless):
     def contract(self) -> Contract:
         """Unbiased if stochastic."""
         bits = coded_bits("bits d + 64 d/B")
-        return Contract("all_gather", bits=bits, unbiased=self.stochastic, random=self.stochastic)
+        return Contract(
+            "all_gather",
+            bits=bits,
+            unbiased=self.stochastic,
+            random=self.stochastic,
+            host_reads=1,
+            fixed_length=True,
+        )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Move each range to [-1, 1], then round."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from gradstats.compressors.base import Compressor, needs_rng
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.matrices import FACTOR_BITS, LAPACK, as_matrix, check_rank, factors
 from gradstats.compressors.rounds import State
-from gradstats.kernels.ranges import in_range
+from gradstats.kernels.ranges import in_unit, largest_magnitude, unit_of
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.low_rank import LowRank
 from gradstats.rng import Rng
@@ -50,6 +51,7 @@ class ATOMO(Compressor):
             unbiased=True,
             random=True,
             needs=("matrix",),
+            host_reads=4,
         )
 
     def _omega(self, payload: LowRank | Dense) -> float:
@@ -63,14 +65,16 @@ class ATOMO(Compressor):
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return Dense(self.flattened(grad).clone()), state
-        if not matrix.isfinite().all():
+        peak = largest_magnitude(matrix)
+        if not math.isfinite(peak):
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()
             ), state
-        matrix, unit = in_range(matrix, LAPACK)
+        unit = unit_of(peak, LAPACK)
+        matrix = in_unit(matrix, unit)
         u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
         chances = probabilities(sigma.double(), self.rank)
-        drawn = stream.uniform(len(sigma), grad.device) < chances
+        drawn = (stream.uniform(len(sigma), grad.device) < chances).nonzero().squeeze(1)
         weights = (sigma / chances)[drawn].to(matrix.dtype)
         return factors(u[:, drawn] * weights, vt[drawn].T.contiguous(), unit), state
 
@@ -82,12 +86,12 @@ def probabilities(sigma: Tensor, rank: int) -> Tensor:
         >>> probabilities(torch.tensor([8.0, 1.0, 1.0]), 2).tolist()
         [1.0, 0.5, 0.5]
     """
-    chances = torch.zeros_like(sigma)
-    for certain in range(rank + 1):  # the largest ones, whose p would exceed 1
+    chances, settled = torch.zeros_like(sigma), torch.zeros_like(sigma[:1], dtype=torch.bool)
+    for certain in range(min(rank, len(sigma)) + 1):  # the largest ones, whose p would exceed 1
         rest = sigma[certain:]
-        total = float(rest.sum())
-        chances[:certain] = 1
-        chances[certain:] = rest * ((rank - certain) / total) if total else 0
-        if not len(rest) or float(chances[certain:].max()) <= 1:
-            break
+        total = rest.sum()
+        shares = torch.where(total == 0, 0, rest * ((rank - certain) / total))
+        trial = torch.cat([torch.ones_like(sigma[:certain]), shares])
+        chances = torch.where(settled, chances, trial)
+        settled = settled | (shares <= 1).all()
     return chances

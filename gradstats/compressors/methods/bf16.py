@@ -23,7 +23,11 @@ class BF16(Stateless):
     dtype: ClassVar[torch.dtype] = torch.bfloat16
     name = "bf16"
     contract = Contract(
-        "all_reduce", delta=Bound("1 - 2⁻¹⁶", lambda payload: 1 - 2.0**-16), bits=DENSE_BITS
+        "all_reduce",
+        delta=Bound("1 - 2⁻¹⁶", lambda payload: 1 - 2.0**-16),
+        bits=DENSE_BITS,
+        host_reads=0,
+        fixed_length=True,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:
@@ -42,4 +46,6 @@ class FP16(BF16):
 
     dtype = torch.float16
     name = "fp16"
-    contract = Contract("all_reduce", bits=DENSE_BITS, scaling=None)
+    contract = Contract(
+        "all_reduce", bits=DENSE_BITS, scaling=None, host_reads=0, fixed_length=True
+    )

@@ -46,7 +46,7 @@ class ChunkTopK(Stateless):
             size = bucket_of(self.chunk, payload.numel)
             return -(-payload.count // size) / max(-(-payload.numel // size), 1)
 
-        return Contract("all_gather", delta=Bound("m/c", share), wants_feedback=True)
+        return Contract("all_gather", delta=Bound("m/c", share), wants_feedback=True, host_reads=3)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Energies, then chunks."""
@@ -56,4 +56,6 @@ class ChunkTopK(Stateless):
         most = max(1, round(kept_count(flat.numel(), self.ratio) / size))
         chunks = energy.topk(min(most, len(energy))).indices
         indices = chunks[:, None] * size + torch.arange(size, device=flat.device)
-        return Sparse.at(flat, indices[indices < flat.numel()])
+        if flat.numel() % size:
+            return Sparse.at(flat, indices[indices < flat.numel()])
+        return Sparse.at(flat, indices.view(-1))

@@ -35,7 +35,7 @@ class CLTK(Stateless):
 
     ratio: float
     name = "clt-k"
-    contract = replace(SPARSIFIER, collective="all_reduce", rounds=2, random=True)
+    contract = replace(SPARSIFIER, collective="all_reduce", rounds=2, random=True, host_reads=1)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Select the k largest, as the leader does."""

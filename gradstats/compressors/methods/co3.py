@@ -66,7 +66,7 @@ class CO3(Stateless):
         shape, spread = _fitted(summarize(flat))
         best = optimal_scale(shape, alphabet)
         scales = torch.full((min(len(flat), 1),), spread / best, device=flat.device)
-        bucket, levels = max(flat.numel(), 1), alphabet.levels().to(flat.device)
+        bucket, levels = max(flat.numel(), 1), alphabet.levels(flat.device)
         symbols = coding.to_symbols(flat, scales, bucket, levels, rounding="nearest")
         coder = ModelANS.of(symbols, shape, best, alphabet)
         return Coded(coder, flat.numel(), alphabet, scales, bucket, unit)

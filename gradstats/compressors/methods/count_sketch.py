@@ -57,6 +57,7 @@ class CountSketch(Stateless):
             bits=Bound("32 R C", lambda payload: 8.0 * payload.table.nbytes),
             unbiased=True,
             random=True,
+            host_reads=2,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sketch:

@@ -37,7 +37,7 @@ class DGC(Stateless):
     ratio: float
     sample: float = 0.01
     name = "dgc"
-    contract = replace(SPARSIFIER, random=True)
+    contract = replace(SPARSIFIER, random=True, host_reads=LOWERINGS + 3)
 
     def __post_init__(self) -> None:
         super().__post_init__()

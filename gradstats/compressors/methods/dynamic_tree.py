@@ -34,7 +34,9 @@ class DynamicTree(Stateless):
 
     bucket: int = 0
     name = "dynamic-tree"
-    contract = Contract("all_gather", bits=coded_bits("8 d + 32 d/B"))
+    contract = Contract(
+        "all_gather", bits=coded_bits("8 d + 32 d/B"), host_reads=0, fixed_length=True
+    )
 
     def __post_init__(self) -> None:
         check_bucket(self.bucket)

@@ -56,7 +56,13 @@ class EDEN(Stateless):
     def contract(self) -> Contract:
         """Bytes only."""
         bits = coded_bits("bits · B⌈d/B⌉ + 32⌈d/B⌉")
-        return Contract("all_gather", bits=bits, random=True, wants_feedback=not self.unbiased)
+        return Contract(
+            "all_gather",
+            bits=bits,
+            random=True,
+            wants_feedback=not self.unbiased,
+            host_reads=1,
+        )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Rotate, quantise at the scale of the coordinates, then find the scale to send."""

@@ -54,6 +54,8 @@ class FP8(Stateless):
                 lambda payload: 1 - relative - subnormal * payload.bucket,
             ),
             bits=coded_bits("8 d + 32 d/B"),
+            host_reads=1,
+            fixed_length=True,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.special import ndtri
 from torch import Tensor
@@ -35,7 +35,7 @@ class GaussianK(Stateless):
 
     ratio: float
     name = "gaussiank"
-    contract = SPARSIFIER
+    contract = replace(SPARSIFIER, host_reads=5)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Fit and adjust on the Summary, then select."""

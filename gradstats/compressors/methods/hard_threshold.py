@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
@@ -30,17 +31,17 @@ class HardThreshold(Compressor):
 
     ratio: float
     name = "threshold"
-    contract = replace(SPARSIFIER, has_memory=True)
+    contract = replace(SPARSIFIER, has_memory=True, host_reads=3)
     resharded = first_state
 
     def init(self, grad: Tensor) -> Mean:
         """Return the (k+1)-th largest finite magnitude, or 0."""
         magnitudes = self.flattened(grad).abs()
         k = kept_count(magnitudes.numel(), self.ratio)
-        finite = magnitudes[magnitudes.isfinite()]
-        if k >= finite.numel():
+        if k >= magnitudes.numel():
             return Mean()
-        return Mean(finite.topk(k + 1).values[-1])
+        finite = torch.where(magnitudes.isfinite(), magnitudes, -1)
+        return Mean(finite.topk(k + 1).values[-1].clamp(min=0))  # 0 where fewer are finite
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Select the elements above the calibrated magnitude."""

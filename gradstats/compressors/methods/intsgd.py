@@ -50,7 +50,7 @@ class IntSGD(Joint):
     bits: int = 8
     beta: float = 0.9
     name = "intsgd"
-    contract = Contract("all_reduce", random=True, has_memory=True)
+    contract = Contract("all_reduce", random=True, has_memory=True, host_reads=1)
     resharded = first_state
 
     def __post_init__(self) -> None:
@@ -85,14 +85,14 @@ class IntSGD(Joint):
         length = min(max(s * math.sqrt(2 * rng.workers * r), FLOAT32.tiny), FLOAT32.max)
         broken = ~flat.isfinite().all().reshape(1)
         scales = torch.where(broken, torch.nan, length).float()  # of s steps
-        levels = Uniform(s).levels().to(flat.device)
+        levels = Uniform(s).levels(flat.device)
         symbols = coding.to_symbols(
             flat, scales, flat.numel(), levels, rounding="stochastic", key=rng.own.key
         )
         counted = torch.cat([symbols, broken.to(symbols.dtype)])
         means = yield AllReduce(counted, "mean", levels=2 * s + 1)
         mean, breakdowns = means[:-1], means[-1:]
-        packed = Packed(coding.pack(symbols, 2 * s + 1))
+        packed = Packed(coding.pack(symbols, 2 * s + 1, trusted=True))
         sent = Coded(packed, flat.numel(), Uniform(s), scales, flat.numel())
         scale = torch.where(breakdowns > 0, torch.nan, length).float()
         return (mean - s) * (scale / s), sent

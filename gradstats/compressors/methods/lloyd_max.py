@@ -46,7 +46,13 @@ class LloydMax(Stateless):
     m: float = 0.0
     law: str = "gennorm"
     name = "lloyd-max"
-    contract = Contract("all_gather", bits=coded_bits("bits · d"), wants_feedback=True)
+    contract = Contract(
+        "all_gather",
+        bits=coded_bits("bits · d"),
+        wants_feedback=True,
+        host_reads=3,
+        fixed_length=True,
+    )
 
     def __post_init__(self) -> None:
         check_whole("bits", self.bits, 1, 8)
@@ -64,10 +70,9 @@ class LloydMax(Stateless):
         book = torch.from_numpy(np.concatenate([-half[::-1], half])).to(torch.float32)
         rising = book if bool((book.diff() > 0).all()) else torch.linspace(-1, 1, len(book))
         one = torch.ones(-(-flat.numel() // bucket), device=flat.device)
-        symbols = coding.to_symbols(
-            in_unit(flat, unit), one, bucket, rising.to(flat.device), rounding="nearest"
-        )
-        payload = own_levels(flat, symbols, book[None][: len(one)].to(flat.device), bucket)
+        steps, book = torch.stack([rising, book]).to(flat.device)
+        symbols = coding.to_symbols(in_unit(flat, unit), one, bucket, steps, rounding="nearest")
+        payload = own_levels(flat, symbols, book[None][: len(one)], bucket, trusted=True)
         return replace(payload, unit=unit)
 
     def _fitted(self, flat: Tensor) -> tuple[float, float]:

@@ -33,7 +33,7 @@ class MSTopK(Stateless):
     ratio: float
     bisections: int = 30
     name = "mstopk"
-    contract = replace(SPARSIFIER, delta=None, random=True)
+    contract = replace(SPARSIFIER, delta=None, random=True, host_reads=4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,14 +45,12 @@ class MSTopK(Stateless):
         finite = magnitudes[magnitudes.isfinite()]
         if not finite.numel():
             return Sparse.at(flat, magnitudes.isfinite().logical_not().nonzero().squeeze(1))
-        low, high = 0.0, float(finite.max())
-        t = float(finite.mean())
+        low, high, mean = magnitudes.new_zeros(()), finite.max(), finite.mean()
+        t = mean
         for _ in range(self.bisections):
-            if int((~(magnitudes <= t)).sum()) <= k:
-                high = t
-            else:
-                low = t
-            t = (max(low, float(finite.mean())) + high) / 2
+            few = (~(magnitudes <= t)).sum() <= k
+            low, high = torch.where(few, low, t), torch.where(few, t, high)
+            t = (torch.maximum(low, mean) + high) / 2
         above = (~(magnitudes <= high)).nonzero().squeeze(1)
         band = ((magnitudes > low) & (magnitudes <= high)).nonzero().squeeze(1)
         missing = min(max(k - above.numel(), 0), band.numel())

@@ -52,7 +52,9 @@ class MX(Stateless):
     def contract(self) -> Contract:
         """Rounding and saturation of one block."""
         bits = coded_bits(f"{4.25 if self.format == 'mxfp4' else 8.25} d")
-        return Contract("all_gather", delta=DELTAS[self.format], bits=bits)
+        return Contract(
+            "all_gather", delta=DELTAS[self.format], bits=bits, host_reads=1, fixed_length=True
+        )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Scales of the blocks, then rounding."""

@@ -39,6 +39,8 @@ class Natural(Stateless):
         bits=coded_bits("9 d"),
         unbiased=True,
         random=True,
+        host_reads=0,
+        fixed_length=True,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
@@ -89,6 +91,8 @@ class NUQSGD(Stateless):
             bits=coded_bits("d log₂(2s+3) + 32 d/B"),
             unbiased=True,
             random=True,
+            host_reads=0,
+            fixed_length=True,
         )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:

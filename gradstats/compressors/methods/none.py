@@ -21,6 +21,8 @@ class NoCompression(Stateless):
         omega=Bound("0", lambda payload: 0.0),
         bits=DENSE_BITS,
         unbiased=True,
+        host_reads=0,
+        fixed_length=True,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:

@@ -9,7 +9,7 @@ from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
 from gradstats.kernels import coding
-from gradstats.kernels.ranges import in_range
+from gradstats.kernels.ranges import in_unit, largest_magnitude, saturated, unit_of
 from gradstats.payloads.codebooks import E2M1
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -38,13 +38,22 @@ class NVFP4(Stateless):
         "all_gather",
         delta=Bound("0.928 - 1.3·10⁻⁹ d", lambda payload: 0.928 - 1.3e-9 * payload.numel),
         bits=coded_bits("4.5 d"),
+        host_reads=1,
+        fixed_length=True,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Scales of the blocks, then rounding."""
-        flat, power = in_range(flat)
+        peak = abs(largest_magnitude(flat))  # which may be -0
+        power = unit_of(peak)
+        flat = in_unit(flat, power)
         largest = coding.bucket_norms(flat, BLOCK, "max")
-        unit = float(largest.max()) / (LARGEST * LARGEST_SCALE) if len(largest) else 1.0
+        unit = _in_float32(peak / power) / (LARGEST * LARGEST_SCALE) if len(largest) else 1.0
         scales = (largest / (LARGEST * unit or 1.0)).to(torch.float8_e4m3fn)
         payload = quantized(flat, E2M1, scales.float() * unit, BLOCK, rounding="nearest-even")
         return replace(payload, scales=scales, unit=unit * power)
+
+
+def _in_float32(number: float) -> float:
+    """The number as `bucket_norms` rounds it, so that the largest norm need not be read."""
+    return float(saturated(torch.tensor(number, dtype=torch.float64), torch.float32))

@@ -39,6 +39,8 @@ class OneBit(Stateless):
         delta=Bound("1/B", lambda payload: 1 / payload.bucket),
         bits=coded_bits("d + 64 d/B"),
         wants_feedback=True,
+        host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class BinGrad(Stateless):
         delta=Bound("0", lambda payload: 0.0),
         bits=coded_bits("d + 64 d/B"),
         wants_feedback=True,
+        host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:
@@ -95,7 +99,7 @@ def two_means(flat: Tensor, split: Tensor, bucket: int) -> Coded:
         for side in (~above & filled, above & filled)
     ]
     symbols = above.view(-1)[: flat.numel()].to(torch.uint8)
-    return own_levels(flat, symbols, torch.stack(means, 1), bucket)
+    return own_levels(flat, symbols, torch.stack(means, 1), bucket, trusted=True)
 
 
 def _rows(flat: Tensor, bucket: int) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,12 @@ class ORQ(Stateless):
     bucket: int = 2048
     name = "orq"
     contract = Contract(
-        "all_gather", bits=coded_bits("d log₂ L + 32 L d/B"), unbiased=True, random=True
+        "all_gather",
+        bits=coded_bits("d log₂ L + 32 L d/B"),
+        unbiased=True,
+        random=True,
+        host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +77,7 @@ class ORQ(Stateless):
         share = ((rows - low) / (high - low)).nan_to_num(0.0)
         up = in_buckets(uniform, bucket) < share
         symbols = (below + up).view(-1)[: flat.numel()]
-        return own_levels(flat, symbols, levels, bucket)
+        return own_levels(flat, symbols, levels, bucket, trusted=True)
 
     def _placed(self, rising: Tensor) -> Tensor:
         """Levels of buckets whose elements rise, `[buckets, L]`."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from gradstats.compressors.matrices import (
 )
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
 from gradstats.compressors.states import first_state
-from gradstats.kernels.ranges import from_unit, in_range, largest_magnitude, saturated
+from gradstats.kernels.ranges import from_unit, in_range, saturated
 from gradstats.payloads.low_rank import LowRank
 from gradstats.rng import Rng
 
@@ -56,6 +55,7 @@ class PowerSGD(Joint):
         has_memory=True,
         rounds=2,
         needs=("matrix",),
+        host_reads=2,
     )
     resharded = first_state
 
@@ -85,19 +85,20 @@ class PowerSGD(Joint):
         sent = LowRank(p * room, q)
         update = saturated(sent.decode(), grad.dtype).view(grad.shape)
         # a step with NaN must not end all those after it
-        return Step(update, sent, q if bool(q.isfinite().all()) else state)
+        return Step(update, sent, torch.where(q.isfinite().all(), q, state))
 
 
 def _shrunk(start: Tensor, unit: float) -> Tensor:
     """start · unit, or less of it where that would leave the range: only its span counts."""
     if unit == 1:
         return start
-    most = torch.finfo(start.dtype).max / max(largest_magnitude(start), 1.0)
-    return from_unit(start, min(unit, 2.0 ** (math.frexp(most)[1] - 1)))
+    wide = start.double()
+    most = torch.finfo(start.dtype).max / wide.abs().amax().clamp(min=1.0)
+    factor = torch.exp2(torch.frexp(most).exponent.double() - 1).clamp(max=unit)
+    return (wide * factor).to(start.dtype)
 
 
-def _room(mean: Tensor) -> float:
+def _room(mean: Tensor) -> Tensor:
     """By what all workers divide P so that MᵀP stays in range: 1, or a power of two above √n1."""
-    if not largest_magnitude(mean) > NEAR_THE_END:
-        return 1.0
-    return 2.0 ** (len(mean).bit_length() // 2 + 2)
+    room = 2.0 ** (len(mean).bit_length() // 2 + 2)
+    return torch.where(mean.abs().amax() > NEAR_THE_END, room, 1.0)

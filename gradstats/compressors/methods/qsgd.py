@@ -71,6 +71,8 @@ class QSGD(Stateless):
             bits=coded_bits("d log₂(2s+1) + 32 d/B"),
             unbiased=True,
             random=True,
+            host_reads=0,
+            fixed_length=True,
         )
 
     def _omega(self, bucket: int) -> float:

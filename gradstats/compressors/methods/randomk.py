@@ -20,6 +20,7 @@ AS_THEY_ARE = Contract(
     in_expectation=True,
     wants_feedback=True,
     random=True,
+    host_reads=1,
 )
 SCALED = Contract(
     "all_reduce",
@@ -27,6 +28,7 @@ SCALED = Contract(
     bits=VALUE_BITS,
     unbiased=True,
     random=True,
+    host_reads=1,
 )
 
 

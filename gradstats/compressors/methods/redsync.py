@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ class RedSync(Stateless):
 
     ratio: float
     name = "redsync"
-    contract = SPARSIFIER
+    contract = replace(SPARSIFIER, host_reads=5)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Bisect on the Summary, then select."""
@@ -71,7 +71,7 @@ class TrimmedRedSync(Stateless):
     ratio: float
     eps: float = 0.2
     name = "redsync-trimmed"
-    contract = SPARSIFIER
+    contract = replace(SPARSIFIER, host_reads=5)
 
     def __post_init__(self) -> None:
         super().__post_init__()

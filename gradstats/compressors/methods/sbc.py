@@ -51,6 +51,7 @@ class SBC(Stateless):
         "all_gather",
         bits=Bound("index", lambda payload: index_bits(payload)),
         wants_feedback=True,
+        host_reads=2,
     )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
@@ -59,7 +60,7 @@ class SBC(Stateless):
         k = kept_count(flat.numel(), self.ratio)
         positive, negative = flat.topk(k), (-flat).topk(k)
         up, down = positive.values.mean(), negative.values.mean()
-        chosen, mean = (negative, -down) if up < down else (positive, up)
-        indices = chosen.indices.sort().values
+        mean = torch.where(up < down, -down, up)
+        indices = torch.where(up < down, negative.indices, positive.indices).sort().values
         value = from_unit(mean.reshape(1).to(torch.float32), unit)
         return Sparse(Constant(value, k), flat.numel(), indices)

@@ -40,12 +40,12 @@ def summed(
     """
     # a maximum over workers need not propagate NaN, infinity it does
     scales = yield AllReduce(norms.nan_to_num(nan=torch.inf, posinf=torch.inf), "max")
-    levels = Uniform(s).levels().to(flat.device)
+    levels = Uniform(s).levels(flat.device)
     symbols = coding.to_symbols(
         flat, scales, bucket, levels, rounding="stochastic", key=rng.own.key
     )
     mean = yield AllReduce(symbols, "mean", levels=2 * s + 1)
-    packed = Packed(coding.pack(symbols, 2 * s + 1))
+    packed = Packed(coding.pack(symbols, 2 * s + 1, trusted=True))
     sent = Coded(packed, flat.numel(), Uniform(s), scales, bucket)
     steps = in_buckets((mean - s) / s, bucket) * scales[:, None]
     return steps.reshape(-1)[: flat.numel()], sent

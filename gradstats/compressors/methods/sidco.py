@@ -40,7 +40,7 @@ class SIDCo(Compressor):
     stages: int = 0
     rule: Rule = "step"
     first_ratio: float = FIRST_RATIO
-    contract = replace(SPARSIFIER, has_memory=True)
+    contract = replace(SPARSIFIER, has_memory=True, host_reads=5)
     resharded = first_state
 
     def __post_init__(self) -> None:

@@ -40,6 +40,8 @@ class ScaledSign(Stateless):
         delta=Bound("1/B", lambda payload: 1 / payload.bucket),
         bits=coded_bits("d + 32 d/B"),
         wants_feedback=True,
+        host_reads=0,
+        fixed_length=True,
     )
 
     def __post_init__(self) -> None:

@@ -36,7 +36,14 @@ class Signum(Compressor):
 
     beta: float = 0.9
     name = "signum"
-    contract = Contract("all_gather", bits=coded_bits("d"), has_memory=True, update="majority")
+    contract = Contract(
+        "all_gather",
+        bits=coded_bits("d"),
+        has_memory=True,
+        update="majority",
+        host_reads=0,
+        fixed_length=True,
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:

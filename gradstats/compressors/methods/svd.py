@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.matrices import FACTOR_BITS, LAPACK, as_matrix, check_rank, factors
 from gradstats.compressors.rounds import State
-from gradstats.kernels.ranges import in_range
+from gradstats.kernels.ranges import in_unit, largest_magnitude, unit_of
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.low_rank import LowRank
 from gradstats.rng import Rng
@@ -38,6 +39,7 @@ class SVD(Compressor):
         bits=FACTOR_BITS,
         wants_feedback=True,
         needs=("matrix",),
+        host_reads=3,
     )
 
     def __post_init__(self) -> None:
@@ -48,11 +50,13 @@ class SVD(Compressor):
         matrix = as_matrix(grad, self.rank)
         if matrix is None:
             return Dense(self.flattened(grad).clone()), state
-        if not matrix.isfinite().all():
+        peak = largest_magnitude(matrix)
+        if not math.isfinite(peak):
             return LowRank(
                 matrix.new_full((len(matrix), 1), torch.nan), matrix[:1].T.clone()
             ), state
-        matrix, unit = in_range(matrix, LAPACK)
+        unit = unit_of(peak, LAPACK)
+        matrix = in_unit(matrix, unit)
         u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
         left, right = u[:, : self.rank] * sigma[: self.rank], vt[: self.rank].T
         return factors(left.contiguous(), right.contiguous(), unit), state

@@ -52,9 +52,17 @@ class TernGrad(Stateless):
         """Unbiased without clipping."""
         bits = coded_bits("1.6 d + 32 d/B")
         if self.clip:
-            return Contract("all_gather", bits=bits, random=True)
+            return Contract("all_gather", bits=bits, random=True, host_reads=0, fixed_length=True)
         omega = Bound("(√B - 1)/2", lambda payload: (math.sqrt(payload.bucket) - 1) / 2)
-        return Contract("all_gather", omega=omega, bits=bits, unbiased=True, random=True)
+        return Contract(
+            "all_gather",
+            omega=omega,
+            bits=bits,
+            unbiased=True,
+            random=True,
+            host_reads=0,
+            fixed_length=True,
+        )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Clip, then draw."""
@@ -69,5 +77,5 @@ def clipped(flat: Tensor, clip: float) -> Tensor:
     """The elements, none beyond `clip` standard deviations from 0; 0: as they are."""
     if not clip or flat.numel() < 2:
         return flat
-    limit = min(clip * float(flat.double().std()), torch.finfo(flat.dtype).max)
+    limit = (clip * flat.double().std()).clamp(max=torch.finfo(flat.dtype).max)
     return flat.clamp(-limit, limit)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from gradstats.payloads.quantized import Coded
 from gradstats.payloads.symbol_codes import Packed
 from gradstats.rng import Rng
 
+TABLES = 64  # kept on their devices
 ROOT = BLOCK**0.5  # a norm over it is no larger than the largest element
 
 
@@ -62,6 +64,7 @@ class THC(Joint):
         wants_feedback=True,
         random=True,
         rounds=2,
+        host_reads=2,
     )
 
     def __post_init__(self) -> None:
@@ -87,16 +90,22 @@ class THC(Joint):
             rotated,
             scales,
             block,
-            alphabet.levels().to(flat.device),
+            alphabet.levels(flat.device),
             rounding="stochastic",
             key=rng.own.key,
         )
-        table = torch.from_numpy(alphabet.integers().astype(np.int64)).to(flat.device)
+        table = _table(alphabet, flat.device)
         mean = yield AllReduce(table[symbols.long()], "mean", levels=self.grid + 1)
         levels = in_buckets((2 * mean - self.grid) / self.grid, block) * scales[:, None]
         turned = coding.unrotate(levels.reshape(-1), flat.numel(), block, turn)
         update = saturated(from_unit(turned, common), grad.dtype)
-        packed = Packed(coding.pack(symbols, 1 << self.bits))
+        packed = Packed(coding.pack(symbols, 1 << self.bits, trusted=True))
         sent = Coded(packed, rotated.numel(), alphabet, scales, block)
         sent = replace(sent, numel=flat.numel(), unit=common, rotation=turn)
         return Step(update.view(grad.shape), sent, state)
+
+
+@lru_cache(TABLES)
+def _table(alphabet: Lattice, device: torch.device) -> Tensor:
+    """The integers of the levels, int64, copied to the device once."""
+    return torch.from_numpy(alphabet.integers().astype(np.int64)).to(device)

@@ -43,7 +43,7 @@ class ThreeLC(Stateless):
         flat, unit = in_range(flat)
         bucket = bucket_of(0, flat.numel())
         scales = coding.bucket_norms(flat, bucket, "max") * self.sparsity
-        levels = Uniform(1).levels().to(flat.device)
+        levels = Uniform(1).levels(flat.device)
         symbols = coding.to_symbols(flat, scales, bucket, levels, rounding="nearest")
         coder = ZeroRuns.of(symbols)
         return Coded(coder, flat.numel(), Uniform(1), scales, bucket, unit)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class TopK(Stateless):
 
     ratio: float
     name = "topk"
-    contract = SPARSIFIER
+    contract = replace(SPARSIFIER, host_reads=1)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Select exactly k elements."""

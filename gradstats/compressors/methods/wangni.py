@@ -38,7 +38,14 @@ class Wangni(Stateless):
     def contract(self) -> Contract:
         """Unbiased, at most with the variance of Random-k."""
         omega = Bound("d/k - 1", lambda p: p.numel / kept_count(p.numel, self.ratio) - 1)
-        return Contract("all_gather", omega=omega, bits=SPARSE_BITS, unbiased=True, random=True)
+        return Contract(
+            "all_gather",
+            omega=omega,
+            bits=SPARSE_BITS,
+            unbiased=True,
+            random=True,
+            host_reads=3,
+        )
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Sparse:
         """Draw each element."""
@@ -52,13 +59,15 @@ class Wangni(Stateless):
 
 def _probabilities(magnitudes: Tensor, k: int) -> Tensor:
     """min(1, λ|x|) of sum k; 1 where x is not finite."""
+    if not len(magnitudes):
+        return magnitudes
     finite = torch.where(magnitudes.isfinite(), magnitudes, 0)
     falling = finite.sort(descending=True).values
     rest = falling.sum() - falling.cumsum(0) + falling  # of an element and all below it
     saturated = torch.arange(len(falling), device=falling.device)
     unit = (k - saturated) / rest  # λ, if so many elements have p = 1
-    fits = ((unit * falling <= 1) & (rest > 0) & (unit > 0)).nonzero()
-    if not len(fits):
-        return torch.ones_like(magnitudes) * ((magnitudes != 0) | ~magnitudes.isfinite())
-    share = (unit[fits[0, 0]] * finite).clamp(max=1)
+    fits = (unit * falling <= 1) & (rest > 0) & (unit > 0)
+    first = torch.where(fits, saturated, len(falling)).amin(0, keepdim=True)
+    share = (unit.gather(0, first.clamp(max=len(unit) - 1)) * finite).clamp(max=1)
+    share = torch.where(fits.any(), share, (magnitudes != 0).double())
     return torch.where(magnitudes.isfinite(), share, 1.0)

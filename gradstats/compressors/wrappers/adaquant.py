@@ -57,7 +57,12 @@ class AdaQuant(Compressor):
     def contract(self) -> Contract:
         """Contract of QSGD, with a memory and the need of a loss."""
         return replace(
-            self.compressor.contract, omega=None, bits=None, has_memory=True, needs=("loss",)
+            self.compressor.contract,
+            omega=None,
+            bits=None,
+            has_memory=True,
+            needs=("loss",),
+            fixed_length=False,
         )
 
     def init(self, grad: Tensor) -> Losses:

@@ -65,7 +65,10 @@ class PerParameter(Compressor):
     @property
     def contract(self) -> Contract:
         """The contract of the compressor inside; what holds for each part holds for the whole."""
-        return replace(self.compressor.contract, delta=None, bits=None)
+        inside = self.compressor.contract
+        compressed = sum(not part.dense for part in self.parts)
+        reads = None if inside.host_reads is None else inside.host_reads * compressed
+        return replace(inside, delta=None, bits=None, host_reads=reads)
 
     @property
     def ratio_asked(self) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.contracts import Bound, Contract, index_bits
+from gradstats.compressors.contracts import Bound, Contract, index_bits, summed
 from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Bundle, Payload
 from gradstats.payloads.sparse import Scattered, Sparse
@@ -93,7 +93,9 @@ class Pipe(Compressor):
         for stage in self.value_codes:
             contract = _composed(contract, stage.contract)
         entropy_coded = any(getattr(stage, "of_symbols", False) for stage in self.stages[1:])
-        return replace(contract, bits=None) if entropy_coded else contract
+        if not entropy_coded:
+            return contract
+        return replace(contract, bits=None, host_reads=None, fixed_length=False)
 
     @property
     def spec(self) -> str:
@@ -160,12 +162,10 @@ def _composed(first: Contract, second: Contract) -> Contract:
         unbiased=first.unbiased and second.unbiased,
         wants_feedback=first.wants_feedback or second.wants_feedback,
         random=first.random or second.random,
-        scaling=_missed(first.scaling, second.scaling),
+        scaling=summed(first.scaling, second.scaling),
+        host_reads=summed(first.host_reads, second.host_reads),
+        fixed_length=False,
     )
-
-
-def _missed(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first + second
 
 
 def _product(first: Bound | None, second: Bound | None) -> Bound | None:

@@ -50,7 +50,9 @@ def _entropy_coded(payload: Payload) -> Payload:
     if not isinstance(payload, Coded) or not isinstance(payload.coder, Packed):
         raise ValueError(f"ans must follow a quantizer, got {type(payload).__name__}")
     levels = payload.levels.shape[-1]
-    symbols = coding.unpack(payload.coder.data, payload.symbols, levels).cpu().numpy()
+    symbols = (
+        coding.unpack(payload.coder.data, payload.symbols, levels, trusted=True).cpu().numpy()
+    )
     counts = np.bincount(symbols, minlength=levels)
     frequencies = entropy.frequencies((counts + 1) / (counts + 1).sum())
     data = entropy.encode_symbols(symbols, frequencies)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor, Joint, needs_rng
-from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.contracts import Bound, Contract, summed
 from gradstats.compressors.rounds import (
     AllGather,
     AllToAll,
@@ -103,7 +103,8 @@ class TwoShot(Joint):
             random=inside.random or after.random,
             wants_feedback=inside.wants_feedback or after.wants_feedback,
             rounds=2,
-            scaling=_missed(inside.scaling, after.scaling),
+            scaling=summed(inside.scaling, after.scaling),
+            host_reads=summed(inside.host_reads, after.host_reads),
         )
 
     @property
@@ -142,7 +143,8 @@ class TwoShot(Joint):
         if owned is not None:
             mean = mean + owned.view(-1)[own]
         sent, second = self._second_shot(saturated(mean, grad.dtype), state.second, rng)
-        received: list[Payload] = yield AllGather(sent)
+        fixed = self.second is None and self.contract.fixed_length
+        received: list[Payload] = yield AllGather(sent, tuple(payloads) if fixed else ())
         decoded = torch.cat([payload.decode().to(mean.dtype) for payload in received])
         update = saturated(decoded, grad.dtype)
         if owned is not None:
@@ -221,10 +223,6 @@ def _with_left_elsewhere(flat: Tensor, owned: Tensor, own: slice, workers: int) 
     for place in (slice(own.start), slice(own.stop, None)):
         whole[place].add_(owned[place], alpha=workers)
     return saturated(whole, flat.dtype)
-
-
-def _missed(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first + second
 
 
 def _bits_of_parts(bits: Bound | None) -> Bound | None:

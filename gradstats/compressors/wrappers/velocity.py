@@ -110,5 +110,6 @@ class Velocity(Memory):
     def _clipped(self, grad: Tensor) -> Tensor:
         if not self.clip:
             return grad
-        longest = float(grad.double().norm())
-        return grad * min(1.0, self.clip / longest) if longest else grad
+        wide = grad.float() if grad.dtype.itemsize == 2 else grad
+        factor = self.clip / grad.double().norm()
+        return (wide * torch.where(factor < 1, factor, 1.0).to(wide.dtype)).to(grad.dtype)

@@ -1,0 +1,64 @@
+"""Messages stay on their device: the hook waits for it no more often than a method declares."""
+
+import pytest
+
+from gradstats.compressors import compressor
+from tests.exchange.launching import launch
+from tests.exchange.reading import SPECS
+
+pytestmark = pytest.mark.slow
+WORKERS = 2
+ALWAYS = 3  # is the bucket finite, the numbers of all workers, is the result sound
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reads")
+    return launch("tests.exchange.reading", "of_the_hook", WORKERS, folder)
+
+
+def allowed(contract):
+    """The declared reads, with those of a later round: its lengths, and heads that differ.
+
+    A two-shot exchange encodes a chunk for every worker and a sum, a ring one for every hop and a
+    sum; on one worker, for which `host_reads` is declared, that is two codes, and one.
+    """
+    declared = contract.host_reads
+    if contract.collective == "two_shot":
+        declared = declared * (WORKERS + 1) / 2
+    if contract.collective == "ring":
+        declared *= WORKERS
+    return ALWAYS + declared + 1 + 2 * (contract.rounds - 1)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_hook_waits_no_more_often_than_declared(counted, spec):
+    for reads, _, sites in (worker[spec] for worker in counted):
+        assert reads <= allowed(compressor(spec).contract), sites
+
+
+@pytest.mark.parametrize(
+    ("spec", "reads"),
+    [
+        ("none", 3),
+        ("bf16", 3),
+        ("sign", 3),
+        ("qsgd", 3),
+        ("mxfp8", 4),
+        ("fp8", 4),
+        ("affine(4)", 4),
+        ("topk(0.05) | bitmap", 3),
+        ("twoshot(mxfp8)", 7),
+    ],
+)
+def test_what_the_docs_count(counted, spec, reads):
+    for worker in counted:
+        assert worker[spec][0] == reads, worker[spec][2]
+
+
+def test_only_numbers_are_copied_to_the_device(counted):
+    """Those of the round, and the head of every message."""
+    for worker in counted:
+        for spec in ("mxfp8", "qsgd", "topk(0.05) | bitmap", "sign"):
+            _, uploads, sites = worker[spec]
+            assert uploads == 2, sites
