@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors import Compressor, Memory, Rng
+from gradstats.compressors.wrappers.two_shot import owned_by
 from gradstats.exchange import simulate
 from gradstats.exchange.counts import Traffic
 from gradstats.metrics import closeness
@@ -152,7 +153,8 @@ def measure(
 
     With g, v and e the means over the workers of their gradients :math:`g_w`, of their compensated
     gradients (`Memory.compensated`: gradient + residual before the step, as the method's memory
-    holds it back) and of their residuals after the step, and ĝ the update:
+    holds it back) and of their residuals after the step, and ĝ the update (of two-shot exchanges v
+    and e include what the owners of chunks hold back of earlier means):
 
     .. math:: \text{error} = \|g - \hat g\| / \|g\|, \quad
               \text{error\_compensated} = \|v - \hat g\| / \|v\|, \quad
@@ -185,7 +187,8 @@ def measure(
     after = [step.state for step in steps]
     mean = _mean(grads)
     residuals = [state.residual.reshape(-1) for state in after if hasattr(state, "residual")]
-    near = closeness(mean, steps[0].update, _mean(residuals) if residuals else None, waiting)
+    held = _with_owned(_mean(residuals), after) if residuals else None
+    near = closeness(mean, steps[0].update, held, waiting)
     k, asked = compressor.target_count(numel), compressor.ratio_asked is not None
     nmse, nbytes = near["error"] * near["error"], fmean(ledger.nbytes for ledger in ledgers)
     row = Measured(
@@ -211,7 +214,14 @@ def _compensated(
     if not isinstance(compressor, Memory):
         return None
     pairs = zip(grads, states, strict=True)
-    return _mean([compressor.compensated(grad, state).reshape(-1) for grad, state in pairs])
+    mean = _mean([compressor.compensated(grad, state).reshape(-1) for grad, state in pairs])
+    return _with_owned(mean, states)
+
+
+def _with_owned(mean: Tensor, states: Sequence[Any]) -> Tensor:
+    """The mean over workers, and what the owners of chunks hold back of earlier means."""
+    owned = (each.reshape(-1) for state in states for each in owned_by(state))
+    return sum(owned, mean)
 
 
 def _agreement(mean: Tensor, grads: Sequence[Tensor]) -> float:

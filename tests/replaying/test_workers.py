@@ -1,6 +1,7 @@
 """Replay of several workers: the error of the mean, against float64 loops and closed forms."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import gradstats
 from gradstats.cli.app import app
 from gradstats.compressors import Rng, compressor
+from gradstats.exchange import simulate
 from gradstats.replaying.folding import measure, replay_rows
 from gradstats.runs.importing import import_gradients
 
@@ -61,6 +63,28 @@ def test_a_replay_shows_that_errors_grow_along_a_ring(inner):
         assert row["nbytes"] == pytest.approx(handed * code, rel=0.02)
         assert row["bits"] == 8 * row["nbytes"] / 40_000
         assert row["wire"] == pytest.approx(2 * 7 / 8 * code, rel=0.02)
+
+
+@pytest.mark.parametrize("spec", ["ef(twoshot(sign))", "ef(ring(sign))"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_owners_hold_back_is_held_back(spec, workers):
+    """By conservation e is the sum of all gradients without that of all updates."""
+    member, waiting = compressor(spec), np.zeros(N)
+    states = [member.init(gradient(worker)) for worker in range(workers)]
+    for step in range(4):
+        grads = [gradient(worker, step) for worker in range(workers)]
+        mean = np.mean([grad.double().numpy() for grad in grads], axis=0)
+        rng = Rng(0, step, workers=workers)
+        asked = [
+            member.exchange(grad, state, replace(rng, worker=worker))
+            for worker, (grad, state) in enumerate(zip(grads, states, strict=True))
+        ]
+        update = simulate(asked)[0].update.double().numpy()
+        row, states = measure(member, grads, states, rng)
+        before, waiting = waiting + mean, waiting + mean - update
+        held, due = np.linalg.norm(waiting), np.linalg.norm(before)
+        assert row.residual_ratio == pytest.approx(held / np.linalg.norm(mean), rel=1e-4)
+        assert row.error_compensated == pytest.approx(held / due, rel=1e-4)
 
 
 def test_one_worker_shows_both_codings_of_everything():
