@@ -35,6 +35,8 @@ def checks(where: Where) -> Checks:
         "model",
         "--compressors",
         "none,topk",
+        "--families",
+        "laplace",
     ]
     command += few if where.quick else ["--budget", "20s"]
     yield "gradstats report", partial(reported, where, path, command)

@@ -1,11 +1,7 @@
 """Ctrl-C on the command line: one line that names what is kept, and exit code 130."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +10,7 @@ from typer.testing import CliRunner
 from gradstats.cli import analysing, demo, making
 from gradstats.cli import app as commands
 from gradstats.runs.tasks import workers
+from tests.processes import run_script
 from tests.waiting import PATIENCE, wait_until
 
 
@@ -113,15 +110,11 @@ app.main()
 def test_signals_end_a_command_with_what_is_done_written(small_run, tmp_path, name):
     words = ["replay", small_run, "--steps", ":20", "--out", tmp_path, "--compressors", "topk"]
     words += ["--ratios", "0.1", "--feedback", "ef"]
-    ended = subprocess.run(
-        [sys.executable, "-c", SIGNALLED.format(signal=name), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env={**os.environ, "PYTHONPATH": str(Path(commands.__file__).parents[2])},
-    )
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED.format(signal=name))
+    ((code, _, err),) = run_script([script, *words], tmp_path)
     line = f"interrupted: 5 of 20 rows are in {tmp_path}; the same command continues\n"
-    assert (ended.returncode, ended.stderr) == (130, line)
+    assert (code, err) == (130, line)
 
 
 def ignores_interrupts(_):

@@ -385,43 +385,48 @@ def test_a_run_that_the_user_did_not_name_is_left_alone(
     assert paths == [str(path), str(tmp_path / f"run-{taken}.zarr")]
 
 
-def test_a_training_that_cannot_be_recorded_takes_no_number(tmp_path, path, several, capfd):
-    command = several(1, text=SCRIPT.replace("self.head", "self.tail"))
-    command[-1] += "\n" + several(2)[-1]
-    assert (
-        run_command(command, CaptureSettings(parameters="head*", full=every(1), track=0), out=path)
-        == 0
-    )
-    assert torch.equal(rows_of(path), exact(2)[:, 35:])
-    assert not (tmp_path / "run-2.zarr").exists()
-    assert "not recorded: ValueError: parameters must match" in capfd.readouterr().err
-
-
 FORKS = """
 import os
 from multiprocessing import get_context
 
-def train(seed):
-    exec(compile(TEXT.replace("manual_seed(0)", f"manual_seed({seed})"), "train", "exec"), {})
+def train(text):
+    exec(compile(text, "train", "exec"), {})
 
 if __name__ == "__main__":
-    import torch
-    torch.set_num_threads(1)
-    for seed in (1, 2):
-        child = get_context(METHOD).Process(target=train, args=(seed,))
+    import torch._dynamo, zarr  # once for all of them
+    for text in TEXTS:
+        child = get_context(METHOD).Process(target=train, args=(text,))
         child.start()
         child.join()
 """
 
 
+def forking(*texts, method="fork"):
+    """A script that starts a training for each text, in a process of its own."""
+    end = "import gradstats\ngradstats.close_all()\n"  # such processes end by os._exit
+    texts = [f"import torch\ntorch.set_num_threads(1)\n{text}{end}" for text in texts]
+    return f"METHOD, TEXTS = {method!r}, {texts!r}\n{FORKS}"
+
+
+def seeded(seed, text=SCRIPT):
+    return text.replace("manual_seed(0)", f"manual_seed({seed})")
+
+
 @soaked("method", "fork", "spawn")
 def test_processes_that_one_python_starts_are_trainings_too(tmp_path, path, script, method):
-    text = SCRIPT.replace("torch.manual_seed(0)", "torch.manual_seed(0); torch.set_num_threads(1)")
-    text += "import gradstats\ngradstats.close_all()\n"  # such processes end by os._exit
-    whole = f"METHOD, TEXT = {method!r}, {text!r}\n{FORKS}"
+    whole = forking(seeded(1), seeded(2), method=method)
     assert run_command(script(whole), CaptureSettings(full=every(1), track=0), out=path) == 0
     for seed, one in enumerate((path, tmp_path / "run-2.zarr"), 1):
         assert torch.allclose(rows_of(one), exact(seed))
+
+
+def test_a_training_that_cannot_be_recorded_takes_no_number(tmp_path, path, script, capfd):
+    text = forking(seeded(1, SCRIPT.replace("self.head", "self.tail")), seeded(2))
+    settings = CaptureSettings(parameters="head*", full=every(1), track=0)
+    assert run_command(script(text), settings, out=path) == 0
+    assert torch.equal(rows_of(path), exact(2)[:, 35:])
+    assert not (tmp_path / "run-2.zarr").exists()
+    assert "not recorded: ValueError: parameters must match" in capfd.readouterr().err
 
 
 TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"

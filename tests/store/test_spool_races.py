@@ -1,6 +1,6 @@
 """Processes of one machine that make, use and leave the folder of an object store at once."""
 
-import multiprocessing
+import os
 import shutil
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,6 +13,7 @@ from gradstats.store.root import root_bytes
 from gradstats.store.spool import Spool
 from gradstats.store.spool_folder import leave_spool, make_spool
 from gradstats.store.writing import WorkerWriter
+from tests.processes import Nursery
 from tests.store.test_objects import TABLE, append, check, created, row
 from tests.waiting import PATIENCE
 
@@ -174,9 +175,13 @@ def make_and_leave(url, rank):
     return wrong
 
 
+def take(environment):
+    """The object store's variables; that from which a process is forked has not got them."""
+    os.environ.update(environment)
+
+
 def test_ranks_make_and_leave_the_folder_at_once(place):
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(3, context) as ranks:
+    with ProcessPoolExecutor(3, Nursery().context, take, (dict(os.environ),)) as ranks:
         done = [ranks.submit(make_and_leave, str(place), rank) for rank in range(3)]
         assert [each.result(PATIENCE) for each in done] == [[], [], []]
     assert not spool_folder.spool_folder(place).exists()
