@@ -38,6 +38,11 @@ METHODS = {
     "QSGD, shared scale": "qsgd-shared",
     "THC": "ef(thc)",
     "CLT-k": f"ef(clt-k({RATIO}))",
+    "MXFP8, gathered": "mxfp8",
+    "two-shot MXFP8": "twoshot(mxfp8)",
+    "two-shot MXFP8, memory": "ef(twoshot(mxfp8))",
+    "two-shot NVFP4": "twoshot(nvfp4)",
+    "two-shot NVFP4, memory": "ef(twoshot(nvfp4))",
 }
 OTHER_SEED = "dense, another seed"
 BIN = 20  # steps that a point of the report is the mean of
@@ -146,7 +151,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few steps, two workers")
     parser.add_argument("--timings", action="store_true", help="only time, into the report")
-    parser.add_argument("--only", default="", help="glob: those methods alone, into the report")
+    parser.add_argument(
+        "--only", default="", help="globs between semicolons: those methods alone, into the report"
+    )
     folder = Path(os.environ.get("GRADSTATS_DATA", "data"))
     parser.add_argument("--data", type=Path, default=folder)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
@@ -164,7 +171,10 @@ def main() -> None:
     }
     if options.timings or options.only:
         report = json.loads(options.out.read_text())
-    options.chosen = {n: spec for n, spec in METHODS.items() if fnmatch(n, options.only or "*")}
+    globs = (options.only or "*").split(";")
+    options.chosen = {
+        name: spec for name, spec in METHODS.items() if any(fnmatch(name, glob) for glob in globs)
+    }
     for what in ("timings",) if options.timings else ("trainings", "timings"):
         for workers in (2,) if options.quick else (2, 4):
             found, report["pictures"] = launched(workers, options, what)
