@@ -21,7 +21,8 @@ PRELOAD = [
     "gradstats.kernels.counting_cpu",
     "tests.exchange.exchanges",
     "tests.exchange.trainings",
-    "tests.integrations.compressed",
+    "tests.recording.sharded",
+    "tests.integrations.compressed_situations",
     "tests.recording.victims",
     "tests.recording.workers",
 ]
