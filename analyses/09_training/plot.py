@@ -10,7 +10,16 @@ import seaborn
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
-LEFT_OUT = ("plain DDP", "dense, another seed", "Top-k", "Top-k, 5 %", "SIDCo-E, 5 %")
+LEFT_OUT = (
+    "plain DDP",
+    "dense, another seed",
+    "Top-k",
+    "Top-k, 5 %",
+    "SIDCo-E, 5 %",
+    "MXFP8, gathered",
+    "two-shot MXFP8, memory",
+    "two-shot NVFP4, memory",
+)
 
 
 def main() -> None:
