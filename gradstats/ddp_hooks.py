@@ -17,7 +17,7 @@ from gradstats.exchange.buckets import Member, Unit, are_finite, digest_of, memb
 from gradstats.exchange.collectives import Group
 from gradstats.exchange.hook_state import HookState
 from gradstats.exchange.joining import FSDP, PYTHON_REDUCER
-from gradstats.exchange.messaging import CollectiveError, Header, describe, digest
+from gradstats.exchange.messaging import CollectiveError, Header, MessageError, describe, digest
 
 BROKEN, FAILED, SPOILT = 1, 2, 4  # flags that workers send each other
 Reports = list[list[int]]  # of each worker: layout, flags, digest, request, then a header
@@ -36,6 +36,7 @@ class _Work:
         remembered: For each unit, whether it has a memory.
         scale: The loss scale.
         broken: Whether a NaN or inf is in it.
+        last: Whether it is the last one of its backward pass.
         rounds: Its exchange; None where it is broken.
     """
 
@@ -45,6 +46,7 @@ class _Work:
     remembered: list[bool] = field(default_factory=list)
     scale: float = 1.0
     broken: bool = False
+    last: bool = False
     rounds: Rounds[list[Step]] | None = None
 
 
@@ -139,13 +141,14 @@ class CompressorState(HookState):
         members = members_of(buffer, bucket.parameters(), self._names, self.dense_rule)
         layout = [(member.key, *member.grad.shape, member.grad.dtype) for member in members]
         work.layout = digest(f"{self.step} {layout}")
-        work.members = members
+        work.members, work.last = members, bucket.is_last()
         work.scale = self._scaled[0] if self._scaled else 1.0
         work.broken = not are_finite([buffer])
         if not work.broken:
             work.units = units_of(members, together=self.by == "bucket", scale=work.scale)
             exchanges = [self._exchange_of(unit, group, work) for unit in work.units]
             work.rounds = Rounds(fused(exchanges), group)
+            group.header(work.rounds.request)  # which encodes indices, and may fail too
 
     def _exchange_of(self, unit: Unit, group: Group, work: _Work) -> Exchange[Step]:
         dense = self._is_dense(unit)
@@ -175,12 +178,11 @@ class CompressorState(HookState):
         if any(flags & BROKEN for _, flags, *_ in reports):
             if work.rounds:
                 work.rounds.close()
+            group.forget()
             self._average(buffer, group, work)
             return
-        assert work.rounds
-        steps = work.rounds.finish([Header(*header) for _, _, _, _, *header in reports])
-        updates = [step.update if work.scale == 1 else step.update * work.scale for step in steps]
-        if not self._is_sound(group, updates):
+        steps, updates, sound = self._finished(group, work, reports)
+        if not sound:
             # on all workers, or they have drifted apart: who saw none learns it in its next round
             self._check_flags(group, group.share(0, SPOILT, *NOTHING))
             self._average(buffer, group, work)
@@ -196,17 +198,30 @@ class CompressorState(HookState):
             self._written = f"{self._where()}, of parameters {first} to {last},"
             self._digest = digest_of(buffer)
 
-    def _is_sound(self, group: Group, updates: Sequence[Tensor]) -> bool:
-        """Whether all updates are finite; in the same copy from the device, messages are checked.
+    def _finished(
+        self, group: Group, work: _Work, reports: Reports
+    ) -> tuple[list[Step], list[Tensor], bool]:
+        """Perform the collectives; returns also the updates, and whether these are finite.
 
         Raises:
-            CollectiveError: a message is damaged; the other workers learn it in their next round.
+            CollectiveError: a message is damaged, which is read in the same copy from the device.
+                The others learn it in the round before the next bucket, if there is one.
         """
+        assert work.rounds
+        headers, ended = [Header(*header) for _, _, _, _, *header in reports], False
         try:
-            return group.check(are_finite(updates))[0]
-        except CollectiveError:
-            group.share(0, FAILED, *NOTHING)
+            steps = work.rounds.finish(headers)
+            updates = [
+                each.update if work.scale == 1 else each.update * work.scale for each in steps
+            ]
+            ended = True
+            (sound,) = group.check(are_finite(updates))
+        except BaseException as error:
+            group.forget()
+            if isinstance(error, MessageError) and ended and not work.last:
+                group.share(0, FAILED, *NOTHING)
             raise
+        return steps, updates, sound
 
     def _compare(
         self, group: Group, work: _Work, failure: BaseException | None

@@ -67,7 +67,7 @@ MAY_IMPORT = {
     ),
     "plot": ("families", "fitting", "runs", "summary"),
     # kernels for their plain torch form, in which reads from a device are counted
-    "testing": ("compressors", "exchange", "families", "kernels", "runs"),
+    "testing": ("compressors", "exchange", "families", "kernels", "payloads", "runs"),
     # replaying for `shadow=` alone, when it is asked for
     "recording": ("lowrank", "patterns", "replaying", "store", "summary"),
     "reporting": (

@@ -23,7 +23,7 @@ from gradstats.compressors import (
     ReduceScatter,
 )
 from gradstats.exchange.counts import Seconds, Traffic
-from gradstats.exchange.messaging import CollectiveError, Header, Messenger
+from gradstats.exchange.messaging import CollectiveError, Header, MessageError, Messenger
 from gradstats.exchange.reducing import (
     check_parts,
     incoming,
@@ -86,7 +86,14 @@ class Group:
 
     def header(self, request: Collective | None) -> Header:
         """What the others need to receive this worker's messages."""
-        return self._messenger.header(request)
+        start = time.perf_counter()
+        header = self._messenger.header(request)
+        self.seconds.encode += time.perf_counter() - start
+        return header
+
+    def forget(self) -> None:
+        """Drop what is left of an exchange that was called off."""
+        self._messenger.forget()
 
     def share(self, *facts: int) -> list[list[int]]:
         """Gather a few 64-bit integers of each worker: one list per worker, by rank."""
@@ -105,13 +112,13 @@ class Group:
             others: bools, `[]` each.
 
         Raises:
-            CollectiveError: a message is damaged.
+            MessageError: a message is damaged.
         """
         intact = self._messenger.intact()
         read: list[bool] = torch.stack([*intact, *others]).tolist() if intact or others else []
         if not all(read[: len(intact)]):
             fact = "its checksum is another than that of the worker who sent it"
-            raise CollectiveError(f"cannot read a message on worker {self.rank}: {fact}")
+            raise MessageError(f"cannot read a message on worker {self.rank}: {fact}")
         return read[len(intact) :]
 
     def _reduce(self, request: AllReduce) -> Tensor:

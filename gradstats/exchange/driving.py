@@ -11,7 +11,7 @@ from gradstats.compressors import Collective
 from gradstats.compressors.rounds import Exchange, Worker, fused
 from gradstats.exchange.collectives import Group
 from gradstats.exchange.counts import Traffic
-from gradstats.exchange.messaging import CollectiveError, Header, describe, digest
+from gradstats.exchange.messaging import CollectiveError, Header, MessageError, describe, digest
 from gradstats.exchange.simulating import simulated
 
 __all__ = ["DisagreementError", "Exchange", "Rounds", "drive", "fused", "simulate"]
@@ -114,7 +114,11 @@ class Rounds(Generic[T]):
                 headers = _agree(self._group, describe(self.request), self.request)
             result = self._group.perform(self.request, headers)
             headers = None
-            self.advance(result)
+            try:
+                self.advance(result)
+            except Exception:
+                self._group.check()  # a damaged message may be any error of a decoder
+                raise
         return self.value
 
 
@@ -124,8 +128,9 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
     Args:
         exchange: what `Compressor.exchange` or `fused` returned.
         group: counts bytes and seconds.
-        check: before each collective let the workers tell each other, in 8 bytes, what they ask
-            for; without it workers that disagree hang until the group's timeout.
+        check: before each collective let the workers tell each other, in four numbers, what they
+            ask for and how long their messages are; without it workers that disagree hang until
+            the group's timeout.
 
     Returns:
         What the exchange returns.
@@ -139,10 +144,10 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
         if check:
             _agree(group, "done")
         return value
-    except (DisagreementError, CollectiveError):
-        raise
-    except BaseException:
-        if check:
+    except BaseException as error:
+        group.forget()
+        known = isinstance(error, DisagreementError | CollectiveError)
+        if check and (isinstance(error, MessageError) or not known):
             group.share(digest("failed"), *astuple(Header()))
         raise
 

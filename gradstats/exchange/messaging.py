@@ -23,11 +23,16 @@ from gradstats.compressors import (
 from gradstats.exchange.reducing import check_parts
 from gradstats.payloads.messages import Message, read
 
-LENGTHS_ALONE = -1  # in the place of a digest
+LENGTHS_ALONE, UNLIKE = -1, -2  # in the place of a digest
+LONG = 1 << 12  # bytes of a head
 
 
 class CollectiveError(RuntimeError):
     """A collective failed: the backend cannot do it, or another worker cannot be reached."""
+
+
+class MessageError(CollectiveError):
+    """A message arrived damaged, or with another size than its numbers say."""
 
 
 def describe(request: Collective) -> str:
@@ -88,23 +93,34 @@ class Messenger:
         if self._prepared[0] is not request:
             payloads = self._payloads(request)
             messages = [Message(each) if each else None for each in payloads]
-            self._prepared = request, messages
+            self._prepared = (request, messages) if messages else (None, [])
+            return messages
         return self._prepared[1]
 
     def header(self, request: Collective | None) -> Header:
         """What the others need to receive this worker's messages."""
         messages = self.messages(request)
-        facts = [each and (each.nbytes, each.head) for each in messages]
         longest = max((each.nbytes for each in messages if each), default=0)
         heads = max((len(each.head) for each in messages if each), default=0)
+        if heads > LONG:  # entropy-coded data: no other worker has the same
+            return Header(longest, heads, UNLIKE - self._rank)
+        facts = [each and (each.nbytes, each.head) for each in messages]
         return Header(longest, heads, digest(repr(facts)))
 
     def known_headers(self, request: Collective) -> list[Header]:
-        """Headers of all workers, where the request has the lengths of their messages."""
+        """Headers of all workers, where the request has the lengths of their messages.
+
+        Raises:
+            ValueError: the message of this worker has another length: its method promises a
+                fixed length (`Contract.fixed_length`), and does not keep it.
+        """
         payloads = request.alike if isinstance(request, AllGather) else ()
-        return [
-            Header(each.nbytes, len(each.head), LENGTHS_ALONE) for each in map(Message, payloads)
-        ]
+        headers = [_lengths(Message(each)) for each in payloads]
+        for own in self.messages(request) if headers else []:
+            if own and _lengths(own) != headers[self._rank]:
+                fact = f"got {own.nbytes} bytes, {headers[self._rank].nbytes} before"
+                raise ValueError(f"payloads of a fixed_length must be equally long, {fact}")
+        return headers
 
     def write(self, messages: Sequence[Message | None], room: int, device: torch.device) -> Tensor:
         """Messages one behind the other, each in its room: uint8 on the device.
@@ -115,11 +131,12 @@ class Messenger:
             device: That of the payloads.
         """
         self._collectives += 1
-        flat = torch.empty(room * sum(map(bool, messages)), dtype=torch.uint8, device=device)
-        parts = iter(torch.split(flat, room) if room else ())
-        for receiver, message in enumerate(messages):
-            if message:
-                message.write(next(parts), self._seed(self._rank, receiver))
+        going = {to: message for to, message in enumerate(messages) if message}
+        flat = torch.empty(room * len(going), dtype=torch.uint8, device=device)
+        heads = _heads_on(device, list(going.values()))
+        parts = torch.split(flat, room) if going else ()
+        for (to, message), part, head in zip(going.items(), parts, heads, strict=True):
+            message.write(part, head, self._seed(self._rank, to))
         return flat
 
     def read(
@@ -138,7 +155,7 @@ class Messenger:
             receiver: 0 if the same message went to all.
 
         Raises:
-            CollectiveError: what a message claims has no room in it.
+            MessageError: what a message claims has no room in it.
         """
         same = own if headers[self._rank].digest != LENGTHS_ALONE else None
         alike = [i for i in rooms if same and headers[i] == headers[self._rank]]
@@ -148,6 +165,10 @@ class Messenger:
         heads |= zip(unlike, others, strict=True)
         self._prepared = None, []
         return {i: self._payload(room, heads[i], i, receiver) for i, room in rooms.items()}
+
+    def forget(self) -> None:
+        """Drop what is left of an exchange that was called off."""
+        self._prepared, self._intact = (None, []), []
 
     def intact(self) -> list[Tensor]:
         """Whether messages read since the last call are as they were sent: bools `[]`."""
@@ -159,7 +180,7 @@ class Messenger:
             payload, intact = read(room, head, self._seed(sender, receiver))
         except PayloadError as error:
             fact = f"of worker {sender} on worker {self._rank}: {error}"
-            raise CollectiveError(f"cannot read a message {fact}") from error
+            raise MessageError(f"cannot read a message {fact}") from error
         self._intact.append(intact)
         return payload
 
@@ -174,6 +195,23 @@ class Messenger:
     def _seed(self, sender: int, receiver: int) -> int:
         """A number that no other message of the group has."""
         return (self._collectives * self._workers + sender) * self._workers + receiver
+
+
+def _lengths(message: Message) -> Header:
+    return Header(message.nbytes, len(message.head), LENGTHS_ALONE)
+
+
+def _heads_on(device: torch.device, messages: Sequence[Message]) -> Sequence[Tensor]:
+    """Heads of messages as uint8 on a device, in one copy to it."""
+    if not messages:
+        return ()
+    together = torch.frombuffer(
+        bytearray().join(each.head for each in messages), dtype=torch.uint8
+    )
+    heads: Sequence[Tensor] = torch.split(
+        together.to(device), [len(each.head) for each in messages]
+    )
+    return heads
 
 
 def _in_one_copy(parts: Iterable[Tensor]) -> list[bytes]:

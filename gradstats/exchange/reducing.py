@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradstats.compressors import AllReduce
 from gradstats.kernels import coding
+from gradstats.kernels.forms import on_host
 
 WORD = 8  # bytes of an integer
 MOST_DIGITS = 1 << 16  # levels of what is packed
@@ -32,7 +33,7 @@ def outgoing(request: AllReduce, workers: int) -> Tensor:
     symbols = tensor.reshape(-1)
     if base > MOST_DIGITS:
         return symbols.to(torch.int32 if base <= INT32 else torch.int64, copy=True)
-    packed = coding.pack(symbols, base)
+    packed = coding.pack(symbols, base, trusted=not on_host(symbols))
     return torch.nn.functional.pad(packed, (0, -len(packed) % WORD)).view(torch.int64)
 
 

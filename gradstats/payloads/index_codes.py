@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.forms import form
+from gradstats.kernels.forms import on_host
 from gradstats.payloads import index_coders as coders
 from gradstats.payloads import index_parsers as parsers
 from gradstats.payloads.index_coders import LIMBS, MAX_N, bytes_of, rice_parameter
@@ -35,8 +35,8 @@ from gradstats.payloads.index_coders import LIMBS, MAX_N, bytes_of, rice_paramet
 def encode_indices(indices: Tensor, n: int, code: str, nbytes: int | None = None) -> Tensor:
     """Encode indices: uint8 `[nbytes]`, on their device.
 
-    Indices that do not rise are refused by golomb and delta, whose length tells; the other codes
-    leave that to `decode_indices`, so that nothing waits for the device.
+    On a device, indices that do not rise are refused by golomb and delta, whose length tells; the
+    other codes leave that to `decode_indices`, so that nothing waits.
 
     Args:
         indices: int64 `[k]`, strictly rising, in [0, n).
@@ -48,6 +48,8 @@ def encode_indices(indices: Tensor, n: int, code: str, nbytes: int | None = None
         ValueError: indices that do not rise or lie outside [0, n); an unknown code.
     """
     coder = _coder(code)
+    if on_host(indices):
+        _check_indices(indices.numpy(), n)
     if nbytes is None:
         nbytes = encoded_nbytes(indices, n, code)
     if not nbytes:
@@ -101,7 +103,7 @@ def read_indices(data: Tensor, k: int, n: int, code: str) -> Tensor:
         raise ValueError(f"code of {k} indices must have {least} bytes, got {len(data)}")
     if not k:
         return torch.empty(0, dtype=torch.int64, device=data.device)
-    if data.device.type == "cpu" and form() == "auto":  # where reading costs no wait
+    if on_host(data):
         return torch.from_numpy(decode_indices(data.numpy().data, k, n, code))
     return coder.read(data, k, n).clamp(0, n - 1)
 

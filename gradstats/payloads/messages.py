@@ -49,14 +49,14 @@ class Message:
         self._tensors = [raw_view(each) for each in sections if isinstance(each, Tensor)]
         self.nbytes = len(self.head) + sum(map(len, self._tensors)) + CHECK
 
-    def write(self, room: Tensor, seed: int) -> None:
+    def write(self, room: Tensor, head: Tensor, seed: int) -> None:
         """Put it into the first bytes of a room, and 0 into the rest.
 
         Args:
             room: uint8 `[nbytes or more]`, on the device of the payload, at a multiple of 8 bytes.
+            head: the head, uint8 on that device.
             seed: what sender and receiver know of the message otherwise.
         """
-        head = torch.frombuffer(bytearray(self.head), dtype=torch.uint8).to(room.device)
         content, check = room[: self.nbytes - CHECK], room[self.nbytes - CHECK : self.nbytes]
         torch.cat([head, *self._tensors], out=content)
         check.copy_(checksum(content, seed))
@@ -93,8 +93,8 @@ def checksum(content: Tensor, seed: int) -> Tensor:
     .. math:: c = \varphi\left(2^{32}\,\text{seed} + n + \sum_i (2 (i \bmod 512) + 1) w_i\right)
               \bmod 2^{64}
 
-    It differs if a bit has changed, or the number of bytes n, or the seed, or if two words that
-    lie less than 4 kB apart have changed places; after other changes with probability 1 - 2⁻⁴⁰.
+    It differs if one bit has changed, or if two unlike words that lie less than 4 kB apart have
+    changed places; after most other changes too, of n and the seed among them.
 
     Args:
         content: uint8 `[n]`, contiguous, at a multiple of 8 bytes.

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradstats.compressors import Compressor, Rng
 from gradstats.compressors.states import mapped
 from gradstats.kernels import use
+from gradstats.payloads.messages import Message
 from gradstats.testing.comparing import Evidence, equals
 from gradstats.testing.host_reads import HostReads, counting_host_reads
 from gradstats.testing.laws import Facts, encode
@@ -27,12 +28,17 @@ def has_fixed_length(compressor: Compressor) -> bool:
 
 
 def fixed_length(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:
-    """Other values and random numbers have payloads of the same length."""
-    length = encode(compressor, grad, rng).nbytes
+    """Other values and random numbers have payloads of the same length, and heads of messages."""
+    length = _lengths(compressor, grad, rng)
     for what, other in (("zeros", 0 * grad), ("ones", torch.ones_like(grad)), ("cubes", grad**3)):
-        for step in (rng.step, rng.step + 1):
-            nbytes = encode(compressor, other, replace(rng, step=step)).nbytes
-            yield f"{what} are as long", equals(nbytes, length)
+        for steps in (0, 1, 2, 3):
+            another = replace(rng, step=rng.step + steps, worker=steps % rng.workers)
+            yield f"{what} are as long", equals(_lengths(compressor, other, another), length)
+
+
+def _lengths(compressor: Compressor, grad: Tensor, rng: Rng) -> tuple[int, int]:
+    message = Message(encode(compressor, grad, rng))
+    return message.nbytes, len(message.head)
 
 
 def host_reads(compressor: Compressor, grad: Tensor, rng: Rng) -> Facts:

@@ -140,7 +140,8 @@ def simulated(spec, workers, steps, by="parameter", branch=False):
 class Bucket:
     """As DistributedDataParallel's, but of any layout."""
 
-    def __init__(self, *shapes, dtype=torch.float32):
+    def __init__(self, *shapes, dtype=torch.float32, last=True):
+        self._last = last
         self._parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
         numels = [p.numel() for p in self._parameters]
         self._buffer = torch.ones(sum(numels), dtype=dtype)
@@ -157,7 +158,7 @@ class Bucket:
         return self._buffer
 
     def is_last(self):
-        return True
+        return self._last
 
 
 def outcome(call):

@@ -23,6 +23,7 @@ from tests.exchange.resuming import (
 )
 from tests.exchange.unusual import (
     damaged_on_the_way,
+    damaged_outside_the_hook,
     drifting,
     failing_in_the_hook,
     not_covered,
@@ -63,6 +64,7 @@ SCENARIOS = [
     drifting,
     failing_in_the_hook,
     damaged_on_the_way,
+    damaged_outside_the_hook,
     counted_rounds,
     counted_reads,
     quiet_attributes,

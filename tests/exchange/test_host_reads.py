@@ -18,19 +18,19 @@ def counted(tmp_path_factory):
 
 
 def allowed(contract):
-    """The declared reads, with those of a later round: its lengths, and heads that differ.
+    """The declared reads, and those of heads that differ and of lengths in later rounds.
 
     A two-shot exchange encodes a chunk for every worker and a sum, a ring one for every hop and a
     sum; on one worker, for which `host_reads` is declared, that is two codes, and one. Payloads of
     two factors read when they are decoded, those of all workers.
     """
-    declared = contract.host_reads
-    if contract.collective == "two_shot":
-        declared = declared * (WORKERS + 1) / 2
-    if contract.collective == "ring":
-        declared *= WORKERS
+    heads, declared = 0 if contract.fixed_length else 1, contract.host_reads
     factors = (WORKERS - 1) * ("matrix" in contract.needs)
-    return ALWAYS + declared + factors + 1 + 2 * (contract.rounds - 1)
+    if contract.collective == "two_shot":  # the second shot's lengths are known, or one read more
+        return ALWAYS + declared * (WORKERS + 1) / 2 + heads + heads + 1
+    if contract.collective == "ring":
+        return ALWAYS + declared * WORKERS + heads + 2
+    return ALWAYS + declared + factors + heads
 
 
 @pytest.mark.parametrize("spec", SPECS)

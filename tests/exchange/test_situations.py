@@ -303,16 +303,24 @@ def test_nobody_waits_for_a_worker_that_fails_in_the_hook(launched):
 
 
 def test_a_damaged_message_is_an_error_of_all(launched):
-    """On the worker that received it at once, before it writes anything; on others in step 3."""
+    """On the worker that received it before it writes anything; on others in the next bucket."""
     *others, last = of_each(launched, "damaged_on_the_way")
     for spec, (texts, total) in last.items():
         assert texts[:2] == ["nothing"] * 2
-        assert "CollectiveError: bucket 0 of step 2: cannot read a message" in texts[2]
+        assert "CollectiveError: bucket 2 of step 0: cannot read a message" in texts[2]
         assert "checksum" in texts[2]
         assert total == 1024 * 1023 / 2 + 2 * 1024
         for texts, _ in (other[spec] for other in others):
             assert texts[:3] == ["nothing"] * 3
-            assert f"worker {len(launched) - 1} failed before bucket 0 of step 3" in texts[3]
+            assert f"worker {len(launched) - 1} failed before bucket 3 of step 0" in texts[3]
+
+
+def test_outside_the_hook_damage_is_an_error_of_all_at_once(launched):
+    *others, last = of_each(launched, "damaged_outside_the_hook")
+    for case, text in last.items():
+        assert text.startswith("MessageError: cannot read a message"), (case, text)
+        for other in others:
+            assert other[case].startswith("DisagreementError"), (case, other[case])
 
 
 @pytest.mark.parametrize("spec", ROUNDS)

@@ -28,6 +28,9 @@ SPECS += ["ef(powersgd)", "ef(acp-sgd)", "ef(clt-k(0.05))", "qsgd-shared", "ef(t
 SPECS += ["ef21(topk(0.05))", "velocity(dgc(0.05))", "ef(warmup(topk(0.05), steps=1))"]
 
 
+SPECS += ["ef(twoshot(mxfp8))"]
+
+
 def every_way(worker, workers):
     """All scenarios, by name."""
     torch.manual_seed(11)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradstats.compressors import AllReduce, Compressor, Contract, Step, compressor
+from gradstats.compressors import AllReduce, Compressor, Contract, Rng, Step, compressor
 from gradstats.ddp_hooks import CompressorState, compress_hook
-from gradstats.exchange import messaging
+from gradstats.exchange import drive, messaging
 from gradstats.exchange.collectives import Group
 from gradstats.payloads import messages
 from gradstats.payloads.base import Dense
@@ -168,7 +168,7 @@ def failing_in_the_hook(worker, workers):
 
 
 def damaged_on_the_way(worker, workers):
-    """What each worker is told where a bit of a message to the last one flips in step 2."""
+    """What each worker is told where a bit of a message to the last one flips in bucket 2."""
     arrived, found = messaging.read, {}
 
     def flipped(room, head, seed):
@@ -177,16 +177,38 @@ def damaged_on_the_way(worker, workers):
 
     for spec in ("ef(topk(0.5))", "twoshot(mxfp8)"):
         state, texts = CompressorState(None, spec, min_numel=8), []
-        bucket = Bucket((32, 32))
-        for step in range(4):
-            bucket.buffer().copy_(torch.arange(1024.0) + step)
-            messaging.read = flipped if (step, worker) == (2, workers - 1) else arrived
+        bucket = Bucket((32, 32), last=False)
+        for each in range(4):
+            bucket.buffer().copy_(torch.arange(1024.0) + each)
+            messaging.read = flipped if (each, worker) == (2, workers - 1) else arrived
             texts.append(outcome(lambda s=state, b=bucket: s.reduce(b)))
             if texts[-1] != "nothing":
                 break
         messaging.read = arrived
         found[spec] = (texts, float(bucket.buffer().double().sum()))
     return found
+
+
+def damaged_outside_the_hook(worker, workers):
+    """What each worker is told by `drive`, whatever the damage does to a decoder."""
+    arrived, texts = messaging.read, {}
+    grad = torch.randn(600, generator=torch.Generator().manual_seed(worker))
+    for spec in ("mxfp8", "topk(0.1) | packed", "nvfp4", "lossless"):
+        for byte in (0, 6, -messages.CHECK - 1, -1):
+            member, rng = compressor(spec), Rng(worker=worker, workers=workers)
+
+            def flipped(room, head, seed, byte=byte):
+                room, head = room.clone(), bytearray(head)
+                room[byte] ^= 0x55
+                if 0 <= byte < len(head):
+                    head[byte] ^= 0x55
+                return arrived(room, bytes(head), seed)
+
+            messaging.read = flipped if worker == workers - 1 else arrived
+            exchange = member.exchange(grad, member.init(grad), rng)
+            texts[spec, byte] = outcome(lambda e=exchange: drive(e, Group()))
+            messaging.read = arrived
+    return texts
 
 
 def dying(worker, workers, spec, moment):

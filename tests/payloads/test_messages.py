@@ -14,7 +14,7 @@ from tests.payloads.test_payloads import PAYLOADS
 def sent(payload, seed=7, more=0):
     message = Message(payload)
     room = torch.full((message.nbytes + more,), 255, dtype=torch.uint8)
-    message.write(room, seed)
+    message.write(room, torch.frombuffer(bytearray(message.head), dtype=torch.uint8), seed)
     return message, room
 
 
@@ -89,12 +89,11 @@ def test_every_bit_counts():
 def test_what_has_changed_on_the_way_is_seen():
     payload = encoded("mxfp8", torch.randn(3000))
     message, room = sent(payload)
-    changed = np.random.default_rng(0).integers(4, message.nbytes - CHECK, 300)
-    for place in changed:
+    changed = np.random.default_rng(0).integers(0, message.nbytes - CHECK, 300)
+    for place in (*range(len(message.head)), *changed):
         for bit in (1, 128):
             room[place] ^= bit
-            if place >= len(message.head):
-                assert not read(room, message.head, 7)[1]
+            assert not read(room, message.head, 7)[1]
             room[place] ^= bit
     assert read(room, message.head, 7)[1]
     swapped = room.clone()
@@ -104,6 +103,21 @@ def test_what_has_changed_on_the_way_is_seen():
         room[start : start + 8].clone(),
     )
     assert not read(swapped, message.head, 7)[1]
+
+
+@pytest.mark.parametrize("spec", ["mxfp8", "topk(0.1) | packed", "eden", "randomk(0.1) | sign"])
+def test_a_head_that_has_changed_is_refused_or_seen(spec):
+    message, room = sent(encoded(spec, torch.randn(500)))
+    for place in range(len(message.head)):
+        for bit in (1, 16, 128):
+            head = bytearray(message.head)
+            head[place] ^= bit
+            room[: len(head)] = torch.frombuffer(head, dtype=torch.uint8)
+            try:
+                _, intact = read(room, bytes(head), 7)
+            except PayloadError:
+                continue
+            assert not intact, (place, bit)
 
 
 def test_a_message_of_another_step_or_worker_is_no_intact_one():
