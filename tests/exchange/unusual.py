@@ -194,7 +194,8 @@ def damaged_outside_the_hook(worker, workers):
     arrived, texts = messaging.read, {}
     grad = torch.randn(600, generator=torch.Generator().manual_seed(worker))
     for spec in ("mxfp8", "topk(0.1) | packed", "nvfp4", "lossless"):
-        for byte in (0, 6, -messages.CHECK - 1, -1):
+        ends = () if spec == "lossless" else (-messages.CHECK - 1, -1)  # which one is longer
+        for byte in (0, 6, 60, *ends):
             member, rng = compressor(spec), Rng(worker=worker, workers=workers)
 
             def flipped(room, head, seed, byte=byte):
