@@ -181,7 +181,7 @@ def main() -> None:
             kept = report["workers"].setdefault(str(workers), {})
             for part, lines in found.items():
                 kept.setdefault(part, {}).update(lines)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def launched(workers: int, options: argparse.Namespace, what: str) -> tuple[dict[str, Any], str]:
