@@ -126,8 +126,11 @@ def plain(state: State) -> Any:
 def restored(template: State, saved: Any) -> State:
     """Return the state whose `plain` form is `saved`, with its own tensors.
 
-    `template` has the same form, for example the state that `init` returns.
+    `template` has the same form, for example the state that `init` returns; its last element is
+    also the form of the further elements of a longer tuple. What was saved as None stays fresh.
     """
+    if saved is None and is_dataclass(template):
+        return template
     if is_dataclass(template) and not isinstance(template, type):
         values = {
             field.name: restored(getattr(template, field.name), saved[field.name])
@@ -135,7 +138,8 @@ def restored(template: State, saved: Any) -> State:
         }
         return replace(template, **values)
     if isinstance(template, tuple | list):
-        pairs = zip(chain(template, repeat(None)), saved, strict=False)
+        further = repeat(template[-1] if template else None)
+        pairs = zip(chain(template, further), saved, strict=False)
         return type(template)(restored(*pair) for pair in pairs)
     if isinstance(template, Mean):
         return Mean(saved)

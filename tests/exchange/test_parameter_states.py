@@ -12,6 +12,8 @@ from gradstats.exchange.parameter_states import Memories, resharded
 
 SPECS = ["ef(topk(0.1))", "ef(sidco-e(0.1))", "velocity(dgc(0.1))", "ef21(topk(0.1))", "signum"]
 SPECS += ["ef(twoshot(qsgd))", "ef(ring(sign))", "warmup(twoshot(topk(0.1)))"]
+SPECS += ["ef(twoshot(sidco-e(0.1)))", "ef(twoshot(sidco-e(0.1) | qsgd))"]
+SPECS += ["warmup(twoshot(sidco-e(0.1)))", "twoshot(threshold(0.1))", "sidco-e(0.1) | qsgd"]
 SPECS += ["ef(powersgd)", "acp-sgd", "intsgd", "warmup(topk(0.1))", "threshold(0.1)", "adacomp"]
 
 
@@ -77,6 +79,78 @@ def test_what_owners_of_chunks_hold_back_goes_to_the_new_owners(after):
 
     torch.testing.assert_close(held_back(again), held_back(saved), rtol=1e-6, atol=1e-6)
     assert float(held_back(again).norm()) > 1
+
+
+CODES = ["ef(twoshot(sidco-e(0.1)))", "twoshot(sidco-e(0.1) | qsgd)", "twoshot(threshold(0.1))"]
+CODES += ["ef(warmup(twoshot(sidco-e(0.05), second=threshold(0.1)), steps=3))"]
+
+
+def step_of(member, workers, step):
+    """The update of all workers' next step; their states change in place."""
+    exchanges = []
+    for worker, memories in enumerate(workers):
+        grad, rng = gradient(100 * step + worker, 2400), Rng(0, step, "", worker, len(workers))
+        exchanges.append(member.exchange(grad, memories.take((0,), [grad], grad), rng))
+    steps = simulate(exchanges)
+    for memories, each in zip(workers, steps, strict=True):
+        memories.put((0,), each.state)
+    return steps[0].update
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("spec", CODES)
+def test_states_of_both_codes_go_on_from_a_checkpoint(spec, workers):
+    member = compressor(spec)
+    whole = [Memories(member) for _ in range(workers)]
+    for step in range(7):
+        step_of(member, whole, step)
+    again = [Memories(member) for _ in range(workers)]
+    for memories, saved in zip(again, whole, strict=True):
+        file = io.BytesIO()
+        torch.save(saved.saved(), file)
+        file.seek(0)
+        memories.load(torch.load(file, weights_only=True))
+    for step in range(7, 14):
+        assert torch.equal(step_of(member, again, step), step_of(member, whole, step))
+    assert repr([each.saved() for each in again]) == repr([each.saved() for each in whole])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("spec", CODES)
+def test_a_parameter_that_was_stepped_joins_a_fresh_one(spec, order):
+    member, grads = compressor(spec), [gradient(5, 60), gradient(6, 80)]
+    memories = Memories(member)
+    grad = grads[0]
+    _, state = member.encode(grad, memories.take((0,), [grad], grad), Rng())
+    memories.put((0,), state)
+    chosen = [grads[key] for key in order]
+    together = torch.cat(chosen)
+    _, state = member.encode(together, memories.take(order, chosen, together), Rng(step=1))
+    memories.put(order, state)
+    again = Memories(member)
+    again.load(memories.saved())
+    taken = again.take(order, chosen, together)
+    sent, same = (member.encode(together, s, Rng(step=2))[0] for s in (state, taken))
+    assert sent.to_bytes() == same.to_bytes()
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_codes_go_on_when_the_number_of_workers_changes(after):
+    """Stages adapt over windows of five steps: here one that is under way."""
+    member = compressor("ef(twoshot(sidco-e(0.1)))")
+    workers = [Memories(member) for _ in range(3)]
+    for step in range(8):
+        step_of(member, workers, step)
+    first, second = (workers[0].saved()[0]["state"]["inner"][name] for name in ("first", "second"))
+    saved = [each.saved() for each in workers]
+    again = [Memories(member) for _ in range(after)]
+    for worker, memories in enumerate(again):
+        memories.load(resharded(member, saved, worker, after))
+        inner = memories.saved()[0]["state"]["inner"]
+        assert inner["first"] == (first[0],) * after
+        assert inner["second"] == second
+    step_of(member, again, 8)
+    assert len(again[0].saved()[0]["state"]["inner"]["first"][0]["window"]) == 4
 
 
 def residuals(memories):

@@ -44,7 +44,8 @@ ef21 = within("compressors/wrappers/ef21.py", MEMORIES)
 velocity = within("compressors/wrappers/velocity.py", MEMORIES)
 low_pass = within("compressors/wrappers/low_pass.py", SHARED)
 TWO_SHOT = "tests/compressors/test_two_shot.py"
-two_shot = within("compressors/wrappers/two_shot.py", TWO_SHOT)
+OWNED = "tests/compressors/test_owned_residuals.py"
+two_shot = within("compressors/wrappers/two_shot.py", TWO_SHOT, OWNED)
 ring = within("compressors/wrappers/ring.py", TWO_SHOT)
 chunks = within("compressors/wrappers/chunks.py", TWO_SHOT)
 
@@ -96,7 +97,14 @@ MUTANTS = (
     sparse("    @cached_property\n    def _written", "    @property\n    def _written"),
     # exchanges in two shots
     two_shot("            mean = mean + owned.view(-1)[own]\n", "            pass\n"),
-    two_shot("owned[place], alpha=workers", "owned[place], alpha=1"),
+    two_shot("times(owned, workers)", "times(owned, 1)"),
+    two_shot("    added[own] = 0\n", "    added[own] += 0\n"),
+    two_shot("torch.where(update.isfinite(), kept, had)", "kept"),
+    two_shot("kept = torch.zeros_like(owned).view(-1)", "kept = owned.clone().view(-1)"),
+    two_shot("return super().decode() - self.added", "return super().decode()"),
+    two_shot("worker=rng.workers + own", "parameter='sum'"),
+    two_shot(" and not self._second.contract.unbiased", ""),
+    two_shot("torch.zeros_like(state.owned))", "state.owned)"),
     two_shot(
         "saturated(mean, grad.dtype), state.second", "mean.half().to(grad.dtype), state.second"
     ),

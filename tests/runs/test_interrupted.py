@@ -190,6 +190,7 @@ def every_spec():
     bare = [member.spec for spec in COMPRESSORS for member in compressors(spec, (0.1,))]
     memories = [f"{name}(topk(0.1))" for name in (*MEMORIES, "warmup")]
     memories += ["ef(twoshot(sign))", "twoshot(threshold(0.1))", "ef(ring(qsgd))"]
+    memories += ["twoshot(sidco-e(0.1))", "ef(twoshot(sidco-e(0.1) | qsgd))"]
     return [*bare, *memories, "adaquant(qsgd(bits=3))", "ef(adaquant(qsgd(bits=3)))"]
 
 

@@ -46,30 +46,34 @@ def named(rng: Rng, what: str) -> Rng:
     return replace(rng, parameter=f"{rng.parameter}, {what}")
 
 
-def check_inside(wrapper: str, setting: str, part: object) -> None:
+def check_inside(wrapper: Compressor, setting: str) -> None:
     """Raise ValueError unless a method can encode chunks of gradients and of their sums.
 
     Args:
-        wrapper: name in the grammar of what goes around the method.
-        setting: of the wrapper that is checked.
-        part: the method.
+        wrapper: what goes around the method.
+        setting: of the wrapper, the method.
     """
+    part, name = getattr(wrapper, setting), wrapper.name
     if not isinstance(part, Compressor):
-        raise ValueError(f"{setting} of {wrapper} must be a compressor, got {part!r}")
+        raise ValueError(f"{setting} of {name} must be a compressor, got {part!r}")
     if isinstance(part, Memory):
-        inside = getattr(part, "compressor", part)
-        example = f"{part.name}({wrapper}({inside}))"
+        example = _with(part, "compressor", _with(wrapper, setting, part.compressor))
         raise ValueError(f"a memory must stand outermost, as in {example}, got {part} inside")
     if needs := part.contract.needs:
-        rule = f"{setting} of {wrapper} must be a method of vectors"
+        rule = f"{setting} of {name} must be a method of vectors"
         raise ValueError(f"{rule}, which needs the gradient alone, got {part}: {needs[0]}")
     if type(part).exchange is not Compressor.exchange:
-        rule = f"{setting} of {wrapper} must be a method that sends one message"
+        rule = f"{setting} of {name} must be a method that sends one message"
         raise ValueError(f"{rule}, got {part}, whose exchange is another")
     trial = torch.arange(1.0, 8.0)
     if any(tensor.numel() == trial.numel() for tensor in _tensors(part.init(trial))):
-        rule = f"{setting} of {wrapper} must be a method without a memory"
+        rule = f"{setting} of {name} must be a method without a memory"
         raise ValueError(f"{rule}, which stands outermost, got {part}")
+
+
+def _with(around: Compressor, setting: str, value: Compressor) -> Compressor:
+    changed: dict[str, Any] = {setting: value}
+    return replace(around, **changed)  # type: ignore[type-var]
 
 
 def _tensors(state: State) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.rounds import Collective, State, Step
 from gradstats.compressors.wrappers.memory import Memory
+from gradstats.compressors.wrappers.two_shot import without_owned
 from gradstats.payloads.base import Payload
 
 
@@ -84,13 +85,15 @@ class EF21(Memory):
         step = yield from super(Memory, self).dense(grad, state)
         if not step.update.isfinite().all():
             return step
-        return replace(step, state=Estimates(grad.detach().clone(), step.update, state.inner))
+        inner = without_owned(state.inner)  # all receivers have the gradients themselves
+        return replace(step, state=Estimates(grad.detach().clone(), step.update, inner))
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Estimates:
         """Continue from the mean of all h."""
         mean = states[0].mean
         inner = self.compressor.resharded([state.inner for state in states], worker, workers)
-        return Estimates(mean.clone(), mean.clone(), inner)
+        # what owners of chunks held back was of the estimates that are given up
+        return Estimates(mean.clone(), mean.clone(), without_owned(inner))
 
 
 def _learned(estimate: Tensor, news: Tensor) -> Tensor:

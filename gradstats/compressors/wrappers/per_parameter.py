@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,14 @@ class PerParameter(Compressor):
         return [
             None if part.dense and not self.compressor.steers else init(view)
             for part, view in self._split(grad)
+        ]
+
+    def resharded(self, states: Sequence[State], worker: int, workers: int) -> State:
+        """Reshard the states of each part; parts that are sent dense may have none."""
+        of_parts = ([state[index] for state in states] for index in range(len(self.parts)))
+        return [
+            None if each[0] is None else self.compressor.resharded(each, worker, workers)
+            for each in of_parts
         ]
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Bundle, State]:

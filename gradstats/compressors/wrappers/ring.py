@@ -48,7 +48,7 @@ class Ring(Joint):
     name = "ring"
 
     def __post_init__(self) -> None:
-        check_inside(self.name, "compressor", self.compressor)
+        check_inside(self, "compressor")
         if self.compressor.ratio_asked is not None or self.compressor.contract.has_memory:
             rule = "compressor of ring must be a method that sends every element, without a memory"
             raise ValueError(f"{rule}, got {self.compressor}; twoshot({self.compressor}) works")

@@ -20,9 +20,10 @@ from gradstats.compressors.rounds import (
     State,
     Step,
 )
-from gradstats.compressors.wrappers.chunks import bounds, check_inside, chunks, named, wide
-from gradstats.kernels.ranges import saturated
+from gradstats.compressors.wrappers.chunks import check_inside, chunks, named, wide
+from gradstats.kernels.ranges import saturated, times
 from gradstats.payloads.base import Bundle, Dense, Payload, left
+from gradstats.payloads.sparse import Masked
 from gradstats.rng import Rng
 
 
@@ -33,13 +34,41 @@ class Shots:
     Attributes:
         owned: what the second code of this worker has lost, where the worker was the owner: it
             counts as a share of the mean; shaped as the gradient. None without a memory around.
-        first: states of the first code, one per chunk.
+        first: states of the first code, one per chunk. Another number of them than of workers
+            shows their form only: both codes then start with the next step.
         second: state of the second code.
     """
 
     owned: Tensor | None
     first: tuple[State, ...] = ()
     second: State = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Share(Bundle):
+    """The encoded chunks of a gradient to which the worker had added owned residuals.
+
+    It decodes to what was delivered of the gradient itself.
+
+    Attributes:
+        parts: the chunks, in order.
+        added: what was added, `[numel]`.
+    """
+
+    added: Tensor
+
+    def decode(self) -> Tensor:
+        """See `Payload.decode`."""
+        return super().decode() - self.added
+
+    def add_to(self, out: Tensor, weight: float = 1.0) -> None:
+        """See `Payload.add_to`."""
+        super().add_to(out, weight)
+        out.sub_(self.added, alpha=weight)
+
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        residual.copy_(left(residual, self.decode()))
 
 
 @dataclass(frozen=True)
@@ -56,7 +85,7 @@ class TwoShot(Joint):
     bytes, where c and c₂ are those of an encoded vector; a gather sends (n-1) c.
 
     For workers whose errors are uncorrelated and small, of relative squared size e, the squared
-    error of the mean is 2e times what one code of the mean would have: twice that of a gather.
+    error is :math:`2 e \|g\|^2` for the mean gradient g: twice that of a gather or of one code.
 
     A memory goes around, `ef(twoshot(c))`. It then keeps a residual on every worker, and here one
     of the second code at the owner, which is added to the next sum:
@@ -64,6 +93,9 @@ class TwoShot(Joint):
     .. math:: m_r = s_r + \frac1n \sum_w D(C(g_w[r])), \qquad s_r \leftarrow m_r - \hat g[r].
 
     So the sum of all updates, of the mean residual and of all s is the sum of the mean gradients.
+    After a change of owners, s of another worker's chunk goes there with the next gradient.
+
+    `randomk(ratio)` sends the sums at the indices that it drew for the chunk: nothing is lost.
 
     Args:
         compressor: any method that encodes a vector by itself, and has no memory of elements.
@@ -79,9 +111,9 @@ class TwoShot(Joint):
     name = "twoshot"
 
     def __post_init__(self) -> None:
-        check_inside(self.name, "compressor", self.compressor)
+        check_inside(self, "compressor")
         if self.second is not None:
-            check_inside(self.name, "second", self.second)
+            check_inside(self, "second")
         super().__post_init__()
 
     @property
@@ -122,11 +154,13 @@ class TwoShot(Joint):
 
     def init(self, grad: Tensor) -> Shots:
         """Start without a residual: nobody around would know of it."""
-        return Shots(None)
+        flat = self.flattened(grad)
+        return Shots(None, (self.compressor.init(flat),), self._second.init(flat))
 
     def init_under_memory(self, grad: Tensor) -> Shots:
         """Start with a residual of what the second code loses."""
-        return Shots(torch.zeros(grad.shape, dtype=wide(grad.dtype), device=grad.device))
+        owned = torch.zeros(grad.shape, dtype=wide(grad.dtype), device=grad.device)
+        return replace(self.init(grad), owned=owned)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
@@ -135,35 +169,37 @@ class TwoShot(Joint):
         rng = needs_rng(self, rng) if self.contract.random else rng or Rng()
         flat, owned = self.flattened(grad), state.owned
         parts = chunks(flat.numel(), rng.workers)
-        own = parts[rng.worker]
-        if owned is not None:
-            flat = _with_left_elsewhere(flat, owned.view(-1), own, rng.workers)
+        own, added = parts[rng.worker], None
+        if owned is not None and rng.workers > 1:
+            added = _owned_elsewhere(owned.view(-1), own, rng.workers)
+            flat = saturated(flat + added, flat.dtype)
         payloads, first = self._first_shot([flat[part] for part in parts], state.first, rng)
         mean = yield from _mean_at_owner(payloads, flat[own], rng.worker)
         if owned is not None:
             mean = mean + owned.view(-1)[own]
-        sent, second = self._second_shot(saturated(mean, grad.dtype), state.second, rng)
+        second = state.second if len(state.first) == len(parts) else None
+        sent, second = self._second_shot(saturated(mean, grad.dtype), second, rng, payloads)
         fixed = self.second is None and self.contract.fixed_length
         received: list[Payload] = yield AllGather(sent, tuple(payloads) if fixed else ())
         decoded = torch.cat([payload.decode().to(mean.dtype) for payload in received])
         update = saturated(decoded, grad.dtype)
         if owned is not None:
-            owned = owned.clone()
-            kept = left(mean.double(), update[own].double())
-            owned.view(-1)[own] = saturated(kept, owned.dtype)
-        sent_by_worker = Bundle(tuple(payloads))
-        return Step(update.view(grad.shape), sent_by_worker, Shots(owned, first, second))
+            owned = _owned_after(owned, own, mean, update)
+        parts_sent = tuple(payloads)
+        counted = Bundle(parts_sent) if added is None else Share(parts_sent, added)
+        return Step(update.view(grad.shape), counted, Shots(owned, first, second))
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Shots:
-        """Give the sums' residuals to the new owners; states of codes are those of worker 0."""
-        first = states[0]
-        if first.owned is None:
-            return Shots(None, (), first.second)
+        """Give the sums' residuals to the new owners; all codes go on as on one old worker."""
+        steps = [state for state in states if len(state.first) == len(states)]
+        codes = steps[0] if steps else states[0]
+        first = codes.first[:1] * (workers if steps else 1)
+        if codes.owned is None:
+            return Shots(None, first, codes.second)
         total = torch.stack([state.owned for state in states]).sum(dim=0)
-        start, end = bounds(total.numel(), workers)[worker : worker + 2]
-        owned = torch.zeros_like(total)
-        owned.view(-1)[start:end] = total.view(-1)[start:end]
-        return Shots(owned, (), first.second)
+        own, owned = chunks(total.numel(), workers)[worker], torch.zeros_like(total)
+        owned.view(-1)[own] = total.view(-1)[own]
+        return Shots(owned, first, codes.second)
 
     def _first_shot(
         self, chunks: Sequence[Tensor], states: tuple[State, ...], rng: Rng
@@ -177,10 +213,17 @@ class TwoShot(Joint):
         ]
         return [payload for payload, _ in encoded], tuple(state for _, state in encoded)
 
-    def _second_shot(self, mean: Tensor, state: State, rng: Rng) -> tuple[Payload, State]:
+    def _second_shot(
+        self, mean: Tensor, state: State, rng: Rng, firsts: Sequence[Payload]
+    ) -> tuple[Payload, State]:
         """The payload of the own chunk's mean, and the state for the next step."""
         state = self._second.init(mean) if state is None else copy.deepcopy(state)
-        return self._second.encode(mean, state, named(rng, f"sum of chunk {rng.worker}"))
+        own = rng.worker
+        draws = named(rng, f"sum of chunk {own}")
+        if isinstance(firsts[own], Masked) and not self._second.contract.unbiased:
+            # another subset would lose most of the sums; roundings draw numbers of their own
+            draws = replace(named(rng, f"chunk {own}"), worker=rng.workers + own)
+        return self._second.encode(mean, state, draws)
 
 
 def owned_by(state: State) -> list[Tensor]:
@@ -190,6 +233,15 @@ def owned_by(state: State) -> list[Tensor]:
     if isinstance(state, tuple | list):  # of a policy, or of parameters
         return [owned for each in state for owned in owned_by(each)]
     return owned_by(state.inner) if hasattr(state, "inner") else []
+
+
+def without_owned(state: State) -> State:
+    """The state with the residuals of sums set to 0; without a two-shot as it is."""
+    if isinstance(state, Shots):
+        return replace(state, owned=None if state.owned is None else torch.zeros_like(state.owned))
+    if isinstance(state, tuple | list):
+        return type(state)(map(without_owned, state))
+    return replace(state, inner=without_owned(state.inner)) if hasattr(state, "inner") else state
 
 
 def mean_of(payloads: Sequence[Payload], chunk: Tensor) -> Tensor:
@@ -214,15 +266,19 @@ def _mean_at_owner(
     return mean_of(received, chunk)
 
 
-def _with_left_elsewhere(flat: Tensor, owned: Tensor, own: slice, workers: int) -> Tensor:
-    """Add the owned residual of chunks that other workers own now, n times: it is of the mean.
+def _owned_elsewhere(owned: Tensor, own: slice, workers: int) -> Tensor:
+    """The owned residual of chunks that other workers own now, n times: it is of the mean."""
+    added = times(owned, workers)
+    added[own] = 0
+    return added
 
-    It stays where it is, for the memory around, which does not know of it, keeps its opposite.
-    """
-    whole = flat.to(owned.dtype, copy=True)
-    for place in (slice(own.start), slice(own.stop, None)):
-        whole[place].add_(owned[place], alpha=workers)
-    return saturated(whole, flat.dtype)
+
+def _owned_after(owned: Tensor, own: slice, mean: Tensor, update: Tensor) -> Tensor:
+    """What the update lacks of the mean at its owner; where it is broken, what was owned."""
+    kept = torch.zeros_like(owned).view(-1)
+    kept[own] = saturated(left(mean.double(), update[own].double()), owned.dtype)
+    had = owned.view(-1).nan_to_num(0, 0, 0)
+    return torch.where(update.isfinite(), kept, had).view_as(owned)
 
 
 def _bits_of_parts(bits: Bound | None) -> Bound | None:
