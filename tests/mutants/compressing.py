@@ -106,7 +106,7 @@ MUTANTS = (
     two_shot(" and not self._second.contract.unbiased", ""),
     two_shot("torch.zeros_like(state.owned))", "state.owned)"),
     two_shot(
-        "saturated(mean, grad.dtype), state.second", "mean.half().to(grad.dtype), state.second"
+        "saturated(mean, grad.dtype), second, rng", "mean.half().to(grad.dtype), second, rng"
     ),
     two_shot("payload.add_to(mean, 1 / len(payloads))", "payload.add_to(mean)"),
     ring("payload.decode(), alpha=workers", "payload.decode()"),
