@@ -26,11 +26,11 @@ err_console = Console(stderr=True)
 LAW_COLUMNS = ["family", "wins", "transfer", "tail", "ks", "anderson_darling", "wasserstein_1"]
 LAW_COLUMNS += ["shape", "shape_se", "shape_spread", "scale"]
 METHOD_COLUMNS = ["compressor", "feedback", "granularity", "rows", "khat_over_k", "error"]
-METHOD_COLUMNS += ["error_compensated", "bits", "encode_seconds", "exchange_seconds"]
+METHOD_COLUMNS += ["error_compensated", "bits", "sent_bits", "encode_seconds", "exchange_seconds"]
 METHOD_COLUMNS += ["residual_ratio", "settled"]
 METHOD_COLUMNS += ["status"]
 MEAN_COLUMNS = ["compressor", "feedback", "granularity", "nmse", "nmse_workers", "khat_over_k"]
-MEAN_COLUMNS += ["bits", "wire", "sum_bits", "fp16_error", "status"]
+MEAN_COLUMNS += ["bits", "wire_bits", "sum_bits", "fp16_error", "status"]
 
 
 def say(text: str) -> None:
@@ -140,7 +140,7 @@ def print_replay(
         print_json({**document, "network": vars(network)})
         return
     if len(methods):
-        title = f"Replay: medians over steps; exchange_seconds for {network}"
+        title = f"Replay: medians over steps; sent_bits and exchange_seconds for {network}"
         print_table(title, methods[METHOD_COLUMNS])
     if several and len(methods):
         by_error = methods.sort_values("nmse")[MEAN_COLUMNS]

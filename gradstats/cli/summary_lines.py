@@ -23,7 +23,7 @@ def closing_lines(methods: Table, fits: Table, thresholds: Table) -> Iterator[st
     for line in ranked[ranked["rank"].notna()].head(4).to_dict("records"):
         name = f"ef({line['compressor']})" if line["feedback"] == "ef" else line["compressor"]
         yield (
-            f"{line['rank']:.0f}. {name}: {line['bits']:.3g} bits per element, "
+            f"{line['rank']:.0f}. {name}: {line['sent_bits']:.3g} bits sent per element, "
             f"{1e3 * line['exchange_seconds']:.3g} ms per exchange"
         )
     unsettled = int((methods["feedback"].eq("ef") & methods["settled"].ne(True)).sum())

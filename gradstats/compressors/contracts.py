@@ -42,7 +42,8 @@ class Contract:
         wants_feedback: converges only with error feedback.
         has_memory: its state changes from step to step, so that it must see consecutive steps.
         random: reads its `rng`.
-        rounds: dependent rounds of communication.
+        rounds: dependent rounds of communication on two workers. Only those of a ring depend on
+            the number of workers: n rounds on n workers.
         update: what becomes of the payloads of all workers: their mean, or the majority of signs.
         needs: what else than the gradient it must be given: "matrix", "microbatch", "loss".
         scaling: C(2^k x) = 2^k C(x) but for this share of the largest element, as long as one

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass
 from gradstats.runs.tables import column
 
 EACH = MISSING  # a column that every row has
+ROUNDS = "Collectives of which each waits for the one before, on two workers; a ring has n on n."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class Measured:
     nmse_workers: float = column("‖g - ĝ‖² divided by the mean of the workers' ‖g_w‖².")
     nbytes: float = column("What a worker hands to collectives.", unit="bytes")
     bits: float = column("The same per element.", unit="bits per element")
+    reduced_bits: float = column(
+        "What of bits goes to all-reduces, as dense parameters do.", unit="bits per element"
+    )
     wire: float = column("What a ring of the workers makes of it, per worker.", unit="bytes")
     sum_bits: float = column("Width of the widest sum of integers; 0 without one.", unit="bits")
     fp16_error: float = column("What float sums over workers would lose in float16.")
@@ -76,7 +80,11 @@ class Line:
     error: float = column("‖g - ĝ‖/‖g‖.")
     error_compensated: float = column("‖v - ĝ‖/‖v‖ of the compensated gradient v.")
     cosine: float = column("Cosine of update and gradient.")
-    bits: float = column("Handed to collectives.", unit="bits per element")
+    bits: float = column(
+        "Handed to collectives, which send more or less of it: see sent_bits.",
+        unit="bits per element",
+    )
+    reduced_bits: float = column("What of bits goes to all-reduces.", unit="bits per element")
     nmse: float = column("‖g - ĝ‖²/‖g‖².")
     nmse_workers: float = column("‖g - ĝ‖² divided by the mean of the workers' ‖g_w‖².")
     wire: float = column("What a ring makes of it, per worker.", unit="bytes")
@@ -99,8 +107,12 @@ class MethodRow(Line, Labels):
     encode_seconds: float = column("To encode the whole gradient.", unit="s")
     decode_seconds: float = column("To decode one message.", unit="s")
     collective: str = column("all_gather, all_reduce, two_shot or ring.", default="")
-    rounds: int = column("Collectives of which each waits for the one before.", default=1)
+    rounds: int = column(ROUNDS, default=1)
     numel: int = column("Elements of the gradient that was timed.", default=0)
+    sent_bits: float = column(
+        "What one worker sends to others in such an exchange, as projected.",
+        unit="bits per element",
+    )
     exchange_seconds: float = column("Encode + collective + decode, as projected.", unit="s")
 
 
@@ -113,7 +125,7 @@ class TimingRow:
     target_ratio: float | None = column("Fraction to keep; NaN without one.", default=EACH)
     feedback: str = column("none, or the memory, such as ef.", default=EACH)
     collective: str = column("all_gather, all_reduce, two_shot or ring.", default=EACH)
-    rounds: int = column("Collectives of which each waits for the one before.", default=EACH)
+    rounds: int = column(ROUNDS, default=EACH)
     n: int = column("Elements of the gradient.", default=EACH)
     encode_seconds: float = column("Median of several encodings.", unit="s")
     decode_seconds: float = column("Median of several decodings.", unit="s")

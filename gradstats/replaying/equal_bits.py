@@ -13,6 +13,7 @@ from torch import Tensor
 from gradstats.compressors import (
     SUPPORTED,
     Compressor,
+    Contract,
     ExactThreshold,
     Memory,
     Payload,
@@ -51,7 +52,8 @@ def equal_bits(
         specs: one or several methods, each an instance or a spec, that is text such as
             "topk(0.01)" (see `gradstats.compressor`). Default: all supported methods and three
             pipes of Top-k and a number format. Methods that need matrices, such as "powersgd",
-            are skipped without an error, in the default too: they give no row.
+            are skipped without an error, in the default too: they give no row. So are two-shot
+            exchanges and rings, which encode sums again: no single message has their error.
         ratios: one or several target ratios k/d (fraction of elements to keep), each in (0, 1].
         seed: whole number from which random methods derive their random numbers.
 
@@ -74,10 +76,14 @@ def equal_bits(
     """
     chosen = several(ratios)
     members = [each for spec in several(specs) for each in _settings(spec, chosen)]
-    vectors = [member for member in members if "matrix" not in member.contract.needs]
-    rows = [_row(member, grad, seed) for member in vectors]
+    rows = [_row(member, grad, seed) for member in members if _has_one_message(member.contract)]
     best = sorted(rows, key=lambda row: (math.isnan(row["over_topk"]), row["over_topk"]))
     return frame(best, EqualBitsRow)
+
+
+def _has_one_message(contract: Contract) -> bool:
+    """Whether one message of a vector is all that a method sends of it, and all that it loses."""
+    return "matrix" not in contract.needs and contract.collective in ("all_reduce", "all_gather")
 
 
 def _settings(spec: str | Compressor, ratios: tuple[float, ...]) -> Iterator[Compressor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors import Compressor, Memory, Rng
+from gradstats.compressors import Compressor, Memory, PerParameter, Rng
 from gradstats.compressors.wrappers.two_shot import owned_by
 from gradstats.exchange import simulate
 from gradstats.exchange.counts import Traffic
@@ -172,7 +172,8 @@ def measure(
         literature on mean estimation has it. error_compensated is error for a method without
         memory, residual_ratio NaN where nothing is held back. Means over the workers: khat_over_k
         counts the elements sent, NaN without a target; nbytes and bits (per element) go to
-        collectives; wire is what a ring makes of nbytes. sum_bits is the width of the widest sum
+        collectives, reduced_bits of them to all-reduces, which are alike on all workers; wire is
+        what a ring makes of nbytes. sum_bits is the width of the widest sum
         of integers, 0 without one; fp16_error what float sums over several workers would lose in
         float16.
     """
@@ -187,7 +188,7 @@ def measure(
     after = [step.state for step in steps]
     mean = _mean(grads)
     residuals = [state.residual.reshape(-1) for state in after if hasattr(state, "residual")]
-    held = _with_owned(_mean(residuals), after) if residuals else None
+    held = _with_owned(compressor, _mean(residuals), after) if residuals else None
     near = closeness(mean, steps[0].update, held, waiting)
     k, asked = compressor.target_count(numel), compressor.ratio_asked is not None
     nmse, nbytes = near["error"] * near["error"], fmean(ledger.nbytes for ledger in ledgers)
@@ -197,6 +198,7 @@ def measure(
         khat_over_k=fmean(s.sent.count for s in steps) / k if k and asked else math.nan,
         nbytes=nbytes,
         bits=8 * nbytes / max(numel, 1),
+        reduced_bits=8 * ledgers[0].volumes["all_reduce"].nbytes / max(numel, 1),
         wire=fmean(ledger.wire for ledger in ledgers),
         sum_bits=ledgers[0].sum_bits,
         fp16_error=ledgers[0].fp16_error,
@@ -215,13 +217,21 @@ def _compensated(
         return None
     pairs = zip(grads, states, strict=True)
     mean = _mean([compressor.compensated(grad, state).reshape(-1) for grad, state in pairs])
-    return _with_owned(mean, states)
+    return _with_owned(compressor, mean, states)
 
 
-def _with_owned(mean: Tensor, states: Sequence[Any]) -> Tensor:
+def _with_owned(compressor: Compressor, mean: Tensor, states: Sequence[Any]) -> Tensor:
     """The mean over workers, and what the owners of chunks hold back of earlier means."""
-    owned = (each.reshape(-1) for state in states for each in owned_by(state))
-    return sum(owned, mean)
+    inside = compressor.compressor if isinstance(compressor, Memory) else compressor
+    if not isinstance(inside, PerParameter):
+        return _plus_owned(mean, states)
+    pieces = torch.split(mean, [part.numel for part in inside.parts])
+    of_parts = zip(*(state.inner for state in states), strict=True)
+    return torch.cat(list(map(_plus_owned, pieces, of_parts)))
+
+
+def _plus_owned(mean: Tensor, states: Sequence[Any]) -> Tensor:
+    return sum((each.reshape(-1) for state in states for each in owned_by(state)), mean)
 
 
 def _agreement(mean: Tensor, grads: Sequence[Tensor]) -> float:

@@ -65,7 +65,9 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
 
     Methods replayed on consecutive steps are judged on the last quarter of them, the others on all
     rows. `exchange_seconds` is encode + collective + decode, the collective as modelled; each of
-    several rounds waits for its messages.
+    several rounds waits for its messages. `sent_bits` compares methods whose collectives differ:
+    of the bits that a method hands over, an all-reduce on n workers sends 2 (n-1)/n times as much
+    from each, a gather n-1 times, a two-shot exchange (n-1)/n times both codes.
 
     Args:
         replayed: the table of `gradstats.replay`, which may be empty.
@@ -82,7 +84,9 @@ def methods_table(replayed: Table, timings: Table, network: Network) -> Table:
     by = ["compressor", "feedback"]
     times = timings[[*by, "encode_seconds", "decode_seconds", "collective", "rounds", "n"]]
     table = pandas.DataFrame(lines).merge(times.rename(columns={"n": "numel"}), on=by, how="left")
-    table["exchange_seconds"] = [_exchange(line, network) for line in table.to_dict("records")]
+    every = table.to_dict("records")
+    table["sent_bits"] = [8 * _sent(line, network) / line["numel"] for line in every]
+    table["exchange_seconds"] = [_exchange(line, network) for line in every]
     return table
 
 
@@ -104,6 +108,7 @@ def _line(rows: Table) -> Line:
         error_compensated=last["error_compensated"].median(),
         cosine=last["cosine"].median(),
         bits=last["bits"].median(),
+        reduced_bits=last["reduced_bits"].median(),
         nmse=last["nmse"].median(),
         nmse_workers=last["nmse_workers"].median(),
         wire=last["wire"].median(),
@@ -119,23 +124,40 @@ def _line(rows: Table) -> Line:
 
 
 def _exchange(line: dict[str, Any], network: Network) -> float:
-    nbytes = line["bits"] * line["numel"] / 8
-    encode, decode = line["encode_seconds"], line["decode_seconds"]
-    if line["collective"] in ("two_shot", "ring"):
-        hops = 1 - 1 / network.workers if line["collective"] == "ring" else 0.0  # are decoded too
-        return float(encode + (1 + hops) * decode + network.two_shot(_both_codes(line)))
+    n = network.workers
+    decoded = {"all_gather": n, "ring": 2 - 1 / n}.get(line["collective"], 1)  # hops are, too
+    coding = line["encode_seconds"] + decoded * line["decode_seconds"]
+    return float(coding + _collectives(line, network))
+
+
+def _collectives(line: dict[str, Any], network: Network) -> float:
+    """Seconds of the method's collectives, and of an all-reduce of what is sent dense."""
+    elements = line["numel"] / 8
+    nbytes, reduced = line["bits"] * elements, line["reduced_bits"] * elements
     if line["collective"] == "all_reduce":
-        return float(encode + decode + network.all_reduce(nbytes, line["rounds"]))
-    return float(encode + network.workers * decode + network.all_gather(nbytes, line["rounds"]))
+        return network.all_reduce(nbytes, line["rounds"])
+    if nbytes == reduced:
+        return network.all_reduce(nbytes)
+    dense = network.all_reduce(reduced) if reduced else 0.0
+    if line["collective"] in ("two_shot", "ring"):
+        return dense + network.two_shot(_both_codes(line))
+    return dense + network.all_gather(nbytes - reduced, line["rounds"])
 
 
 def _both_codes(line: dict[str, Any]) -> float:
-    """Bytes of both codes of the whole gradient, c + c₂, of which a worker sends (n-1)/n."""
-    workers = line["workers"]
+    """Bytes of both codes of all that is not dense, c + c₂, of which a worker sends (n-1)/n."""
+    workers, reduced = line["workers"], line["reduced_bits"]
     if workers > 1:
-        return float(line["wire_bits"] * workers / (workers - 1) * line["numel"] / 8)
-    codes = 2 if line["collective"] == "ring" else 1  # alone, a ring encodes once
-    return float(codes * line["bits"] * line["numel"] / 8)
+        bits = line["wire_bits"] * workers / (workers - 1) - 2 * reduced
+    else:
+        codes = 2 if line["collective"] == "ring" else 1  # alone, a ring encodes once
+        bits = codes * (line["bits"] - reduced)
+    return float(bits * line["numel"] / 8)
+
+
+def _sent(line: dict[str, Any], network: Network) -> float:
+    """Bytes that one worker sends in an exchange."""
+    return _collectives(line, replace(network, bandwidth=1.0, latency=0.0))
 
 
 def low_rank(rows: Table) -> Table:
@@ -217,6 +239,4 @@ def break_even(line: dict[str, Any], dense: dict[str, Any], network: Network) ->
 
 def _parts(line: dict[str, Any], network: Network) -> tuple[float, float]:
     """Seconds whatever the bandwidth, and bytes through a link, of one exchange."""
-    instant = replace(network, bandwidth=math.inf)
-    seconds = _exchange(line, instant)
-    return seconds, (_exchange(line, network) - seconds) * network.bandwidth
+    return _exchange(line, replace(network, bandwidth=math.inf)), _sent(line, network)

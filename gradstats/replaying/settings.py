@@ -39,7 +39,9 @@ class ReplaySettings:
     """
 
     compressors: tuple[str | Compressor, ...] = setting(
-        None, "Compressors, such as topk, sidco-e(0.01); default: those that are supported."
+        None,
+        "Compressors, such as topk, sidco-e(0.01); default: those that are supported, with "
+        "twoshot(mxfp8) and twoshot(nvfp4).",
     )
     ratios: tuple[float, ...] = setting(
         RATIOS, "Target ratios k/d, the fraction kept, of compressors that name none."

@@ -14,8 +14,8 @@ Table = Any
 Tables = Mapping[str, Table]
 METHOD_COLUMNS = ["compressor", "feedback", "granularity", "dense", "rows", "steps"]
 METHOD_COLUMNS += ["khat_over_k", "miss"]
-METHOD_COLUMNS += ["error", "error_compensated", "cosine", "bits", "residual_ratio", "settled"]
-METHOD_COLUMNS += ["status"]
+METHOD_COLUMNS += ["error", "error_compensated", "cosine", "bits", "sent_bits"]
+METHOD_COLUMNS += ["residual_ratio", "settled", "status"]
 
 
 def compressor_figures(tables: Tables) -> Iterator[Drawing]:
@@ -35,7 +35,8 @@ def compressor_figures(tables: Tables) -> Iterator[Drawing]:
     if (lines["error_compensated"] > 0).any():
         yield (
             "error-bytes",
-            "Error of one step against bits per element, without feedback. All magnitude "
+            "Error of one step against bits per element of a message, without feedback; of "
+            "two-shot exchanges both messages count. All magnitude "
             "sparsifiers lie on one curve: they differ in how many elements they send.",
             partial(plot.error_against_bytes, lines),
         )
@@ -75,7 +76,8 @@ def equal_bits_tables(tables: Tables) -> Iterator[tuple[str, Table]]:
         yield (
             "Methods at equal bits, the best first: over_topk is the error over that of exact "
             "Top-k with as many bytes (empty where Top-k sends everything), averaged_error that "
-            "of the mean over 8 workers with the same gradient and their own random numbers.",
+            "of the mean over 8 workers with the same gradient and their own random numbers. "
+            "Two-shot exchanges and rings are not in it: they encode a second time, the sum.",
             equal[at_headline].drop(columns=["method", "target_ratio"]),
         )
 

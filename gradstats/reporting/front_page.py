@@ -36,9 +36,11 @@ def front_page(content: Row, tables: Mapping[str, Table], drawn: list[Section]) 
             f"At ratio {ranking.headline_ratio(methods):g}, one threshold for the whole model, "
             "nothing sent dense. "
             "error: relative, of what was waiting to be sent; ‖e‖/‖g‖: what error feedback holds "
-            f"back. exchange: encode + decode + collective, projected on {network}; methods are "
-            "ranked by it, those that hold back over 1.5 times as much as Top-k (italic) last. "
-            "Grey: error feedback has not settled, so not ranked."
+            "back. bits sent: by one worker to others, 2 (n-1)/n times the bits of an all-reduce, "
+            "n-1 times those of a gathered message, (n-1)/n times both codes of a two-shot "
+            f"exchange. exchange: encode + decode + collective. Both on {network}; methods are "
+            "ranked by the time, those that hold back over 1.5 times as much as Top-k (italic) "
+            "last. Grey: error feedback has not settled, so not ranked."
         ),
         caveats=_caveats(content["facts"], settings["device"], methods),
         sections=drawn,

@@ -52,7 +52,9 @@ class ReportSettings:
     )
     ratios: tuple[float, ...] = setting(RATIOS, "Target ratios k/d, the fraction kept.")
     compressors: tuple[str | Compressor, ...] = setting(
-        None, "Compressors, such as topk, sidco-e(0.01); default: those that are supported."
+        None,
+        "Compressors, such as topk, sidco-e(0.01); default: those that are supported, with "
+        "twoshot(mxfp8) and twoshot(nvfp4).",
     )
     network: Network = setting(None, "Network that exchanges are projected on.")
     factorised: Run | None = setting(None, "A captured run of the same model in factors.")

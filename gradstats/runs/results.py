@@ -26,7 +26,7 @@ from gradstats.store import InZip, StoreFormatError
 from gradstats.store.layout import ragged_dtypes
 
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
-LAYOUT = 2  # of the folder: a table of another one is made anew, never misread
+LAYOUT = 3  # of the folder: a table of another one is made anew, never misread
 VERBS = ("fit", "replay", "report")
 KEY = b"gradstats"  # where a file carries what its table depends on
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 Call = Mapping[str, Any]
 PACKAGE = Path(__file__).parents[1]
@@ -38,6 +39,10 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 MASKS = (torch.bool, torch.uint8)
 TO_HOST = {"numpy", "tolist", "__array__", "cpu"}
 FROM_NUMBERS = {"tensor", "as_tensor", "asarray", "new_tensor"}
+COPYING = {"to", "cuda", *FROM_NUMBERS}
+DEVICE_OF = Tensor.device.__get__
+HOST, PLAYED = torch.device("cpu"), torch.device("cpu", 0)
+_uploaded = WeakIdKeyDictionary()  # tensors copied to the device in any block: tables are cached
 
 
 @dataclass
@@ -60,9 +65,11 @@ def counting_host_reads(*on_device: Tensor, refuse: bool = False) -> Iterator[Ho
     """Count how often the block would wait for a device that holds some tensors.
 
     The tensors are on the CPU. These play the device: `on_device`, whatever is computed from them,
-    and tensors of the block made for a `torch.device`, as in `torch.zeros(3, device=grad.device)`.
-    All others belong to the host: reading them costs nothing. Run the kernels in plain torch,
-    under `gradstats.kernels.use("eager")`: other forms are not seen.
+    and tensors of the block made for their device, as in `torch.zeros(3, device=grad.device)`, or
+    for another one than the CPU. All others belong to the host: reading them costs nothing, and an
+    operator that gets tensors of both raises, as on a CUDA device; single numbers and indices of
+    the host may go with the device's. Run the kernels in plain torch, under
+    `gradstats.kernels.use("eager")`: other forms are not seen.
 
     Args:
         on_device: The tensors that are on the device before the block starts.
@@ -72,7 +79,8 @@ def counting_host_reads(*on_device: Tensor, refuse: bool = False) -> Iterator[Ho
         The counts, which grow while the block runs.
 
     Raises:
-        RuntimeError: Under `refuse`, what the block did and where.
+        RuntimeError: An operator got tensors of both, or, under `refuse`, the host read or copied;
+            what the block did and where.
 
     Example:
         >>> grad = torch.tensor([3.0, 0.0, -4.0])
@@ -95,6 +103,8 @@ class _Device:
         self.counted = HostReads()
         self._refuse = refuse
         self._storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is reused
+        self.calling = False  # whether a function of torch runs that was given its tensors
+        self.take(list(_uploaded))
 
     def take(self, value: Any) -> None:
         """Count the tensors of a tree among the device's."""
@@ -105,6 +115,11 @@ class _Device:
     def holds(self, value: Any) -> bool:
         """Whether a tensor of a tree is on the device."""
         return any(leaf.untyped_storage()._cdata in self._storages for leaf in _tensors(value))
+
+    def release(self, value: Any) -> None:
+        """Count the tensors of a tree among the host's."""
+        for leaf in _tensors(value):
+            self._storages.pop(leaf.untyped_storage()._cdata, None)
 
     def read(self, what: str) -> None:
         """Count a read."""
@@ -125,7 +140,7 @@ class _Device:
     def to_host(self, tensor: Tensor) -> Tensor:
         """A copy that belongs to the host."""
         copied = tensor.detach().clone()
-        self._storages.pop(copied.untyped_storage()._cdata, None)
+        self.release(copied)
         return copied
 
 
@@ -158,15 +173,31 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         given = dict(kwargs or {})
         name = func.overloadpacket.__name__
+        tensors = list(_tensors((args, given)))
         if name == "copy_":
             self._copy(*args[:2])
-        on_device = self._device.holds((args[:1] if name == "copy_" else args, given))
-        if on_device and _reads(name, func, args, given):
+            tensors = tensors[:1]
+        on_device = self._device.holds(tensors)
+        if on_device:
+            self._meet(name, args, tensors)
+        if on_device and self._reads(name, func, args, given):
             self._device.read(name)
         result = func(*args, **given)
-        if on_device:
+        if on_device or (self._device.calling and not tensors):
             self._device.take(result)
         return result
+
+    def _meet(self, name: str, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
+        """Check that what belongs to the host may meet what is on the device."""
+        least = 0 if name == "stack" else 1  # a single number travels with other kernels
+        hosts = [t for t in tensors if t.dim() >= least and not self._device.holds(t)]
+        if not hosts:
+            return
+        indices = set(map(id, _tensors(args[1]))) if name in INDEXING else set()
+        if not indices.issuperset(map(id, hosts)):
+            rule = "cannot combine tensors of the host and the device"
+            raise RuntimeError(f"{rule}: {name} in {_site(sys._getframe(1))}")
+        self._device.upload(name)
 
     def _copy(self, target: Tensor, source: Tensor) -> None:
         to, of = self._device.holds(target), self._device.holds(source)
@@ -175,13 +206,13 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if to and not of and source.dim():  # a single number travels with the kernel
             self._device.upload("copy_")
 
-
-def _reads(name: str, func: Any, args: tuple[Any, ...], given: Call) -> bool:
-    if name in INDEXING:
-        return any(index.dtype in MASKS for index in _tensors(args[1]))
-    if name == "repeat_interleave":
-        return func._overloadname == "Tensor" and given.get("output_size") is None
-    return name in READING
+    def _reads(self, name: str, func: Any, args: tuple[Any, ...], given: Call) -> bool:
+        if name in INDEXING:
+            masks = [index for index in _tensors(args[1]) if index.dtype in MASKS]
+            return self._device.holds(masks)
+        if name == "repeat_interleave":
+            return func._overloadname == "Tensor" and given.get("output_size") is None
+        return name in READING
 
 
 class _Functions(TorchFunctionMode):
@@ -194,16 +225,33 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Call | None = None
     ) -> Any:
-        given = dict(kwargs or {})
+        given: Call = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name == "__deepcopy__":  # which copies memory unseen
             return args[1].setdefault(id(args[0]), args[0].detach().clone())
-        place = _destination(name, args, given)
-        if name in TO_HOST or place == "cpu":
+        if func == DEVICE_OF and self._device.holds(args):
+            return PLAYED
+        place = self._destination(name, args, given)
+        if name == "cuda":
+            func, args, given = Tensor.to, (args[0], HOST), {}
+        args, given = _on_cpu(name, args, given)
+        if name in TO_HOST or (place == HOST and name in COPYING):
             return self._to_host(name, func, args, given)
-        result = func(*args, **given)
-        on_device = name == "new_tensor" and self._device.holds(args[:1])
-        return result if place is None and not on_device else self._there(name, args, result)
+        result = self._called(func, args, given)
+        if place == HOST:
+            self._device.release(result)
+        if place is None and name == "new_tensor" and self._device.holds(args[:1]):
+            place = PLAYED
+        return self._there(name, args, result) if place == PLAYED else result
+
+    def _called(self, func: Callable[..., Any], args: tuple[Any, ...], given: Call) -> Any:
+        """What a function returns; given tensors of the device, it makes others there."""
+        before = self._device.calling
+        self._device.calling = self._device.holds((args, given))
+        try:
+            return func(*args, **given)
+        finally:
+            self._device.calling = before
 
     def _to_host(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], given: Call
@@ -217,17 +265,30 @@ class _Functions(TorchFunctionMode):
         """The result of a call that names a device, counted as an upload if it was one."""
         if self._device.holds(result):
             return result
-        if name == "to" or name in FROM_NUMBERS:
+        if name in COPYING:
             self._device.upload(name)
             result = result.clone() if args and result is args[0] else result
+            _uploaded[result] = True
         self._device.take(result)
         return result
 
+    def _destination(self, name: str, args: tuple[Any, ...], given: Call) -> torch.device | None:
+        """Where a call puts its result, None if it names no device."""
+        if name == "cuda":
+            return PLAYED
+        named = [*(args[1:2] if name == "to" else ()), given.get("device"), given.get("other")]
+        for each in named:
+            if name == "to" and isinstance(each, Tensor):
+                return PLAYED if self._device.holds(each) else HOST
+            if isinstance(each, torch.device | str):
+                return HOST if torch.device(each) == HOST else PLAYED
+        return None
 
-def _destination(name: str, args: tuple[Any, ...], given: Call) -> object:
-    """The device that a call names, None if it names none."""
-    if name == "to":
-        named = [*args[1:2], given.get("device")]
-        return next((each for each in named if isinstance(each, torch.device | str)), None)
-    place = given.get("device")
-    return place if isinstance(place, torch.device) else None
+
+def _on_cpu(name: str, args: tuple[Any, ...], given: Call) -> tuple[tuple[Any, ...], Call]:
+    """The arguments of a call, with the CPU for any device that they name."""
+    if isinstance(given.get("device"), torch.device | str):
+        given = {**given, "device": HOST}
+    if name == "to" and isinstance(args[1:2] and args[1], torch.device | str):
+        args = (args[0], HOST, *args[2:])
+    return args, given

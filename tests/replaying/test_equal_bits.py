@@ -50,6 +50,12 @@ def test_the_yardstick_is_the_best_top_k_of_as_many_bytes(spec):
     assert row["over_topk"] == pytest.approx(row["error"] / row["topk_error"])
 
 
+def test_exchanges_that_encode_twice_have_no_row():
+    """One message of theirs has half of what they send, and half of what they lose."""
+    specs = ["mxfp8", "twoshot(mxfp8)", "ring(mxfp8)", "twoshot(sign, second=bf16)"]
+    assert equal_bits(GRAD, specs)["compressor"].tolist() == ["mxfp8"]
+
+
 def test_threshold_methods_are_top_k_at_equal_bits():
     table = equal_bits(GRAD, ["exact-threshold", "topk", "threshold", "sidco-p"])
     assert table["over_topk"].to_numpy() == pytest.approx(1, abs=0.01)

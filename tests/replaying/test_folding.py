@@ -90,6 +90,7 @@ def oracle(grads, choose, k, *, feedback, index_bytes):
             "nmse_workers": (size(g - sent) / size(g)) ** 2,
             "nbytes": nbytes,
             "bits": 8 * nbytes / N,
+            "reduced_bits": 0 if index_bytes else 8 * nbytes / N,
             "wire": 0,
             "sum_bits": 0,
             "fp16_error": math.nan,

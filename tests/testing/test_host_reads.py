@@ -44,8 +44,20 @@ READS = {
     "a deep copy's": lambda g: float(copy.deepcopy(g)[1]),
     "a new tensor's": lambda g: float(g.new_zeros(3)[0]),
     "a factory's": lambda g: float(torch.zeros(1, device=g.device)),
+    "a factory's by name": lambda g: float(torch.zeros(1, device="cuda") + g[:1]),
+    "what a function of torch began": lambda g: float(torch.block_diag(g, g)[1, 0]),
+    "to where a host's is": lambda g: g.to(torch.zeros(3)),
+    "to the host by its device": lambda g: torch.as_tensor(g, device=torch.zeros(3).device),
 }
 UPLOADS = {
+    "a list of indices": lambda g: g[[1, 2]],
+    "writing at a list of indices": lambda g: g.__setitem__([1, 2], 0.0),
+    "indices of the host": lambda g: g[torch.tensor([1, 2])],
+    "a mask of the host": lambda g: g[torch.tensor([True, False, True, False])],
+    "to where another is": lambda g: torch.zeros(3).to(g),
+    "to a device by its name": lambda g: torch.zeros(3).to("cuda"),
+    "to the first device": lambda g: torch.zeros(3).cuda(),
+    "numbers to a device by its name": lambda g: torch.tensor([1.0, 2.0], device="cuda"),
     "numbers": lambda g: torch.tensor([1.0, 2.0], device=g.device),
     "numbers like it": lambda g: g.new_tensor([1.0, 2.0]),
     "an array": lambda g: g + torch.from_numpy(np.zeros(4)).to(g.device),
@@ -67,6 +79,9 @@ FREE = {
     "a dtype": lambda g: g.to(torch.float16).view(torch.uint8),
     "a deep copy": lambda g: copy.deepcopy([g, g]),
     "the host's": lambda g: (float(torch.ones(3).max()), torch.ones(3)[torch.ones(3) > 0]),
+    "the host's by its name": lambda g: float(torch.zeros_like(g, device="cpu").sum()),
+    "a number of the host": lambda g: g * torch.tensor(0.5) + torch.ones(3).max(),
+    "a length of the host": lambda g: torch.full_like(g, len(torch.ones(3))).cuda().to(g),
     "a threshold": lambda g: g > torch.tensor(0.5, dtype=torch.float64).item(),
 }
 
@@ -97,6 +112,52 @@ def test_what_stays_on_the_device_or_the_host_is_free(name):
 def test_the_first_one_can_be_refused(name):
     with pytest.raises(RuntimeError, match=r"cannot wait for the device: \w+ in .+:\d+"):
         counts((READS | UPLOADS)[name], refuse=True)
+
+
+TABLE = torch.ones(4)
+MIXED = {
+    "a sum": ("add", lambda g: g + torch.zeros(4)),
+    "a table": ("mul", lambda g: TABLE * g),
+    "a concatenation": ("cat", lambda g: torch.cat([g, TABLE])),
+    "a stack of numbers": ("stack", lambda g: torch.stack([g[0], torch.tensor(1.0)])),
+    "a table under indices": ("index", lambda g: TABLE[rises(g)]),
+    "values at indices": ("index_put_", lambda g: g.__setitem__([0, 1], TABLE[:2])),
+    "in place": ("add_", lambda g: TABLE.clone().add_(g[0])),
+    "a gather": ("gather", lambda g: g.gather(0, torch.tensor([1, 2]))),
+    "what a host's device made": (
+        "add",
+        lambda g: g + torch.zeros(4, device=TABLE.device),
+    ),
+    "a mask": ("where", lambda g: torch.where(TABLE > 0, g, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_tensors_of_two_devices_do_not_meet(name):
+    operator, block = MIXED[name]
+    rule = "cannot combine tensors of the host and the device"
+    with pytest.raises(RuntimeError, match=rf"{rule}: \w+ in test_host_reads.py:\d+") as error:
+        counts(block)
+    assert operator in str(error.value) or operator == "stack"
+
+
+def test_a_device_is_another_one_than_the_hosts():
+    grad, table = torch.ones(3), torch.ones(3)
+    with counting_host_reads(grad):
+        assert grad.device != table.device
+        assert grad.device == (grad * 2).device == torch.zeros(1, device=grad.device).device
+        assert table.to(grad.device).device == grad.device
+    assert grad.device == table.device
+
+
+def test_a_table_of_an_earlier_block_is_still_on_the_device():
+    grad, tables = torch.ones(3), {}
+    for uploads in (1, 0):
+        with counting_host_reads(grad) as counted:
+            if grad.device not in tables:
+                tables[grad.device] = TABLE[:3].to(grad.device)
+            float((tables[grad.device] * grad)[0])
+        assert (counted.reads, counted.uploads) == (1, uploads)
 
 
 def test_a_table_that_was_uploaded_is_on_the_device():
