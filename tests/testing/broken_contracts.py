@@ -6,7 +6,7 @@ import torch
 
 from gradstats.compressors import Bound, Contract
 from gradstats.compressors.contracts import KEPT_SHARE, SPARSE_BITS
-from gradstats.payloads.base import Dense
+from gradstats.payloads.base import Constant, Dense
 from gradstats.payloads.sparse import Masked, Sparse
 from tests.testing.broken_compressors import Broken
 
@@ -139,3 +139,13 @@ class CopiesATable(Broken):
 
     def choose(self, flat, rng):
         return Dense(flat * torch.tensor([1.0], dtype=flat.dtype, device=flat.device))
+
+
+class LeavesZerosOut(Broken):
+    """Says that payloads are equally long, and sends one value where all are alike."""
+
+    contract = Contract("all_gather", fixed_length=True)
+
+    def choose(self, flat, rng):
+        alike = flat.numel() and (flat == flat[0]).all()
+        return Constant(flat[:1].clone(), flat.numel()) if alike else Dense(flat.clone())

@@ -48,6 +48,7 @@ BREAKS = {
     contracts.PadsWithGarbage: "contraction finite homogeneity near-the-range",
     contracts.ReadsUnseen: "host-reads",
     contracts.CopiesATable: "host-reads",
+    contracts.LeavesZerosOut: "fixed-length",
 }
 # what the broken laws say of them
 FACTS = {
