@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -44,9 +45,14 @@ class Sketch(Payload):
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
         places = torch.arange(self.numel, device=self.table.device)
-        table, unit = in_range(self.table)
+        table, unit = self._in_range
         parts = [self._estimates(table, part) for part in torch.split(places, CHUNK)]
         return from_unit(torch.cat(parts), unit)
+
+    @cached_property
+    def _in_range(self) -> tuple[Tensor, float]:
+        """The table and its unit, which the host reads from the device."""
+        return in_range(self.table)
 
     def _estimates(self, table: Tensor, places: Tensor) -> Tensor:
         each = enumerate(hashes(self.key, table.shape, places))

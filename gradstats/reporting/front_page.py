@@ -85,6 +85,13 @@ def _of_methods(methods: Table, tracked_share: float | None) -> list[str]:
             "Feedback is replayed on the tracked elements, a random sample of the model "
             f"({tracked_share:.1%})."
         )
+    alone = methods[(methods["workers"] == 1) & (methods["status"] == "ok")]
+    if alone["collective"].isin(("two_shot", "ring")).any():
+        sentences.append(
+            "Two-shot exchanges and rings were replayed with one worker, where encoding the sum "
+            "may lose nothing; with n workers their squared error is about 2 and (n+1)/2 times "
+            "a gather's: see gradstats replay --workers."
+        )
     failed = methods[methods["status"] != "ok"]["status"].value_counts()
     sentences += [
         f"{count} {'row' if count == 1 else 'rows'} of methods, {reason}."

@@ -90,8 +90,8 @@ def test_each_compressed_parameter_reads():
     assert counted.reads == 2
 
 
-@pytest.mark.parametrize("spec", ["powersgd", "acp-sgd", "svd", "atomo"])
-def test_a_product_of_factors_is_decoded_again_without_a_read(spec):
+@pytest.mark.parametrize("spec", ["powersgd", "acp-sgd", "svd", "atomo", "count-sketch"])
+def test_what_was_decoded_is_decoded_again_without_a_read(spec):
     member, grad = compressor(spec), torch.randn(24, 50)
     with use("eager"), counting_host_reads(grad) as counted:
         payload, _ = member.encode(grad, member.init(grad), Rng())

@@ -126,6 +126,7 @@ def test_the_first_screen_says_what_where_and_what_to_do(reported):
     for caveat in ("Open loop", "have not settled", "Timings are of", "another device"):
         assert caveat in first
     assert 'id="ranking"' in page[: page.index("<h2>")]
+    assert "bits sent/element" in first
 
 
 def test_the_ranking_has_at_most_ten_ranked_lines_and_bf16(reported):
