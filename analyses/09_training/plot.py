@@ -16,7 +16,6 @@ LEFT_OUT = (
     "Top-k",
     "Top-k, 5 %",
     "SIDCo-E, 5 %",
-    "MXFP8, gathered",
     "two-shot MXFP8, memory",
     "two-shot NVFP4, memory",
 )

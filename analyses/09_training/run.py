@@ -38,7 +38,6 @@ METHODS = {
     "QSGD, shared scale": "qsgd-shared",
     "THC": "ef(thc)",
     "CLT-k": f"ef(clt-k({RATIO}))",
-    "MXFP8, gathered": "mxfp8",
     "two-shot MXFP8": "twoshot(mxfp8)",
     "two-shot MXFP8, memory": "ef(twoshot(mxfp8))",
     "two-shot NVFP4": "twoshot(nvfp4)",
