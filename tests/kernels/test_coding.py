@@ -350,7 +350,7 @@ def test_symbols_out_of_range_are_the_last_level_without_a_look_at_them(levels):
     data = np.random.default_rng(0).integers(0, 256, packing(levels).nbytes(n), np.uint8)
     packed, out = torch.from_numpy(data), torch.zeros(n)
     with use("eager"), counting_host_reads(packed, book, out) as counted:
-        coding.add_dequantized(packed, torch.ones(1), n, book, out, 1.0)
+        coding.add_dequantized(packed, out.new_ones(1), n, book, out, 1.0)
         trusted = coding.unpack(packed, n, levels, trusted=True)
     assert not counted.sites
     assert torch.equal(out, book[trusted.long()])
