@@ -107,6 +107,7 @@ class Sparse(Scattered):
             indices: int64, in any order, without repetition.
 
         Example:
+            >>> import torch
             >>> Sparse.at(torch.tensor([3.0, 0.0, -5.0]), torch.tensor([2, 0])).values
             tensor([ 3., -5.])
         """
@@ -122,6 +123,7 @@ class Sparse(Scattered):
             threshold: a magnitude.
 
         Example:
+            >>> import torch
             >>> Sparse.above(torch.tensor([3.0, 0.0, -5.0]), 4.0).indices
             tensor([2])
         """
