@@ -153,6 +153,9 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="globs between semicolons: those methods alone, into the report"
     )
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="how many processes train (2, then 4)"
+    )
     folder = Path(os.environ.get("GRADSTATS_DATA", "data"))
     parser.add_argument("--data", type=Path, default=folder)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("report.json"))
@@ -175,7 +178,7 @@ def main() -> None:
         name: spec for name, spec in METHODS.items() if any(fnmatch(name, glob) for glob in globs)
     }
     for what in ("timings",) if options.timings else ("trainings", "timings"):
-        for workers in (2,) if options.quick else (2, 4):
+        for workers in options.workers or ((2,) if options.quick else (2, 4)):
             found, report["pictures"] = launched(workers, options, what)
             kept = report["workers"].setdefault(str(workers), {})
             for part, lines in found.items():
