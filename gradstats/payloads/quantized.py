@@ -85,10 +85,8 @@ class Coded(Payload):
 
     def _scaled(self) -> Tensor:
         if not self.rotation:
-            values = coding.dequantize(self._packed(), self.numel, *self._tables())
-            if self.offsets is not None:
-                values += self.offsets.repeat_interleave(self.bucket)[: self.numel]
-            return values
+            tables = *self._tables(), self.offsets
+            return coding.dequantize(self._packed(), self.numel, *tables)
         rotated = coding.dequantize(self._packed(), self.symbols, *self._tables())
         return rotating.unrotate(rotated, self.numel, self.bucket, self.rotation)
 
@@ -102,10 +100,11 @@ class Coded(Payload):
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""
-        if self.rotation or self.offsets is not None or self._units[1] != 1:
+        if self.rotation or self._units[1] != 1:
             super().add_to(out, weight)
         else:
-            coding.add_dequantized(self._packed(), *self._tables(), out, weight)
+            tables = self._tables()
+            coding.add_dequantized(self._packed(), *tables, out, weight, self.offsets)
 
     def _packed(self) -> Tensor:
         packed = self.coder.packed(self.symbols, self.levels.shape[-1])
