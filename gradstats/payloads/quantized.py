@@ -89,8 +89,7 @@ class Coded(Payload):
             if self.offsets is not None:
                 values += self.offsets.repeat_interleave(self.bucket)[: self.numel]
             return values
-        rotated = coding.dequantize(self._packed(), self.symbols, *self._tables())
-        return rotating.unrotate(rotated, self.numel, self.bucket, self.rotation)
+        return rotating.decode(self._packed(), self.numel, *self._tables(), self.rotation)
 
     @property
     def _units(self) -> tuple[float, float]:
@@ -102,8 +101,10 @@ class Coded(Payload):
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""
-        if self.rotation or self.offsets is not None or self._units[1] != 1:
+        if self.offsets is not None or self._units[1] != 1:
             super().add_to(out, weight)
+        elif self.rotation:
+            rotating.add_decoded(self._packed(), *self._tables(), self.rotation, out, weight)
         else:
             coding.add_dequantized(self._packed(), *self._tables(), out, weight)
 
