@@ -1,9 +1,10 @@
-"""Loops that run at memory speed: counting, selecting and coding.
+"""Loops that run at memory speed: counting, selecting, coding and rotating.
 
-Three jobs in three forms, and a file is named by both: `counting_`, `selecting_` or `coding_` and
-`eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda` (triton). The
-functions of this package and of `coding` choose a form by device, unless `use("eager")` overrides
-it. All forms return identical counts, selected sets and bytes.
+Four jobs in three forms, and a file is named by both: `counting_`, `selecting_`, `coding_` or
+`rotating_` and `eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda`
+(triton; rotations have none). The functions of this package, of `coding` and of `rotating` choose
+a form by device, unless `use("eager")` overrides it. All forms return
+identical counts, selected sets and bytes.
 """
 
 from __future__ import annotations
