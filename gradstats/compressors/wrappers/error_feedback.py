@@ -54,6 +54,7 @@ class ErrorFeedback(Memory):
     compressor: Compressor
     gamma: float = 1.0
     name = "ef"
+    uses_update = False
     steers = False
 
     def __post_init__(self) -> None:
