@@ -1,9 +1,9 @@
 """Loops that run at memory speed: counting, selecting and coding.
 
-Three jobs in three forms, and a file is named by both: `counting_`, `selecting_` or `coding_` and
-`eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda` (triton). The
-functions of this package and of `coding` choose a form by device, unless `use("eager")` overrides
-it. All forms return identical counts, selected sets and bytes.
+Four jobs in up to three forms, and a file is named by both: `counting_`, `selecting_`, `coding_`
+or `comparing_` and `eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda`
+(triton). The functions of this package and of `coding` choose a form by device, unless
+`use("eager")` overrides it. All forms return identical counts, selected sets and bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels import counting_eager, selecting_eager
+from gradstats.kernels import comparing_eager, counting_eager, selecting_eager
+from gradstats.kernels.comparing_eager import Products
 from gradstats.kernels.forms import FORMS, in_numba, in_triton, use
 from gradstats.kernels.grid import Tally
 
-__all__ = ["FORMS", "Tally", "compact", "count", "count_segments", "largest", "use"]
+__all__ = [
+    "FORMS",
+    "Products",
+    "Tally",
+    "compact",
+    "count",
+    "count_segments",
+    "largest",
+    "products",
+    "use",
+]
 
 
 def count(values: Tensor) -> Tally:
@@ -101,3 +112,19 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
         return selecting_cuda.largest(values, k)
     return selecting_eager.largest(values, k)
+
+
+def products(grad: Tensor, update: Tensor, compensated: Tensor, residual: Tensor) -> Products:
+    """Sum the products that tell a gradient from its update, in float64 and in one pass.
+
+    Args:
+        grad: g, `[n]`, contiguous, float32 or float64, any device.
+        update: ĝ, in the same form.
+        compensated: v, in the same form.
+        residual: e, in the same form.
+    """
+    if in_numba(grad):
+        from gradstats.kernels import comparing_cpu
+
+        return comparing_cpu.products(grad, update, compensated, residual)
+    return comparing_eager.products(grad, update, compensated, residual)
