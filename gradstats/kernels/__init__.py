@@ -2,9 +2,9 @@
 
 Five jobs in up to three forms, and a file is named by both: `counting_`, `selecting_`, `coding_`,
 `rotating_` or `comparing_` and `eager` (torch on any device: the readable definition), `cpu`
-(numba) or `cuda` (triton). The functions of this package, of `coding` and of `rotating` choose a form by
-device, unless `use("eager")` overrides it. All forms return identical counts, selected sets and
-bytes.
+(numba) or `cuda` (triton). The functions of this package, of `coding` and of `rotating` choose a
+form by device, unless `use("eager")` overrides it. All forms return identical counts, selected
+sets and bytes.
 """
 
 from __future__ import annotations
