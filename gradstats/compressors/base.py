@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.checks import check_gradient, check_sent, write_count
@@ -131,6 +132,14 @@ class Compressor(ABC):
         """Run one step of several gradients, as those of a bucket; for `fused`."""
         each = zip(grads, states, rngs, strict=True)
         return several([self.exchange(grad, state, rng) for grad, state, rng in each])
+
+    def averages_in(self, dtype: torch.dtype) -> torch.dtype | None:
+        """Return the dtype of the mean where an element-wise mean is all that is done, else None.
+
+        Args:
+            dtype: of the gradients.
+        """
+        return None
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """Run the step of a gradient that is sent uncompressed, such as a small parameter's.
