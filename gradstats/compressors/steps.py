@@ -50,6 +50,9 @@ class PayloadMean:
         return first.values if isinstance(first, Dense) and len(self.payloads) == 1 else None
 
     def _add_up(self, out: Tensor) -> None:
+        if len(self.payloads) == 1:
+            self.payloads[0].write_to(out)
+            return
         out.zero_()
         for payload in self.payloads:
             payload.add_to(out, 1 / len(self.payloads))
