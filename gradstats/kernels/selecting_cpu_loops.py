@@ -6,6 +6,7 @@ call each other stand together.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from gradstats.kernels.counting_cpu_loops import jit
 LANES = 64  # elements whose comparisons are the bits of one integer
 STRETCH = 1 << 12  # elements that are added and looked at while they are in the first-level cache
 DIGIT = 16  # bits of a magnitude that one pass counts
+STRIDE = 17  # between the elements of a sample of a short vector
+SHORT = 1 << 10  # elements of which no sample is taken
+SIGMAS = 5.0  # by which more of a sample are taken than their share
 SEQUENCE = np.uint64(0x03F79D71B4CB0A89)  # of de Bruijn: its 64 windows of 6 bits are distinct
 
 
@@ -30,14 +34,14 @@ BIT_NUMBERS = _bit_numbers()
 
 
 @jit
-def lowest_bit(bits: int) -> int:
+def lowest_bit(bits: Any) -> Any:
     """The number of the lowest bit that is set."""
     low = bits & (~bits + np.uint64(1))
     return BIT_NUMBERS[(low * SEQUENCE) >> np.uint64(58)]
 
 
 @jit
-def reached_by(part: NDArray[Any], magnitude: int, least: int) -> int:
+def reached_by(part: NDArray[Any], magnitude: int, least: int) -> Any:
     """A bit per element of 64: whether its magnitude is `least` or more."""
     width = part.dtype.type
     bits = np.uint64(0)
@@ -197,6 +201,53 @@ def write_largest(
             values[count] = kept[i]
             count += 1
             ties -= tied
+
+
+@jit
+def sampled(patterns: NDArray[Any], magnitude: int, k: int) -> int:
+    """A magnitude that k elements are all but sure to reach, by a sample."""
+    width = patterns.dtype.type
+    sample = np.empty((patterns.size - 1) // STRIDE + 1, patterns.dtype)
+    for i in range(sample.size):
+        sample[i] = width(patterns[i * STRIDE] & magnitude)
+    expected = k * sample.size / patterns.size
+    rank = sample.size - math.ceil(expected + SIGMAS * math.sqrt(expected) + SIGMAS)
+    return int(np.partition(sample, rank)[rank]) if rank > 0 else 0
+
+
+@jit
+def largest_of_few(
+    patterns: NDArray[Any],
+    magnitude: int,
+    nan: int,
+    indices: NDArray[np.int64],
+    values: NDArray[Any],
+) -> None:
+    """Write the k largest magnitudes of a short vector.
+
+    Args:
+        patterns: `[n]`.
+        magnitude: mask of a pattern without its sign.
+        nan: the least pattern of a NaN, for which all of them stand.
+        indices: room for k, from 1 to n.
+        values: room for their patterns.
+    """
+    width = patterns.dtype.type
+    k = indices.size
+    least = width(0)
+    if patterns.size > SHORT:
+        least = width(sampled(patterns, magnitude, k))
+    places, kept = np.empty(patterns.size, np.int32), np.empty(patterns.size, patterns.dtype)
+    count = compact(patterns, magnitude, least, 0, places, kept, 0)
+    if count < k:  # the sample misled
+        count = compact(patterns, magnitude, width(0), 0, places, kept, 0)
+    places, kept = places[:count], kept[:count]
+    ranked = np.empty(count, patterns.dtype)
+    for i in range(count):
+        ranked[i] = min(width(kept[i] & magnitude), nan)
+    kth = np.partition(ranked, count - k)[count - k]
+    above, _ = count_ranks(kept, magnitude, nan, kth)
+    write_largest(places, kept, (magnitude, nan, kth), 0, k - above, indices, values)
 
 
 @jit
