@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.futures import Future
 
 from gradstats.compressors import AllReduce, Rng, Step
 from gradstats.compressors.methods.none import NoCompression
+from gradstats.compressors.rounds import several
 from gradstats.exchange import DisagreementError, Exchange, Rounds, fused
 from gradstats.exchange.buckets import Member, Unit, are_finite, digest_of, members_of, units_of
 from gradstats.exchange.collectives import Group
@@ -33,7 +34,6 @@ class _Work:
         layout: Digest of its parameters.
         members: Its parameters.
         units: Parameters that are exchanged together.
-        remembered: For each unit, whether it has a memory.
         scale: The loss scale.
         broken: Whether a NaN or inf is in it.
         last: Whether it is the last one of its backward pass.
@@ -43,11 +43,10 @@ class _Work:
     layout: int = 0
     members: Sequence[Member] = ()
     units: Sequence[Unit] = ()
-    remembered: list[bool] = field(default_factory=list)
     scale: float = 1.0
     broken: bool = False
     last: bool = False
-    rounds: Rounds[list[Step]] | None = None
+    rounds: Rounds[list[list[Step]]] | None = None
 
 
 class CompressorState(HookState):
@@ -146,22 +145,32 @@ class CompressorState(HookState):
         work.broken = not are_finite([buffer])
         if not work.broken:
             work.units = units_of(members, together=self.by == "bucket", scale=work.scale)
-            exchanges = [self._exchange_of(unit, group, work) for unit in work.units]
-            work.rounds = Rounds(fused(exchanges), group)
+            work.rounds = Rounds(self._exchange_of(work, group), group)
             group.header(work.rounds.request)  # which encodes indices, and may fail too
 
-    def _exchange_of(self, unit: Unit, group: Group, work: _Work) -> Exchange[Step]:
-        dense = self._is_dense(unit)
-        remembered = not dense or self.compressor.steers or unit.keys in self._memories
-        work.remembered.append(remembered)
-        if not remembered:
-            return DENSE.dense(unit.whole, None)
-        state = self._memories.take(unit.keys, unit.grads, unit.whole)
-        if dense:
-            return self.compressor.dense(unit.whole, state)
-        name = ",".join(map(str, unit.keys))
-        rng = Rng(self.seed, self.step, name, group.rank, group.workers)
-        return self.compressor.exchange(unit.whole, state, rng)
+    def _exchange_of(self, work: _Work, group: Group) -> Exchange[list[list[Step]]]:
+        """The steps of the units that are compressed, which come first, and of the dense ones."""
+        compressed, dense = [], []
+        for unit in work.units:
+            remembers = self._remembers(unit)
+            state = None
+            if remembers:
+                state = self._memories.take(unit.keys, unit.grads, unit.whole)
+            if self._is_dense(unit):
+                method = self.compressor if remembers else DENSE
+                dense.append(method.dense(unit.whole, state))
+            else:
+                name = ",".join(map(str, unit.keys))
+                rng = Rng(self.seed, self.step, name, group.rank, group.workers)
+                compressed.append((unit.whole, state, rng))
+        parts = [several(dense)]
+        if compressed:
+            columns = zip(*compressed, strict=True)
+            parts.insert(0, self.compressor.exchange_all(*columns))
+        return fused(parts)
+
+    def _remembers(self, unit: Unit) -> bool:
+        return not self._is_dense(unit) or self.compressor.steers or unit.keys in self._memories
 
     def _is_dense(self, unit: Unit) -> bool:
         return unit.dense or self.step < self.start_step
@@ -190,8 +199,8 @@ class CompressorState(HookState):
         for unit, update, step in zip(work.units, updates, steps, strict=True):
             unit.write(update)
             self._count(unit, step)
-        for unit, step, remembered in zip(work.units, steps, work.remembered, strict=True):
-            if remembered:
+        for unit, step in zip(work.units, steps, strict=True):
+            if self._remembers(unit):
                 self._memories.put(unit.keys, step.state)
         if self.check_every and self.step % self.check_every == 0:
             first, last = work.members[0].key, work.members[-1].key
@@ -210,7 +219,7 @@ class CompressorState(HookState):
         assert work.rounds
         headers, ended = [Header(*header) for _, _, _, _, *header in reports], False
         try:
-            steps = work.rounds.finish(headers)
+            steps = [step for part in work.rounds.finish(headers) for step in part]
             updates = [
                 each.update if work.scale == 1 else each.update * work.scale for each in steps
             ]

@@ -7,13 +7,21 @@ from collections.abc import Generator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from gradstats.compressors.checks import check_gradient, check_sent, write_count
 from gradstats.compressors.contracts import Contract
-from gradstats.compressors.rounds import AllGather, AllReduce, Collective, State, Step, alone
-from gradstats.kernels.ranges import saturated
+from gradstats.compressors.rounds import (
+    AllGather,
+    AllReduce,
+    Collective,
+    Exchanges,
+    State,
+    Step,
+    alone,
+    several,
+)
+from gradstats.compressors.steps import PayloadMean
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.sparse import Masked
 from gradstats.ratios import check_ratio, kept_count
@@ -35,9 +43,11 @@ class Compressor(ABC):
     Attributes:
         steers: whether its memory is a part of the optimizer, as a momentum is. Such a memory must
             see every gradient, including those that are sent dense.
+        batches: whether `exchange_all` does more than the exchanges one by one.
     """
 
     steers: ClassVar[bool] = False
+    batches: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -130,7 +140,15 @@ class Compressor(ABC):
             payloads = [payload.with_values(mean)]
         else:
             payloads = yield AllGather(payload)
-        return Step(_mean(payloads, grad), payload, state)
+        update = PayloadMean(tuple(payloads), grad.shape, grad.dtype, grad.device)
+        return Step(update, payload, state)
+
+    def exchange_all(
+        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+    ) -> Exchanges[list[Step]]:
+        """Run one step of several gradients, as those of a bucket; for `fused`."""
+        each = zip(grads, states, rngs, strict=True)
+        return several([self.exchange(grad, state, rng) for grad, state, rng in each])
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """Run the step of a gradient that is sent uncompressed, such as a small parameter's.
@@ -268,15 +286,6 @@ class Joint(Compressor):
 def _written(value: object) -> str:
     # numpy's float64 is a float too, but writes itself as a call
     return float.__repr__(value) if isinstance(value, float) else str(value)
-
-
-def _mean(payloads: list[Payload], grad: Tensor) -> Tensor:
-    """Mean of the decoded payloads, like `grad`; for 16-bit gradients it is taken in float32."""
-    wide = torch.float32 if grad.dtype.itemsize == 2 else grad.dtype
-    mean = torch.zeros(grad.numel(), dtype=wide, device=grad.device)
-    for received in payloads:
-        received.add_to(mean, 1 / len(payloads))
-    return saturated(mean, grad.dtype).view(grad.shape)
 
 
 def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:

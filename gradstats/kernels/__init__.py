@@ -1,9 +1,10 @@
-"""Loops that run at memory speed: counting, selecting and coding.
+"""Loops that run at memory speed: counting, selecting, coding and rotating.
 
-Three jobs in three forms, and a file is named by both: `counting_`, `selecting_` or `coding_` and
-`eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda` (triton). The
-functions of this package and of `coding` choose a form by device, unless `use("eager")` overrides
-it. All forms return identical counts, selected sets and bytes.
+Five jobs in up to three forms, and a file is named by both: `counting_`, `selecting_`, `coding_`,
+`rotating_` or `comparing_` and `eager` (torch on any device: the readable definition), `cpu` (numba)
+or `cuda` (triton). The functions of this package, of `coding` and of `rotating` choose a form by
+device, unless `use("eager")` overrides it. All forms return identical counts, selected sets and
+bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels import counting_eager, selecting_eager
+from gradstats.kernels import comparing_eager, counting_eager, selecting_eager
+from gradstats.kernels.comparing_eager import Products
 from gradstats.kernels.forms import FORMS, in_numba, in_triton, use
 from gradstats.kernels.grid import Tally
 
 __all__ = [
     "FORMS",
+    "Products",
     "Tally",
     "compact",
     "compact_sum",
@@ -29,6 +32,7 @@ __all__ = [
     "count_segments",
     "largest",
     "largest_of_sum",
+    "products",
     "subtract_at",
     "use",
 ]
@@ -175,6 +179,22 @@ def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
 
         return selecting_cpu.subtract_at(residual, indices, sent)
     selecting_eager.subtract_at(residual, indices, sent)
+
+
+def products(grad: Tensor, update: Tensor, compensated: Tensor, residual: Tensor) -> Products:
+    """Sum the products that tell a gradient from its update, in float64 and in one pass.
+
+    Args:
+        grad: g, `[n]`, contiguous, float32 or float64, any device.
+        update: ĝ, in the same form.
+        compensated: v, in the same form.
+        residual: e, in the same form.
+    """
+    if in_numba(grad):
+        from gradstats.kernels import comparing_cpu
+
+        return comparing_cpu.products(grad, update, compensated, residual)
+    return comparing_eager.products(grad, update, compensated, residual)
 
 
 def _check_threshold(threshold: float) -> None:

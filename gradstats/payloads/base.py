@@ -99,6 +99,10 @@ class Payload(ABC):
         """Add `weight` times the decoded gradient to `out`, `[numel]`; time goes with count."""
         out.add_(self.decode(), alpha=weight)
 
+    def write_to(self, out: Tensor) -> None:
+        """Put the decoded gradient into `out`, `[numel]`, of a dtype that holds it."""
+        self.add_to(out.zero_())
+
     def remove_from(self, residual: Tensor) -> None:
         """Subtract the decoded gradient from `residual`, `[numel]`; NaN and inf leave 0."""
         residual.copy_(left(residual, self.decode()))

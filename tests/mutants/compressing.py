@@ -114,8 +114,8 @@ MUTANTS = (
     ring("Dense(sent) if n > 1 else payload", "payload"),
     chunks("torch.float32 if dtype.itemsize == 2 else dtype", "dtype"),
     # factors
-    powersgd("torch.where(q.isfinite().all(), q, state)", "q"),
-    powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),
+    powersgd("sent.right if sent.is_finite else state", "sent.right"),
+    powersgd("orthonormal(block) for block in mean.blocks", "block for block in mean.blocks"),
     low_rank("rank * sum(matrix.shape) >= matrix", "2 * rank * sum(matrix.shape) >= matrix"),
     low_rank("rank * sum(matrix.shape) >= matrix", "rank * sum(matrix.shape) > matrix"),
     low_rank(

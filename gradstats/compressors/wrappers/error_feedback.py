@@ -55,6 +55,7 @@ class ErrorFeedback(Memory):
     compressor: Compressor
     gamma: float = 1.0
     name = "ef"
+    uses_update = False
     steers = False
 
     def __post_init__(self) -> None:

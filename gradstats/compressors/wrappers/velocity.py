@@ -63,6 +63,7 @@ class Velocity(Memory):
     masking: bool = True
     clip: float = 0.0
     name = "velocity"
+    uses_update = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
