@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.checks import check_gradient, check_sent, write_count

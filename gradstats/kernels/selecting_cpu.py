@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import reduce
 from operator import or_
 from typing import Any, NamedTuple
@@ -16,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels import counting_cpu_loops
 from gradstats.kernels import selecting_cpu_loops as loops
 from gradstats.kernels.counting_cpu import CHUNK, _in_threads
-from gradstats.kernels.selecting_cpu_loops import DIGIT, SIGMAS
+from gradstats.kernels.selecting_cpu_digits import DIGIT, digit_counts, first_equal
+from gradstats.kernels.selecting_cpu_loops import SIGMAS
 from gradstats.kernels.selecting_cpu_vectors import (
     Selected,
     Vector,
@@ -205,11 +204,11 @@ def _kth(runs: dict[int, Run], k: int, sure: int, vector: Vector) -> Any:
 def _by_digits(vector: Vector, k: int) -> Selected:
     """The same for any values, in passes that count a digit of 16 bits each."""
     patterns, infinity = vector.patterns, int(vector.nan) - 1
-    bits, vector = 8 * patterns.itemsize, replace(vector, terms=None)
+    bits, vector = 8 * patterns.itemsize, vector._replace(terms=None)
     prefix, above, shift = 0, 0, bits
     while shift:
         shift -= DIGIT
-        counts = _digit_counts(patterns, prefix, shift)
+        counts = digit_counts(patterns, prefix, shift)
         if prefix == 0 and shift == bits - DIGIT and counts[infinity >> shift :].sum() >= k:
             return _ranked(_runs(vector, infinity), k, infinity + 1, vector)
         from_top = counts[::-1].cumsum()
@@ -218,28 +217,7 @@ def _by_digits(vector: Vector, k: int) -> Selected:
         prefix = prefix << DIGIT | digit
     indices, larger = _joined(_runs(vector, prefix + 1), patterns.dtype)
     equal = np.empty(k - above, np.int64)
-    loops.first_equal(patterns, patterns.dtype.type(prefix), equal)
+    first_equal(patterns, patterns.dtype.type(prefix), equal)
     indices = np.concatenate([indices, equal])
     order = indices.argsort()
     return indices[order], np.concatenate([larger, patterns[equal]])[order]
-
-
-def _digit_counts(patterns: NDArray[Any], prefix: int, shift: int) -> NDArray[np.int64]:
-    """How many magnitudes that begin with a prefix have each next digit."""
-    width = patterns.dtype.type
-    top = shift == 8 * patterns.itemsize - DIGIT
-    heads = patterns.view(np.uint16)[patterns.itemsize // 2 - 1 :: patterns.itemsize // 2]
-
-    def work(chunks: Iterator[slice]) -> NDArray[np.int32]:
-        counts = np.zeros((2, 1 << DIGIT), np.int32)
-        for chunk in chunks:
-            if top:
-                counting_cpu_loops.count_heads(heads[chunk], np.uint16(0), counts)
-            else:
-                loops.count_digits(patterns[chunk], width(prefix), width(shift), counts[0])
-        return counts
-
-    counts = np.asarray(sum(each.sum(0, dtype=np.int64) for each in _in_threads(work, len(heads))))
-    if top:  # either sign
-        counts = counts.reshape(2, -1).sum(0)
-    return counts

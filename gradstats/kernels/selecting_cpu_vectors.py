@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +31,7 @@ def _masks(dtype: torch.dtype) -> tuple[Any, Any]:
 MASKS = {dtype: _masks(dtype) for dtype in INFINITY}
 
 
-@dataclass(frozen=True)
-class Vector:
+class Vector(NamedTuple):
     """What is selected from.
 
     Attributes:
