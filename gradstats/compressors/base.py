@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.checks import check_gradient, check_sent, write_count
@@ -93,6 +94,24 @@ class Compressor(ABC):
         Returns:
             The payload, and the state for the next step.
         """
+
+    def encode_sum(
+        self, terms: tuple[Tensor, Tensor], total: Tensor, state: State, rng: Rng | None = None
+    ) -> tuple[Payload, State]:
+        """Add two vectors, such as a residual and a gradient, and encode the sum.
+
+        A selection overrides it to do both in one pass over memory.
+
+        Args:
+            terms: float32 or float64, contiguous, of one shape; read only.
+            total: the sum is written to it: the first term itself, or memory of its own.
+            state: as in `encode`.
+            rng: as in `encode`.
+
+        Returns:
+            As `encode(total)`.
+        """
+        return self.encode(torch.add(*terms, out=total), state, rng)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None

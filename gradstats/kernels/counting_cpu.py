@@ -242,7 +242,7 @@ def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int6
     def work(chunks: Iterator[slice]) -> NDArray[np.int32]:
         counts = _tables(grid)
         for chunk in chunks:
-            loops.count_heads(patterns[chunk], np.uint16(0), counts[0])
+            loops.count_16_bit(patterns[chunk], counts[0])
         return counts
 
     return np.asarray(_added(_in_threads(work, patterns.size))[0])

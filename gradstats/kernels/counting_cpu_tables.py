@@ -12,7 +12,7 @@ from gradstats.kernels.counting_cpu_loops import (
     PAGE,
     Keys,
     Segments,
-    count_heads,
+    count_16_bit,
     count_range,
     jit,
 )
@@ -82,7 +82,7 @@ def tally_16_bit(
     for i in range(ends.size - 1):
         bits, special = patterns[ends[i] : ends[i + 1]], segments.specials[i]
         low, high = span(bits, keys.magnitude)
-        count_heads(bits, np.uint16(0), counts[0])
+        count_16_bit(bits, counts[0])
         join_tables(counts[0], keys, low, high)
         special[0], special[1] = table[0], table[keys.half]
         place = segments.listed_ends[i]

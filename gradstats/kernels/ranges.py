@@ -35,6 +35,12 @@ def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
     return bounded(values, dtype).to(dtype)
 
 
+def left(waiting: Tensor, sent: Tensor) -> Tensor:
+    """Return the residual after `sent` was sent; 0 where it is not finite."""
+    # a NaN was delivered like any other value: left in a residual, it would never go away
+    return saturated(torch.where(sent.isfinite(), waiting - sent, 0), waiting.dtype)
+
+
 def unit_of(largest: float, window: int = WINDOW) -> float:
     """A power of two near a magnitude that is extreme; 1 for any other, and for 0, inf and NaN.
 

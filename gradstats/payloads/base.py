@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from gradstats.kernels.ranges import saturated
+from gradstats.kernels.ranges import left
 from gradstats.payloads.wire import (
     ENVELOPE,
     Reader,
@@ -301,9 +301,3 @@ class Bundle(Payload):
     def _split(self, vector: Tensor) -> Iterator[tuple[Payload, Tensor]]:
         views = torch.split(vector, [part.numel for part in self.parts])
         return zip(self.parts, views, strict=True)
-
-
-def left(waiting: Tensor, sent: Tensor) -> Tensor:
-    """Return the residual after `sent` was sent; 0 where it is not finite."""
-    # a NaN was delivered like any other value: left in a residual, it would never go away
-    return saturated(torch.where(sent.isfinite(), waiting - sent, 0), waiting.dtype)

@@ -51,6 +51,18 @@ class Memory(Compressor):
         """
         raise NotImplementedError(f"{type(self).__name__} must define before")
 
+    def terms(self, grad: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
+        """Return two tensors whose sum is what `before` returns with `reuse=True`, or None.
+
+        A compressor that selects adds them while it selects (`Compressor.encode_sum`). The sum
+        takes the place of the first, and `after` gets `state` itself. None: use `before`.
+
+        Args:
+            grad: this step's gradient, detached; read only.
+            state: from `init` or from the step before; its tensors may be overwritten.
+        """
+        return None
+
     def after(
         self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
     ) -> State:
@@ -85,8 +97,14 @@ class Memory(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode what `before` returns; the buffers of the state are reused."""
-        corrected, state = self.before(grad.detach(), state, reuse=True)
-        payload, inner = self.compressor.encode(corrected, state.inner, rng)
+        grad = grad.detach()
+        terms = self.terms(grad, state)
+        if terms is None:
+            corrected, state = self.before(grad, state, reuse=True)
+            payload, inner = self.compressor.encode(corrected, state.inner, rng)
+        else:
+            corrected = terms[0]
+            payload, inner = self.compressor.encode_sum(terms, corrected, state.inner, rng)
         return payload, replace(self.after(payload, corrected, state), inner=inner)
 
     def exchange(
