@@ -151,6 +151,14 @@ class Compressor(ABC):
         each = zip(grads, states, rngs, strict=True)
         return several([self.exchange(grad, state, rng) for grad, state, rng in each])
 
+    def averages_in(self, dtype: torch.dtype) -> torch.dtype | None:
+        """Return the dtype of the mean where an element-wise mean is all that is done, else None.
+
+        Args:
+            dtype: of the gradients.
+        """
+        return None
+
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """Run the step of a gradient that is sent uncompressed, such as a small parameter's.
 
