@@ -180,7 +180,7 @@ class CompressorState(HookState):
         together; else they compare it first. A worker that fails takes part, and raises its error.
         """
         layout, start = self._layouts.known(self._bucket, bucket), time.perf_counter()
-        averaging = layout and layout.averaging(dtype, group.workers)
+        averaging = layout.averaging(dtype, group.workers) if layout else None
         finite, failure = None, None
         try:
             layout = layout or self._layout_of(bucket)
@@ -197,7 +197,7 @@ class CompressorState(HookState):
         if failure:
             flight.wait()
             raise failure
-        if not layout.agreed:
+        if layout and not layout.agreed:
             flight.read_numbers()
 
     def _land(self) -> None:
@@ -306,6 +306,7 @@ class CompressorState(HookState):
         reports = reports_of(group.share(*report.numbers))
         if not failure:
             compare(reports, at)
+        if work.layout and not failure:
             work.layout.agreed = True
         return reports
 

@@ -23,7 +23,7 @@ from gradstats.compressors.rounds import (
     alone,
     several,
 )
-from gradstats.compressors.steps import PayloadMean
+from gradstats.compressors.steps import PayloadMean, averaged
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.sparse import Masked
 from gradstats.ratios import check_ratio, kept_count
@@ -142,8 +142,8 @@ class Compressor(ABC):
             payloads = [payload.with_values(mean)]
         else:
             payloads = yield AllGather(payload)
-        update = PayloadMean(tuple(payloads), grad.shape, grad.dtype, grad.device)
-        return Step(update, payload, state)
+        mean = PayloadMean(tuple(payloads), grad.shape, grad.dtype, grad.device)
+        return averaged(mean, payload, state)
 
     def exchange_all(
         self,

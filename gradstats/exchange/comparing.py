@@ -40,12 +40,10 @@ class Report:
 
 def reports_of(shared: Sequence[Sequence[int]]) -> list[Report]:
     """The reports of all workers, from their numbers."""
-    return [Report(*facts, Header(*header)) for *facts, header in map(_split, shared)]
-
-
-def _split(numbers: Sequence[int]) -> tuple[int, int, int, int, Sequence[int]]:
-    layout, flags, written, asked, *header = numbers
-    return layout, flags, written, asked, header
+    return [
+        Report(layout, flags, written, asked, Header(*header))
+        for layout, flags, written, asked, *header in shared
+    ]
 
 
 @dataclass(frozen=True)

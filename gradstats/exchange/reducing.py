@@ -73,12 +73,12 @@ def fill_share(out: Tensor, values: Tensor, workers: int) -> Tensor:
     if out.dtype.itemsize > 2:
         return divide(out, values, workers)
     if not (in_numba(values) and values.dtype == torch.float32 and values.dim() == 1):
-        finite = are_finite([values])
+        known = are_finite([values])
         out.copy_(_share(saturated(values, out.dtype), workers))
-        return finite
+        return known
     finite, most = True, _bits_of_most(out.dtype, workers)
     step = CHUNK * torch.get_num_threads()
-    for part, given in zip(out.split(step), values.split(step), strict=True):
+    for part, given in zip(torch.split(out, step), torch.split(values, step), strict=True):
         if largest_bits(part.copy_(given)) <= most:
             part.div_(workers)
         else:
