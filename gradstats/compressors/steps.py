@@ -44,6 +44,11 @@ class PayloadMean:
         else:
             self._add_up(out)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the host knows that the mean is finite."""
+        return len(self.payloads) == 1 and self.payloads[0].is_known_finite
+
     def _averaged(self) -> Tensor | None:
         """The values of a vector that an all-reduce has averaged."""
         first = self.payloads[0]
@@ -92,6 +97,12 @@ class Step:
     def with_state(self, state: Any) -> Step:
         """Return the same step with another state; nothing is decoded."""
         return Step(vars(self)["held"], self.sent, state)
+
+    @property
+    def is_known_finite(self) -> bool:
+        """Whether the host knows that the update is finite, without reading it."""
+        held = vars(self)["held"]
+        return isinstance(held, PayloadMean) and held.is_finite
 
     def write_to(self, out: Tensor) -> None:
         """Put the update into a vector, `[numel]`."""

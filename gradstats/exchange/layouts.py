@@ -83,12 +83,15 @@ class Layout:
             if scale != 1:
                 flat.mul_(scale)
             if direct:
-                views.append(flat)
+                views += [] if step.is_known_finite and scale == 1 else [flat]
             else:
                 flags += [divide(there, flat[part].view(there.shape)) for part, there in targets]
-        if not flags:
+        if len(views) == len(self.units):
             return are_finite([self.result])
-        return torch.stack([*flags, *([are_finite(views)] if views else [])]).all()
+        if views:
+            flags.append(are_finite(views))
+        known = torch.ones((), dtype=torch.bool, device=self.buffer.device)
+        return torch.stack([known, *flags]).all()
 
     @cached_property
     def _targets(self) -> list[list[Piece]]:
