@@ -35,9 +35,7 @@ def multiply(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
         torch.mm(matrix, factor, out=out)
 
 
-def multiply_sum(
-    terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor
-) -> None:
+def multiply_sum(terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor) -> None:
     """Put A + B into `total`, and (A + B) F into `out`, which has the bits of `multiply`.
 
     Args:

@@ -83,9 +83,7 @@ def by_columns(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
     out.copy_(sums.T)
 
 
-def sum_by_rows(
-    terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor
-) -> None:
+def sum_by_rows(terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor) -> None:
     """See `multiplying.multiply_sum`, of contiguous matrices."""
     first, second, array, target = (each.numpy() for each in (*terms, total, out))
     columns = factor.T.contiguous().numpy()
