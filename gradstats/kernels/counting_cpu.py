@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, reduce
 from itertools import pairwise
-from operator import itemgetter, or_
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -95,28 +95,30 @@ def count(values: Tensor) -> Tally:
 
 def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     """See `gradstats.kernels.sum_magnitudes`."""
-    if values.dtype.itemsize == 2:
+    if values.dtype.itemsize == 2 or not len(values):
         return None
-    keys, patterns, array = _keys(GRIDS[values.dtype]), _patterns(values), values.numpy()
+    patterns, array = _patterns(values), values.numpy()
+    magnitude, infinity, _, below, _ = _keys(GRIDS[values.dtype])
+    sums = np.zeros((-(-len(array) // BLOCK), 4))  # as those of a tally, which are added alike
 
-    def work(chunks: Iterator[slice]) -> list[tuple[int, NDArray[np.float64], int, int]]:
-        pieces = []
+    def work(chunks: Iterator[slice]) -> tuple[int, int]:
+        largest, zeros = 0, 0
         for c in chunks:
-            sums = np.zeros((-(-(c.stop - c.start) // BLOCK), 4))
-            pieces.append(
-                (c.start, sums, *loops.sum_magnitudes(patterns[c], array[c], keys, sums))
-            )
-        return pieces
+            own = sums[c.start // BLOCK : -(-c.stop // BLOCK)]
+            top, none = loops.sum_magnitudes(patterns[c], array[c], magnitude, below, own)
+            largest, zeros = max(largest, top), zeros + none
+        return largest, zeros
 
-    pieces = sorted(
-        (each for own in _in_threads(work, len(array)) for each in own), key=itemgetter(0)
-    )
-    if not pieces or max(each[2] for each in pieces) >= keys.infinity:
+    if len(array) <= CHUNK:
+        results = [work(iter([slice(0, len(array))]))]
+    else:
+        results = _in_threads(work, len(array))
+    largest = max(top for top, _ in results)
+    if largest >= infinity:
         return None
-    sums = np.concatenate([each[1] for each in pieces])
-    largest = patterns.dtype.type(max(each[2] for each in pieces))
-    nonzero = len(array) - sum(each[3] for each in pieces)
-    return Magnitudes(nonzero, _combined(sums)[1], float(largest.view(array.dtype)))
+    nonzero = len(array) - sum(zeros for _, zeros in results)
+    peak = patterns.dtype.type(largest).view(array.dtype)
+    return Magnitudes(nonzero, float(sums[:, 1].sum()), float(peak))
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
