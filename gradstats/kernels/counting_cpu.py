@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, reduce
 from itertools import pairwise
-from operator import or_
+from operator import itemgetter, or_
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from gradstats.kernels.grid import (
     INFINITY,
     INTEGERS,
     Grid,
+    Magnitudes,
     Tally,
     sums_16_bit,
     values_16_bit,
@@ -90,6 +91,32 @@ def count(values: Tensor) -> Tally:
     return Tally(*rows, *special.tolist(), *_combined(np.concatenate(by_block)))
 
 
+def sum_magnitudes(values: Tensor) -> Magnitudes | None:
+    """See `gradstats.kernels.sum_magnitudes`."""
+    if values.dtype.itemsize == 2:
+        return None
+    keys, patterns, array = _keys(GRIDS[values.dtype]), _patterns(values), values.numpy()
+
+    def work(chunks: Iterator[slice]) -> list[tuple[int, NDArray[np.float64], int, int]]:
+        pieces = []
+        for c in chunks:
+            sums = np.zeros((-(-(c.stop - c.start) // BLOCK), 4))
+            pieces.append(
+                (c.start, sums, *loops.sum_magnitudes(patterns[c], array[c], keys, sums))
+            )
+        return pieces
+
+    pieces = sorted(
+        (each for own in _in_threads(work, len(array)) for each in own), key=itemgetter(0)
+    )
+    if not pieces or max(each[2] for each in pieces) >= keys.infinity:
+        return None
+    sums = np.concatenate([each[1] for each in pieces])
+    largest = patterns.dtype.type(max(each[2] for each in pieces))
+    nonzero = len(array) - sum(each[3] for each in pieces)
+    return Magnitudes(nonzero, _combined(sums)[1], float(largest.view(array.dtype)))
+
+
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
     """See `gradstats.kernels.count_segments`."""
     first = 0
@@ -108,7 +135,7 @@ def _tally_run(values: Tensor, ends: NDArray[np.int64]) -> list[Tally]:
     """Of segments that one thread counts one after another, in a table that they share."""
     grid, patterns, sizes = GRIDS[values.dtype], _patterns(values), np.diff(ends)
     narrow = grid.bits == 16
-    segments = loops.Segments(
+    segments = over_tables.Segments(
         specials=np.zeros((len(sizes), 5), np.int64),
         largest=np.zeros(len(sizes), patterns.dtype),
         rows=np.empty((3, int(np.minimum(sizes, grid.first_nonfinite).sum())), np.int32),
@@ -125,7 +152,7 @@ def _tally_run(values: Tensor, ends: NDArray[np.int64]) -> list[Tally]:
 
 
 def _tally_wide(
-    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: loops.Segments
+    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: over_tables.Segments
 ) -> list[Sequence[float]]:
     """Sums and the largest magnitude of every segment, from those of its blocks."""
     keys = _keys(GRIDS[values.dtype])
@@ -142,7 +169,7 @@ def _tally_wide(
 
 
 def _tally_narrow(
-    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: loops.Segments
+    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: over_tables.Segments
 ) -> list[Sequence[float]]:
     """Sums and the largest magnitude of every segment, from how often each value occurs."""
     every = values_16_bit(values.dtype)

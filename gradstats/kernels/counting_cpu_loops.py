@@ -190,6 +190,22 @@ def sum_block_of(
 
 
 @jit
+def sum_magnitudes(
+    patterns: NDArray[Any], values: NDArray[Any], keys: Keys, sums: NDArray[Any]
+) -> tuple[int, int]:
+    """Sum |x| in blocks, into the second column; return the largest magnitude and the zeros."""
+    largest = patterns.dtype.type(0)
+    zeros = 0
+    for block in range(sums.shape[0]):
+        one = slice(block * BLOCK, (block + 1) * BLOCK)
+        top, none, _ = extremes(patterns[one], keys.magnitude, keys.below)
+        largest = max(largest, top)
+        zeros += none
+        _, sums[block, 1], _ = sum_block(values[one])
+    return largest, zeros
+
+
+@jit
 def count_range(
     patterns: NDArray[Any],
     values: NDArray[Any],
@@ -266,22 +282,3 @@ class Keys(NamedTuple):
     shift: int
     below: Any
     half: int
-
-
-class Segments(NamedTuple):
-    """The results for the segments of a vector.
-
-    Attributes:
-        specials: `[segments, 5]`, zeros, negative zeros, NaN, inf, -inf.
-        largest: `[segments]`, the largest finite magnitude of 16-bit values, as a pattern.
-        rows: `[3, …]`, bins and the elements of either sign in each; segment i has the columns
-            from `row_ends[i]` to `row_ends[i + 1]`.
-        listed: `[2, …]`, patterns of 16-bit values and their counts, stored in the same way.
-    """
-
-    specials: NDArray[np.int64]
-    largest: NDArray[Any]
-    rows: NDArray[np.int32]
-    row_ends: NDArray[np.int64]
-    listed: NDArray[np.int32]
-    listed_ends: NDArray[np.int64]

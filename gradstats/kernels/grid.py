@@ -43,6 +43,20 @@ class Tally(NamedTuple):
     max_abs: float
 
 
+class Magnitudes(NamedTuple):
+    """The sums of the magnitudes of a vector whose elements are all finite.
+
+    Attributes:
+        nonzero: number of elements that are not 0.
+        total: sum of the magnitudes, that of a `Tally`.
+        largest: the largest magnitude.
+    """
+
+    nonzero: int
+    total: float
+    largest: float
+
+
 @dataclass(frozen=True)
 class Grid:
     """Bins of magnitudes whose bit patterns agree but for the last `shift` bits.

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gradstats.kernels import coding
+from gradstats.kernels import coding, rotating
 from gradstats.kernels.ranges import from_unit, unit_of
 from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.base import Payload
@@ -90,7 +90,7 @@ class Coded(Payload):
                 values += self.offsets.repeat_interleave(self.bucket)[: self.numel]
             return values
         rotated = coding.dequantize(self._packed(), self.symbols, *self._tables())
-        return coding.unrotate(rotated, self.numel, self.bucket, self.rotation)
+        return rotating.unrotate(rotated, self.numel, self.bucket, self.rotation)
 
     @property
     def _units(self) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import coded_bits, quantized
-from gradstats.kernels import coding
+from gradstats.kernels import coding, rotating
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import Gauss
 from gradstats.payloads.quantized import Coded
@@ -68,7 +68,7 @@ class EDEN(Stateless):
         """Rotate, quantise at the scale of the coordinates, then find the scale to send."""
         flat, unit = in_range(flat)
         block, key = block_of(flat.numel()), needs_rng(self, rng).own.key
-        rotated = coding.rotate(flat, block, key)
+        rotated = rotating.rotate(flat, block, key)
         spread = coding.bucket_norms(rotated, block, "l2") / block**0.5
         rotated, steady = coding.steadied(rotated, spread, block, SQUARES)
         payload = quantized(rotated, Gauss(self.bits), steady, block)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.none import NoCompression
-from gradstats.compressors.rounds import Collective, State, Step
+from gradstats.compressors.rounds import Collective, Exchanges, State, Step
 from gradstats.payloads.base import Payload
 from gradstats.rng import Rng
 
@@ -30,6 +30,7 @@ class Memory(Compressor):
 
     compressor: Compressor
     steers = True  # unless a class knows that its memory holds errors alone
+    uses_update: ClassVar[bool] = True  # whether `after` and `received` need the mean update
 
     def __post_init__(self) -> None:
         if not isinstance(self.compressor, Compressor):
@@ -49,6 +50,18 @@ class Memory(Compressor):
                 unchanged, because the step may still be called off.
         """
         raise NotImplementedError(f"{type(self).__name__} must define before")
+
+    def terms(self, grad: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
+        """Return two tensors whose sum is what `before` returns with `reuse=True`, or None.
+
+        A compressor that selects adds them while it selects (`Compressor.encode_sum`). The sum
+        takes the place of the first, and `after` gets `state` itself. None: use `before`.
+
+        Args:
+            grad: this step's gradient, detached; read only.
+            state: from `init` or from the step before; its tensors may be overwritten.
+        """
+        return None
 
     def after(
         self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
@@ -84,8 +97,14 @@ class Memory(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode what `before` returns; the buffers of the state are reused."""
-        corrected, state = self.before(grad.detach(), state, reuse=True)
-        payload, inner = self.compressor.encode(corrected, state.inner, rng)
+        grad = grad.detach()
+        terms = self.terms(grad, state)
+        if terms is None:
+            corrected, state = self.before(grad, state, reuse=True)
+            payload, inner = self.compressor.encode(corrected, state.inner, rng)
+        else:
+            corrected = terms[0]
+            payload, inner = self.compressor.encode_sum(terms, corrected, state.inner, rng)
         return payload, replace(self.after(payload, corrected, state), inner=inner)
 
     def exchange(
@@ -94,6 +113,29 @@ class Memory(Compressor):
         """Exchange what `before` returns; the memory counts what the exchange reports as sent."""
         corrected, midway = self.before(grad.detach(), state)
         step = yield from self.compressor.exchange(corrected, midway.inner, rng)
+        return self._ended(step, corrected, midway, state)
+
+    def exchange_all(
+        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+    ) -> Exchanges[list[Step]]:
+        """See `Compressor.exchange_all`; the compressor inside gets all at once if it batches."""
+        if not self.compressor.batches:
+            return (yield from super().exchange_all(grads, states, rngs))
+        pairs = [
+            self.before(grad.detach(), state) for grad, state in zip(grads, states, strict=True)
+        ]
+        inner = [midway.inner for _, midway in pairs]
+        steps = yield from self.compressor.exchange_all([v for v, _ in pairs], inner, rngs)
+        return [
+            self._ended(step, corrected, midway, state)
+            for step, (corrected, midway), state in zip(steps, pairs, states, strict=True)
+        ]
+
+    def _ended(self, step: Step, corrected: Tensor, midway: State, state: State) -> Step:
+        """The step of this memory, from that of the compressor inside."""
+        if not self.uses_update:
+            later = self.after(step.sent, corrected, midway)
+            return step.with_state(replace(later, inner=step.state))
         later = self.after(step.sent, corrected, midway, step.update)
         return Step(self.received(step.update, state), step.sent, replace(later, inner=step.state))
 
