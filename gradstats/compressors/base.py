@@ -19,10 +19,11 @@ from gradstats.compressors.rounds import (
     Exchanges,
     State,
     Step,
+    Terms,
     alone,
     several,
 )
-from gradstats.compressors.steps import PayloadMean
+from gradstats.compressors.steps import PayloadMean, averaged
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.sparse import Masked
 from gradstats.ratios import check_ratio, kept_count
@@ -141,15 +142,38 @@ class Compressor(ABC):
             payloads = [payload.with_values(mean)]
         else:
             payloads = yield AllGather(payload)
-        update = PayloadMean(tuple(payloads), grad.shape, grad.dtype, grad.device)
-        return Step(update, payload, state)
+        mean = PayloadMean(tuple(payloads), grad.shape, grad.dtype, grad.device)
+        return averaged(mean, payload, state)
 
     def exchange_all(
-        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
     ) -> Exchanges[list[Step]]:
-        """Run one step of several gradients, as those of a bucket; for `fused`."""
+        """Run one step of several gradients, as those of a bucket; for `fused`.
+
+        Args:
+            grads: as in `exchange`.
+            states: as in `exchange`.
+            rngs: as in `exchange`.
+            terms: two vectors per gradient, such as a residual and a gradient, whose sum is first
+                put into it, or None; a method that reads a gradient adds them while it reads.
+        """
+        for total, pair in zip(grads, terms, strict=False):
+            if pair:
+                torch.add(*pair, out=total)
         each = zip(grads, states, rngs, strict=True)
         return several([self.exchange(grad, state, rng) for grad, state, rng in each])
+
+    def averages_in(self, dtype: torch.dtype) -> torch.dtype | None:
+        """Return the dtype of the mean where an element-wise mean is all that is done, else None.
+
+        Args:
+            dtype: of the gradients.
+        """
+        return None
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """Run the step of a gradient that is sent uncompressed, such as a small parameter's.

@@ -44,6 +44,11 @@ class PayloadMean:
         else:
             self._add_up(out)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the host knows that the mean is finite."""
+        return len(self.payloads) == 1 and self.payloads[0].is_known_finite
+
     def _averaged(self) -> Tensor | None:
         """The values of a vector that an all-reduce has averaged."""
         first = self.payloads[0]
@@ -85,13 +90,19 @@ class Step:
         state: for the next step.
     """
 
-    update: _Update = _Update()
+    update: Tensor
     sent: Payload
     state: Any
 
     def with_state(self, state: Any) -> Step:
         """Return the same step with another state; nothing is decoded."""
         return Step(vars(self)["held"], self.sent, state)
+
+    @property
+    def is_known_finite(self) -> bool:
+        """Whether the host knows that the update is finite, without reading it."""
+        held = vars(self)["held"]
+        return isinstance(held, PayloadMean) and held.is_finite
 
     def write_to(self, out: Tensor) -> None:
         """Put the update into a vector, `[numel]`."""
@@ -100,3 +111,12 @@ class Step:
             held.write_to(out)
         else:
             out.copy_(held.reshape(-1))
+
+
+Step.update = _Update()  # type: ignore[assignment] # once the fields are known
+
+
+def averaged(mean: PayloadMean, sent: Payload, state: Any) -> Step:
+    """Return a step whose update is decoded where it is asked for."""
+    update: Any = mean
+    return Step(update, sent, state)
