@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradstats.kernels.ranges import saturated
+from gradstats.kernels.forms import on_host
+from gradstats.kernels.ranges import largest_magnitude, saturated
 from gradstats.payloads.base import Dense, Payload
+from gradstats.payloads.sparse import Scattered
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,24 @@ class PayloadMean:
         else:
             self._add_up(out)
 
+    def write_pieces(self, pieces: Sequence[tuple[slice, Tensor]]) -> bool:
+        """Put the mean of sparse payloads into parts of the vector that lie apart.
+
+        Args:
+            pieces: parts of the vector, in order, and where they go, `[end - start]`.
+
+        Returns:
+            Whether it was done, and the mean is finite; if not the pieces hold anything.
+        """
+        payloads = [each for each in self.payloads if isinstance(each, Scattered)]
+        flat = all(there.dim() == 1 and on_host(there) for _, there in pieces)
+        if not flat or len(payloads) < len(self.payloads) or self.dtype.itemsize == 2:
+            return False
+        for _, there in pieces:
+            there.zero_()
+        weight, most = 1 / len(payloads), torch.finfo(self.dtype).max / 2
+        return all([_scatter(each, weight, pieces) <= most for each in payloads])
+
     def _averaged(self) -> Tensor | None:
         """The values of a vector that an all-reduce has averaged."""
         first = self.payloads[0]
@@ -56,6 +77,18 @@ class PayloadMean:
         out.zero_()
         for payload in self.payloads:
             payload.add_to(out, 1 / len(self.payloads))
+
+
+def _scatter(payload: Scattered, weight: float, pieces: Sequence[tuple[slice, Tensor]]) -> float:
+    """Add the elements to pieces of a vector; returns the largest magnitude."""
+    indices, values = payload.indices, payload.values
+    ends = torch.tensor([part.stop for part, _ in pieces])
+    first = 0
+    for (part, there), end in zip(pieces, torch.searchsorted(indices, ends).tolist(), strict=True):
+        places = indices[first:end] - part.start
+        there.index_add_(0, places, values[first:end].to(there.dtype), alpha=weight)
+        first = end
+    return largest_magnitude(values)
 
 
 class _Update:
@@ -92,6 +125,11 @@ class Step:
     def with_state(self, state: Any) -> Step:
         """Return the same step with another state; nothing is decoded."""
         return Step(vars(self)["held"], self.sent, state)
+
+    def write_pieces(self, pieces: Sequence[tuple[slice, Tensor]]) -> bool:
+        """See `PayloadMean.write_pieces`; of any other update nothing is done."""
+        held = vars(self)["held"]
+        return isinstance(held, PayloadMean) and held.write_pieces(pieces)
 
     def write_to(self, out: Tensor) -> None:
         """Put the update into a vector, `[numel]`."""

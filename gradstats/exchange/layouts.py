@@ -57,10 +57,8 @@ class Layout:
     def read(self, scale: float) -> Tensor:
         """Fill the units with gradients divided by the loss scale: whether all are finite."""
         flags = [flag for unit in self.units for flag in unit.read(scale)]
-        if not flags:
-            return are_finite([self.buffer])
         views = [unit.whole for unit in self.units if not unit.own]
-        return torch.stack([*flags, *([are_finite(views)] if views else [])]).all()
+        return all_of(flags, views, self.buffer)
 
     @cached_property
     def result(self) -> Tensor:
@@ -76,9 +74,10 @@ class Layout:
         flags: list[Tensor] = []
         views: list[Tensor] = []
         for unit, step, targets in zip(self.units, steps, self._targets, strict=True):
+            if scale == 1 and step.write_pieces(targets):
+                continue
             (_, first), direct = targets[0], len(targets) == 1 and targets[0][1].dim() == 1
-            numel = unit.whole.numel()
-            flat = first if direct else _flat(unit) if unit.own else first.new_empty(numel)
+            flat = first if direct else _flat(unit)
             step.write_to(flat)
             if scale != 1:
                 flat.mul_(scale)
@@ -86,9 +85,7 @@ class Layout:
                 views.append(flat)
             else:
                 flags += [divide(there, flat[part].view(there.shape)) for part, there in targets]
-        if not flags:
-            return are_finite([self.result])
-        return torch.stack([*flags, *([are_finite(views)] if views else [])]).all()
+        return all_of(flags, views, self.result)
 
     @cached_property
     def _targets(self) -> list[list[Piece]]:
@@ -109,7 +106,22 @@ class Layout:
 
 
 def _flat(unit: Unit) -> Tensor:
-    return unit.whole.view(-1)
+    """Memory for a unit's update: that of its gradients, which were read, if it is its own."""
+    return unit.whole.view(-1) if unit.own else unit.whole.new_empty(unit.whole.numel())
+
+
+def all_of(flags: Sequence[Tensor], views: Sequence[Tensor], whole: Tensor) -> Tensor:
+    """Whether all flags are true and all views finite: a bool, `[]`.
+
+    Args:
+        flags: Bools, `[]`.
+        views: Parts of the whole.
+        whole: Is read at once if the views are all of it.
+    """
+    if sum(view.numel() for view in views) == whole.numel():
+        return are_finite([whole])
+    known = torch.ones((), dtype=torch.bool, device=whole.device)
+    return torch.stack([known, *flags, *([are_finite(views)] if views else [])]).all()
 
 
 class Layouts:

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.forms import on_host
+from gradstats.kernels.forms import in_numba, on_host
 from gradstats.payloads import index_coders as coders
 from gradstats.payloads import index_parsers as parsers
 from gradstats.payloads.index_coders import LIMBS, MAX_N, bytes_of, rice_parameter
@@ -172,6 +172,11 @@ def _lengths(indices: Tensor, n: int, codes: tuple[str, ...]) -> dict[str, int]:
     open_ones = {code: measure for code, measure in measures.items() if measure}
     if not open_ones:
         return lengths
+    if in_numba(indices):
+        least, known = coders.measured(indices, n)
+        if least < 0 or int(indices[-1]) >= n:
+            _check_indices(indices.numpy(), n)
+        return lengths | {code: known[code] for code in open_ones}
     gaps = coders.gaps_of(indices)
     sizes = [measure(gaps, n) for measure in open_ones.values()]
     least, last, *nbytes = torch.stack([gaps.min(), indices[-1], *sizes]).tolist()

@@ -274,3 +274,13 @@ def test_unknown_codes_are_refused():
         encode_indices(torch.tensor([1]), 10, "huffman")
     with pytest.raises(ValueError, match=message):
         read_indices(EMPTY, 0, 10, "huffman")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("code", ["raw", "packed", "golomb", "delta"])
+def test_the_loops_of_the_host_write_the_same_bytes(case, code):
+    indices, n = CASES[case]
+    expected = encoded(indices, n, code)
+    with kernels.use("auto"):
+        assert encoded(indices, n, code) == expected
+        assert index_codes.encoded_nbytes(torch.from_numpy(indices), n, code) == len(expected)
