@@ -19,6 +19,7 @@ from gradstats.compressors.rounds import (
     Exchanges,
     State,
     Step,
+    Terms,
     alone,
     several,
 )
@@ -159,9 +160,24 @@ class Compressor(ABC):
         return averaged(mean, payload, state)
 
     def exchange_all(
-        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
     ) -> Exchanges[list[Step]]:
-        """Run one step of several gradients, as those of a bucket; for `fused`."""
+        """Run one step of several gradients, as those of a bucket; for `fused`.
+
+        Args:
+            grads: as in `exchange`.
+            states: as in `exchange`.
+            rngs: as in `exchange`.
+            terms: two vectors per gradient, such as a residual and a gradient, whose sum is first
+                put into it, or None; a method that reads a gradient adds them while it reads.
+        """
+        for total, pair in zip(grads, terms, strict=False):
+            if pair:
+                torch.add(*pair, out=total)
         each = zip(grads, states, rngs, strict=True)
         return several([self.exchange(grad, state, rng) for grad, state, rng in each])
 

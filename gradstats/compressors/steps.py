@@ -65,6 +65,11 @@ class PayloadMean:
         weight, most = 1 / len(payloads), torch.finfo(self.dtype).max / 2
         return all([_scatter(each, weight, pieces) <= most for each in payloads])
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the host knows that the mean is finite."""
+        return len(self.payloads) == 1 and self.payloads[0].is_known_finite
+
     def _averaged(self) -> Tensor | None:
         """The values of a vector that an all-reduce has averaged."""
         first = self.payloads[0]
@@ -130,6 +135,12 @@ class Step:
         """See `PayloadMean.write_pieces`; of any other update nothing is done."""
         held = vars(self)["held"]
         return isinstance(held, PayloadMean) and held.write_pieces(pieces)
+
+    @property
+    def is_known_finite(self) -> bool:
+        """Whether the host knows that the update is finite, without reading it."""
+        held = vars(self)["held"]
+        return isinstance(held, PayloadMean) and held.is_finite
 
     def write_to(self, out: Tensor) -> None:
         """Put the update into a vector, `[numel]`."""

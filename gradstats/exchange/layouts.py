@@ -82,7 +82,7 @@ class Layout:
             if scale != 1:
                 flat.mul_(scale)
             if direct:
-                views.append(flat)
+                views += [] if step.is_known_finite and scale == 1 else [flat]
             else:
                 flags += [divide(there, flat[part].view(there.shape)) for part, there in targets]
         return all_of(flags, views, self.result)

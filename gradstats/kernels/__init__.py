@@ -20,10 +20,11 @@ from torch import Tensor
 from gradstats.kernels import comparing_eager, counting_eager, selecting_eager
 from gradstats.kernels.comparing_eager import Products
 from gradstats.kernels.forms import FORMS, in_numba, in_triton, use
-from gradstats.kernels.grid import Tally
+from gradstats.kernels.grid import Magnitudes, Tally
 
 __all__ = [
     "FORMS",
+    "Magnitudes",
     "Products",
     "Tally",
     "compact",
@@ -34,6 +35,7 @@ __all__ = [
     "largest_of_sum",
     "products",
     "subtract_at",
+    "sum_magnitudes",
     "use",
 ]
 
@@ -53,6 +55,23 @@ def count(values: Tensor) -> Tally:
 
         return counting_cuda.count(values)
     return counting_eager.count(values)
+
+
+def sum_magnitudes(values: Tensor) -> Magnitudes | None:
+    """Sum the magnitudes of a vector, as `count` does but without its counts.
+
+    Args:
+        values: as in `count`.
+
+    Returns:
+        The sum, or None where only `count` has it: where an element is not finite or there is
+        none, for 16-bit dtypes, and on devices.
+    """
+    if not in_numba(values):
+        return None
+    from gradstats.kernels import counting_cpu
+
+    return counting_cpu.sum_magnitudes(values)
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from typing import Any, NamedTuple
@@ -17,20 +16,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels import counting_cpu_loops
 from gradstats.kernels import selecting_cpu_loops as loops
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads, _patterns
-from gradstats.kernels.grid import INFINITY
-from gradstats.kernels.selecting_cpu_loops import DIGIT
+from gradstats.kernels.counting_cpu import CHUNK, _in_threads
+from gradstats.kernels.selecting_cpu_digits import DIGIT, digit_counts, first_equal
+from gradstats.kernels.selecting_cpu_loops import SIGMAS
+from gradstats.kernels.selecting_cpu_vectors import (
+    Selected,
+    Vector,
+    as_tensors,
+    pattern_below,
+    sum_of,
+    vector_of,
+)
 
-SAMPLE = 1 << 15
-STRIDE = 17  # between the elements of a sample of a short vector
-SHORT = 1 << 10  # elements of which no sample is taken
+FEW = 1 << 17  # elements up to which one call of one thread does it all
 MOST_TIES = 16  # a value with this share of a sample, inverted: compacting would copy too much
-FLOATS = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
-
 Run = tuple[NDArray[np.int32], NDArray[Any]]
-Selected = tuple[NDArray[np.int64], NDArray[Any]]
 
 
 class Bounds(NamedTuple):
@@ -45,80 +46,35 @@ class Bounds(NamedTuple):
     sure: int
 
 
-@dataclass(frozen=True)
-class Vector:
-    """What is selected from.
-
-    Attributes:
-        patterns: `[n]`.
-        dtype: of the values.
-        terms: two vectors and where their sum goes, whose patterns those are once it is there;
-            None where the values are there.
-    """
-
-    patterns: NDArray[Any]
-    dtype: torch.dtype
-    terms: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None
-
-    @property
-    def magnitude(self) -> Any:
-        """The mask of a pattern without its sign."""
-        return self.patterns.dtype.type(np.iinfo(self.patterns.dtype).max >> 1)
-
-    @property
-    def nan(self) -> Any:
-        """The least pattern of a NaN, for which all of them stand."""
-        return self.patterns.dtype.type(INFINITY[self.dtype] + 1)
-
-    def sample(self) -> NDArray[Any]:
-        """The magnitudes of some elements; an odd step meets every column of a matrix."""
-        step = max(STRIDE, self.patterns.size // SAMPLE | 1)
-        if self.terms is None:
-            return self.patterns[::step] & self.magnitude
-        first, second, _ = self.terms
-        sums = first[::step] + second[::step]
-        return sums.view(self.patterns.dtype) & self.magnitude
-
-    def compact(
-        self, chunk: slice, least: Any, places: NDArray[np.int32], kept: NDArray[Any]
-    ) -> int:
-        """See `selecting_cpu_loops.compact`; where there is a sum, the chunk's is written."""
-        patterns, magnitude = self.patterns[chunk], self.magnitude
-        if self.terms is None:
-            return int(loops.compact(patterns, magnitude, least, 0, places, kept, 0))
-        first, second, total = (each[chunk] for each in self.terms)
-        terms, in_place = (first, second, total), self.terms[0] is self.terms[2]
-        return int(
-            loops.add_and_compact(terms, in_place, patterns, magnitude, least, places, kept)
-        )
-
-    def add(self) -> None:
-        """Write the sum, where there is one."""
-        if self.terms is not None:
-            first, second, total = self.terms
-            np.add(first, second, out=total)
-
-
 def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.compact`."""
-    return _compacted(_vector(values), threshold)
+    few = values.numel() <= FEW
+    selected = _above_in_few if few else _above
+    return as_tensors(selected(vector_of(values), threshold), values.dtype)
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.largest`."""
-    return _largest(_vector(values), k)
+    n = values.numel()
+    selected = _largest_of_few if n <= FEW else _largest
+    return as_tensors(selected(vector_of(values), min(k, n)), values.dtype)
 
 
 def compact_sum(
     first: Tensor, second: Tensor, total: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.compact_sum`."""
-    return _compacted(_sum(first, second, total), threshold)
+    if total.numel() <= FEW:
+        return compact(torch.add(first, second, out=total), threshold)
+    return as_tensors(_above(sum_of(first, second, total), threshold), total.dtype)
 
 
 def largest_of_sum(first: Tensor, second: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.largest_of_sum`."""
-    return _largest(_sum(first, second, total), k)
+    n = total.numel()
+    if n <= FEW:
+        return largest(torch.add(first, second, out=total), k)
+    return as_tensors(_largest(sum_of(first, second, total), min(k, n)), total.dtype)
 
 
 def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
@@ -129,65 +85,51 @@ def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
         raise IndexError(f"{rule}, got {int(indices[done])}")
 
 
-def _vector(values: Tensor) -> Vector:
-    values = values.detach()
-    return Vector(_patterns(values), values.dtype)
+def _above_in_few(vector: Vector, threshold: float) -> Selected:
+    """What exceeds a threshold, by one call of one thread."""
+    patterns, dtype = vector.patterns, vector.patterns.dtype
+    places, kept = np.empty(patterns.size, np.int32), np.empty(patterns.size, dtype)
+    least = dtype.type(pattern_below(threshold, vector.dtype) + 1)
+    count = loops.compact(patterns, vector.magnitude, least, 0, places, kept, 0)
+    return places[:count].astype(np.int64), kept[:count].copy()
 
 
-def _sum(first: Tensor, second: Tensor, total: Tensor) -> Vector:
-    one, two = first.detach().numpy(), second.detach().numpy()
-    out = one if total.data_ptr() == first.data_ptr() else total.numpy()
-    return Vector(_patterns(total), total.dtype, (one, two, out))
+def _above(vector: Vector, threshold: float) -> Selected:
+    """What exceeds a threshold."""
+    least = pattern_below(threshold, vector.dtype) + 1
+    return _joined(_runs(vector, least), vector.patterns.dtype)
 
 
-def _compacted(vector: Vector, threshold: float) -> tuple[Tensor, Tensor]:
-    limit = pattern_below(threshold, vector.dtype)
-    return _as_tensors(_joined(_runs(vector, limit + 1), vector.patterns.dtype), vector)
+def _largest_of_few(vector: Vector, k: int) -> Selected:
+    """The k largest magnitudes, from 0 to n of them, by one call of one thread."""
+    patterns = vector.patterns
+    indices, values = np.empty(k, np.int64), np.empty(k, patterns.dtype)
+    if k:
+        loops.largest_of_few(patterns, vector.magnitude, vector.nan, indices, values)
+    return indices, values
 
 
-def _largest(vector: Vector, k: int) -> tuple[Tensor, Tensor]:
-    """Select by a sample, a pass and a ranking.
+def _largest(vector: Vector, k: int) -> Selected:
+    """The k largest magnitudes, from 1 to n of them, by a sample, a pass and a ranking.
 
     A sample gives a magnitude that somewhat more than k elements reach, and one that somewhat
     fewer reach. The first are compacted in one pass, and those between the two ranked. Where the
     sample misled, or a value is so frequent that compacting would copy much of the vector, passes
     over 16 bits each find the k-th magnitude instead.
     """
-    n = vector.patterns.size
-    k, bounds = min(k, n), None
-    every = Bounds(0, int(vector.nan)) if n <= SAMPLE else None
-    if n > SHORT:
-        bounds = _bounds(vector.sample(), k / n, int(vector.nan))
-    bounds = bounds or every
+    bounds = _bounds(vector.sample(), k / vector.patterns.size, int(vector.nan))
     if bounds is None:
         vector.add()
-        return _as_tensors(_by_digits(vector, k), vector)
+        return _by_digits(vector, k)
     runs = _runs(vector, bounds.least)
     few = sum(len(places) for places, _ in runs.values()) < k
-    selected = _by_digits(vector, k) if few else _ranked(runs, k, bounds.sure, vector)
-    return _as_tensors(selected, vector)
-
-
-def _as_tensors(selected: Selected, vector: Vector) -> tuple[Tensor, Tensor]:
-    indices, patterns = selected
-    signed = patterns.view(f"i{patterns.itemsize}")
-    return torch.from_numpy(indices), torch.from_numpy(signed).view(vector.dtype)
-
-
-def pattern_below(threshold: float, dtype: torch.dtype) -> int:
-    """The pattern of `grid.round_down`."""
-    if dtype == torch.bfloat16:  # the leading half of a float32
-        return pattern_below(threshold, torch.float32) >> 16
-    with np.errstate(over="ignore"):
-        rounded = FLOATS[dtype](threshold)
-    pattern = int(rounded.view(f"u{dtype.itemsize}"))
-    return pattern - (float(rounded) > threshold)
+    return _by_digits(vector, k) if few else _ranked(runs, k, bounds.sure, vector)
 
 
 def _bounds(sample: NDArray[Any], share: float, nan: int) -> Bounds | None:
     """Magnitudes around the k-th; None if there are none to be had."""
     expected = share * sample.size
-    margin = 5 * math.sqrt(expected) + 5
+    margin = SIGMAS * math.sqrt(expected) + SIGMAS
     low, high = math.ceil(expected + margin), math.floor(expected - margin)
     if low >= sample.size:
         return None
@@ -268,11 +210,11 @@ def _kth(runs: dict[int, Run], k: int, sure: int, vector: Vector) -> Any:
 def _by_digits(vector: Vector, k: int) -> Selected:
     """The same for any values, in passes that count a digit of 16 bits each."""
     patterns, infinity = vector.patterns, int(vector.nan) - 1
-    bits, vector = 8 * patterns.itemsize, replace(vector, terms=None)
+    bits, vector = 8 * patterns.itemsize, vector._replace(terms=None)
     prefix, above, shift = 0, 0, bits
     while shift:
         shift -= DIGIT
-        counts = _digit_counts(patterns, prefix, shift)
+        counts = digit_counts(patterns, prefix, shift)
         if prefix == 0 and shift == bits - DIGIT and counts[infinity >> shift :].sum() >= k:
             return _ranked(_runs(vector, infinity), k, infinity + 1, vector)
         from_top = counts[::-1].cumsum()
@@ -281,28 +223,7 @@ def _by_digits(vector: Vector, k: int) -> Selected:
         prefix = prefix << DIGIT | digit
     indices, larger = _joined(_runs(vector, prefix + 1), patterns.dtype)
     equal = np.empty(k - above, np.int64)
-    loops.first_equal(patterns, patterns.dtype.type(prefix), equal)
+    first_equal(patterns, patterns.dtype.type(prefix), equal)
     indices = np.concatenate([indices, equal])
     order = indices.argsort()
     return indices[order], np.concatenate([larger, patterns[equal]])[order]
-
-
-def _digit_counts(patterns: NDArray[Any], prefix: int, shift: int) -> NDArray[np.int64]:
-    """How many magnitudes that begin with a prefix have each next digit."""
-    width = patterns.dtype.type
-    top = shift == 8 * patterns.itemsize - DIGIT
-    heads = patterns.view(np.uint16)[patterns.itemsize // 2 - 1 :: patterns.itemsize // 2]
-
-    def work(chunks: Iterator[slice]) -> NDArray[np.int32]:
-        counts = np.zeros((2, 1 << DIGIT), np.int32)
-        for chunk in chunks:
-            if top:
-                counting_cpu_loops.count_heads(heads[chunk], np.uint16(0), counts)
-            else:
-                loops.count_digits(patterns[chunk], width(prefix), width(shift), counts[0])
-        return counts
-
-    counts = np.asarray(sum(each.sum(0, dtype=np.int64) for each in _in_threads(work, len(heads))))
-    if top:  # either sign
-        counts = counts.reshape(2, -1).sum(0)
-    return counts

@@ -6,6 +6,7 @@ call each other stand together.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from gradstats.kernels.counting_cpu_loops import jit
 
 LANES = 64  # elements whose comparisons are the bits of one integer
 STRETCH = 1 << 12  # elements that are added and looked at while they are in the first-level cache
-DIGIT = 16  # bits of a magnitude that one pass counts
+STRIDE = 17  # between the elements of a sample of a short vector
+SHORT = 1 << 10  # elements of which no sample is taken
+LEADING = 11  # bits of a magnitude that are counted to rank a few
+SIGMAS = 5.0  # by which more of a sample are taken than their share
 SEQUENCE = np.uint64(0x03F79D71B4CB0A89)  # of de Bruijn: its 64 windows of 6 bits are distinct
 
 
@@ -30,14 +34,14 @@ BIT_NUMBERS = _bit_numbers()
 
 
 @jit
-def lowest_bit(bits: int) -> int:
+def lowest_bit(bits: Any) -> Any:
     """The number of the lowest bit that is set."""
     low = bits & (~bits + np.uint64(1))
     return BIT_NUMBERS[(low * SEQUENCE) >> np.uint64(58)]
 
 
 @jit
-def reached_by(part: NDArray[Any], magnitude: int, least: int) -> int:
+def reached_by(part: NDArray[Any], magnitude: int, least: int) -> Any:
     """A bit per element of 64: whether its magnitude is `least` or more."""
     width = part.dtype.type
     bits = np.uint64(0)
@@ -200,30 +204,73 @@ def write_largest(
 
 
 @jit
-def count_digits(
-    patterns: NDArray[Any], prefix: int, shift: int, counts: NDArray[np.int32]
-) -> None:
-    """Count the digits below a shift of the magnitudes that begin with a prefix."""
-    width = patterns.dtype.type
-    digit = width((1 << DIGIT) - 1)
-    without_sign = width(prefix)
-    for i in range(patterns.size):
-        bits = width(patterns[i] << width(1)) >> width(1)
-        if width(bits >> width(shift + DIGIT)) == without_sign:
-            counts[width(bits >> shift) & digit] += 1
+def kth_largest(magnitudes: NDArray[Any], k: int) -> Any:
+    """The k-th largest of some magnitudes, k from 1: counts of leading bits, then of one bin."""
+    width = magnitudes.dtype.type
+    shift = width(8 * magnitudes.itemsize - 1 - LEADING)
+    counts = np.zeros(1 << LEADING, np.int32)
+    for i in range(magnitudes.size):
+        counts[magnitudes[i] >> shift] += 1
+    head = (1 << LEADING) - 1
+    above = 0
+    while above + counts[head] < k:
+        above += counts[head]
+        head -= 1
+    alike = np.empty(counts[head], magnitudes.dtype)
+    count = 0
+    for i in range(magnitudes.size):
+        if magnitudes[i] >> shift == width(head):
+            alike[count] = magnitudes[i]
+            count += 1
+    rank = alike.size - (k - above)
+    return np.partition(alike, rank)[rank]
 
 
 @jit
-def first_equal(patterns: NDArray[Any], magnitude: int, out: NDArray[np.int64]) -> None:
-    """Write the indices of the first elements of one magnitude, as many as `out` holds."""
+def sampled(patterns: NDArray[Any], magnitude: int, k: int) -> int:
+    """A magnitude that k elements are all but sure to reach, by a sample."""
     width = patterns.dtype.type
-    count = 0
-    for i in range(patterns.size):
-        if count == out.size:
-            return
-        if width(patterns[i] << width(1)) >> width(1) == magnitude:
-            out[count] = i
-            count += 1
+    sample = np.empty((patterns.size - 1) // STRIDE + 1, patterns.dtype)
+    for i in range(sample.size):
+        sample[i] = width(patterns[i * STRIDE] & magnitude)
+    expected = k * sample.size / patterns.size
+    rank = sample.size - math.ceil(expected + SIGMAS * math.sqrt(expected) + SIGMAS)
+    return int(kth_largest(sample, sample.size - rank)) if rank > 0 else 0
+
+
+@jit
+def largest_of_few(
+    patterns: NDArray[Any],
+    magnitude: int,
+    nan: int,
+    indices: NDArray[np.int64],
+    values: NDArray[Any],
+) -> None:
+    """Write the k largest magnitudes of a short vector.
+
+    Args:
+        patterns: `[n]`.
+        magnitude: mask of a pattern without its sign.
+        nan: the least pattern of a NaN, for which all of them stand.
+        indices: room for k, from 1 to n.
+        values: room for their patterns.
+    """
+    width = patterns.dtype.type
+    k = indices.size
+    least = width(0)
+    if patterns.size > SHORT:
+        least = width(sampled(patterns, magnitude, k))
+    places, kept = np.empty(patterns.size, np.int32), np.empty(patterns.size, patterns.dtype)
+    count = compact(patterns, magnitude, least, 0, places, kept, 0)
+    if count < k:  # the sample misled
+        count = compact(patterns, magnitude, width(0), 0, places, kept, 0)
+    places, kept = places[:count], kept[:count]
+    ranked = np.empty(count, patterns.dtype)
+    for i in range(count):
+        ranked[i] = min(width(kept[i] & magnitude), nan)
+    kth = kth_largest(ranked, k)
+    above, _ = count_ranks(kept, magnitude, nan, kth)
+    write_largest(places, kept, (magnitude, nan, kth), 0, k - above, indices, values)
 
 
 @jit

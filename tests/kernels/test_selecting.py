@@ -9,12 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradstats import kernels
-from gradstats.kernels import counting_cpu, selecting_cpu, selecting_eager
+from gradstats.kernels import (
+    counting_cpu,
+    selecting_cpu,
+    selecting_cpu_vectors,
+    selecting_eager,
+)
 from gradstats.kernels.grid import INTEGERS, round_down
+from gradstats.kernels.selecting_cpu_vectors import as_tensors, pattern_below, vector_of
 from tests.kernels.test_counting import DTYPES, draws, same_pair, specials
 
-FORMS = {"numba": selecting_cpu, "torch": selecting_eager}
-N = selecting_cpu.SAMPLE + 1234  # where a sample is taken
+WAYS = (selecting_cpu._largest_of_few, selecting_cpu._largest)  # of short vectors, of long ones
+SAMPLE = selecting_cpu_vectors.SAMPLE
+N = SAMPLE + 1234
 
 
 def oracle(values, k):
@@ -33,11 +40,13 @@ def bits_of(values):
 def check(values, *ks):
     for k in ks:
         expected = oracle(values, k)
-        for form in FORMS.values():
-            indices, found = form.largest(values, k)
+        selected = [form.largest(values, k) for form in (selecting_cpu, selecting_eager)]
+        vector, most = vector_of(values), min(k, len(values))
+        selected += [as_tensors(way(vector, most), values.dtype) for way in WAYS]
+        for indices, kept in selected:
             assert indices.dtype == torch.int64
             assert indices.tolist() == expected
-            assert same_pair((indices, found), (indices, values[indices]))
+            assert same_pair((indices, kept), (indices, values[indices]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -78,7 +87,7 @@ def test_every_scale_and_subnormals():
 def test_a_sample_that_misleads_changes_nothing():
     """What the sample sees is small, and what it does not see is large, and the other way."""
     hidden = torch.ones(40 * N) * torch.linspace(0.5, 1, 40 * N)
-    step = 40 * N // selecting_cpu.SAMPLE | 1
+    step = 40 * N // SAMPLE | 1
     for factor in (1e-3, 1e3):
         values = hidden.clone()
         values[::step] *= factor
@@ -91,7 +100,7 @@ def test_threads_change_nothing(threads):
     values, before = draws(2**19 * 3 + 5, torch.float32, seed=5), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        check(values, 1500)
+        check(values, 1500, 2**18)
     finally:
         torch.set_num_threads(before)
 
@@ -110,14 +119,15 @@ def test_passes_over_digits_find_the_same(dtype):
     """The way that is taken where a sample misleads, on vectors where it is not."""
     values = draws(3000, dtype, seed=6)
     values[::7] = values[3]
-    vector = selecting_cpu._vector(values)
+    vector = vector_of(values)
     for k in (1, 2, 300, 1500, 3000):
         assert selecting_cpu._by_digits(vector, k)[0].tolist() == oracle(values, k)
 
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    """Chunks of 256 elements, which threads share."""
+    """Chunks of 256 elements, which threads share, and no vector is short."""
+    monkeypatch.setattr(selecting_cpu, "FEW", 0)
     monkeypatch.setattr(counting_cpu, "CHUNK", 256)
     monkeypatch.setattr(selecting_cpu, "CHUNK", 256)
 
@@ -146,13 +156,15 @@ def test_patterns_of_thresholds_are_those_of_rounding_down(dtype):
     some = [0.0, 1.0, 1e-46, 5e-324, 6e-8, 1e-40, 65504.0, 65520.0, 3.4e38, 3.5e38, 1e300]
     for threshold in [*some, math.inf, *np.exp(rng.uniform(-110, 95, 500)).tolist()]:
         values = torch.tensor([round_down(threshold, dtype)], dtype=dtype)
-        assert selecting_cpu.pattern_below(threshold, dtype) == selecting_cpu._patterns(values)[0]
+        assert pattern_below(threshold, dtype) == vector_of(values).patterns[0]
 
 
+@pytest.mark.parametrize("few", [selecting_cpu.FEW, 0])
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("n", [0, 1, 64, 1023, 4096 + 5, N])
-def test_sums_are_written_and_selected_from(dtype, n, in_place):
+@pytest.mark.parametrize("n", [1, 64, 1023, 4096 + 5, N])
+def test_sums_are_written_and_selected_from(monkeypatch, dtype, n, in_place, few):
+    monkeypatch.setattr(selecting_cpu, "FEW", few)
     first, second = draws(n, dtype, seed=n), draws(n, dtype, seed=n + 1)
     second[n // 2 : n // 2 + 16] = specials(dtype)[: min(16, n - n // 2)]
     expected, kept = first + second, first.clone()
@@ -172,7 +184,7 @@ def test_sums_are_written_and_selected_from(dtype, n, in_place):
 @pytest.mark.parametrize("k", [1000, 30 * N])
 def test_a_sum_is_added_once_where_its_sample_misleads(in_place, k):
     hidden = torch.ones(40 * N) * torch.linspace(0.5, 1, 40 * N)
-    hidden[:: 40 * N // selecting_cpu.SAMPLE | 1] *= 1e3
+    hidden[:: 40 * N // SAMPLE | 1] *= 1e3
     first, second = hidden / 4, hidden * 0.75
     expected = first + second
     total = first if in_place else torch.empty_like(first)
@@ -200,7 +212,7 @@ def test_what_was_sent_is_subtracted_as_the_definition_does(dtype):
 
 
 def test_nothing_is_selected_of_nothing():
-    for form in FORMS.values():
+    for form in (selecting_cpu, selecting_eager):
         indices, values = form.largest(torch.zeros(0), 1)
         assert indices.tolist() == values.tolist() == []
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gradstats.compressors.base import Joint
 from gradstats.compressors.batches import (
+    Batch,
     Factors,
     in_batches,
     mean_step,
-    multiply,
     payloads,
     products,
 )
@@ -31,9 +31,11 @@ from gradstats.compressors.rounds import (
     Exchanges,
     State,
     Step,
+    Terms,
     fused,
 )
 from gradstats.compressors.states import first_state
+from gradstats.kernels.multiplying import multiply
 from gradstats.kernels.ranges import from_unit
 from gradstats.rng import Rng
 
@@ -93,18 +95,20 @@ class PowerSGD(Joint):
         return step
 
     def exchange_all(
-        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
     ) -> Exchanges[list[Step]]:
         """Exchange P of all matrices, then Q of all."""
-        return (yield from in_batches(self, self._factored, grads, states))
+        return (yield from in_batches(self, grads, states, terms))
 
-    def _factored(
-        self, grads: Sequence[Tensor], matrices: Sequence[Tensor], states: Sequence[State]
-    ) -> Exchange[list[Step]]:
+    def exchange_batch(self, batch: Batch) -> Exchange[list[Step]]:
         """Exchange matrices of one dtype."""
-        last = Factors.stacked(states)
+        last = Factors.stacked(batch.states)
         bases = last.mapped([_normalised(block) for block in last.blocks])
-        scaled, units, start = products(matrices, bases)
+        matrices, units, start = products(batch, bases)
         for each, unit in zip(start.each, units, strict=True):
             _shrink(each, unit)
         mean = start.of((yield AllReduce(start.flat, "mean")))
@@ -112,15 +116,16 @@ class PowerSGD(Joint):
         p = mean.mapped([orthonormal(block) for block in mean.blocks])
         narrow = p.mapped([block / room for block, room in zip(p.blocks, rooms, strict=True)])
         own = Factors.empty([matrix.shape[1] for matrix in matrices], self.rank, start.flat)
-        for matrix, unit, basis, out in zip(scaled, units, narrow.each, own.each, strict=True):
+        for matrix, unit, basis, out in zip(matrices, units, narrow.each, own.each, strict=True):
             multiply(matrix.T, basis, out)
             out.copy_(from_unit(out, unit))
         q = own.of((yield AllReduce(own.flat, "mean")))
         wide = p.mapped([block * room for block, room in zip(p.blocks, rooms, strict=True)])
+        sent = payloads(wide, q)
         return [
             # a step with NaN must not end all those after it
-            mean_step(sent, grad, sent.right if sent.is_finite else state)
-            for sent, grad, state in zip(payloads(wide, q), grads, states, strict=True)
+            mean_step(each, grad, each.right if each.is_finite else state)
+            for each, grad, state in zip(sent, batch.grads, batch.states, strict=True)
         ]
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import Collective, State, Step
+from gradstats.compressors.rounds import State, Terms
 from gradstats.compressors.states import own_share
 from gradstats.compressors.wrappers.memory import Memory
-from gradstats.kernels import recycling
 from gradstats.kernels.ranges import summed
 from gradstats.payloads.base import Payload
-from gradstats.rng import Rng
 
 
 @dataclass(eq=False)
@@ -77,25 +74,16 @@ class ErrorFeedback(Memory):
         corrected = summed(residual, grad)
         return corrected, Residual(corrected, state.inner)
 
-    def terms(self, grad: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
+    def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
         """Return residual and gradient."""
-        if not are_addable(state.residual, grad):
+        own = type(self).before is not ErrorFeedback.before
+        if own or not are_addable(state.residual, grad):
             return None
+        if not reuse:
+            return state.residual if self.gamma == 1 else state.residual * self.gamma, grad
         if self.gamma != 1:
             state.residual.mul_(self.gamma)
         return state.residual, grad
-
-    def exchange(
-        self, grad: Tensor, state: State, rng: Rng | None = None
-    ) -> Generator[Collective, Any, Step]:
-        """Exchange residual + gradient, which are added where the compressor inside reads them."""
-        terms: tuple[Tensor, Tensor] = state.residual, grad.detach()
-        own = type(self).before is not ErrorFeedback.before
-        if own or self.gamma != 1 or not are_addable(*terms):
-            return (yield from super().exchange(grad, state, rng))
-        total = recycling.empty_like(state.residual)  # the step may still be called off
-        step = yield from self.compressor.exchange_sum(terms, total, state.inner, rng)
-        return self._ended(step, total, Residual(total, state.inner), state)
 
     def after(
         self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
