@@ -14,6 +14,8 @@ from gradstats.kernels.ranges import largest_magnitude, saturated
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.sparse import Scattered
 
+Written = tuple[Tensor, Tensor]  # a vector, and indices in it
+
 
 @dataclass(frozen=True, eq=False)
 class PayloadMean:
@@ -47,23 +49,38 @@ class PayloadMean:
         else:
             self._add_up(out)
 
-    def write_pieces(self, pieces: Sequence[tuple[slice, Tensor]]) -> bool:
-        """Put the mean of sparse payloads into parts of the vector that lie apart.
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it has few elements, whose places the host knows."""
+        known = all(
+            isinstance(each, Scattered) and on_host(each.indices) for each in self.payloads
+        )
+        return known and self.dtype.itemsize > 2
+
+    def add_to_pieces(self, pieces: Sequence[tuple[slice, Tensor]]) -> list[Written] | None:
+        """Add a sparse mean to parts of the vector that lie apart.
 
         Args:
-            pieces: parts of the vector, in order, and where they go, `[end - start]`.
+            pieces: parts of the vector, in order, and where they are, `[end - start]`.
 
         Returns:
-            Whether it was done, and the mean is finite; if not the pieces hold anything.
+            Where it was added; None if the mean may be infinite or NaN.
         """
-        payloads = [each for each in self.payloads if isinstance(each, Scattered)]
-        flat = all(there.dim() == 1 and on_host(there) for _, there in pieces)
-        if not flat or len(payloads) < len(self.payloads) or self.dtype.itemsize == 2:
-            return False
-        for _, there in pieces:
-            there.zero_()
-        weight, most = 1 / len(payloads), torch.finfo(self.dtype).max / 2
-        return all([_scatter(each, weight, pieces) <= most for each in payloads])
+        weight, most = 1 / len(self.payloads), torch.finfo(self.dtype).max / 2
+        written: list[Written] = []
+        for payload in self.payloads:
+            assert isinstance(payload, Scattered)
+            values, first = payload.values, 0
+            if not largest_magnitude(values) <= most:
+                return None
+            ends = torch.tensor([part.stop for part, _ in pieces])
+            lasts = torch.searchsorted(payload.indices, ends).tolist()
+            for (part, there), last in zip(pieces, lasts, strict=True):
+                places = payload.indices[first:last] - part.start
+                there.index_add_(0, places, values[first:last].to(there.dtype), alpha=weight)
+                written.append((there, places))
+                first = last
+        return written
 
     @property
     def is_finite(self) -> bool:
@@ -82,18 +99,6 @@ class PayloadMean:
         out.zero_()
         for payload in self.payloads:
             payload.add_to(out, 1 / len(self.payloads))
-
-
-def _scatter(payload: Scattered, weight: float, pieces: Sequence[tuple[slice, Tensor]]) -> float:
-    """Add the elements to pieces of a vector; returns the largest magnitude."""
-    indices, values = payload.indices, payload.values
-    ends = torch.tensor([part.stop for part, _ in pieces])
-    first = 0
-    for (part, there), end in zip(pieces, torch.searchsorted(indices, ends).tolist(), strict=True):
-        places = indices[first:end] - part.start
-        there.index_add_(0, places, values[first:end].to(there.dtype), alpha=weight)
-        first = end
-    return largest_magnitude(values)
 
 
 class _Update:
@@ -131,10 +136,11 @@ class Step:
         """Return the same step with another state; nothing is decoded."""
         return Step(vars(self)["held"], self.sent, state)
 
-    def write_pieces(self, pieces: Sequence[tuple[slice, Tensor]]) -> bool:
-        """See `PayloadMean.write_pieces`; of any other update nothing is done."""
+    @property
+    def mean(self) -> PayloadMean | None:
+        """The update, if it is a mean that is not decoded yet."""
         held = vars(self)["held"]
-        return isinstance(held, PayloadMean) and held.write_pieces(pieces)
+        return held if isinstance(held, PayloadMean) else None
 
     @property
     def is_known_finite(self) -> bool:

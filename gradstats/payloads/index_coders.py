@@ -190,6 +190,15 @@ def read_golomb(data: Tensor, k: int, n: int) -> Tensor:
     return _from_gaps(gaps_of(ends) << b | _unpack(data[:split], k, b))
 
 
+def golomb_on_host(data: Tensor, k: int, n: int) -> Tensor | None:
+    """Decode what `write_golomb` has written, on the host; None for any other bytes."""
+    from gradstats.payloads import index_loops
+
+    b = rice_parameter(k, n)
+    found = index_loops.read_golomb(data.numpy(), k, n, b) if b < SHORT else None
+    return None if found is None else torch.from_numpy(found)
+
+
 def write_delta(indices: Tensor, n: int, nbytes: int) -> Tensor:
     """The gaps as LEB128: 7 bits per byte, and a top bit of 1 on all but the last."""
     gaps = gaps_of(indices)

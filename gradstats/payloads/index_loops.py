@@ -61,3 +61,40 @@ def write_golomb(indices: NDArray[np.int64], b: int, nbytes: int) -> NDArray[Any
     split = -(-indices.size * b // 8)
     _write_golomb(indices, b, data[:split], data[split:])
     return data
+
+
+@jit
+def _read_golomb(
+    low: NDArray[np.uint8], unary: NDArray[np.uint8], b: int, n: int, out: NDArray[np.int64]
+) -> bool:
+    waiting, bits, place, position = np.uint64(0), 0, 0, 0
+    mask, total = np.uint64((1 << b) - 1), 8 * unary.size
+    index = -1
+    for i in range(out.size):
+        while bits < b:
+            waiting |= np.uint64(low[place]) << np.uint64(bits)
+            place, bits = place + 1, bits + 8
+        rest = np.int64(waiting & mask)
+        waiting, bits = waiting >> np.uint64(b), bits - b
+        first = position
+        while position < total and unary[position >> 3] >> (position & 7) & 1:
+            position += 1
+        if position == total or position - first > n >> b:
+            return False
+        index += 1 + ((position - first) << b | rest)
+        if index >= n:
+            return False
+        out[i] = index
+        position += 1
+    ended = position + 7 >> 3 == unary.size and place == low.size and waiting == np.uint64(0)
+    while ended and position < total:
+        ended = not unary[position >> 3] >> (position & 7) & 1
+        position += 1
+    return ended
+
+
+def read_golomb(data: NDArray[np.uint8], k: int, n: int, b: int) -> NDArray[np.int64] | None:
+    """Decode k indices below n; None for any bytes that `write_golomb` does not give."""
+    split = -(-k * b // 8)
+    out = np.empty(k, np.int64)
+    return out if _read_golomb(data[:split], data[split:], b, n, out) else None
