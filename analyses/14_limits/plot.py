@@ -38,8 +38,8 @@ def sizes(of_threads: dict[str, Any]) -> str:
     """Fixed costs and slopes as a table."""
     rows = [
         "The cost of a call that encodes 1,000 elements, and of each element beyond 10",
-        "million. The columns: the method; the first with one and with two threads; the second, in",
-        "nanoseconds, with one and with two threads.",
+        "million. The columns: the method; µs with one and with two threads; ns with one",
+        "and with two threads.",
         "",
         "| | fixed, 1 thread | 2 threads | per element, 1 thread | 2 threads |",
         "|---|---|---|---|---|",
