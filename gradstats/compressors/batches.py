@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradstats.compressors.matrices import as_matrix
 from gradstats.compressors.rounds import Exchange, Exchanges, State, Step, Terms, several
-from gradstats.compressors.steps import PayloadMean
+from gradstats.compressors.steps import PayloadMean, averaged
 from gradstats.kernels.multiplying import multiply, multiply_sum
 from gradstats.kernels.ranges import WINDOW, in_range
 from gradstats.payloads.low_rank import LowRank
@@ -169,7 +169,7 @@ def payloads(left: Factors, right: Factors) -> list[LowRank]:
 
 def mean_step(sent: LowRank, grad: Tensor, state: State) -> Step:
     """Return the step whose update is a mean P Qᵀ, in shape and dtype of the gradient."""
-    return Step(PayloadMean((sent,), grad.shape, grad.dtype, grad.device), sent, state)
+    return averaged(PayloadMean((sent,), grad.shape, grad.dtype, grad.device), sent, state)
 
 
 def in_batches(
