@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, reduce
 from itertools import pairwise
-from operator import itemgetter, or_
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,7 @@ from gradstats.kernels.grid import (
     Grid,
     Magnitudes,
     Tally,
-    sparse,
     sums_16_bit,
-    tally_16_bit,
     values_16_bit,
 )
 
@@ -75,7 +73,7 @@ def count(values: Tensor) -> Tally:
         return _tally_run(values, np.array([0, len(values)]))[0]
     grid, patterns = GRIDS[values.dtype], _patterns(values)
     if grid.bits == 16:
-        return tally_16_bit(*sparse(_count_patterns(patterns, grid)), values.dtype)
+        return _tally_of(_count_patterns(patterns, grid), values.dtype)
     array, keys = values.numpy(), _keys(grid)
 
     def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int32], dict[int, Any]]:
@@ -95,28 +93,30 @@ def count(values: Tensor) -> Tally:
 
 def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     """See `gradstats.kernels.sum_magnitudes`."""
-    if values.dtype.itemsize == 2:
+    if values.dtype.itemsize == 2 or not len(values):
         return None
-    keys, patterns, array = _keys(GRIDS[values.dtype]), _patterns(values), values.numpy()
+    patterns, array = _patterns(values), values.numpy()
+    magnitude, infinity, _, below, _ = _keys(GRIDS[values.dtype])
+    sums = np.zeros((-(-len(array) // BLOCK), 4))  # as those of a tally, which are added alike
 
-    def work(chunks: Iterator[slice]) -> list[tuple[int, NDArray[np.float64], int, int]]:
-        pieces = []
+    def work(chunks: Iterator[slice]) -> tuple[int, int]:
+        largest, zeros = 0, 0
         for c in chunks:
-            sums = np.zeros((-(-(c.stop - c.start) // BLOCK), 4))
-            pieces.append(
-                (c.start, sums, *loops.sum_magnitudes(patterns[c], array[c], keys, sums))
-            )
-        return pieces
+            own = sums[c.start // BLOCK : -(-c.stop // BLOCK)]
+            top, none = loops.sum_magnitudes(patterns[c], array[c], magnitude, below, own)
+            largest, zeros = max(largest, top), zeros + none
+        return largest, zeros
 
-    pieces = sorted(
-        (each for own in _in_threads(work, len(array)) for each in own), key=itemgetter(0)
-    )
-    if not pieces or max(each[2] for each in pieces) >= keys.infinity:
+    if len(array) <= CHUNK:
+        results = [work(iter([slice(0, len(array))]))]
+    else:
+        results = _in_threads(work, len(array))
+    largest = max(top for top, _ in results)
+    if largest >= infinity:
         return None
-    sums = np.concatenate([each[1] for each in pieces])
-    largest = patterns.dtype.type(max(each[2] for each in pieces))
-    nonzero = len(array) - sum(each[3] for each in pieces)
-    return Magnitudes(nonzero, _combined(sums)[1], float(largest.view(array.dtype)))
+    nonzero = len(array) - sum(zeros for _, zeros in results)
+    peak = patterns.dtype.type(largest).view(array.dtype)
+    return Magnitudes(nonzero, float(sums[:, 1].sum()), float(peak))
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
@@ -263,6 +263,25 @@ def _rows(
     over_tables.drop_zeros(counts[:, np.newaxis], keys, special)
     rows = np.empty((3, counts.size // 2), np.int64)
     return rows[:, : over_tables.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
+
+
+def _tally_of(table: NDArray[np.int64], dtype: torch.dtype) -> Tally:
+    """The tally of a 16-bit dtype from how often each pattern occurs; the table becomes empty."""
+    keys, every = _keys(GRIDS[dtype]), values_16_bit(dtype)
+    listed, rows = np.empty((2, table.size), np.int64), np.empty((3, keys.half), np.int64)
+    zeros, whole = (int(table[0]), int(table[keys.half])), (keys, 1, keys.half - 1)
+    patterns, counts = listed[:, : over_tables.take_list(table, *whole, listed, 0)]
+    rows = rows[:, : over_tables.take_rows(table[np.newaxis], 0, *whole, rows, 0)]
+    values = every[patterns]
+    finite = np.isfinite(values)
+    kinds = (np.isnan(values), np.isposinf(values), np.isneginf(values))
+    return Tally(
+        *rows,
+        *zeros,
+        *(int(counts[kind].sum()) for kind in kinds),
+        *sums_16_bit(values[finite], counts[finite].astype(np.float64)),
+        max_abs=float(every[rows[0, -1:]].max(initial=0.0)),
+    )
 
 
 def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int64]:

@@ -35,18 +35,18 @@ def count_16_bit(patterns: NDArray[np.uint16], counts: NDArray[Any]) -> None:
     """
     for start in range(0, patterns.size, BLOCK):
         some = patterns[start : start + BLOCK]
-        often = 16 * count_repeats(some) > some.size
+        sample = some[: BLOCK // 32]
+        often = 16 * count_repeats(sample) > sample.size
         count_heads(some, np.uint16(0), counts if often else counts[:1])
 
 
 @jit
 def count_repeats(patterns: NDArray[Any]) -> int:
     """Count the patterns that are equal to the one before."""
-    before, after = patterns[:-1], patterns[1:]
-    count = np.uint16(0)  # of a block at most, in as many lanes as the patterns take
-    for i in range(after.size):
-        count = np.uint16(count + np.uint16(before[i] == after[i]))
-    return int(count)
+    count = 0
+    for i in range(1, patterns.size):
+        count += patterns[i] == patterns[i - 1]
+    return count
 
 
 @jit
@@ -191,14 +191,14 @@ def sum_block_of(
 
 @jit
 def sum_magnitudes(
-    patterns: NDArray[Any], values: NDArray[Any], keys: Keys, sums: NDArray[Any]
+    patterns: NDArray[Any], values: NDArray[Any], magnitude: int, below: int, sums: NDArray[Any]
 ) -> tuple[int, int]:
     """Sum |x| in blocks, into the second column; return the largest magnitude and the zeros."""
     largest = patterns.dtype.type(0)
     zeros = 0
     for block in range(sums.shape[0]):
         one = slice(block * BLOCK, (block + 1) * BLOCK)
-        top, none, _ = extremes(patterns[one], keys.magnitude, keys.below)
+        top, none, _ = extremes(patterns[one], magnitude, below)
         largest = max(largest, top)
         zeros += none
         _, sums[block, 1], _ = sum_block(values[one])
