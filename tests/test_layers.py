@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "patterns": (),
     "extras": (),
     "settings": (),
-    "metrics": (),
+    "metrics": ("kernels",),  # the sums of one pass
     "network": (),
     "lowrank": ("patterns",),
     "rng": ("kernels",),

@@ -15,7 +15,15 @@ from where import Checks, LeftOut, Where
 
 from gradstats import kernels
 from gradstats.compressors import SUPPORTED, Compressor, Rng, compressor, compressors, from_bytes
-from gradstats.kernels import coding, coding_eager, counting_eager, forms, selecting_eager
+from gradstats.kernels import (
+    coding,
+    coding_eager,
+    counting_eager,
+    forms,
+    rotating,
+    rotating_eager,
+    selecting_eager,
+)
 from gradstats.kernels.coding_eager import Rounding
 from gradstats.rng import Stream
 
@@ -260,11 +268,11 @@ def same_rotation(where: Where) -> dict[str, Any]:
     for n in (33, 1_000) if where.quick else (33, 1_000, 65_537):
         values = torch.randn(n, generator=seeded(n))
         for block in (1, 64, 4096):
-            ours = coding.rotate(values.to(where.device), block, KEY)
-            cpu = coding_eager.rotate(values, block, KEY)
+            ours = rotating.rotate(values.to(where.device), block, KEY)
+            cpu = rotating_eager.rotate(values, block, KEY)
             same_bits(ours, cpu, f"{n} in blocks of {block}")
-            back = coding.unrotate(ours, n, block, KEY)
-            same_bits(back, coding_eager.unrotate(cpu, n, block, KEY), f"{n}, back")
+            back = rotating.unrotate(ours, n, block, KEY)
+            same_bits(back, rotating_eager.unrotate(cpu, n, block, KEY), f"{n}, back")
     return {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any
@@ -22,7 +22,7 @@ from gradstats.compressors import (
     Payload,
     ReduceScatter,
 )
-from gradstats.exchange.counts import Seconds, Traffic
+from gradstats.exchange.counts import Seconds, Traffic, on_ring
 from gradstats.exchange.messaging import CollectiveError, Header, MessageError, Messenger
 from gradstats.exchange.reducing import (
     check_parts,
@@ -97,13 +97,34 @@ class Group:
 
     def share(self, *facts: int) -> list[list[int]]:
         """Gather a few 64-bit integers of each worker: one list per worker, by rank."""
-        own = torch.tensor(facts, dtype=torch.int64, device=self.device)
+        return self.start_sharing(torch.tensor(facts, dtype=torch.int64, device=self.device))()
+
+    def start_sharing(self, own: Tensor) -> Callable[[], list[list[int]]]:
+        """Begin to share 64-bit integers on the device; returns what waits for those of all."""
         others = [torch.empty_like(own) for _ in range(self.workers)]
         with self._communicating("all_gather"):
-            dist.all_gather(others, own, group=self.group)
+            work = dist.all_gather(others, own, group=self.group, async_op=True)
         self.traffic.count("control", own.nbytes, (self.workers - 1) * own.nbytes)
-        shared: list[list[int]] = torch.stack(others).tolist()
+
+        def shared() -> list[list[int]]:
+            with self._communicating("all_gather"):
+                work.wait()
+            numbers: list[list[int]] = torch.stack(others).tolist()
+            return numbers
+
         return shared
+
+    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to add up floats in place; returns what waits for the end."""
+        with self._communicating("all_reduce"):
+            work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        self.traffic.count("all_reduce", tensor.nbytes, on_ring(tensor.nbytes, self.workers))
+
+        def summed() -> None:
+            with self._communicating("all_reduce"):
+                work.wait()
+
+        return summed
 
     def check(self, *others: Tensor) -> list[bool]:
         """Read a few bools from the device, and whether all messages until now were intact.

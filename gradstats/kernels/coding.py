@@ -25,11 +25,9 @@ __all__ = [
     "pack",
     "packed_nbytes",
     "quantize",
-    "rotate",
     "steadied",
     "to_symbols",
     "unpack",
-    "unrotate",
 ]
 
 KINDS = ("l2", "max", "mean")
@@ -245,44 +243,10 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
     return norms
 
 
-def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
-    r"""The randomised Hadamard transform of every block: :math:`\frac{1}{\sqrt B} H D x`.
-
-    D has random signs: element i is negated where bit i mod 32 is set in word ⌊i/32⌋ mod 4 of
-    Philox at counter ⌊i/128⌋.
-
-    Args:
-        values: floating point `[n]`, contiguous; the last block is filled up with zeros.
-        block: B, a power of two.
-        key: of the signs.
-
-    Returns:
-        float32 `[⌈n/B⌉ B]`.
-
-    Raises:
-        ValueError: the block is not a power of two.
-    """
-    _check_block(block)
-    rotated: Tensor = _form(values).rotate(values, block, key)
-    return rotated
-
-
-def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
-    """The inverse of `rotate`, float32 `[n]`."""
-    _check_block(block)
-    values: Tensor = _form(rotated).unrotate(rotated, n, block, key)
-    return values
-
-
 def _check_length(packed: Tensor, n: int, levels: int) -> None:
     due = packed_nbytes(n, levels)
     if packed.numel() != due:
         raise ValueError(f"{n} symbols must have {due} bytes, got {packed.numel()}")
-
-
-def _check_block(block: int) -> None:
-    if block < 1 or block & (block - 1):
-        raise ValueError(f"block must be a power of two, got {block}")
 
 
 def _form(tensor: Tensor) -> ModuleType:

@@ -196,33 +196,6 @@ def _gathered(values: Tensor, piece: int, kind: str) -> NDArray[Any]:
     return results
 
 
-def rotate(values: Tensor, block: int, key: tuple[int, int]) -> Tensor:
-    """See `coding.rotate`."""
-    array = values.to(FLOAT32).numpy()
-    out = np.empty(-(-len(array) // block) * block, np.float32)
-    words = np.array(key, np.uint32)
-
-    def work(runs: Iterator[slice]) -> None:
-        for run in runs:
-            loops.rotate(array[run], run.start, block, words[0], words[1], out[run])
-
-    _in_runs(work, len(out), math.lcm(block, 128), CHUNK)
-    return torch.from_numpy(out)
-
-
-def unrotate(rotated: Tensor, n: int, block: int, key: tuple[int, int]) -> Tensor:
-    """See `coding.unrotate`."""
-    array, words = rotated.numpy(), np.array(key, np.uint32)
-    out = np.empty(len(array), np.float32)
-
-    def work(runs: Iterator[slice]) -> None:
-        for run in runs:
-            loops.unrotate(array[run], run.start, block, words[0], words[1], out[run])
-
-    _in_runs(work, len(out), math.lcm(block, 128), CHUNK)
-    return torch.from_numpy(out[:n])
-
-
 def _in_runs(
     work: Callable[[Iterator[slice]], Any], n: int, unit: int, most: int = RUN
 ) -> list[Any]:

@@ -1,7 +1,7 @@
 """Quantise and pack in triton.
 
 A program makes words of consecutive symbols: it scales, finds each symbol among the boundaries,
-and packs, so that no array of symbols is ever written. Norms and rotations are plain torch.
+and packs, so that no array of symbols is ever written. Norms are plain torch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from gradstats.kernels.packing import packing
 WORDS = 128  # that a program makes
 MOST_BITS = 8  # of a symbol with bits of its own: eight of them are one word
 
-bucket_norms, rotate, unrotate = (
-    coding_eager.bucket_norms,
-    coding_eager.rotate,
-    coding_eager.unrotate,
-)
+bucket_norms = coding_eager.bucket_norms
 
 
 @triton.jit

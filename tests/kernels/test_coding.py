@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import hadamard
 
 from gradstats.kernels import coding, coding_eager
 from gradstats.kernels.forms import use
@@ -256,22 +255,6 @@ def test_adding_is_decoding_and_adding(form, dtype):
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("n", "block"), [(1, 1), (5, 8), (64, 64), (300, 128), (9000, 4096)])
-def test_the_rotation_is_a_hadamard_matrix_after_signs(form, n, block):
-    values = torch.randn(n, generator=torch.Generator().manual_seed(5))
-    with use(form):
-        rotated = coding.rotate(values, block, KEY)
-        back = coding.unrotate(rotated, n, block, KEY)
-    words = (Stream(KEY).uniform(-(-len(rotated) // 32)) * 2.0**32).long()
-    bits = words[torch.arange(len(rotated)) // 32] >> (torch.arange(len(rotated)) % 32) & 1
-    signed = torch.nn.functional.pad(values, (0, len(rotated) - n)) * (1 - 2 * bits)
-    matrix = torch.from_numpy(hadamard(block)).double() / math.sqrt(block)
-    expected = (signed.double().view(-1, block) @ matrix).view(-1)
-    torch.testing.assert_close(rotated.double(), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(back, values, rtol=0, atol=1e-5)
-
-
 def test_every_float_that_begins_alike_is_rounded_alike():
     """Odd NaN, infinities, both zeros, subnormals, and the neighbours of every boundary."""
     patterns = [0x7F800001, 0xFF800001, 0x7FC00000, 0x7F800000, 0xFF800000, 0, 1 << 31, 1]
@@ -301,7 +284,7 @@ def test_threads_change_no_bit():
             torch.set_num_threads(threads)
             norms = coding.bucket_norms(values, 512, "l2")
             packed = coding.quantize(values, norms, 512, levels, rounding="stochastic", key=KEY)
-            seen.append((norms, packed, coding.rotate(values, 1024, KEY)))
+            seen.append((norms, packed))
     finally:
         torch.set_num_threads(before)
     for other in seen[1:]:
@@ -323,12 +306,6 @@ def test_arguments_are_checked():
         coding.quantize(values, scales, 2, levels, rounding="nearest")
     with pytest.raises(ValueError, match="kind must be one of"):
         coding.bucket_norms(values, 2, "l1")
-    for turn in (
-        lambda: coding.rotate(values, 3, KEY),
-        lambda: coding.unrotate(values, 4, 0, KEY),
-    ):
-        with pytest.raises(ValueError, match="block must be a power of two"):
-            turn()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -377,9 +354,7 @@ def test_every_kernel_of_torch_runs_without_the_host(levels):
     with use("eager"), counting_host_reads(values, book) as counted:
         norms = coding.bucket_norms(values, 64, "max")
         packed = coding.quantize(values, norms, 64, book, rounding="stochastic", key=KEY)
-        turned = coding.rotate(values, 64, KEY)
-        coding.unrotate(turned, 1000, 64, KEY)
-        coding.steadied(turned, norms * 2.0**-120, 64)
+        coding.steadied(values, norms * 2.0**-120, 64)
         coding.dequantize(packed, 1000, norms, 64, book)
         coding.pack(coding.unpack(packed, 1000, levels, trusted=True), levels, trusted=True)
         assert not counted.sites

@@ -86,6 +86,5 @@ def _fitted(summary: Summary) -> tuple[float, float]:
 def _bits(payload: Coded) -> float:
     coder = payload.coder
     assert isinstance(coder, ModelANS)
-    symbols = entropy.decode_symbols(coder.data, payload.numel, coder.frequencies)
-    counts = np.bincount(symbols, minlength=len(coder.frequencies))
+    counts = np.bincount(coder.symbols(payload.numel), minlength=len(coder.frequencies))
     return entropy.cross_entropy_bits(counts, coder.frequencies)

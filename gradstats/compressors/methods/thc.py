@@ -15,7 +15,7 @@ from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.eden import BLOCK, block_of
 from gradstats.compressors.quantizing import coded_bits, in_buckets
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
-from gradstats.kernels import coding
+from gradstats.kernels import coding, rotating
 from gradstats.kernels.ranges import (
     from_unit,
     in_range,
@@ -78,7 +78,7 @@ class THC(Joint):
         rng = needs_rng(self, rng)
         flat, unit = in_range(self.flattened(grad))
         block, turn = block_of(flat.numel()), rng.shared.key
-        rotated = coding.rotate(flat, block, turn)
+        rotated = rotating.rotate(flat, block, turn)
         norms = from_unit(coding.bucket_norms(rotated, block, "l2") / ROOT, unit)
         # a maximum over workers need not propagate NaN, infinity it does
         largest = yield AllReduce(norms.nan_to_num(nan=torch.inf, posinf=torch.inf), "max")
@@ -97,7 +97,7 @@ class THC(Joint):
         table = _table(alphabet, flat.device)
         mean = yield AllReduce(table[symbols.long()], "mean", levels=self.grid + 1)
         levels = in_buckets((2 * mean - self.grid) / self.grid, block) * scales[:, None]
-        turned = coding.unrotate(levels.reshape(-1), flat.numel(), block, turn)
+        turned = rotating.unrotate(levels.reshape(-1), flat.numel(), block, turn)
         update = saturated(from_unit(turned, common), grad.dtype)
         packed = Packed(coding.pack(symbols, 1 << self.bits, trusted=True))
         sent = Coded(packed, rotated.numel(), alphabet, scales, block)
