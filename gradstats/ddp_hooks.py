@@ -1,53 +1,59 @@
 """Any compressor as the communication hook of DistributedDataParallel."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
-from typing import Any
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from gradstats.compressors import AllReduce, Rng, Step
-from gradstats.compressors.methods.none import NoCompression
-from gradstats.exchange import DisagreementError, Exchange, Rounds, fused
-from gradstats.exchange.buckets import Member, Unit, are_finite, digest_of, members_of, units_of
+from gradstats.compressors import AllReduce, Step
+from gradstats.exchange import Rounds
+from gradstats.exchange.buckets import members_of, units_of
 from gradstats.exchange.collectives import Group
+from gradstats.exchange.comparing import (
+    BROKEN,
+    FAILED,
+    SPOILT,
+    Report,
+    Situation,
+    Written,
+    are_broken,
+    check_flags,
+    compare,
+    reports_of,
+)
+from gradstats.exchange.compressing import Compressing
+from gradstats.exchange.flights import Flight, Flights
 from gradstats.exchange.hook_state import HookState
 from gradstats.exchange.joining import FSDP, PYTHON_REDUCER
+from gradstats.exchange.layouts import Layout, Layouts, layout_of
 from gradstats.exchange.messaging import CollectiveError, Header, MessageError, describe, digest
+from gradstats.kernels.recycling import Pool
 
-BROKEN, FAILED, SPOILT = 1, 2, 4  # flags that workers send each other
-Reports = list[list[int]]  # of each worker: layout, flags, digest, request, then a header
-NOTHING = (0, 0, *astuple(Header()))  # in the place of digest, request and header
-DENSE = NoCompression()
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class _Work:
-    """A bucket in the hook.
+    """A bucket that is exchanged.
 
     Attributes:
-        layout: Digest of its parameters.
-        members: Its parameters.
-        units: Parameters that are exchanged together.
-        remembered: For each unit, whether it has a memory.
+        layout: What lies in it; None where a worker failed before it knew.
         scale: The loss scale.
         broken: Whether a NaN or inf is in it.
         last: Whether it is the last one of its backward pass.
         rounds: Its exchange; None where it is broken.
     """
 
-    layout: int = 0
-    members: Sequence[Member] = ()
-    units: Sequence[Unit] = ()
-    remembered: list[bool] = field(default_factory=list)
+    layout: Layout | None = None
     scale: float = 1.0
     broken: bool = False
     last: bool = False
-    rounds: Rounds[list[Step]] | None = None
+    rounds: Rounds[list[list[Step]]] | None = None
 
 
 class CompressorState(HookState):
@@ -94,138 +100,199 @@ class CompressorState(HookState):
 
     def _begin(self) -> None:
         super()._begin()
-        self._sent = self._asked = self._bucket = 0
-        self._written, self._digest = "", 0  # what was written last, to be compared
+        self._bucket = 0
+        self._compressing = Compressing(
+            self.compressor, self._memories, self.seed, self.start_step
+        )
+        self._memory = Pool()
+        self._layouts, self._flights, self._written = Layouts(), Flights(), Written()
 
     def reduce(self, bucket: dist.GradBucket) -> None:  # type: ignore[name-defined]
-        """Replace a bucket's gradients by their exchange over all workers.
+        """Replace a bucket's gradients by their exchange over all workers."""
+        future, buffer = self.start(bucket), bucket.buffer()
+        self._guarded(self._land)
+        result: Tensor = future.value()
+        if result is not buffer:
+            buffer.copy_(result)
 
-        Everything that may fail on one worker alone comes before the first collective, in which
-        the workers report it to each other.
+    def start(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
+        """Begin the exchange of a bucket; with the last bucket of a pass all are ended.
+
+        A bucket that is only averaged is summed while the backward pass goes on, any other one is
+        exchanged at once. Everything that may fail on one worker alone comes before the first
+        collective, in which the workers report it to each other.
+
+        Returns:
+            A future of the bucket with the mean update.
         """
         group, buffer = self._group(), bucket.buffer()
         group.device = buffer.device
         group.traffic.would_send(buffer.numel() * buffer.element_size(), group.workers)
         if not self._bucket:
             self._settle()
-        try:
-            self._reduce(bucket, group)
-        except CollectiveError as error:
-            where, self._bucket = self._where(), 0
-            raise CollectiveError(f"{where}: {error}") from error
-        except BaseException:
-            self._bucket = 0  # whoever goes on begins with another backward pass
-            raise
+        future = self._guarded(self._started, bucket, group)
         self._bucket += 1
         if bucket.is_last():
             self._end_pass()
+        return future
 
-    def _reduce(self, bucket: Any, group: Group) -> None:
+    def _guarded(self, call: Callable[..., T], *args: Any) -> T:
+        """Call; after an error whoever goes on begins with another backward pass."""
+        try:
+            with self._memory.open():
+                return call(*args)
+        except BaseException as error:
+            where, self._bucket = self._where(), 0
+            self._flights.forget()
+            if isinstance(error, CollectiveError):
+                raise CollectiveError(f"{where}: {error}") from error
+            raise
+
+    def _started(self, bucket: Any, group: Group) -> Future[Tensor]:
+        self._flights.read_numbers()
         buffer: Tensor = bucket.buffer()
-        work, failure = _Work(), None
+        dtype = self._averages_in(buffer) if buffer.numel() else None
+        future = _future(buffer)
+        if dtype:
+            self._average(bucket, group, dtype, future)
+        else:
+            future.set_result(self._reduced(bucket, group))
+        if bucket.is_last():
+            self._land()
+        return future
+
+    # --- a bucket that is only averaged ---
+
+    def _averages_in(self, buffer: Tensor) -> torch.dtype | None:
+        """The dtype of the mean, if that is all that is asked for; else None."""
+        if buffer.is_sparse:
+            return None
+        if self.step >= self.start_step:
+            return self.compressor.averages_in(buffer.dtype)
+        return None if self.compressor.steers or self._memories else buffer.dtype
+
+    def _average(
+        self, bucket: Any, group: Group, dtype: torch.dtype, future: Future[Tensor]
+    ) -> None:
+        """Begin the mean of a bucket.
+
+        Where the workers have had the same bucket before, its numbers and its sum are under way
+        together; else they compare it first. A worker that fails takes part, and raises its error.
+        """
+        layout, start = self._layouts.known(self._bucket, bucket), time.perf_counter()
+        averaging = layout.averaging(dtype, group.workers) if layout else None
+        finite, failure = None, None
+        try:
+            layout = layout or self._layout_of(bucket)
+            averaging = layout.averaging(dtype, group.workers)
+            finite = averaging.fill()
+        except BaseException as error:  # whoever stops this worker
+            failure = error
+        group.seconds.encode += time.perf_counter() - start
+        asked = f"a mean in {dtype}"
+        report = self._report(layout, FAILED if failure else 0, asked)
+        flight = Flight(group, self._situation(group, asked), layout, averaging, future)
+        self._flights.add(flight)
+        flight.begin(report, finite)
+        if failure:
+            flight.wait()
+            raise failure
+        if layout and not layout.agreed:
+            flight.read_numbers()
+
+    def _land(self) -> None:
+        for flight in self._flights.land():
+            self.nonfinite += flight.broken
+            if flight.layout:
+                self._take_digest(flight.at.where, flight.layout, flight.layout.buffer)
+
+    # --- a bucket that is exchanged ---
+
+    def _reduced(self, bucket: Any, group: Group) -> Tensor:
+        buffer: Tensor = bucket.buffer()
+        work, failure = _Work(last=bucket.is_last()), None
         try:
             self._open(bucket, group, work)
         except BaseException as error:  # anyone's compressor, and whoever stops this worker
             failure = error
         if buffer.numel():
-            self._exchange(buffer, group, work, failure)
-        elif failure:
+            return self._exchange(buffer, group, work, failure)
+        if failure:
             raise failure
+        return buffer
 
     def _open(self, bucket: Any, group: Group, work: _Work) -> None:
         """Run the exchange up to its first collective, unless a gradient is broken."""
-        buffer: Tensor = bucket.buffer()
-        if buffer.is_sparse:
-            fact = "got sparse ones, make the embedding with sparse=False"
-            raise ValueError(f"gradients must be dense to be compressed, {fact}")
-        members = members_of(buffer, bucket.parameters(), self._names, self.dense_rule)
-        layout = [(member.key, *member.grad.shape, member.grad.dtype) for member in members]
-        work.layout = digest(f"{self.step} {layout}")
-        work.members, work.last = members, bucket.is_last()
+        work.layout = self._layouts.known(self._bucket, bucket) or self._layout_of(bucket)
         work.scale = self._scaled[0] if self._scaled else 1.0
-        work.broken = not are_finite([buffer])
+        work.broken = not work.layout.read(work.scale)
         if not work.broken:
-            work.units = units_of(members, together=self.by == "bucket", scale=work.scale)
-            exchanges = [self._exchange_of(unit, group, work) for unit in work.units]
-            work.rounds = Rounds(fused(exchanges), group)
+            place = (self.step, group.rank, group.workers)
+            work.rounds = Rounds(self._compressing.exchange_of(work.layout, *place), group)
             group.header(work.rounds.request)  # which encodes indices, and may fail too
 
-    def _exchange_of(self, unit: Unit, group: Group, work: _Work) -> Exchange[Step]:
-        dense = self._is_dense(unit)
-        remembered = not dense or self.compressor.steers or unit.keys in self._memories
-        work.remembered.append(remembered)
-        if not remembered:
-            return DENSE.dense(unit.whole, None)
-        state = self._memories.take(unit.keys, unit.grads, unit.whole)
-        if dense:
-            return self.compressor.dense(unit.whole, state)
-        name = ",".join(map(str, unit.keys))
-        rng = Rng(self.seed, self.step, name, group.rank, group.workers)
-        return self.compressor.exchange(unit.whole, state, rng)
-
-    def _is_dense(self, unit: Unit) -> bool:
-        return unit.dense or self.step < self.start_step
+    def _layout_of(self, bucket: Any) -> Layout:
+        if bucket.buffer().is_sparse:
+            fact = "got sparse ones, make the embedding with sparse=False"
+            raise ValueError(f"gradients must be dense to be compressed, {fact}")
+        buffer, parameters = bucket.buffer(), bucket.parameters()
+        members = members_of(buffer, parameters, self._names, self.dense_rule)
+        together, scaled = self.by == "bucket", self.scaler is not None
+        units = units_of(members, together=together, scaled=scaled)
+        return self._layouts.add(self._bucket, layout_of(members, units, bucket))
 
     def _exchange(
         self, buffer: Tensor, group: Group, work: _Work, failure: BaseException | None
-    ) -> None:
+    ) -> Tensor:
         """Perform the collectives of a bucket; in the first the workers compare their state."""
         try:
             reports = self._compare(group, work, failure)
         finally:
             if failure:  # whatever the others say to it
                 raise failure
-        if any(flags & BROKEN for _, flags, *_ in reports):
+        assert work.layout
+        if are_broken(reports):
             if work.rounds:
                 work.rounds.close()
             group.forget()
-            self._average(buffer, group, work)
-            return
-        steps, updates, sound = self._finished(group, work, reports)
+            return self._uncompressed(buffer, group, work)
+        steps, sound = self._finished(group, work, reports)
         if not sound:
             # on all workers, or they have drifted apart: who saw none learns it in its next round
-            self._check_flags(group, group.share(0, SPOILT, *NOTHING))
-            self._average(buffer, group, work)
-            return
-        for unit, update, step in zip(work.units, updates, steps, strict=True):
-            unit.write(update)
-            self._count(unit, step)
-        for unit, step, remembered in zip(work.units, steps, work.remembered, strict=True):
-            if remembered:
-                self._memories.put(unit.keys, step.state)
-        if self.check_every and self.step % self.check_every == 0:
-            first, last = work.members[0].key, work.members[-1].key
-            self._written = f"{self._where()}, of parameters {first} to {last},"
-            self._digest = digest_of(buffer)
+            check_flags(_shared(group, SPOILT), self._where())
+            return self._uncompressed(buffer, group, work)
+        self._compressing.keep(work.layout, steps, self.step)
+        self._take_digest(self._where(), work.layout, work.layout.result)
+        return work.layout.result
 
     def _finished(
-        self, group: Group, work: _Work, reports: Reports
-    ) -> tuple[list[Step], list[Tensor], bool]:
-        """Perform the collectives; returns also the updates, and whether these are finite.
+        self, group: Group, work: _Work, reports: list[Report]
+    ) -> tuple[list[Step], bool]:
+        """Perform the collectives, and write the result; returns also whether it is finite.
 
         Raises:
             CollectiveError: a message is damaged, which is read in the same copy from the device.
                 The others learn it in the round before the next bucket, if there is one.
         """
         assert work.rounds
-        headers, ended = [Header(*header) for _, _, _, _, *header in reports], False
+        assert work.layout
+        ended = False
         try:
-            steps = work.rounds.finish(headers)
-            updates = [
-                each.update if work.scale == 1 else each.update * work.scale for each in steps
-            ]
+            parts = work.rounds.finish([report.header for report in reports])
+            steps = [step for part in parts for step in part]
+            start = time.perf_counter()
+            finite = work.rounds.decoding(work.layout.write, steps, work.scale)
+            group.seconds.decode += time.perf_counter() - start
             ended = True
-            (sound,) = group.check(are_finite(updates))
+            (sound,) = group.check(finite)
         except BaseException as error:
             group.forget()
             if isinstance(error, MessageError) and ended and not work.last:
-                group.share(0, FAILED, *NOTHING)
+                _shared(group, FAILED)
             raise
-        return steps, updates, sound
+        return steps, sound
 
-    def _compare(
-        self, group: Group, work: _Work, failure: BaseException | None
-    ) -> list[list[int]]:
+    def _compare(self, group: Group, work: _Work, failure: BaseException | None) -> list[Report]:
         """Compare what must be alike on all workers; returns their reports.
 
         Raises:
@@ -234,61 +301,60 @@ class CompressorState(HookState):
         request = work.rounds.request if work.rounds else None
         asked = describe(request) if request else "nothing"
         flags = work.broken * BROKEN | (failure is not None) * FAILED
-        header = astuple(group.header(request))
-        own = [work.layout, flags, self._digest, digest(asked), *header]
-        reports = group.share(*own)
-        written, self._written, self._digest = self._written, "", 0
-        if failure:
-            return reports
-        self._check_flags(group, reports)
-        others = [worker for worker, (layout, *_) in enumerate(reports) if layout != own[0]]
-        if others:
-            fact = f"at step {self.step} of worker {group.rank} it differs on {others}"
-            raise DisagreementError(f"a bucket must be alike on all workers: {fact}")
-        others = [worker for worker, (_, _, wrote, *_) in enumerate(reports) if wrote != own[2]]
-        if others:
-            fact = f"worker {group.rank} and workers {others} have drifted apart"
-            raise DisagreementError(f"{written} must be the same on all workers: {fact}")
-        broken = any(flags & BROKEN for _, flags, *_ in reports)
-        others = [worker for worker, (_, _, _, what, *_) in enumerate(reports) if what != own[3]]
-        if others and not broken:
-            fact = f"worker {group.rank} asks for {asked} at {self._where()}, not so {others}"
-            raise DisagreementError(f"workers must ask for the same collective: {fact}")
+        report = self._report(work.layout, flags, asked, group.header(request))
+        at = self._situation(group, asked)
+        reports = reports_of(group.share(*report.numbers))
+        if not failure:
+            compare(reports, at)
+        if work.layout and not failure:
+            work.layout.agreed = True
         return reports
 
-    def _check_flags(self, group: Group, reports: Reports) -> None:
-        failed = [worker for worker, (_, flags, *_) in enumerate(reports) if flags & FAILED]
-        if failed:
-            fact = "its own error says why, this one is that of a worker that waited for it"
-            raise DisagreementError(f"worker {failed[0]} failed before {self._where()}: {fact}")
-        spoilt = [worker for worker, (_, flags, *_) in enumerate(reports) if flags & SPOILT]
-        if spoilt and len(spoilt) < group.workers:
-            fact = f"a NaN or inf came out of the exchange on workers {spoilt} alone"
-            raise DisagreementError(f"workers have drifted apart by {self._where()}: {fact}")
-
-    def _average(self, buffer: Tensor, group: Group, work: _Work) -> None:
+    def _uncompressed(self, buffer: Tensor, group: Group, work: _Work) -> Tensor:
         """Average a bucket without compression; memories stay as they are."""
         self.nonfinite += 1
-        if self.compressor.steers:
-            together = self.by == "bucket"
-            for unit in units_of(work.members, together=together, scale=work.scale):
-                state = self._memories.take(unit.keys, unit.grads, unit.whole)
-                unit.write(self.compressor.uncompressed(unit.whole, state) * work.scale)
-        buffer.copy_(group.perform(AllReduce(buffer, "mean")))
+        assert work.layout
+        self._compressing.uncompress(work.layout, work.scale)
+        return buffer.copy_(group.perform(AllReduce(buffer, "mean")))
 
-    def _count(self, unit: Unit, step: Step) -> None:
-        if self.compressor.ratio_asked is not None and not self._is_dense(unit):
-            self._sent += step.sent.count
-            self._asked += self.compressor.target_count(step.sent.numel)
+    # --- what the workers compare ---
+
+    def _report(
+        self, layout: Layout | None, flags: int, asked: str, header: Header | None = None
+    ) -> Report:
+        known = digest(f"{self.step} {layout.digest}") if layout else 0
+        return Report(known, flags, self._written.digest, digest(asked), header or Header())
+
+    def _situation(self, group: Group, asked: str) -> Situation:
+        """Where this worker is; what was written is compared once."""
+        written, self._written = self._written.text, Written()
+        return Situation(group.rank, self.step, self._where(), written, asked)
+
+    def _take_digest(self, where: str, layout: Layout, result: Tensor) -> None:
+        if self.check_every and self.step % self.check_every == 0:
+            first, last = layout.members[0].key, layout.members[-1].key
+            self._written.add(f"{where}, of parameters {first} to {last},", result)
 
     def _end_pass(self) -> None:
         self._names.see_last()
+        self._layouts.end(self._bucket)
+        self._memory.trim()
         self.step += 1
-        self.khat_over_k = self._sent / self._asked if self._asked else math.nan
-        self._sent = self._asked = self._bucket = 0
+        self.khat_over_k = self._compressing.khat_over_k()
+        self._bucket = 0
 
     def _where(self) -> str:
         return f"bucket {self._bucket} of step {self.step}"
+
+
+def _shared(group: Group, flag: int) -> list[Report]:
+    """The reports of all workers in a round in which one has only a flag to send."""
+    return reports_of(group.share(*Report(flags=flag).numbers))
+
+
+def _future(buffer: Tensor) -> Future[Tensor]:
+    devices: list[int | str | torch.device] = [buffer.device] if buffer.is_cuda else []
+    return Future(devices=devices)
 
 
 def compress_hook(
@@ -298,9 +364,11 @@ def compress_hook(
 ) -> Future[Tensor]:
     """Exchange a bucket of gradients as the state's compressor does.
 
-    For `DistributedDataParallel.register_comm_hook(state, compress_hook)`. It returns when the
-    exchange is done, so that no communication overlaps with the backward pass: encoding competes
-    with it for the same processor, and rounds that depend on each other must not cross.
+    For `DistributedDataParallel.register_comm_hook(state, compress_hook)`. Where a
+    bucket is only averaged (`none`, `bf16`, `fp16`, the steps before `start_step`) its sum runs
+    while the backward pass goes on. Otherwise it returns when the exchange is done: encoding
+    competes with the backward pass for the same processor, and rounds that depend on each other
+    must not cross.
 
     Args:
         state: The state of this worker.
@@ -308,7 +376,8 @@ def compress_hook(
         sharded: An argument that only FSDP passes; it is refused.
 
     Returns:
-        A completed future with the bucket's buffer.
+        A future with the mean update, laid out as the bucket; all are complete when the hook of
+        the last bucket returns.
 
     Raises:
         TypeError: FSDP called it, or the Python reducer of a compiled model.
@@ -320,9 +389,4 @@ def compress_hook(
         raise TypeError(PYTHON_REDUCER)
     if not isinstance(bucket, dist.GradBucket):  # type: ignore[attr-defined]
         raise TypeError(FSDP.format(name=type(bucket).__name__))
-    state.reduce(bucket)
-    buffer: Tensor = bucket.buffer()
-    devices: list[int | str | torch.device] = [buffer.device] if buffer.is_cuda else []
-    future: Future[Tensor] = Future(devices=devices)
-    future.set_result(buffer)
-    return future
+    return state.start(bucket)

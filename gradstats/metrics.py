@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from gradstats import kernels
 
 SAFE = (2.0**-450, 2.0**450)  # magnitudes whose sums of squares stay in float64
 
@@ -25,9 +26,8 @@ def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
         >>> relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
         0.8
     """
-    g, s = _in_range(grad, reconstruction)
-    difference = g - s
-    return _ratio(_dot(difference, difference), _dot(g, g))
+    sums = _sums(grad, reconstruction)
+    return _ratio(sums.lost, sums.grad)
 
 
 def cosine(grad: Tensor, reconstruction: Tensor) -> float:
@@ -41,9 +41,9 @@ def cosine(grad: Tensor, reconstruction: Tensor) -> float:
         >>> cosine(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])) > 0.999999
         True
     """
-    g, s = _in_range(grad, reconstruction)
-    length = math.sqrt(_dot(g, g)) * math.sqrt(_dot(s, s))
-    return _dot(g, s) / length if length else math.nan
+    sums = _sums(grad, reconstruction)
+    length = math.sqrt(sums.grad) * math.sqrt(sums.update)
+    return sums.both / length if length else math.nan
 
 
 def closeness(
@@ -71,26 +71,39 @@ def closeness(
         error, error_compensated (equal to error where v is g), residual_ratio (NaN without a
         residual, and for g = 0), and cosine, that of g and ĝ (NaN if either is zero).
     """
-    given = [each for each in (residual, compensated) if each is not None]
-    g, s, *others = _in_range(grad, sent, *given)
-    gg, gs, ss = _dot(g, g), _dot(g, s), _dot(s, s)
-    lost = gg - 2 * gs + ss
-    error = _ratio(max(lost, 0.0), gg) if math.isfinite(lost) else math.inf  # a sum overflowed
-    angle = gs / (math.sqrt(gg) * math.sqrt(ss)) if gg and ss else math.nan
+    sums = _sums(grad, sent, residual, compensated)
+    lost = sums.lost if math.isfinite(sums.lost) else math.inf  # a sum overflowed
+    error = _ratio(lost, sums.grad)
+    length = math.sqrt(sums.grad) * math.sqrt(sums.update)
     held = {"error_compensated": error, "residual_ratio": math.nan}
-    if residual is not None and gg:
-        held["residual_ratio"] = math.sqrt(_dot(others[0], others[0]) / gg)
-    if given:
-        missed = others[0] if compensated is None else others[-1] - s
-        whole = s + missed if compensated is None else others[-1]
-        held["error_compensated"] = _ratio(_dot(missed, missed), _dot(whole, whole))
-    return {"error": error, "cosine": angle, **held}
+    if residual is not None and sums.grad:
+        held["residual_ratio"] = math.sqrt(sums.residual / sums.grad)
+    if residual is not None or compensated is not None:
+        held["error_compensated"] = _ratio(sums.missed, sums.compensated)
+    return {"error": error, "cosine": sums.both / length if length else math.nan, **held}
+
+
+def _sums(
+    grad: Tensor, sent: Tensor, residual: Tensor | None = None, compensated: Tensor | None = None
+) -> kernels.Products:
+    """The products of the vectors; the gradient and the update stand in for those not given."""
+    _check([each for each in (grad, sent, residual, compensated) if each is not None])
+    held = sent if residual is None else residual
+    if compensated is None:
+        whole = None if residual is None else sent.double().reshape(-1) + residual.reshape(-1)
+        compensated = grad if whole is None else whole
+    return kernels.products(*_in_range(grad, sent, compensated, held))
 
 
 def _in_range(*vectors: Tensor) -> list[Tensor]:
-    """Flatten and convert to float64; divide by a power of two if squares leave its range."""
-    _check(vectors)
-    flat = [vector.double().reshape(-1) for vector in vectors]
+    """Flatten; convert to a dtype that holds all, in which no square leaves the range of float64.
+
+    Squares of float32 never do. Vectors of float64 are divided by a power of two if theirs do.
+    """
+    flat = [vector.detach().reshape(-1).contiguous() for vector in vectors]
+    if all(x.is_floating_point() and x.dtype.itemsize <= 4 for x in flat):
+        return [x.float() for x in flat]
+    flat = [x.double() for x in flat]
     largest = max((float(x.abs().max()) for x in flat if len(x)), default=0.0)
     if not SAFE[0] <= largest <= SAFE[1] and 0 < largest < math.inf:
         unit = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
@@ -109,10 +122,6 @@ def _check(vectors: Sequence[Any]) -> None:
     if len(set(lengths)) > 1:
         rule = "gradient and reconstruction must have the same number of elements"
         raise ValueError(f"{rule}, got {' and '.join(map(str, lengths))}")
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a, b))
 
 
 def _ratio(square: float, length_square: float) -> float:

@@ -13,8 +13,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from torch import Tensor
 
+from gradstats import kernels
 from gradstats.families import DGamma, DGenPareto, Family, FitError, Laplace
 from gradstats.ratios import check_ratio
 from gradstats.summary.moments import Moments
@@ -134,6 +136,25 @@ def sidco_threshold(
         value += float(fitted.threshold(stage_ratio))
         used += 1
     return Threshold(value * unit, target_ratio, variant, used, tuple(guards))
+
+
+def exponential_threshold(
+    magnitudes: kernels.Magnitudes, numel: int, target_ratio: float
+) -> float:
+    """Return the value of `sidco_threshold` with its defaults, from the sum of the magnitudes.
+
+    One stage of the exponential needs no other number.
+
+    Args:
+        magnitudes: of a gradient, from `kernels.sum_magnitudes`.
+        numel: number of its elements.
+        target_ratio: as in `sidco_threshold`.
+    """
+    if not magnitudes.nonzero:
+        return 0.0
+    ratio = target_ratio * numel / magnitudes.nonzero
+    scale = magnitudes.total / magnitudes.nonzero
+    return 0.0 if ratio >= 1 else float(special.xlogy(-scale, ratio))  # as Laplace(scale) does
 
 
 def check_settings(variant: str, stages: int, first_ratio: float) -> None:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "patterns": (),
     "extras": (),
     "settings": (),
-    "metrics": (),
+    "metrics": ("kernels",),  # the sums of one pass
     "network": (),
     "lowrank": ("patterns",),
     "rng": ("kernels",),
@@ -53,7 +53,7 @@ MAY_IMPORT = {
         "summary",
         "thresholds",
     ),
-    "ddp_hooks": ("compressors", "exchange"),
+    "ddp_hooks": ("compressors", "exchange", "kernels"),  # kernels for the memory that they share
     "replaying": (
         "compressors",
         "exchange",

@@ -14,10 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from gradstats import kernels
 from gradstats.families import DGamma, DGenPareto, Laplace
 from gradstats.kernels import compact
 from gradstats.summary import Moments, summarize
-from gradstats.thresholds import Stages, most_stages, sidco_threshold, stage_ratios
+from gradstats.thresholds import (
+    Stages,
+    exponential_threshold,
+    most_stages,
+    sidco_threshold,
+    stage_ratios,
+)
 
 N = 1_000_000
 RATIOS = (0.1, 0.01, 0.001)
@@ -302,3 +309,16 @@ def test_p_meets_e_where_mean_squared_is_the_variance(mean, ratio):
     moments = Moments(1000, mean, mean * mean)
     p, e = DGenPareto.from_moments(moments), Laplace.from_moments(moments)
     assert float(p.threshold(ratio)) == pytest.approx(float(e.threshold(ratio)), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-20, 1.0, 1e30])
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.995, 1.0])
+@pytest.mark.parametrize("n", [1, 700, 20_000, 2**19 + 5])
+def test_sums_alone_give_the_threshold_of_one_exponential(n, zeros, scale):
+    generator = torch.Generator().manual_seed(n)
+    grad = torch.empty(n).exponential_(generator=generator) * scale
+    grad[torch.rand(n, generator=generator) < zeros] = 0
+    for ratio in RATIOS:
+        expected = sidco_threshold(grad, ratio).value
+        sums = kernels.sum_magnitudes(grad)
+        assert exponential_threshold(sums, n, ratio) == expected

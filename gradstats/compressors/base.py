@@ -12,8 +12,18 @@ from torch import Tensor
 
 from gradstats.compressors.checks import check_gradient, check_sent, write_count
 from gradstats.compressors.contracts import Contract
-from gradstats.compressors.rounds import AllGather, AllReduce, Collective, State, Step, alone
-from gradstats.kernels.ranges import saturated
+from gradstats.compressors.rounds import (
+    AllGather,
+    AllReduce,
+    Collective,
+    Exchanges,
+    State,
+    Step,
+    Terms,
+    alone,
+    several,
+)
+from gradstats.compressors.steps import PayloadMean, averaged
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.sparse import Masked
 from gradstats.ratios import check_ratio, kept_count
@@ -35,9 +45,11 @@ class Compressor(ABC):
     Attributes:
         steers: whether its memory is a part of the optimizer, as a momentum is. Such a memory must
             see every gradient, including those that are sent dense.
+        batches: whether `exchange_all` does more than the exchanges one by one.
     """
 
     steers: ClassVar[bool] = False
+    batches: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -57,7 +69,8 @@ class Compressor(ABC):
             TypeError: it is no dense tensor of floating-point numbers.
         """
         check_gradient(grad)
-        return grad.detach().reshape(-1).contiguous()
+        flat = grad.detach()
+        return flat if flat.dim() == 1 and flat.is_contiguous() else flat.reshape(-1).contiguous()
 
     def init(self, grad: Tensor) -> State:
         """Return the state before the first step, for gradients shaped as `grad`."""
@@ -84,6 +97,24 @@ class Compressor(ABC):
             The payload, and the state for the next step.
         """
 
+    def encode_sum(
+        self, terms: tuple[Tensor, Tensor], total: Tensor, state: State, rng: Rng | None = None
+    ) -> tuple[Payload, State]:
+        """Add two vectors, such as a residual and a gradient, and encode the sum.
+
+        A selection overrides it to do both in one pass over memory.
+
+        Args:
+            terms: float32 or float64, contiguous, of one shape; read only.
+            total: the sum is written to it: the first term itself, or memory of its own.
+            state: as in `encode`.
+            rng: as in `encode`.
+
+        Returns:
+            As `encode(total)`.
+        """
+        return self.encode(torch.add(*terms, out=total), state, rng)
+
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
@@ -105,6 +136,20 @@ class Compressor(ABC):
             ValueError: the method draws random numbers, and `rng` is None.
         """
         payload, state = self.encode(grad, state, rng)
+        return (yield from self._delivered(payload, grad, state))
+
+    def exchange_sum(
+        self, terms: tuple[Tensor, Tensor], total: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """Run one step of a sum, as `exchange(total)` would; arguments as of `encode_sum`."""
+        if type(self).exchange is not Compressor.exchange:
+            return (yield from self.exchange(torch.add(*terms, out=total), state, rng))
+        payload, state = self.encode_sum(terms, total, state, rng)
+        return (yield from self._delivered(payload, total, state))
+
+    def _delivered(
+        self, payload: Payload, grad: Tensor, state: State
+    ) -> Generator[Collective, Any, Step]:
         check_sent(payload, grad, self.name)
         payloads: list[Payload]
         if isinstance(payload, Dense | Masked) and payload.summable:
@@ -112,7 +157,38 @@ class Compressor(ABC):
             payloads = [payload.with_values(mean)]
         else:
             payloads = yield AllGather(payload)
-        return Step(_mean(payloads, grad), payload, state)
+        mean = PayloadMean(tuple(payloads), grad.shape, grad.dtype, grad.device)
+        return averaged(mean, payload, state)
+
+    def exchange_all(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
+    ) -> Exchanges[list[Step]]:
+        """Run one step of several gradients, as those of a bucket; for `fused`.
+
+        Args:
+            grads: as in `exchange`.
+            states: as in `exchange`.
+            rngs: as in `exchange`.
+            terms: two vectors per gradient, such as a residual and a gradient, whose sum is first
+                put into it, or None; a method that reads a gradient adds them while it reads.
+        """
+        for total, pair in zip(grads, terms, strict=False):
+            if pair:
+                torch.add(*pair, out=total)
+        each = zip(grads, states, rngs, strict=True)
+        return several([self.exchange(grad, state, rng) for grad, state, rng in each])
+
+    def averages_in(self, dtype: torch.dtype) -> torch.dtype | None:
+        """Return the dtype of the mean where an element-wise mean is all that is done, else None.
+
+        Args:
+            dtype: of the gradients.
+        """
+        return None
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """Run the step of a gradient that is sent uncompressed, such as a small parameter's.
@@ -250,15 +326,6 @@ class Joint(Compressor):
 def _written(value: object) -> str:
     # numpy's float64 is a float too, but writes itself as a call
     return float.__repr__(value) if isinstance(value, float) else str(value)
-
-
-def _mean(payloads: list[Payload], grad: Tensor) -> Tensor:
-    """Mean of the decoded payloads, like `grad`; for 16-bit gradients it is taken in float32."""
-    wide = torch.float32 if grad.dtype.itemsize == 2 else grad.dtype
-    mean = torch.zeros(grad.numel(), dtype=wide, device=grad.device)
-    for received in payloads:
-        received.add_to(mean, 1 / len(payloads))
-    return saturated(mean, grad.dtype).view(grad.shape)
 
 
 def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:

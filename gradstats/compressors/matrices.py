@@ -57,7 +57,7 @@ def factors(left: Tensor, right: Tensor, unit: float) -> LowRank:
     return LowRank(from_unit(left, unit / share), from_unit(right, share))
 
 
-def orthonormal(matrix: Tensor) -> Tensor:
-    """An orthonormal basis of the columns, filled up where they are dependent."""
-    basis: Tensor = torch.linalg.qr(in_own_unit(matrix, LAPACK)).Q
+def orthonormal(matrices: Tensor) -> Tensor:
+    """An orthonormal basis of the columns, filled up where they are dependent, `[..., n, r]`."""
+    basis: Tensor = torch.linalg.qr(in_own_unit(matrices, LAPACK, (-2, -1))).Q
     return basis

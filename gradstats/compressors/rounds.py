@@ -9,9 +9,11 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from gradstats.compressors.steps import Step as Step  # where its exchanges are
 from gradstats.payloads.base import Bundle, Payload
 
 State = Any
+Terms = tuple[Tensor, Tensor] | None  # whose sum is a gradient
 
 
 @dataclass(frozen=True)
@@ -85,23 +87,22 @@ class ReduceScatter:
 
 
 Collective = AllReduce | AllGather | AllToAll | Broadcast | ReduceScatter
-T = TypeVar("T")
-Exchange = Generator[Collective, Any, T]
 
 
 @dataclass(frozen=True)
-class Step:
-    """Result of an exchange.
+class Several:
+    """Collectives of one round, which `fused` joins where it can; the result is a list of theirs.
 
     Attributes:
-        update: the mean over workers that the optimizer gets, shaped as the gradient.
-        sent: what this worker's memory must count as delivered.
-        state: for the next step.
+        requests: in the same order on every worker.
     """
 
-    update: Tensor
-    sent: Payload
-    state: State
+    requests: tuple[Collective, ...]
+
+
+T = TypeVar("T")
+Exchange = Generator[Collective, Any, T]
+Exchanges = Generator[Collective | Several, Any, T]  # what `fused` takes
 
 
 def answer(request: Collective) -> Any:
@@ -123,14 +124,14 @@ class Worker(Generic[T]):
         exchange: what `Compressor.exchange` or `fused` returned.
 
     Attributes:
-        request: the collective that comes next; None at the end.
+        request: the collective that comes next, or those of one round; None at the end.
         value: what the exchange returned, at the end.
     """
 
-    request: Collective | None
+    request: Any
     value: T
 
-    def __init__(self, exchange: Exchange[T]) -> None:
+    def __init__(self, exchange: Exchanges[T]) -> None:
         self._exchange = exchange
         self.advance(None)
 
@@ -150,7 +151,17 @@ def alone(exchange: Exchange[T]) -> T:
     return worker.value
 
 
-def fused(exchanges: Sequence[Exchange[T]]) -> Exchange[list[T]]:
+def several(exchanges: Sequence[Exchange[T]]) -> Exchanges[list[T]]:
+    """Run several exchanges of one worker side by side, for a `fused` around it to join."""
+    running = [Worker(exchange) for exchange in exchanges]
+    while asking := [each for each in running if each.request is not None]:
+        results = yield Several(tuple(each.request for each in asking))
+        for each, result in zip(asking, results, strict=True):
+            each.advance(result)
+    return [each.value for each in running]
+
+
+def fused(exchanges: Sequence[Exchanges[T]]) -> Exchange[list[T]]:
     """Run several exchanges of one worker as one: what they request in a round travels together.
 
     All-reduces of the same operation, dtype and number of levels become one all-reduce of the
@@ -163,20 +174,29 @@ def fused(exchanges: Sequence[Exchange[T]]) -> Exchange[list[T]]:
         An exchange that returns what each of them returns, in order.
     """
     running = [Worker(exchange) for exchange in exchanges]
-    while requests := {i: r.request for i, r in enumerate(running) if r.request is not None}:
+    while asking := [each for each in running if each.request is not None]:
+        requests = [request for each in asking for request in _requests(each)]
         results: dict[int, Any] = {}
         for indices in _alike(requests):
             together = yield from _together([requests[index] for index in indices])
             results |= zip(indices, together, strict=True)
-        for index in requests:
-            running[index].advance(results[index])
+        in_order = iter([results[index] for index in range(len(requests))])
+        for each in asking:
+            own = [next(in_order) for _ in _requests(each)]
+            each.advance(own if isinstance(each.request, Several) else own[0])
     return [each.value for each in running]
 
 
-def _alike(requests: dict[int, Collective]) -> Iterator[list[int]]:
+def _requests(worker: Worker[Any]) -> tuple[Collective, ...]:
+    """The collectives that a worker requests in this round."""
+    request = worker.request
+    return request.requests if isinstance(request, Several) else (request,)
+
+
+def _alike(requests: Sequence[Collective]) -> Iterator[list[int]]:
     """Indices of the requests that can be one, in the order of the first of each."""
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, request in requests.items():
+    for index, request in enumerate(requests):
         key: tuple[Any, ...] = (type(request),)
         if isinstance(request, AllReduce):
             key += (request.op, request.tensor.dtype, request.levels)

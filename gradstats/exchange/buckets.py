@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from gradstats.exchange.parameter_names import Key, Names
+from gradstats.kernels.moving import divide
 from gradstats.ratios import DenseRule
 
+Piece = tuple[slice, Tensor]
 CHUNK = 1 << 20  # words of a digest at a time
 
 
@@ -38,14 +40,19 @@ class Unit:
     Attributes:
         members: The parameters.
         dense: Whether they are sent as they are.
-        whole: Their gradients, as one vector or in the shape of the only one.
+        whole: Their gradients, as one vector or in the shape of the only one: a part of the
+            bucket, or memory of its own that `read` fills.
+        pieces: Parts of the vector, and where they lie in the bucket.
+        own: Whether `whole` has memory of its own.
     """
 
     members: Sequence[Member]
     dense: bool
     whole: Tensor
+    pieces: Sequence[Piece]
+    own: bool
 
-    @property
+    @cached_property
     def keys(self) -> tuple[Key, ...]:
         """Keys of the parameters."""
         return tuple(member.key for member in self.members)
@@ -55,11 +62,16 @@ class Unit:
         """Gradients of the parameters."""
         return [member.grad for member in self.members]
 
+    def read(self, scale: float = 1.0) -> list[Tensor]:
+        """Fill `whole` with gradients divided by the loss scale: whether they are finite."""
+        flat = self.whole.reshape(-1)
+        pairs = [(flat[part].view(there.shape), there) for part, there in self.pieces if self.own]
+        return [divide(out, there, scale) for out, there in pairs]
+
     def write(self, update: Tensor) -> None:
         """Put an update, shaped as `whole`, into the bucket."""
-        parts = torch.split(update.reshape(-1), [grad.numel() for grad in self.grads])
-        for member, part in zip(self.members, parts, strict=True):
-            member.grad.copy_(part.view(member.grad.shape))
+        for part, there in self.pieces:
+            there.copy_(update.reshape(-1)[part].view(there.shape))
 
 
 def members_of(
@@ -82,21 +94,50 @@ def members_of(
     return [Member(names.key(p), view, not rule.is_dense(p.shape)) for p, view in pairs]
 
 
-def units_of(members: Sequence[Member], *, together: bool, scale: float) -> list[Unit]:
-    """Units of large members, together or one each, then of small ones; divided by the scale."""
+def units_of(members: Sequence[Member], *, together: bool, scaled: bool = False) -> list[Unit]:
+    """Units of large members, together or one each, then of small ones.
+
+    Args:
+        members: Of a bucket.
+        together: Whether large members are one unit.
+        scaled: Whether gradients are to be divided by a loss scale, outside the bucket.
+    """
     large = [member for member in members if member.large]
     groups = [large] if large and together else [[member] for member in large]
-    units = [Unit(group, False, _whole(group, together)) for group in groups]
-    units += [Unit([m], True, m.grad) for m in members if not m.large]
-    if scale == 1:
-        return units
-    return [Unit(unit.members, unit.dense, unit.whole / scale) for unit in units]
+    units = [_unit(group, False, together, scaled) for group in groups]
+    return units + [_unit([member], True, False, scaled) for member in members if not member.large]
 
 
-def _whole(group: Sequence[Member], together: bool) -> Tensor:
-    if not together:
-        return group[0].grad
-    return torch.cat([member.grad.reshape(-1) for member in group])
+def _unit(group: Sequence[Member], dense: bool, together: bool, scaled: bool) -> Unit:
+    pieces = pieces_of([member.grad for member in group])
+    if not scaled and (not together or len(pieces) == 1):
+        whole = pieces[0][1] if together else group[0].grad
+        return Unit(group, dense, whole, pieces, False)
+    first = group[0].grad
+    shape = (sum(member.grad.numel() for member in group),) if together else first.shape
+    return Unit(group, dense, first.new_empty(shape), pieces, True)
+
+
+def pieces_of(grads: Sequence[Tensor]) -> list[Piece]:
+    """Parts of the vector of several gradients, those that are neighbours in a bucket as one."""
+    pieces: list[Piece] = []
+    start = 0
+    for grad in grads:
+        end = start + grad.numel()
+        there = grad.view(-1) if grad.is_contiguous() else grad
+        before = pieces[-1][1] if pieces else there
+        if pieces and before.dim() == there.dim() == 1 and _follows(there, before):
+            part, before = pieces.pop()
+            there = before.as_strided((len(before) + len(there),), (1,))
+            pieces.append((slice(part.start, end), there))
+        else:
+            pieces.append((slice(start, end), there))
+        start = end
+    return pieces
+
+
+def _follows(there: Tensor, before: Tensor) -> bool:
+    return there.storage_offset() == before.storage_offset() + len(before)
 
 
 def _views(buffer: Tensor, parameters: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -131,15 +172,6 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-def are_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether all elements are finite, a bool on their device, `[]`; each is read once."""
-    tensors = [tensor for tensor in tensors if tensor.numel()]
-    if not tensors:
-        return torch.tensor(True)
-    norms = torch._foreach_norm(tensors, math.inf)  # as torch's own clipping does
-    return torch.stack([norm.to(norms[0].dtype) for norm in norms]).isfinite().all()
 
 
 def digest_of(buffer: Tensor) -> int:

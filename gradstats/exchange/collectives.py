@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any
@@ -22,7 +22,7 @@ from gradstats.compressors import (
     Payload,
     ReduceScatter,
 )
-from gradstats.exchange.counts import Seconds, Traffic
+from gradstats.exchange.counts import Seconds, Traffic, on_ring
 from gradstats.exchange.messaging import CollectiveError, Header, MessageError, Messenger
 from gradstats.exchange.reducing import (
     check_parts,
@@ -31,6 +31,7 @@ from gradstats.exchange.reducing import (
     outgoing,
     share_of,
 )
+from gradstats.kernels import recycling
 
 # its name from torch 2.13 on
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -97,13 +98,34 @@ class Group:
 
     def share(self, *facts: int) -> list[list[int]]:
         """Gather a few 64-bit integers of each worker: one list per worker, by rank."""
-        own = torch.tensor(facts, dtype=torch.int64, device=self.device)
+        return self.start_sharing(torch.tensor(facts, dtype=torch.int64, device=self.device))()
+
+    def start_sharing(self, own: Tensor) -> Callable[[], list[list[int]]]:
+        """Begin to share 64-bit integers on the device; returns what waits for those of all."""
         others = [torch.empty_like(own) for _ in range(self.workers)]
         with self._communicating("all_gather"):
-            dist.all_gather(others, own, group=self.group)
+            work = dist.all_gather(others, own, group=self.group, async_op=True)
         self.traffic.count("control", own.nbytes, (self.workers - 1) * own.nbytes)
-        shared: list[list[int]] = torch.stack(others).tolist()
+
+        def shared() -> list[list[int]]:
+            with self._communicating("all_gather"):
+                work.wait()
+            numbers: list[list[int]] = torch.stack(others).tolist()
+            return numbers
+
         return shared
+
+    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to add up floats in place; returns what waits for the end."""
+        with self._communicating("all_reduce"):
+            work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        self.traffic.count("all_reduce", tensor.nbytes, on_ring(tensor.nbytes, self.workers))
+
+        def summed() -> None:
+            with self._communicating("all_reduce"):
+                work.wait()
+
+        return summed
 
     def check(self, *others: Tensor) -> list[bool]:
         """Read a few bools from the device, and whether all messages until now were intact.
@@ -132,7 +154,7 @@ class Group:
     def _gather(self, request: AllGather, headers: Sequence[Header]) -> list[Payload]:
         longest = max(header.nbytes for header in headers)
         sent = self._written(request, longest)
-        rooms = [torch.empty_like(sent) for _ in headers]
+        rooms = [recycling.empty_like(sent) for _ in headers]
         with self._communicating("all_gather"):
             dist.all_gather(rooms, sent, group=self.group)
         nbytes = headers[self.rank].nbytes
@@ -145,7 +167,7 @@ class Group:
         sent = [room if payload else 0 for payload in request.payloads]
         received = [sent[(2 * self.rank - sender) % n] for sender in range(n)]
         flat = self._written(request, room)
-        buffer = torch.empty(sum(received), dtype=torch.uint8, device=self.device)
+        buffer = recycling.empty((sum(received),), torch.uint8, self.device)
         with self._communicating("all_to_all"):
             dist.all_to_all_single(buffer, flat, received, sent, group=self.group)
         nbytes = sum(payload.nbytes for payload in request.payloads if payload)

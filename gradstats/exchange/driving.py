@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any, Generic, TypeVar
 
-from gradstats.compressors import Collective
+from gradstats.compressors import Collective, Step
 from gradstats.compressors.rounds import Exchange, Worker, fused
 from gradstats.exchange.collectives import Group
 from gradstats.exchange.counts import Traffic
@@ -17,6 +17,7 @@ from gradstats.exchange.simulating import simulated
 __all__ = ["DisagreementError", "Exchange", "Rounds", "drive", "fused", "simulate"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def simulate(
@@ -114,12 +115,16 @@ class Rounds(Generic[T]):
                 headers = _agree(self._group, describe(self.request), self.request)
             result = self._group.perform(self.request, headers)
             headers = None
-            try:
-                self.advance(result)
-            except Exception:
-                self._group.check()  # a damaged message may be any error of a decoder
-                raise
+            self.decoding(self.advance, result)
         return self.value
+
+    def decoding(self, call: Callable[..., R], *args: Any) -> R:
+        """Call what reads messages; a damaged one may be any error of a decoder."""
+        try:
+            return call(*args)
+        except Exception:
+            self._group.check()
+            raise
 
 
 def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
@@ -141,6 +146,7 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
     try:
         value = Rounds(exchange, group).finish(check=check)
         group.check()
+        _decode(value)
         if check:
             _agree(group, "done")
         return value
@@ -150,6 +156,13 @@ def drive(exchange: Exchange[T], group: Group, *, check: bool = True) -> T:
         if check and (isinstance(error, MessageError) or not known):
             group.share(digest("failed"), *astuple(Header()))
         raise
+
+
+def _decode(value: Any) -> None:
+    """Decode the updates of steps now, where an error is one that the other workers learn."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, Step):
+            _ = each.update
 
 
 class DisagreementError(RuntimeError):

@@ -49,6 +49,10 @@ class Memories:
         self._saved: dict[Key, Any] = {}
         self._known: set[Key] = set()  # that have a state, saved or not
 
+    def __bool__(self) -> bool:
+        """Whether any parameter has a state."""
+        return bool(self._known)
+
     def __contains__(self, keys: Keys) -> bool:
         """Whether any parameter of a group has a state."""
         return not self._known.isdisjoint(keys)

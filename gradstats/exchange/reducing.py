@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gradstats.compressors import AllReduce
 from gradstats.kernels import coding
-from gradstats.kernels.forms import on_host
+from gradstats.kernels.forms import in_numba, on_host
+from gradstats.kernels.moving import are_finite, divide, divide_in_16_bits
+from gradstats.kernels.ranges import saturated
 
 WORD = 8  # bytes of an integer
 MOST_DIGITS = 1 << 16  # levels of what is packed
@@ -56,6 +58,28 @@ def share_of(tensor: Tensor, op: str, workers: int) -> Tensor:
     return _share(tensor, workers) if op == "mean" else tensor.clone()
 
 
+def fill_share(out: Tensor, values: Tensor, workers: int) -> Tensor:
+    """Put what one worker adds to a mean into `out`, in whose dtype the mean is taken.
+
+    Args:
+        out: shaped as the values, in their dtype or a 16-bit one; may be the values themselves.
+        values: floating point.
+        workers: number of workers.
+
+    Returns:
+        Whether all values are finite, a bool on their device, `[]`.
+    """
+    if out.dtype.itemsize > 2:
+        return divide(out, values, workers)
+    if in_numba(values) and values.dtype == torch.float32 and values.dim() == 1:
+        largest = divide_in_16_bits(out, values, workers)
+        if largest <= _most(out.dtype, workers):
+            return torch.tensor(True)
+    finite = are_finite([values])
+    out.copy_(_share(saturated(values, out.dtype), workers))
+    return finite
+
+
 def check_parts(parts: Sequence[object], workers: int) -> None:
     """Raise ValueError unless there is one part for each worker."""
     if len(parts) != workers:
@@ -97,6 +121,12 @@ def _largest_share(dtype: torch.dtype, workers: int) -> float:
         if (in_turn + pairs[0] * 0).isfinite():
             return float(share)
         share = (share.view(torch.int16) - 1).view(dtype)  # the next one down
+
+
+@cache
+def _most(dtype: torch.dtype, workers: int) -> float:
+    """The largest number whose n-th part is a share as it is."""
+    return min(workers * _largest_share(dtype, workers), torch.finfo(dtype).max)
 
 
 def _integers(levels: int) -> torch.dtype:

@@ -1,10 +1,10 @@
-"""Loops that run at memory speed: counting, selecting, coding and rotating.
+"""Loops that run at memory speed: counting, selecting, coding, rotating and comparing.
 
-Four jobs in three forms, and a file is named by both: `counting_`, `selecting_`, `coding_` or
-`rotating_` and `eager` (torch on any device: the readable definition), `cpu` (numba) or `cuda`
-(triton; rotations have none). The functions of this package, of `coding` and of `rotating` choose
-a form by device, unless `use("eager")` overrides it. All forms return
-identical counts, selected sets and bytes.
+Five jobs in up to three forms, and a file is named by both: `counting_`, `selecting_`, `coding_`,
+`rotating_` or `comparing_` and `eager` (torch on any device: the readable definition), `cpu`
+(numba) or `cuda` (triton). The functions of this package, of `coding` and of `rotating` choose a
+form by device, unless `use("eager")` overrides it. All forms return identical counts, selected
+sets and bytes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,31 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels import counting_eager, selecting_eager
+from gradstats.kernels import comparing_eager, counting_eager, selecting_eager
+from gradstats.kernels.comparing_eager import Products
 from gradstats.kernels.forms import FORMS, in_numba, in_triton, use
-from gradstats.kernels.grid import Tally
+from gradstats.kernels.grid import Magnitudes, Tally
 
-__all__ = ["FORMS", "Tally", "compact", "count", "count_segments", "largest", "use"]
+__all__ = [
+    "FORMS",
+    "Magnitudes",
+    "Products",
+    "Tally",
+    "compact",
+    "compact_sum",
+    "count",
+    "count_segments",
+    "largest",
+    "largest_of_sum",
+    "products",
+    "subtract_at",
+    "sum_magnitudes",
+    "use",
+]
 
 
 def count(values: Tensor) -> Tally:
@@ -38,6 +55,23 @@ def count(values: Tensor) -> Tally:
 
         return counting_cuda.count(values)
     return counting_eager.count(values)
+
+
+def sum_magnitudes(values: Tensor) -> Magnitudes | None:
+    """Sum the magnitudes of a vector, as `count` does but without its counts.
+
+    Args:
+        values: as in `count`.
+
+    Returns:
+        The sum, or None where only `count` has it: where an element is not finite or there is
+        none, for 16-bit dtypes, and on devices.
+    """
+    if not in_numba(values):
+        return None
+    from gradstats.kernels import counting_cpu
+
+    return counting_cpu.sum_magnitudes(values)
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
@@ -70,8 +104,7 @@ def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the threshold is negative or NaN.
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    _check_threshold(threshold)
     if in_numba(values):
         from gradstats.kernels import selecting_cpu
 
@@ -102,3 +135,87 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
         return selecting_cuda.largest(values, k)
     return selecting_eager.largest(values, k)
+
+
+def compact_sum(
+    first: Tensor, second: Tensor, total: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Add two vectors, and select from the sum as `compact` does, in one pass.
+
+    Args:
+        first: `[n]`, contiguous, of 32 or 64 bits, any device.
+        second: like `first`.
+        total: like `first`, into which the sum is written; `first` itself, or memory of its own.
+        threshold: as in `compact`.
+
+    Returns:
+        As `compact`.
+
+    Raises:
+        ValueError: the threshold is negative or NaN.
+    """
+    _check_threshold(threshold)
+    if in_numba(total):
+        from gradstats.kernels import selecting_cpu
+
+        return selecting_cpu.compact_sum(first, second, total, threshold)
+    return compact(torch.add(first, second, out=total), threshold)
+
+
+def largest_of_sum(first: Tensor, second: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Add two vectors, and select from the sum as `largest` does, in one pass.
+
+    Args:
+        first: as in `compact_sum`.
+        second: as in `compact_sum`.
+        total: as in `compact_sum`.
+        k: as in `largest`.
+
+    Returns:
+        As `largest`.
+    """
+    if in_numba(total):
+        from gradstats.kernels import selecting_cpu
+
+        return selecting_cpu.largest_of_sum(first, second, total, k)
+    return largest(torch.add(first, second, out=total), k)
+
+
+def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
+    """Subtract what was sent at some indices; where it is not finite, 0 is left.
+
+    Args:
+        residual: `[n]`, floating point, any device; changed in place.
+        indices: int64 `[k]`, in [0, n), without repetition.
+        sent: `[k]`, floating point.
+
+    Raises:
+        IndexError: an index outside [0, n).
+    """
+    wide = residual.dtype.itemsize > 2 and residual.dtype == sent.dtype
+    if wide and in_numba(residual) and residual.is_contiguous():
+        from gradstats.kernels import selecting_cpu
+
+        return selecting_cpu.subtract_at(residual, indices, sent)
+    selecting_eager.subtract_at(residual, indices, sent)
+
+
+def products(grad: Tensor, update: Tensor, compensated: Tensor, residual: Tensor) -> Products:
+    """Sum the products that tell a gradient from its update, in float64 and in one pass.
+
+    Args:
+        grad: g, `[n]`, contiguous, float32 or float64, any device.
+        update: ĝ, in the same form.
+        compensated: v, in the same form.
+        residual: e, in the same form.
+    """
+    if in_numba(grad):
+        from gradstats.kernels import comparing_cpu
+
+        return comparing_cpu.products(grad, update, compensated, residual)
+    return comparing_eager.products(grad, update, compensated, residual)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be at least 0, got {threshold}")

@@ -23,10 +23,9 @@ from gradstats.kernels.grid import (
     INFINITY,
     INTEGERS,
     Grid,
+    Magnitudes,
     Tally,
-    sparse,
     sums_16_bit,
-    tally_16_bit,
     values_16_bit,
 )
 
@@ -74,7 +73,7 @@ def count(values: Tensor) -> Tally:
         return _tally_run(values, np.array([0, len(values)]))[0]
     grid, patterns = GRIDS[values.dtype], _patterns(values)
     if grid.bits == 16:
-        return tally_16_bit(*sparse(_count_patterns(patterns, grid)), values.dtype)
+        return _tally_of(_count_patterns(patterns, grid), values.dtype)
     array, keys = values.numpy(), _keys(grid)
 
     def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int32], dict[int, Any]]:
@@ -90,6 +89,33 @@ def count(values: Tensor) -> Tally:
     if rows[1:].sum() + special.sum() < len(array):
         over_tables.count_nonfinite(patterns, keys, special)
     return Tally(*rows, *special.tolist(), *_combined(np.concatenate(by_block)))
+
+
+def sum_magnitudes(values: Tensor) -> Magnitudes | None:
+    """See `gradstats.kernels.sum_magnitudes`."""
+    n, dtype = values.numel(), values.dtype
+    if dtype.itemsize == 2 or not n:
+        return None
+    patterns, array, keys = _patterns(values), values.numpy(), _keys(GRIDS[dtype])
+    magnitude, below = keys.magnitude, keys.below
+    sums = np.zeros((-(-n // BLOCK), 4))  # as those of a tally, which are added alike
+
+    def work(chunks: Iterator[slice]) -> tuple[int, int]:
+        largest, zeros = 0, 0
+        for c in chunks:
+            own = sums[c.start // BLOCK : -(-c.stop // BLOCK)]
+            top, none = loops.sum_magnitudes(patterns[c], array[c], magnitude, below, own)
+            largest, zeros = max(largest, top), zeros + none
+        return largest, zeros
+
+    if n <= CHUNK:
+        largest, zeros = loops.sum_magnitudes(patterns, array, magnitude, below, sums)
+    else:
+        tops, several = zip(*_in_threads(work, n), strict=True)
+        largest, zeros = max(tops), sum(several)
+    if largest >= keys.infinity:
+        return None
+    return Magnitudes(n - zeros, float(sums[:, 1].sum()))
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:
@@ -110,7 +136,7 @@ def _tally_run(values: Tensor, ends: NDArray[np.int64]) -> list[Tally]:
     """Of segments that one thread counts one after another, in a table that they share."""
     grid, patterns, sizes = GRIDS[values.dtype], _patterns(values), np.diff(ends)
     narrow = grid.bits == 16
-    segments = loops.Segments(
+    segments = over_tables.Segments(
         specials=np.zeros((len(sizes), 5), np.int64),
         largest=np.zeros(len(sizes), patterns.dtype),
         rows=np.empty((3, int(np.minimum(sizes, grid.first_nonfinite).sum())), np.int32),
@@ -127,7 +153,7 @@ def _tally_run(values: Tensor, ends: NDArray[np.int64]) -> list[Tally]:
 
 
 def _tally_wide(
-    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: loops.Segments
+    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: over_tables.Segments
 ) -> list[Sequence[float]]:
     """Sums and the largest magnitude of every segment, from those of its blocks."""
     keys = _keys(GRIDS[values.dtype])
@@ -144,7 +170,7 @@ def _tally_wide(
 
 
 def _tally_narrow(
-    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: loops.Segments
+    values: Tensor, patterns: NDArray[Any], ends: NDArray[np.int64], segments: over_tables.Segments
 ) -> list[Sequence[float]]:
     """Sums and the largest magnitude of every segment, from how often each value occurs."""
     every = values_16_bit(values.dtype)
@@ -238,11 +264,30 @@ def _rows(
     return rows[:, : over_tables.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
 
 
+def _tally_of(table: NDArray[np.int64], dtype: torch.dtype) -> Tally:
+    """The tally of a 16-bit dtype from how often each pattern occurs; the table becomes empty."""
+    keys, every = _keys(GRIDS[dtype]), values_16_bit(dtype)
+    listed, rows = np.empty((2, table.size), np.int64), np.empty((3, keys.half), np.int64)
+    zeros, whole = (int(table[0]), int(table[keys.half])), (keys, 1, keys.half - 1)
+    patterns, counts = listed[:, : over_tables.take_list(table, *whole, listed, 0)]
+    rows = rows[:, : over_tables.take_rows(table[np.newaxis], 0, *whole, rows, 0)]
+    values = every[patterns]
+    finite = np.isfinite(values)
+    kinds = (np.isnan(values), np.isposinf(values), np.isneginf(values))
+    return Tally(
+        *rows,
+        *zeros,
+        *(int(counts[kind].sum()) for kind in kinds),
+        *sums_16_bit(values[finite], counts[finite].astype(np.float64)),
+        max_abs=float(every[rows[0, -1:]].max(initial=0.0)),
+    )
+
+
 def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int64]:
     def work(chunks: Iterator[slice]) -> NDArray[np.int32]:
         counts = _tables(grid)
         for chunk in chunks:
-            loops.count_heads(patterns[chunk], np.uint16(0), counts[0])
+            loops.count_16_bit(patterns[chunk], counts[0])
         return counts
 
     return np.asarray(_added(_in_threads(work, patterns.size))[0])

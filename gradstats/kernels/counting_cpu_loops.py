@@ -27,13 +27,41 @@ jit_sums: Callable[..., Any] = numba.njit(
 
 
 @jit
+def count_16_bit(patterns: NDArray[np.uint16], counts: NDArray[Any]) -> None:
+    """Count the patterns of a vector.
+
+    One table takes half the cache of two, which float16's many values need; where values repeat,
+    two tables keep each from waiting for the last store into it.
+    """
+    for start in range(0, patterns.size, BLOCK):
+        some = patterns[start : start + BLOCK]
+        sample = some[: BLOCK // 32]
+        often = 16 * count_repeats(sample) > sample.size
+        count_heads(some, np.uint16(0), counts if often else counts[:1])
+
+
+@jit
+def count_repeats(patterns: NDArray[Any]) -> int:
+    """Count the patterns that are equal to the one before."""
+    count = 0
+    for i in range(1, patterns.size):
+        count += patterns[i] == patterns[i - 1]
+    return count
+
+
+@jit
 def count_heads(heads: NDArray[Any], shift: int, counts: NDArray[Any]) -> None:
-    """Count the keys of a vector."""
+    """Count the keys of a vector, in turn in the first table and in the last."""
     one, two = counts[0], counts[-1]
     whole = heads.size - heads.size % 2
-    for i in range(0, whole, 2):
-        one[heads[i] >> shift] += 1
-        two[heads[i + 1] >> shift] += 1
+    if shift:
+        for i in range(0, whole, 2):
+            one[heads[i] >> shift] += 1
+            two[heads[i + 1] >> shift] += 1
+    else:
+        for i in range(0, whole, 2):
+            one[heads[i]] += 1
+            two[heads[i + 1]] += 1
     for i in range(whole, heads.size):
         one[heads[i] >> shift] += 1
 
@@ -50,20 +78,25 @@ def count_nonzero(
 
 
 @jit
-def move_points(
-    heads: NDArray[Any], shift: int, patterns: NDArray[Any], keys: Keys, counts: NDArray[Any]
+def move(
+    heads: NDArray[Any],
+    shift: int,
+    patterns: NDArray[Any],
+    keys: Keys,
+    source: NDArray[Any],
+    target: NDArray[Any],
+    others: bool,
 ) -> None:
-    """Move what is not 0 and has no bit below its key from the table of the rest to theirs."""
-    points, rest = counts[0, 0], counts[1, 0]
+    """Move what is not 0 and has no bit below its key between tables; or the others."""
     for page in range(0, patterns.size, PAGE):
         bits = patterns[page : page + PAGE]
-        if not count_points(bits, keys.below):
+        if count_points(bits, keys.below) == (bits.size if others else 0):
             continue
         for i in range(bits.size):
-            if bits[i] & keys.magnitude and not bits[i] & keys.below:
+            if bits[i] & keys.magnitude and (bits[i] & keys.below != 0) == others:
                 key = heads[page + i] >> shift
-                points[key] += 1
-                rest[key] -= 1
+                target[key] += 1
+                source[key] -= 1
 
 
 @jit
@@ -157,6 +190,22 @@ def sum_block_of(
 
 
 @jit
+def sum_magnitudes(
+    patterns: NDArray[Any], values: NDArray[Any], magnitude: int, below: int, sums: NDArray[Any]
+) -> tuple[int, int]:
+    """Sum |x| in blocks, into the second column; return the largest magnitude and the zeros."""
+    largest = patterns.dtype.type(0)
+    zeros = 0
+    for block in range(sums.shape[0]):
+        one = slice(block * BLOCK, (block + 1) * BLOCK)
+        top, none, _ = extremes(patterns[one], magnitude, below)
+        largest = max(largest, top)
+        zeros += none
+        _, sums[block, 1], _ = sum_block(values[one])
+    return largest, zeros
+
+
+@jit
 def count_range(
     patterns: NDArray[Any],
     values: NDArray[Any],
@@ -171,27 +220,50 @@ def count_range(
     """Sum every block of a vector, and count its keys; return how many points are not 0.
 
     Points, the patterns with no bit below their key, have a table of their own, `counts[0]`. A
-    block of points alone is counted there at once; from one that has some they are moved.
+    block is counted before it is summed, into the table that was right for the block before: the
+    counts take longer than reading memory does, which goes on beside them, and the other loops
+    find the block in the cache. What belongs into the other table is moved.
     """
     moved = 0
+    kind = -1  # the table of the block before; -1 for many zeros, which are not counted one by one
     for block in range(sums.shape[0]):
         one = slice(block * BLOCK, (block + 1) * BLOCK)
         bits = patterns[one]
+        if kind >= 0:
+            count_heads(heads[one], shift, counts[kind])
         largest[block], points = sum_block_of(bits, values[one], keys, sums[block], zeros[block])
-        positive, negative = zeros[block]
-        either = positive + negative
-        table = counts[0 if points == bits.size else 1]
-        if 2 * either < bits.size:
-            count_heads(heads[one], shift, table)
-        else:
-            table[0, 0] += positive
-            table[0, keys.half] += negative
-            if either < bits.size:
-                count_nonzero(heads[one], shift, bits, keys.magnitude, table)
-        if either < points < bits.size:
-            move_points(heads[one], shift, bits, keys, counts)
+        either = zeros[block, 0] + zeros[block, 1]
+        if kind < 0:
+            kind = 0 if points == bits.size else 1
+            count_block(heads[one], shift, bits, keys, zeros[block], counts[kind])
+        if kind == 0 and points < bits.size:
+            move(heads[one], shift, bits, keys, counts[0, 0], counts[1, 0], True)
+        if kind == 1 and either < points:
+            move(heads[one], shift, bits, keys, counts[1, 0], counts[0, 0], False)
+        kind = -1 if 2 * either >= bits.size else 0 if points == bits.size else 1
         moved += points - either
     return moved
+
+
+@jit
+def count_block(
+    heads: NDArray[Any],
+    shift: int,
+    patterns: NDArray[Any],
+    keys: Keys,
+    zeros: NDArray[Any],
+    table: NDArray[Any],
+) -> None:
+    """Count the keys of a block whose zeros are counted."""
+    positive, negative = zeros
+    either = positive + negative
+    if 2 * either < patterns.size:
+        count_heads(heads, shift, table)
+        return
+    table[0, 0] += positive
+    table[0, keys.half] += negative
+    if either < patterns.size:
+        count_nonzero(heads, shift, patterns, keys.magnitude, table)
 
 
 class Keys(NamedTuple):
@@ -210,22 +282,3 @@ class Keys(NamedTuple):
     shift: int
     below: Any
     half: int
-
-
-class Segments(NamedTuple):
-    """The results for the segments of a vector.
-
-    Attributes:
-        specials: `[segments, 5]`, zeros, negative zeros, NaN, inf, -inf.
-        largest: `[segments]`, the largest finite magnitude of 16-bit values, as a pattern.
-        rows: `[3, …]`, bins and the elements of either sign in each; segment i has the columns
-            from `row_ends[i]` to `row_ends[i + 1]`.
-        listed: `[2, …]`, patterns of 16-bit values and their counts, stored in the same way.
-    """
-
-    specials: NDArray[np.int64]
-    largest: NDArray[Any]
-    rows: NDArray[np.int32]
-    row_ends: NDArray[np.int64]
-    listed: NDArray[np.int32]
-    listed_ends: NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,29 @@ from gradstats.kernels.counting_cpu_loops import (
     BLOCK,
     PAGE,
     Keys,
-    Segments,
-    count_heads,
+    count_16_bit,
     count_range,
     jit,
 )
+
+
+class Segments(NamedTuple):
+    """The results for the segments of a vector.
+
+    Attributes:
+        specials: `[segments, 5]`, zeros, negative zeros, NaN, inf, -inf.
+        largest: `[segments]`, the largest finite magnitude of 16-bit values, as a pattern.
+        rows: `[3, …]`, bins and the elements of either sign in each; segment i has the columns
+            from `row_ends[i]` to `row_ends[i + 1]`.
+        listed: `[2, …]`, patterns of 16-bit values and their counts, stored in the same way.
+    """
+
+    specials: NDArray[np.int64]
+    largest: NDArray[Any]
+    rows: NDArray[np.int32]
+    row_ends: NDArray[np.int64]
+    listed: NDArray[np.int32]
+    listed_ends: NDArray[np.int64]
 
 
 @jit
@@ -82,7 +100,7 @@ def tally_16_bit(
     for i in range(ends.size - 1):
         bits, special = patterns[ends[i] : ends[i + 1]], segments.specials[i]
         low, high = span(bits, keys.magnitude)
-        count_heads(bits, np.uint16(0), counts[0])
+        count_16_bit(bits, counts[0])
         join_tables(counts[0], keys, low, high)
         special[0], special[1] = table[0], table[keys.half]
         place = segments.listed_ends[i]

@@ -35,6 +35,12 @@ def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
     return bounded(values, dtype).to(dtype)
 
 
+def left(waiting: Tensor, sent: Tensor) -> Tensor:
+    """Return the residual after `sent` was sent; 0 where it is not finite."""
+    # a NaN was delivered like any other value: left in a residual, it would never go away
+    return saturated(torch.where(sent.isfinite(), waiting - sent, 0), waiting.dtype)
+
+
 def unit_of(largest: float, window: int = WINDOW) -> float:
     """A power of two near a magnitude that is extreme; 1 for any other, and for 0, inf and NaN.
 
@@ -109,14 +115,15 @@ def in_range_of_squares(values: Tensor) -> tuple[Tensor, float]:
     return in_range(values) if values.dtype == torch.float64 else (values, 1.0)
 
 
-def in_own_unit(values: Tensor, window: int) -> Tensor:
+def in_own_unit(values: Tensor, window: int, dims: tuple[int, ...] = ()) -> Tensor:
     """The values of `in_range` where nobody needs the unit: nothing is read from a device.
 
     Args:
         values: floating point, not empty; a few, as all are multiplied.
         window: an exponent of 2.
+        dims: dimensions of what has one unit; all.
     """
-    peak = values.abs().amax().double()
+    peak = values.abs().amax(dims, keepdim=True).double()
     _, exponent = torch.frexp(peak)
     extreme = (exponent.abs() > window) & peak.isfinite() & (peak != 0)
     unit = torch.exp2(torch.where(extreme, exponent - 1, 0).double())

@@ -1,4 +1,4 @@
-"""Selection in numba: one pass that skips blocks, compacts the rest, and ranks what is left.
+"""Selection in numba: one pass compacts what may be selected, and only that is ranked.
 
 Magnitudes are compared as the integers of their bit patterns: finite < inf < NaN.
 """
@@ -9,197 +9,221 @@ import math
 from collections.abc import Iterator
 from functools import reduce
 from operator import or_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels import counting_cpu_loops as loops
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads, _patterns
-from gradstats.kernels.counting_cpu_loops import jit
-from gradstats.kernels.grid import INFINITY, round_down
+from gradstats.kernels import selecting_cpu_loops as loops
+from gradstats.kernels.counting_cpu import CHUNK, _in_threads
+from gradstats.kernels.selecting_cpu_digits import DIGIT, digit_counts, first_equal
+from gradstats.kernels.selecting_cpu_loops import SIGMAS
+from gradstats.kernels.selecting_cpu_vectors import (
+    Selected,
+    Vector,
+    as_tensors,
+    pattern_below,
+    sum_of,
+    vector_of,
+)
 
-SKIP = 64  # elements that are passed over together
-SAMPLE = 1 << 15
-DIGIT = 16  # bits of a magnitude that one pass counts
-MOST_TIES = SAMPLE // 16  # of one value in a sample, with which compacting would copy too much
+FEW = 1 << 17  # elements up to which one call of one thread does it all
+MOST_TIES = 16  # a value with this share of a sample, inverted: compacting would copy too much
+Run = tuple[NDArray[np.int32], NDArray[Any]]
 
-Found = tuple[NDArray[np.int64], NDArray[Any]]
+
+class Bounds(NamedTuple):
+    """Magnitudes around the k-th, as patterns.
+
+    Attributes:
+        least: k elements are all but sure to reach it.
+        sure: k elements are all but sure not to reach it.
+    """
+
+    least: int
+    sure: int
 
 
 def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.compact`."""
-    limit = torch.tensor([round_down(threshold, values.dtype)], dtype=values.dtype)
-    indices, kept = _above(_patterns(values.detach()), int(_patterns(limit)[0]))
-    return torch.from_numpy(indices), _values(kept, values.dtype)
+    few = values.numel() <= FEW
+    selected = _above_in_few if few else _above
+    return as_tensors(selected(vector_of(values), threshold), values.dtype)
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `gradstats.kernels.largest`.
+    """See `gradstats.kernels.largest`."""
+    n = values.numel()
+    selected = _largest_of_few if n <= FEW else _largest
+    return as_tensors(selected(vector_of(values), min(k, n)), values.dtype)
 
-    A sample gives a magnitude that somewhat more than k elements reach; they are compacted in one
-    pass, and ranked. Where the sample misled, or a value is so frequent that compacting would copy
-    much of the vector, passes over 16 bits each find the k-th magnitude instead.
+
+def compact_sum(
+    first: Tensor, second: Tensor, total: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """See `gradstats.kernels.compact_sum`."""
+    if total.numel() <= FEW:
+        return compact(torch.add(first, second, out=total), threshold)
+    return as_tensors(_above(sum_of(first, second, total), threshold), total.dtype)
+
+
+def largest_of_sum(first: Tensor, second: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See `gradstats.kernels.largest_of_sum`."""
+    n = total.numel()
+    if n <= FEW:
+        return largest(torch.add(first, second, out=total), k)
+    return as_tensors(_largest(sum_of(first, second, total), min(k, n)), total.dtype)
+
+
+def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
+    """See `gradstats.kernels.subtract_at`."""
+    done = loops.subtract_at(residual.numpy(), indices.numpy(), sent.numpy())
+    if done < len(indices):
+        rule = f"index must lie in [0, {len(residual)})"
+        raise IndexError(f"{rule}, got {int(indices[done])}")
+
+
+def _above_in_few(vector: Vector, threshold: float) -> Selected:
+    """What exceeds a threshold, by one call of one thread."""
+    patterns, dtype = vector.patterns, vector.patterns.dtype
+    places, kept = np.empty(patterns.size, np.int32), np.empty(patterns.size, dtype)
+    least = dtype.type(pattern_below(threshold, vector.dtype) + 1)
+    count = loops.compact(patterns, vector.magnitude, least, 0, places, kept, 0)
+    return places[:count].astype(np.int64), kept[:count].copy()
+
+
+def _above(vector: Vector, threshold: float) -> Selected:
+    """What exceeds a threshold."""
+    least = pattern_below(threshold, vector.dtype) + 1
+    return _joined(_runs(vector, least), vector.patterns.dtype)
+
+
+def _largest_of_few(vector: Vector, k: int) -> Selected:
+    """The k largest magnitudes, from 0 to n of them, by one call of one thread."""
+    patterns = vector.patterns
+    indices, values = np.empty(k, np.int64), np.empty(k, patterns.dtype)
+    if k:
+        loops.largest_of_few(patterns, vector.magnitude, vector.nan, indices, values)
+    return indices, values
+
+
+def _largest(vector: Vector, k: int) -> Selected:
+    """The k largest magnitudes, from 1 to n of them, by a sample, a pass and a ranking.
+
+    A sample gives a magnitude that somewhat more than k elements reach, and one that somewhat
+    fewer reach. The first are compacted in one pass, and those between the two ranked. Where the
+    sample misled, or a value is so frequent that compacting would copy much of the vector, passes
+    over 16 bits each find the k-th magnitude instead.
     """
-    patterns = _patterns(values.detach())
-    k = min(k, patterns.size)
-    infinity = patterns.dtype.type(INFINITY[values.dtype])
-    guess = _guess(patterns, k)
-    candidates = None if guess is None else _above(patterns, guess - 1)
-    if candidates is None or candidates[0].size < k:
-        candidates = _by_digits(patterns, k, infinity)
-    indices, bits = _ranked(*candidates, k, infinity)
-    return torch.from_numpy(indices), _values(bits, values.dtype)
+    bounds = _bounds(vector.sample(), k / vector.patterns.size, int(vector.nan))
+    if bounds is None:
+        vector.add()
+        return _by_digits(vector, k)
+    runs = _runs(vector, bounds.least)
+    few = sum(len(places) for places, _ in runs.values()) < k
+    return _by_digits(vector, k) if few else _ranked(runs, k, bounds.sure, vector)
 
 
-def _values(patterns: NDArray[Any], dtype: torch.dtype) -> Tensor:
-    signed = patterns.view(f"i{patterns.itemsize}")
-    return torch.from_numpy(signed).view(dtype)
+def _bounds(sample: NDArray[Any], share: float, nan: int) -> Bounds | None:
+    """Magnitudes around the k-th; None if there are none to be had."""
+    expected = share * sample.size
+    margin = SIGMAS * math.sqrt(expected) + SIGMAS
+    low, high = math.ceil(expected + margin), math.floor(expected - margin)
+    if low >= sample.size:
+        return None
+    sample.partition(sample.size - low)
+    top = sample[sample.size - low :]
+    least = int(top[0])
+    tied = int(np.count_nonzero(sample == top[0]))
+    if not least or MOST_TIES * tied >= sample.size:
+        return None
+    if high < 1:
+        return Bounds(least, nan)
+    top.partition(low - high)
+    return Bounds(least, min(int(top[low - high]), nan))
 
 
-def _above(patterns: NDArray[Any], limit: int) -> Found:
-    """Indices and patterns of the elements whose magnitude is above a pattern, -1 for all."""
-    width = patterns.dtype.type
-    magnitude, least = width(np.iinfo(width).max >> 1), width(limit + 1)
+def _runs(vector: Vector, least: int) -> dict[int, Run]:
+    """Indices, less those of their chunk, and patterns of what reaches a magnitude, by chunk."""
+    n, dtype = vector.patterns.size, vector.patterns.dtype
 
-    def work(chunks: Iterator[slice]) -> dict[int, Found]:
-        places, kept = np.empty(CHUNK + 1, np.int32), np.empty(CHUNK + 1, patterns.dtype)
+    def work(chunks: Iterator[slice]) -> dict[int, Run]:
+        places, kept = np.empty(min(n, CHUNK), np.int32), np.empty(min(n, CHUNK), dtype)
         runs = {}
         for chunk in chunks:
-            count = _compact(patterns[chunk], magnitude, least, places, kept)
-            runs[chunk.start] = places[:count] + np.int64(chunk.start), kept[:count].copy()
+            count = vector.compact(chunk, dtype.type(least), places, kept)
+            runs[chunk.start] = places[:count].copy(), kept[:count].copy()
         return runs
 
-    runs: dict[int, Found] = reduce(or_, _in_threads(work, patterns.size), {})
-    if not runs:
-        return np.zeros(0, np.int64), patterns[:0].copy()
-    places, kept = zip(*(runs[start] for start in sorted(runs)), strict=True)
-    return np.concatenate(places), np.concatenate(kept)
+    runs: dict[int, Run] = reduce(or_, _in_threads(work, n), {})
+    return {start: runs[start] for start in sorted(runs)}
 
 
-def _guess(patterns: NDArray[Any], k: int) -> int | None:
-    """A magnitude that k elements are all but sure to reach; None if there is none to be had."""
-    n = patterns.size
-    if n <= SAMPLE:
-        return 0
-    # an odd step meets every column of a matrix
-    sample = patterns[:: n // SAMPLE | 1] & (np.iinfo(patterns.dtype).max >> 1)
-    share = k / n * sample.size
-    rank = math.ceil(share + 5 * math.sqrt(share) + 5)
-    if rank >= sample.size:
-        return None
-    guess = int(np.partition(sample, sample.size - rank)[sample.size - rank])
-    tied = int((sample == guess).sum())
-    return guess if guess and tied < MOST_TIES else None
+def _joined(runs: dict[int, Run], dtype: np.dtype[Any]) -> Selected:
+    """All that was compacted."""
+    count = sum(len(places) for places, _ in runs.values())
+    indices, values, filled = np.empty(count, np.int64), np.empty(count, dtype), 0
+    for start, (places, kept) in runs.items():
+        part = slice(filled, filled + len(places))
+        np.add(places, np.int64(start), out=indices[part])
+        values[part] = kept
+        filled = part.stop
+    return indices, values
 
 
-def _by_digits(patterns: NDArray[Any], k: int, infinity: Any) -> Found:
-    """The elements above the k-th largest magnitude, and as many of those equal as are needed."""
-    bits = 8 * patterns.itemsize
+def _ranked(runs: dict[int, Run], k: int, sure: int, vector: Vector) -> Selected:
+    """The k largest magnitudes of what was compacted; of those that equal the k-th, the first."""
+    dtype = vector.patterns.dtype
+    if sum(len(places) for places, _ in runs.values()) == k:
+        return _joined(runs, dtype)
+    masks = vector.magnitude, vector.nan, _kth(runs, k, sure, vector)
+    counts = [loops.count_ranks(kept, *masks) for _, kept in runs.values()]
+    ties = k - sum(above for above, _ in counts)
+    indices, values, filled = np.empty(k, np.int64), np.empty(k, dtype), 0
+    for (start, run), (above, equal) in zip(runs.items(), counts, strict=True):
+        taken = min(equal, ties)
+        part = slice(filled, filled + above + taken)
+        loops.write_largest(*run, masks, start, taken, indices[part], values[part])
+        ties -= taken
+        filled = part.stop
+    return indices, values
+
+
+def _kth(runs: dict[int, Run], k: int, sure: int, vector: Vector) -> Any:
+    """The k-th largest magnitude of what was compacted."""
+    magnitude, width, pieces, larger = vector.magnitude, vector.patterns.dtype.type, [], 0
+    for _, kept in runs.values():
+        piece = np.empty(len(kept) + 1, kept.dtype)
+        count = loops.between(kept, magnitude, width(sure), piece)
+        pieces.append(piece[:count])
+        larger += len(kept) - count
+    among, rank = np.concatenate(pieces), k - larger
+    if not 0 < rank <= len(among):  # the sample misled
+        every = np.concatenate([kept for _, kept in runs.values()])
+        among, rank = np.minimum(every & magnitude, vector.nan), k
+    among.partition(len(among) - rank)
+    return among[len(among) - rank]
+
+
+def _by_digits(vector: Vector, k: int) -> Selected:
+    """The same for any values, in passes that count a digit of 16 bits each."""
+    patterns, infinity = vector.patterns, int(vector.nan) - 1
+    bits, vector = 8 * patterns.itemsize, vector._replace(terms=None)
     prefix, above, shift = 0, 0, bits
     while shift:
         shift -= DIGIT
-        counts = _digit_counts(patterns, prefix, shift)
+        counts = digit_counts(patterns, prefix, shift)
         if prefix == 0 and shift == bits - DIGIT and counts[infinity >> shift :].sum() >= k:
-            return _nonfinite(patterns, infinity)
+            return _ranked(_runs(vector, infinity), k, infinity + 1, vector)
         from_top = counts[::-1].cumsum()
         digit = len(counts) - 1 - int(np.searchsorted(from_top, k - above))
         above += int(counts[digit + 1 :].sum())
         prefix = prefix << DIGIT | digit
-    indices, larger = _above(patterns, prefix)
+    indices, larger = _joined(_runs(vector, prefix + 1), patterns.dtype)
     equal = np.empty(k - above, np.int64)
-    _first_equal(patterns, patterns.dtype.type(prefix), equal)
+    first_equal(patterns, patterns.dtype.type(prefix), equal)
     indices = np.concatenate([indices, equal])
     order = indices.argsort()
     return indices[order], np.concatenate([larger, patterns[equal]])[order]
-
-
-def _nonfinite(patterns: NDArray[Any], infinity: Any) -> Found:
-    return _above(patterns, int(infinity) - 1)
-
-
-def _digit_counts(patterns: NDArray[Any], prefix: int, shift: int) -> NDArray[np.int64]:
-    """How many magnitudes that begin with a prefix have each next digit."""
-    width = patterns.dtype.type
-    top = shift == 8 * patterns.itemsize - DIGIT
-    heads = patterns.view(np.uint16)[patterns.itemsize // 2 - 1 :: patterns.itemsize // 2]
-
-    def work(chunks: Iterator[slice]) -> NDArray[np.int32]:
-        counts = np.zeros((2, 1 << DIGIT), np.int32)
-        for chunk in chunks:
-            if top:
-                loops.count_heads(heads[chunk], np.uint16(0), counts)
-            else:
-                _count_digits(patterns[chunk], width(prefix), width(shift), counts[0])
-        return counts
-
-    counts = np.asarray(sum(each.sum(0, dtype=np.int64) for each in _in_threads(work, len(heads))))
-    if top:  # either sign
-        counts = counts.reshape(2, -1).sum(0)
-    return counts
-
-
-def _ranked(indices: NDArray[np.int64], patterns: NDArray[Any], k: int, infinity: Any) -> Found:
-    """The k largest magnitudes of some; of those that equal the k-th, the first."""
-    if indices.size == k:
-        return indices, patterns
-    # all NaN are equal
-    magnitudes = np.minimum(patterns & (np.iinfo(patterns.dtype).max >> 1), infinity + 1)
-    kth = np.partition(magnitudes, indices.size - k)[indices.size - k]
-    chosen = magnitudes > kth
-    equal = np.flatnonzero(magnitudes == kth)
-    chosen[equal[: k - int(chosen.sum())]] = True
-    return indices[chosen], patterns[chosen]
-
-
-@jit
-def _compact(
-    patterns: NDArray[Any],
-    magnitude: int,
-    least: int,
-    places: NDArray[np.int32],
-    kept: NDArray[Any],
-) -> int:
-    """Write places and patterns of the magnitudes from `least` on; their number."""
-    width = patterns.dtype.type
-    count = 0
-    for start in range(0, patterns.size, SKIP):
-        part = patterns[start : start + SKIP]
-        top = width(0)
-        for i in range(part.size):
-            top = max(top, width(part[i] & magnitude))
-        if top < least:
-            continue
-        for i in range(part.size):
-            places[count] = start + i
-            kept[count] = part[i]
-            count += width(part[i] & magnitude) >= least
-    return count
-
-
-@jit
-def _count_digits(
-    patterns: NDArray[Any], prefix: int, shift: int, counts: NDArray[np.int32]
-) -> None:
-    width = patterns.dtype.type
-    digit = width((1 << DIGIT) - 1)
-    without_sign = width(prefix)
-    for i in range(patterns.size):
-        bits = width(patterns[i] << width(1)) >> width(1)
-        if width(bits >> width(shift + DIGIT)) == without_sign:
-            counts[width(bits >> shift) & digit] += 1
-
-
-@jit
-def _first_equal(patterns: NDArray[Any], magnitude: int, out: NDArray[np.int64]) -> None:
-    """Places of the first elements of one magnitude, as many as `out` holds."""
-    width = patterns.dtype.type
-    count = 0
-    for i in range(patterns.size):
-        if count == out.size:
-            return
-        if width(patterns[i] << width(1)) >> width(1) == magnitude:
-            out[count] = i
-            count += 1

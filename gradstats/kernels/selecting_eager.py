@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradstats.kernels.grid import round_down
+from gradstats.kernels.ranges import left
 
 
 def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -19,3 +20,8 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     order = values.abs().sort(descending=True, stable=True).indices  # NaN comes first
     indices = order[:k].sort().values
     return indices, values[indices]
+
+
+def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
+    """See `gradstats.kernels.subtract_at`."""
+    residual[indices] = left(residual[indices], sent)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from gradstats.kernels.ranges import saturated
+from gradstats.kernels.ranges import left
 from gradstats.payloads.wire import (
     ENVELOPE,
     Reader,
@@ -72,6 +72,11 @@ class Payload(ABC):
         return False
 
     @property
+    def is_known_finite(self) -> bool:
+        """Whether the host knows that every decoded element is finite, also in float32."""
+        return False
+
+    @property
     def nbytes(self) -> int:
         """Length of `to_bytes()`."""
         return ENVELOPE.size + self.inner_nbytes
@@ -98,6 +103,10 @@ class Payload(ABC):
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """Add `weight` times the decoded gradient to `out`, `[numel]`; time goes with count."""
         out.add_(self.decode(), alpha=weight)
+
+    def write_to(self, out: Tensor) -> None:
+        """Put the decoded gradient into `out`, `[numel]`, of a dtype that holds it."""
+        self.add_to(out.zero_())
 
     def remove_from(self, residual: Tensor) -> None:
         """Subtract the decoded gradient from `residual`, `[numel]`; NaN and inf leave 0."""
@@ -297,9 +306,3 @@ class Bundle(Payload):
     def _split(self, vector: Tensor) -> Iterator[tuple[Payload, Tensor]]:
         views = torch.split(vector, [part.numel for part in self.parts])
         return zip(self.parts, views, strict=True)
-
-
-def left(waiting: Tensor, sent: Tensor) -> Tensor:
-    """Return the residual after `sent` was sent; 0 where it is not finite."""
-    # a NaN was delivered like any other value: left in a residual, it would never go away
-    return saturated(torch.where(sent.isfinite(), waiting - sent, 0), waiting.dtype)

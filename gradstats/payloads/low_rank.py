@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from gradstats.kernels.ranges import from_unit, in_unit, largest_magnitudes, unit_of
@@ -29,6 +31,18 @@ class LowRank(Payload):
     right: Tensor
     kind = 7
 
+    @classmethod
+    def measured(cls, left: Tensor, right: Tensor, peaks: tuple[float, float]) -> Self:
+        """Return a payload whose largest magnitudes the host has already."""
+        payload = cls(left, right)
+        vars(payload)["peaks"] = peaks
+        return payload
+
+    def transposed(self) -> Self:
+        """The payload Q Pᵀ."""
+        left, right = self.peaks
+        return self.measured(self.right, self.left, (right, left))
+
     @property
     def numel(self) -> int:
         """n1 n2."""
@@ -50,11 +64,41 @@ class LowRank(Payload):
         left, right = largest_magnitudes(self.left, self.right)
         return left, right
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether both factors are."""
+        return all(map(math.isfinite, self.peaks))
+
+    @property
+    def is_known_finite(self) -> bool:
+        """See `Payload.is_known_finite`."""
+        return self._is_plain
+
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
         a, b = (unit_of(peak, HALF) for peak in self.peaks)
         product = in_unit(self.left, a) @ in_unit(self.right, b).T
         return from_unit(product.reshape(-1), a * b)
+
+    def write_to(self, out: Tensor) -> None:
+        """See `Payload.write_to`."""
+        if self._is_plain and out.dtype == self.left.dtype:
+            torch.mm(self.left, self.right.T, out=out.view(len(self.left), len(self.right)))
+        else:
+            out.copy_(self.decode())
+
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        if not self._is_plain or residual.dtype != self.left.dtype:
+            super().remove_from(residual)
+            return
+        matrix = residual.view(len(self.left), len(self.right))
+        matrix.addmm_(self.left, self.right.T, alpha=-1)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the product is finite, far from the ends of the range, and needs no unit."""
+        return all(peak <= 2.0**HALF and unit_of(peak, HALF) == 1 for peak in self.peaks)
 
     def sections(self) -> Iterator[Section]:
         """Dtype, n1, n2, r, P, Q."""

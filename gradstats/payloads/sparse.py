@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradstats import kernels
 from gradstats.payloads import index_codes
-from gradstats.payloads.base import Dense, Payload, left, written
+from gradstats.payloads.base import Dense, Payload, written
 from gradstats.payloads.wire import (
     PayloadError,
     Reader,
@@ -72,8 +72,7 @@ class Scattered(Payload):
 
     def remove_from(self, residual: Tensor) -> None:
         """See `Payload.remove_from`."""
-        indices = self.indices
-        residual[indices] = left(residual[indices], self.values)
+        kernels.subtract_at(residual, self.indices, self.values)
 
     def clear(self, momentum: Tensor) -> None:
         """See `Payload.clear`; where all are sent none was selected."""

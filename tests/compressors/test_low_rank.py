@@ -1,5 +1,7 @@
 """Low-rank methods against numpy in float64, closed forms and the published payload sizes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from scipy.optimize import minimize
 from gradstats.compressors import Part, PerParameter, Rng, compressor
 from gradstats.compressors.matrices import as_matrix
 from gradstats.compressors.methods.atomo import probabilities
+from gradstats.compressors.states import plain
 from gradstats.exchange import fused, simulate
 from gradstats.exchange.counts import Traffic
 from gradstats.payloads.low_rank import LowRank
@@ -245,6 +248,112 @@ def test_convolutions_are_matrices_by_their_first_dimension():
     assert (payload.left.shape, payload.right.shape) == ((16, 2), (72, 2))
     flat, _ = compressor("svd(2)").encode(grad.reshape(16, 72), None)
     assert torch.equal(payload.decode(), flat.decode())
+
+
+SHAPES = [(24, 18), (30, 20), (24, 18), (9,), (30, 2, 3, 3), (24, 7), (20, 30), (30, 20), (5, 5)]
+KINDS = ["ordinary", "zero", "huge", "tiny", "of rank one", "with a NaN", "with an inf"]
+
+
+def bucket(worker, step, kind, dtype):
+    """Gradients of many shapes, of which the second is special."""
+    generator = torch.Generator().manual_seed(100 * worker + step)
+    grads = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
+    special = grads[1]
+    if kind == "of rank one":
+        special.copy_(torch.outer(special[:, 0].clone(), special[0].clone()))
+    special *= {"zero": 0.0, "huge": 1e37, "tiny": 1e-37}.get(kind, 1.0)
+    if step == 1 and worker == 1 and kind in ("with a NaN", "with an inf"):
+        special[3, 4] = torch.nan if kind == "with a NaN" else torch.inf
+    return grads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "spec", ["powersgd(2)", "acp-sgd(2)", "ef(powersgd(3))", "ef(acp-sgd(3))"]
+)
+def test_a_bucket_is_exchanged_as_each_gradient_alone_to_the_bit(spec, kind, dtype):
+    member = compressor(spec)
+    first = bucket(0, 0, kind, dtype)
+    together = [[member.init(grad) for grad in first] for _ in range(2)]
+    apart = copy.deepcopy(together)
+    for step in range(3):
+        grads = [bucket(worker, step, kind, dtype) for worker in range(2)]
+        steps = simulate(
+            [
+                fused([member.exchange_all(grads[w], together[w], [None] * len(first))])
+                for w in range(2)
+            ]
+        )
+        for index in range(len(first)):
+            alone = simulate([member.exchange(grads[w][index], apart[w][index]) for w in range(2)])
+            for worker, one in enumerate(alone):
+                same = steps[worker][0][index]
+                assert_alike(same.update, one.update)
+                assert_alike(same.sent.decode(), one.sent.decode())
+                assert_alike(plain(same.state), plain(one.state))
+                apart[worker][index], together[worker][index] = one.state, same.state
+
+
+def assert_alike(found, expected):
+    """Bit for bit; NaN is NaN."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("spec", ["ef(powersgd(2))", "ef(acp-sgd(2))"])
+def test_a_nan_stays_with_its_matrix(spec):
+    member, grads = compressor(spec), bucket(0, 0, "ordinary", torch.float32)
+    grads[1][2, 2] = torch.nan
+    states = [member.init(grad) for grad in grads]
+    ((steps,),) = simulate([fused([member.exchange_all(grads, states, [None] * len(grads))])])
+    finite = [bool(step.update.isfinite().all()) for step in steps]
+    assert finite == [index != 1 for index in range(len(grads))]
+    for step in steps:
+        assert step.state.residual.isfinite().all()
+
+
+def test_a_bucket_takes_the_rounds_of_one_matrix():
+    member, grads, ledger = (
+        compressor("powersgd(2)"),
+        bucket(0, 0, "zero", torch.float32),
+        Traffic(),
+    )
+    states = [member.init(grad) for grad in grads]
+    simulate([fused([member.exchange_all(grads, states, [None] * len(grads))])], [ledger])
+    assert ledger.volumes["all_reduce"].calls == 2
+    assert ledger.nbytes == 4 * floats_of(grads)
+
+
+def floats_of(grads):
+    """Elements of the factors of rank 2, or of the gradient where they are more."""
+    sizes = [(len(grad), grad.numel() // len(grad)) for grad in grads]
+    return sum(min(2 * sum(size), int(np.prod(size))) for size in sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_what_was_sent_is_taken_out_of_the_residual(scale, dtype):
+    generator = torch.Generator().manual_seed(1)
+    left, right = torch.randn(30, 2, generator=generator), torch.randn(20, 2, generator=generator)
+    sent = LowRank(left, right * scale)
+    waiting = (torch.randn(600, generator=generator) * scale).to(dtype)
+    exact = waiting.double() - (left.double() @ (right * scale).double().T).reshape(-1)
+    residual = waiting.clone()
+    sent.remove_from(residual)
+    most = float(exact.abs().max())
+    assert (
+        float((residual.double() - exact).abs().max())
+        <= 4 * torch.finfo(dtype).eps * most + 2e-7 * most
+    )
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_was_sent_as_nan_leaves_nothing(broken):
+    left, right = torch.ones(3, 1), torch.ones(2, 1)
+    left[1] = broken
+    residual = torch.full((6,), 5.0)
+    LowRank(left, right).remove_from(residual)
+    assert residual.tolist() == [4, 4, 0, 0, 4, 4]
 
 
 def test_in_half_precision_factors_are_float32():

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from gradstats.ddp_hooks import compress_hook
-from gradstats.exchange.buckets import CHUNK, are_finite, digest_of, members_of, units_of
+from gradstats.exchange.buckets import CHUNK, digest_of, members_of, units_of
 from gradstats.exchange.parameter_names import Names
+from gradstats.kernels.moving import are_finite
 from gradstats.ratios import DenseRule
 
 
@@ -40,7 +41,7 @@ def test_a_member_is_the_gradient_in_the_shape_of_its_parameter(kind):
     expected = (torch.view_as_real(grad) if grad.is_complex() else grad).clone()
     assert torch.equal(member.grad, expected)
     assert member.large == (grad.dim() > 1)
-    (unit,) = units_of([member], together=False, scale=1.0)
+    (unit,) = units_of([member], together=False)
     unit.write(2 * unit.whole)
     assert torch.equal(member.grad, 2 * expected)
     assert member.grad.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
@@ -52,7 +53,8 @@ def test_members_have_the_order_of_the_model_and_units_that_of_members():
     buffer = torch.arange(19.0)
     members = members_of(buffer, parameters[1:] + parameters[:1], names, DenseRule(6))
     assert [member.key for member in members] == ["p2", "p1", "p0"]
-    together, small = units_of(members, together=True, scale=2.0)
+    together, small = units_of(members, together=True, scaled=True)
+    assert all([*together.read(2.0), *small.read(2.0)])
     assert together.keys == ("p2", "p0")
     assert not together.dense
     assert torch.equal(together.whole, torch.cat([buffer[4:13], buffer[13:]]) / 2)

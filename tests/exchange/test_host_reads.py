@@ -44,8 +44,8 @@ def test_the_hook_waits_no_more_often_than_declared(counted, spec):
 @pytest.mark.parametrize(
     ("spec", "reads"),
     [
-        ("none", 3),
-        ("bf16", 3),
+        ("none", 1),  # whether it is finite is one of the numbers of all workers
+        ("bf16", 1),
         ("sign", 3),
         ("qsgd", 3),
         ("mxfp8", 4),

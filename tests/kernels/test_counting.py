@@ -194,3 +194,30 @@ def test_edges_are_the_extreme_values_of_their_bin(dtype):
     assert np.all(high[:-1] < following)
     single = bins % 2 == 0 if dtype.itemsize > 2 else bins >= 0
     assert np.array_equal(low == high, single)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [1, 2**14 - 1, 2**14, 2**14 + 1, 2**19 + 2**14 + 3, 2**20 + 7])
+def test_sums_of_magnitudes_are_those_of_the_counts(dtype, n):
+    values, before = draws(n, dtype, seed=n), torch.get_num_threads()
+    values[n // 2 :: 7] = -0.0
+    tally = kernels.count(values)
+    counted = int(tally.positive.sum() + tally.negative.sum())
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            sums = kernels.sum_magnitudes(values)
+            assert sums == (counted, tally.total_abs)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sums_of_magnitudes_are_left_to_the_counts():
+    values = torch.ones(5)
+    assert kernels.sum_magnitudes(values) == (5, 5.0)
+    for broken in (math.nan, math.inf, -math.inf):
+        assert kernels.sum_magnitudes(torch.tensor([1.0, broken])) is None
+    assert kernels.sum_magnitudes(values.half()) is None
+    assert kernels.sum_magnitudes(values[:0]) is None
+    with kernels.use("eager"):
+        assert kernels.sum_magnitudes(values) is None

@@ -9,11 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradstats import kernels
-from gradstats.kernels import selecting_cpu, selecting_eager
+from gradstats.kernels import (
+    counting_cpu,
+    selecting_cpu,
+    selecting_cpu_vectors,
+    selecting_eager,
+)
+from gradstats.kernels.grid import INTEGERS, round_down
+from gradstats.kernels.selecting_cpu_vectors import as_tensors, pattern_below, vector_of
 from tests.kernels.test_counting import DTYPES, draws, same_pair, specials
 
-FORMS = {"numba": selecting_cpu, "torch": selecting_eager}
-N = selecting_cpu.SAMPLE + 1234  # where a sample is taken
+WAYS = (selecting_cpu._largest_of_few, selecting_cpu._largest)  # of short vectors, of long ones
+SAMPLE = selecting_cpu_vectors.SAMPLE
+N = SAMPLE + 1234
 
 
 def oracle(values, k):
@@ -25,14 +33,20 @@ def oracle(values, k):
     return sorted(order[:k].tolist())
 
 
+def bits_of(values):
+    return values.view(INTEGERS[values.dtype.itemsize])
+
+
 def check(values, *ks):
     for k in ks:
         expected = oracle(values, k)
-        for form in FORMS.values():
-            indices, found = form.largest(values, k)
+        selected = [form.largest(values, k) for form in (selecting_cpu, selecting_eager)]
+        vector, most = vector_of(values), min(k, len(values))
+        selected += [as_tensors(way(vector, most), values.dtype) for way in WAYS]
+        for indices, kept in selected:
             assert indices.dtype == torch.int64
             assert indices.tolist() == expected
-            assert same_pair((indices, found), (indices, values[indices]))
+            assert same_pair((indices, kept), (indices, values[indices]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -73,7 +87,7 @@ def test_every_scale_and_subnormals():
 def test_a_sample_that_misleads_changes_nothing():
     """What the sample sees is small, and what it does not see is large, and the other way."""
     hidden = torch.ones(40 * N) * torch.linspace(0.5, 1, 40 * N)
-    step = 40 * N // selecting_cpu.SAMPLE | 1
+    step = 40 * N // SAMPLE | 1
     for factor in (1e-3, 1e3):
         values = hidden.clone()
         values[::step] *= factor
@@ -86,7 +100,7 @@ def test_threads_change_nothing(threads):
     values, before = draws(2**19 * 3 + 5, torch.float32, seed=5), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        check(values, 1500)
+        check(values, 1500, 2**18)
     finally:
         torch.set_num_threads(before)
 
@@ -105,15 +119,100 @@ def test_passes_over_digits_find_the_same(dtype):
     """The way that is taken where a sample misleads, on vectors where it is not."""
     values = draws(3000, dtype, seed=6)
     values[::7] = values[3]
-    patterns = selecting_cpu._patterns(values)
-    infinity = patterns.dtype.type(selecting_cpu.INFINITY[dtype])
+    vector = vector_of(values)
     for k in (1, 2, 300, 1500, 3000):
-        found = selecting_cpu._by_digits(patterns, k, infinity)
-        assert found[0].tolist() == oracle(values, k)
+        assert selecting_cpu._by_digits(vector, k)[0].tolist() == oracle(values, k)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Chunks of 256 elements, which threads share, and no vector is short."""
+    monkeypatch.setattr(selecting_cpu, "FEW", 0)
+    monkeypatch.setattr(counting_cpu, "CHUNK", 256)
+    monkeypatch.setattr(selecting_cpu, "CHUNK", 256)
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [255, 256, 257, 511, 1024, 1025, 4096 + 17, N])
+def test_edges_of_chunks_and_threads_change_nothing(dtype, n):
+    values, before = draws(n, dtype, seed=n), torch.get_num_threads()
+    values[n // 2 :: 97] = values[7]
+    values[n // 3 : n // 3 + 20] = specials(dtype)[:1]
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            check(values, 1, n // 100, n // 10, n // 3, n - 1)
+            for threshold in (0.0, 0.7, 3.0):
+                expected = selecting_eager.compact(values, threshold)
+                assert same_pair(selecting_cpu.compact(values, threshold), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_patterns_of_thresholds_are_those_of_rounding_down(dtype):
+    rng = np.random.default_rng(5)
+    some = [0.0, 1.0, 1e-46, 5e-324, 6e-8, 1e-40, 65504.0, 65520.0, 3.4e38, 3.5e38, 1e300]
+    for threshold in [*some, math.inf, *np.exp(rng.uniform(-110, 95, 500)).tolist()]:
+        values = torch.tensor([round_down(threshold, dtype)], dtype=dtype)
+        assert pattern_below(threshold, dtype) == vector_of(values).patterns[0]
+
+
+@pytest.mark.parametrize("few", [selecting_cpu.FEW, 0])
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [1, 64, 1023, 4096 + 5, N])
+def test_sums_are_written_and_selected_from(monkeypatch, dtype, n, in_place, few):
+    monkeypatch.setattr(selecting_cpu, "FEW", few)
+    first, second = draws(n, dtype, seed=n), draws(n, dtype, seed=n + 1)
+    second[n // 2 : n // 2 + 16] = specials(dtype)[: min(16, n - n // 2)]
+    expected, kept = first + second, first.clone()
+    wants = [("largest_of_sum", k, kernels.largest) for k in (1, n // 100 + 1, n // 4 + 1)]
+    wants += [("compact_sum", threshold, kernels.compact) for threshold in (0.0, 2.0)]
+    for name, wanted, plain in wants:
+        with kernels.use("eager"):
+            selected = plain(expected, wanted)
+        one = first.clone()
+        total = one if in_place else torch.empty_like(one)
+        assert same_pair(getattr(kernels, name)(one, second, total, wanted), selected)
+        assert torch.equal(bits_of(total), bits_of(expected))
+        assert in_place or torch.equal(one, kept)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("k", [1000, 30 * N])
+def test_a_sum_is_added_once_where_its_sample_misleads(in_place, k):
+    hidden = torch.ones(40 * N) * torch.linspace(0.5, 1, 40 * N)
+    hidden[:: 40 * N // SAMPLE | 1] *= 1e3
+    first, second = hidden / 4, hidden * 0.75
+    expected = first + second
+    total = first if in_place else torch.empty_like(first)
+    indices, _ = kernels.largest_of_sum(first, second, total, k)
+    assert torch.equal(total, expected)
+    assert indices.tolist() == oracle(expected, k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_was_sent_is_subtracted_as_the_definition_does(dtype):
+    waiting, sent = draws(3000, dtype, seed=8), draws(3000, dtype, seed=9)
+    sent[:16], waiting[8:24] = specials(dtype)[:16], specials(dtype)[:16]
+    indices = torch.arange(0, 6000, 2)
+    ours, definition = torch.ones(6000, dtype=dtype), torch.ones(6000, dtype=dtype)
+    for residual, subtract in (
+        (ours, kernels.subtract_at),
+        (definition, selecting_eager.subtract_at),
+    ):
+        residual[indices] = waiting
+        subtract(residual, indices, sent)
+    assert torch.equal(bits_of(ours), bits_of(definition))
+    for wrong in (-1, 6000):
+        with pytest.raises(IndexError, match="index must lie in"):
+            kernels.subtract_at(ours, torch.tensor([3, wrong]), sent[:2])
 
 
 def test_nothing_is_selected_of_nothing():
-    for form in FORMS.values():
+    for form in (selecting_cpu, selecting_eager):
         indices, values = form.largest(torch.zeros(0), 1)
         assert indices.tolist() == values.tolist() == []
 

@@ -35,7 +35,7 @@ laws = within("testing/contract_laws.py", HALF)
 gradients = within("testing/gradients.py", HALF)
 TESTING = "tests/testing/test_family_laws.py"
 ef = within("compressors/wrappers/error_feedback.py", MEMORIES)
-payloads = within("payloads/base.py", MEMORIES)
+ranges = within("kernels/ranges.py", MEMORIES)
 indices = within("payloads/index_coders.py", "tests/payloads/test_index_codes.py")
 sparse = within("payloads/sparse.py", "tests/payloads/test_sparse_host_reads.py")
 powersgd = within("compressors/methods/powersgd.py", LOW_RANK)
@@ -73,13 +73,13 @@ MUTANTS = (
     gradients("2 - 2.0**-6}", "2.0}"),
     laws("STANDARD_ERRORS = 5", "STANDARD_ERRORS = 500"),
     # error feedback
-    ef("residual.mul_(self.gamma) if reuse", "residual if reuse"),
-    ef("if reuse else residual * self.gamma", "if reuse else residual"),
+    ef("state.residual.mul_(self.gamma)", "pass"),
+    ef("else state.residual * self.gamma", "else state.residual"),
     ef("        sent.remove_from(corrected.view(-1))\n", ""),
-    payloads(
+    ranges(
         "torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent).nan_to_num(0, 0, 0)"
     ),
-    payloads("torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent)"),
+    ranges("torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent)"),
     ef21("known = update.isfinite()", "known = update.isfinite() | True"),
     ef21("Tensor = state.mean + update", "Tensor = state.own + update"),
     ef21("torch.where(news.isfinite(), news, 0)", "news"),
@@ -114,8 +114,8 @@ MUTANTS = (
     ring("Dense(sent) if n > 1 else payload", "payload"),
     chunks("torch.float32 if dtype.itemsize == 2 else dtype", "dtype"),
     # factors
-    powersgd("torch.where(q.isfinite().all(), q, state)", "q"),
-    powersgd("p, room = orthonormal(mean), _room(mean)", "p, room = mean, _room(mean)"),
+    powersgd("sent.right if sent.is_finite else state", "sent.right"),
+    powersgd("orthonormal(block) for block in mean.blocks", "block for block in mean.blocks"),
     low_rank("rank * sum(matrix.shape) >= matrix", "2 * rank * sum(matrix.shape) >= matrix"),
     low_rank("rank * sum(matrix.shape) >= matrix", "rank * sum(matrix.shape) > matrix"),
     low_rank(

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from gradstats.compressors.base import Joint
+from gradstats.compressors.batches import Batch, Factors, in_batches, mean_step, payloads, products
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.matrices import (
     FACTOR_BITS,
@@ -16,10 +16,18 @@ from gradstats.compressors.matrices import (
     gaussian,
     orthonormal,
 )
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step
+from gradstats.compressors.rounds import (
+    AllReduce,
+    Collective,
+    Exchange,
+    Exchanges,
+    State,
+    Step,
+    Terms,
+    fused,
+)
 from gradstats.compressors.states import first_state
-from gradstats.kernels.ranges import from_unit, in_range, saturated
-from gradstats.payloads.low_rank import LowRank
+from gradstats.kernels.ranges import from_unit
 from gradstats.rng import Rng
 
 START = (0x41435053, 0x47440000)  # key of the first Q
@@ -52,8 +60,9 @@ class ACPSGD(Joint):
         wants_feedback=True,
         has_memory=True,
         needs=("matrix",),
-        host_reads=2,
+        host_reads=3,  # two, and one of the matrices at the ends of the range
     )
+    batches = True
     resharded = first_state
 
     def __post_init__(self) -> None:
@@ -70,16 +79,35 @@ class ACPSGD(Joint):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """Exchange one factor; the memory counts the mean M̂ as sent."""
-        matrix = as_matrix(grad, self.rank)
-        if matrix is None:
-            return (yield from self.dense(grad, state))
-        even, known = state
-        basis = orthonormal(known)
-        matrix, unit = in_range(matrix if even else matrix.T)
-        mean = yield AllReduce(from_unit(matrix @ basis, unit), "mean")
-        p, q = (mean, basis) if even else (basis, mean)
-        sent = LowRank(p, q)
-        update = saturated(sent.decode(), grad.dtype).view(grad.shape)
-        # a step with NaN must not end all those after it
-        after = (not even, mean) if math.isfinite(sent.peaks[0 if even else 1]) else state
-        return Step(update, sent, after)
+        ((step,),) = yield from fused([self.exchange_all([grad], [state], [rng])])
+        return step
+
+    def exchange_all(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
+    ) -> Exchanges[list[Step]]:
+        """Exchange one factor of all matrices."""
+        return (yield from in_batches(self, grads, states, terms))
+
+    def exchange_batch(self, batch: Batch) -> Exchange[list[Step]]:
+        """Exchange matrices of one dtype, which may be at even and odd steps."""
+        evens = [even for even, _ in batch.states]
+        known = Factors.stacked([factor for _, factor in batch.states])
+        bases = known.mapped([orthonormal(block) for block in known.blocks])
+        _, units, own = products(batch.turned([not even for even in evens]), bases)
+        for product, unit in zip(own.each, units, strict=True):
+            product.copy_(from_unit(product, unit))
+        mean = own.of((yield AllReduce(own.flat, "mean")))
+        sent = [
+            each if even else each.transposed()
+            for each, even in zip(payloads(mean, bases), evens, strict=True)
+        ]
+        each = zip(sent, batch.grads, mean.each, batch.states, strict=True)
+        return [
+            # a step with NaN must not end all those after it
+            mean_step(payload, grad, (not state[0], factor) if payload.is_finite else state)
+            for payload, grad, factor, state in each
+        ]

@@ -30,6 +30,10 @@ class BF16(Stateless):
         fixed_length=True,
     )
 
+    def averages_in(self, dtype: torch.dtype) -> torch.dtype | None:
+        """Return the dtype that is sent; None for 16-bit gradients, whose mean is in float32."""
+        return self.dtype if dtype.itemsize > 2 else None
+
     def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:
         """Round to nearest, ties to even; what is beyond the range becomes its largest number."""
         flat = bounded(flat, self.dtype)

@@ -7,6 +7,7 @@ from torch import Tensor
 from gradstats import kernels
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.rounds import State
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
@@ -37,3 +38,12 @@ class ExactThreshold(Stateless):
         """Select exactly k elements."""
         indices, values = kernels.largest(flat, kept_count(flat.numel(), self.ratio))
         return Sparse(Dense(values), flat.numel(), indices)
+
+    def encode_sum(
+        self, terms: tuple[Tensor, Tensor], total: Tensor, state: State, rng: Rng | None = None
+    ) -> tuple[Sparse, State]:
+        """Select exactly k elements of a sum while it is written."""
+        first, second, flat = (each.view(-1) for each in (*terms, total))
+        k = kept_count(flat.numel(), self.ratio)
+        indices, values = kernels.largest_of_sum(first, second, flat, k)
+        return Sparse(Dense(values), flat.numel(), indices), state

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gradstats import kernels
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.rounds import State
 from gradstats.compressors.states import Mean, first_state
+from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
@@ -48,3 +50,13 @@ class HardThreshold(Compressor):
         flat = self.flattened(grad)
         state = state or self.init(flat)
         return Sparse.above(flat, state), state
+
+    def encode_sum(
+        self, terms: tuple[Tensor, Tensor], total: Tensor, state: State, rng: Rng | None = None
+    ) -> tuple[Sparse, State]:
+        """Select the elements of a sum above the calibrated magnitude while it is written."""
+        if not state:
+            return super().encode_sum(terms, total, state, rng)  # type: ignore[return-value]
+        first, second, flat = (each.view(-1) for each in (*terms, total))
+        indices, values = kernels.compact_sum(first, second, flat, state)
+        return Sparse(Dense(values), flat.numel(), indices), state

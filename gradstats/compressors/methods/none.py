@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
@@ -24,6 +25,10 @@ class NoCompression(Stateless):
         host_reads=0,
         fixed_length=True,
     )
+
+    def averages_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the gradients' own."""
+        return dtype
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Dense:
         """Copy the gradient."""

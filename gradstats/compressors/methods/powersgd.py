@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Joint
+from gradstats.compressors.batches import (
+    Batch,
+    Factors,
+    in_batches,
+    mean_step,
+    payloads,
+    products,
+)
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.matrices import (
     FACTOR_BITS,
@@ -16,13 +24,23 @@ from gradstats.compressors.matrices import (
     gaussian,
     orthonormal,
 )
-from gradstats.compressors.rounds import AllReduce, Collective, State, Step
+from gradstats.compressors.rounds import (
+    AllReduce,
+    Collective,
+    Exchange,
+    Exchanges,
+    State,
+    Step,
+    Terms,
+    fused,
+)
 from gradstats.compressors.states import first_state
-from gradstats.kernels.ranges import from_unit, in_range, saturated
-from gradstats.payloads.low_rank import LowRank
+from gradstats.kernels.multiplying import multiply
+from gradstats.kernels.ranges import from_unit
 from gradstats.rng import Rng
 
 START = (0x50575247, 0x53474400)  # key of the first Q
+LIFT = 2.0**16  # of M Q, of which only the span counts: what is tiny keeps its digits
 NEAR_THE_END = 2.0**90  # of the mean over workers, which is the same on all of them
 
 
@@ -55,8 +73,9 @@ class PowerSGD(Joint):
         has_memory=True,
         rounds=2,
         needs=("matrix",),
-        host_reads=2,
+        host_reads=3,  # two, and one of the matrices at the ends of the range
     )
+    batches = True
     resharded = first_state
 
     def __post_init__(self) -> None:
@@ -73,32 +92,67 @@ class PowerSGD(Joint):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """Exchange P, then Q; the memory counts the mean M̂ as sent."""
-        matrix = as_matrix(grad, self.rank)
-        if matrix is None:
-            return (yield from self.dense(grad, state))
-        matrix, unit = in_range(matrix)
-        peak = state.abs().amax()
-        start = matrix @ (state / torch.where(peak == 0, 1, peak))
-        mean = yield AllReduce(_shrunk(start, unit), "mean")
-        p, room = orthonormal(mean), _room(mean)
-        q = yield AllReduce(from_unit(matrix.T @ (p / room), unit), "mean")
-        sent = LowRank(p * room, q)
-        update = saturated(sent.decode(), grad.dtype).view(grad.shape)
-        # a step with NaN must not end all those after it
-        return Step(update, sent, torch.where(q.isfinite().all(), q, state))
+        ((step,),) = yield from fused([self.exchange_all([grad], [state], [rng])])
+        return step
+
+    def exchange_all(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
+    ) -> Exchanges[list[Step]]:
+        """Exchange P of all matrices, then Q of all."""
+        return (yield from in_batches(self, grads, states, terms))
+
+    def exchange_batch(self, batch: Batch) -> Exchange[list[Step]]:
+        """Exchange matrices of one dtype."""
+        last = Factors.stacked(batch.states)
+        bases = last.mapped([_normalised(block) for block in last.blocks])
+        matrices, units, start = products(batch, bases, LIFT)
+        for each, unit in zip(start.each, units, strict=True):
+            _shrink(each, unit)
+        mean = start.of((yield AllReduce(start.flat, "mean")))
+        rooms = [_room(block) for block in mean.blocks]
+        p = mean.mapped([orthonormal(block) for block in mean.blocks])
+        narrow = p.mapped([block / room for block, room in zip(p.blocks, rooms, strict=True)])
+        own = Factors.empty([matrix.shape[1] for matrix in matrices], self.rank, start.flat)
+        for matrix, unit, basis, out in zip(matrices, units, narrow.each, own.each, strict=True):
+            multiply(matrix.T, basis, out)
+            out.copy_(from_unit(out, unit))
+        q = own.of((yield AllReduce(own.flat, "mean")))
+        wide = p.mapped([block * room for block, room in zip(p.blocks, rooms, strict=True)])
+        sent = payloads(wide, q)
+        return [
+            # a step with NaN must not end all those after it
+            mean_step(each, grad, each.right if each.is_finite else state)
+            for each, grad, state in zip(sent, batch.grads, batch.states, strict=True)
+        ]
 
 
-def _shrunk(start: Tensor, unit: float) -> Tensor:
-    """start · unit, or less of it where that would leave the range: only its span counts."""
+def _normalised(block: Tensor) -> Tensor:
+    """Factors with `LIFT` as their largest magnitudes, `[factors, n2, r]`."""
+    peak = block.abs().amax((1, 2), keepdim=True)
+    return block / torch.where(peak == 0, 1, peak) * LIFT
+
+
+def _shrink(start: Tensor, unit: float) -> None:
+    """Multiply by the unit, or by less of it where that would leave the range.
+
+    Only the span of the columns counts.
+    """
     if unit == 1:
-        return start
+        return
     wide = start.double()
     most = torch.finfo(start.dtype).max / wide.abs().amax().clamp(min=1.0)
     factor = torch.exp2(torch.frexp(most).exponent.double() - 1).clamp(max=unit)
-    return (wide * factor).to(start.dtype)
+    start.copy_(wide * factor)
 
 
 def _room(mean: Tensor) -> Tensor:
-    """By what all workers divide P so that MᵀP stays in range: 1, or a power of two above √n1."""
-    room = 2.0 ** (len(mean).bit_length() // 2 + 2)
-    return torch.where(mean.abs().amax() > NEAR_THE_END, room, 1.0)
+    """Return by what all workers divide P so that MᵀP stays in range, `[factors, 1, 1]`.
+
+    It is 1, or a power of two above √n1 where the mean is near the end of the range.
+    """
+    room = 2.0 ** (mean.shape[1].bit_length() // 2 + 2)
+    return torch.where(mean.abs().amax((1, 2), keepdim=True) > NEAR_THE_END, room, 1.0)

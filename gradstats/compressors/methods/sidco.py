@@ -3,8 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+import torch
 from torch import Tensor
 
+from gradstats import kernels
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import SPARSIFIER
@@ -15,7 +17,14 @@ from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
 from gradstats.summary.summarizing import summarize
-from gradstats.thresholds import FIRST_RATIO, Rule, Stages, check_settings, sidco_threshold
+from gradstats.thresholds import (
+    FIRST_RATIO,
+    Rule,
+    Stages,
+    check_settings,
+    exponential_threshold,
+    sidco_threshold,
+)
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,23 @@ class SIDCo(Compressor):
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Fit on the Summary, select, and let the stages adapt to what was selected."""
         flat = self.flattened(grad)
+        payload = Sparse.above(flat, self._threshold(flat, state.count))
+        if self.stages or not flat.numel():
+            return payload, state
+        khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)
+        return payload, state.update(khat_over_k, target_ratio=self.ratio)
+
+    def _threshold(self, flat: Tensor, stages: int) -> float:
+        one_exponential = self.variant == "e" and stages == 1 and flat.dtype == torch.float32
+        magnitudes = kernels.sum_magnitudes(flat) if one_exponential else None
+        if magnitudes is not None:
+            return exponential_threshold(magnitudes, flat.numel(), self.ratio)
         scaled, unit = in_range_of_squares(flat)
         threshold = sidco_threshold(
             summarize(scaled),
             self.ratio,
             variant=self.variant,
-            stages=state.count,
+            stages=stages,
             first_ratio=self.first_ratio,
         )
-        payload = Sparse.above(flat, unit * float(threshold))
-        if self.stages or not flat.numel():
-            return payload, state
-        khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)
-        return payload, state.update(khat_over_k, target_ratio=self.ratio)
+        return unit * float(threshold)

@@ -6,10 +6,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import State
+from gradstats.compressors.rounds import State, Terms
 from gradstats.compressors.states import own_share
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.kernels.ranges import summed
@@ -54,6 +55,7 @@ class ErrorFeedback(Memory):
     compressor: Compressor
     gamma: float = 1.0
     name = "ef"
+    uses_update = False
     steers = False
 
     def __post_init__(self) -> None:
@@ -68,12 +70,20 @@ class ErrorFeedback(Memory):
 
     def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
         """Add the residual."""
-        residual: Tensor = state.residual
-        if self.gamma != 1:
-            residual = residual.mul_(self.gamma) if reuse else residual * self.gamma
-        in_place = reuse and residual.dtype.itemsize != 2  # 16 bits are added in float32
-        corrected = residual.add_(grad) if in_place else summed(residual, grad)
+        residual: Tensor = state.residual if self.gamma == 1 else state.residual * self.gamma
+        corrected = summed(residual, grad)
         return corrected, Residual(corrected, state.inner)
+
+    def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
+        """Return residual and gradient."""
+        own = type(self).before is not ErrorFeedback.before
+        if own or not are_addable(state.residual, grad):
+            return None
+        if not reuse:
+            return state.residual if self.gamma == 1 else state.residual * self.gamma, grad
+        if self.gamma != 1:
+            state.residual.mul_(self.gamma)
+        return state.residual, grad
 
     def after(
         self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
@@ -85,6 +95,14 @@ class ErrorFeedback(Memory):
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Residual:
         """Add up the residuals."""
         return resharded_residual(self, states, worker, workers)
+
+
+def are_addable(total: Tensor, term: Tensor) -> bool:
+    """Whether a term may be added in place, element by element, without care for the range."""
+    alike = total.shape == term.shape and total.dtype == term.dtype
+    wide = total.is_floating_point() and total.dtype.itemsize > 2
+    flat = term.layout is torch.strided and term.is_contiguous() and total.is_contiguous()
+    return alike and wide and flat
 
 
 def resharded_residual(

@@ -34,6 +34,7 @@ class LowPass(Memory):
     compressor: Compressor
     beta: float = 0.1
     name = "lowpass"
+    uses_update = False
     steers = False
 
     def __post_init__(self) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.none import NoCompression
-from gradstats.compressors.rounds import Collective, State, Step
+from gradstats.compressors.rounds import Collective, Exchanges, State, Step, Terms
+from gradstats.kernels import recycling
 from gradstats.payloads.base import Payload
 from gradstats.rng import Rng
 
@@ -30,6 +31,7 @@ class Memory(Compressor):
 
     compressor: Compressor
     steers = True  # unless a class knows that its memory holds errors alone
+    uses_update: ClassVar[bool] = True  # whether `after` and `received` need the mean update
 
     def __post_init__(self) -> None:
         if not isinstance(self.compressor, Compressor):
@@ -49,6 +51,20 @@ class Memory(Compressor):
                 unchanged, because the step may still be called off.
         """
         raise NotImplementedError(f"{type(self).__name__} must define before")
+
+    def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
+        """Return two tensors whose sum is what `before` returns, or None: use `before`.
+
+        A compressor adds them while it selects (`Compressor.encode_sum`) or multiplies
+        (`Compressor.exchange_all`). `after` gets `state` itself.
+
+        Args:
+            grad: this step's gradient, detached; read only.
+            state: from `init` or from the step before.
+            reuse: whether the tensors of `state` may be overwritten: the sum takes the place of
+                the first.
+        """
+        return None
 
     def after(
         self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
@@ -84,16 +100,58 @@ class Memory(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
         """Encode what `before` returns; the buffers of the state are reused."""
-        corrected, state = self.before(grad.detach(), state, reuse=True)
-        payload, inner = self.compressor.encode(corrected, state.inner, rng)
+        grad = grad.detach()
+        terms = self.terms(grad, state)
+        if terms is None:
+            corrected, state = self.before(grad, state, reuse=True)
+            payload, inner = self.compressor.encode(corrected, state.inner, rng)
+        else:
+            corrected = terms[0]
+            payload, inner = self.compressor.encode_sum(terms, corrected, state.inner, rng)
         return payload, replace(self.after(payload, corrected, state), inner=inner)
 
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """Exchange what `before` returns; the memory counts what the exchange reports as sent."""
-        corrected, midway = self.before(grad.detach(), state)
-        step = yield from self.compressor.exchange(corrected, midway.inner, rng)
+        corrected, midway, terms = self._begun(grad, state)
+        inner = midway.inner
+        if terms is None:
+            step = yield from self.compressor.exchange(corrected, inner, rng)
+        else:
+            step = yield from self.compressor.exchange_sum(terms, corrected, inner, rng)
+        return self._ended(step, corrected, midway, state)
+
+    def exchange_all(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
+    ) -> Exchanges[list[Step]]:
+        """See `Compressor.exchange_all`; the compressor inside gets all at once if it batches."""
+        if not self.compressor.batches:
+            return (yield from super().exchange_all(grads, states, rngs, terms))
+        triples = [self._begun(*pair) for pair in zip(grads, states, strict=True)]
+        totals, midways, sums = map(list, zip(*triples, strict=True))
+        inner = [midway.inner for midway in midways]
+        steps = yield from self.compressor.exchange_all(totals, inner, rngs, sums)
+        ended = zip(steps, totals, midways, states, strict=True)
+        return [self._ended(*each) for each in ended]
+
+    def _begun(self, grad: Tensor, state: State) -> tuple[Tensor, State, Terms]:
+        """What `before` returns, and the terms of which it is still to become the sum."""
+        grad = grad.detach()
+        terms = self.terms(grad, state, reuse=False)
+        if terms is None:
+            return (*self.before(grad, state), None)
+        return recycling.empty_like(grad), state, terms
+
+    def _ended(self, step: Step, corrected: Tensor, midway: State, state: State) -> Step:
+        """The step of this memory, from that of the compressor inside."""
+        if not self.uses_update:
+            later = self.after(step.sent, corrected, midway)
+            return step.with_state(replace(later, inner=step.state))
         later = self.after(step.sent, corrected, midway, step.update)
         return Step(self.received(step.update, state), step.sent, replace(later, inner=step.state))
 

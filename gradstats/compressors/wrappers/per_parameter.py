@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
-from gradstats.compressors.rounds import Collective, State, Step, alone, fused
+from gradstats.compressors.rounds import Collective, State, Step, alone, fused, several
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.payloads.base import Bundle
 from gradstats.ratios import MIN_DIMS, MIN_NUMEL, DenseRule, Part
@@ -129,17 +129,23 @@ class PerParameter(Compressor):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """The exchanges of the parts, in lock-step."""
-        steps = yield from fused(
-            [
-                self.compressor.dense(view, inner)
-                if part.dense
-                else self.compressor.exchange(view, inner, self._own(rng, part))
-                for (part, view), inner in zip(self._split(grad), state, strict=True)
-            ]
-        )
+        steps = yield from self._exchanged(grad, state, rng)
         update = torch.cat([step.update.reshape(-1) for step in steps]).view(grad.shape)
         sent = Bundle(tuple(step.sent for step in steps))
         return Step(update, sent, [step.state for step in steps])
+
+    def _exchanged(
+        self, grad: Tensor, state: State, rng: Rng | None
+    ) -> Generator[Collective, Any, list[Step]]:
+        """The steps of the parts, in their order."""
+        parts = [(*each, inner) for each, inner in zip(self._split(grad), state, strict=True)]
+        large = [each for each in parts if not each[0].dense]
+        rngs = [self._own(rng, part) for part, _, _ in large]
+        views, states = [view for _, view, _ in large], [inner for *_, inner in large]
+        dense = [self.compressor.dense(view, inner) for part, view, inner in parts if part.dense]
+        compressed = self.compressor.exchange_all(views, states, rngs) if large else several([])
+        some, others = map(iter, (yield from fused([compressed, several(dense)])))
+        return [next(others if part.dense else some) for part, _, _ in parts]
 
     def _own(self, rng: Rng | None, part: Part) -> Rng | None:
         return rng and replace(rng, parameter=part.name)

@@ -21,8 +21,8 @@ from gradstats.compressors.rounds import (
     Step,
 )
 from gradstats.compressors.wrappers.chunks import check_inside, chunks, named, wide
-from gradstats.kernels.ranges import saturated, times
-from gradstats.payloads.base import Bundle, Dense, Payload, left
+from gradstats.kernels.ranges import left, saturated, times
+from gradstats.payloads.base import Bundle, Dense, Payload
 from gradstats.payloads.sparse import Masked
 from gradstats.rng import Rng
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import State
+from gradstats.compressors.rounds import State, Terms
 from gradstats.compressors.states import own_share
+from gradstats.compressors.wrappers.error_feedback import are_addable
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.kernels.ranges import summed
 from gradstats.payloads.base import Payload
@@ -62,6 +63,7 @@ class Velocity(Memory):
     masking: bool = True
     clip: float = 0.0
     name = "velocity"
+    uses_update = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +87,16 @@ class Velocity(Memory):
             u = summed(u * self.momentum, g)
             v = summed(v, u)
         return v, Velocities(u, v, state.inner)
+
+    def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
+        """Return the residual and what is added to it: momentum, or with Nesterov the gradient."""
+        if not reuse or not are_addable(state.momentum, grad):
+            return None
+        g, u, v = self._clipped(grad), state.momentum, state.residual
+        if not self.nesterov:
+            return v, u.mul_(self.momentum).add_(g)
+        v.add_(u.add_(g).mul_(self.momentum))
+        return v, g
 
     def after(
         self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
