@@ -22,9 +22,10 @@ from gradstats.kernels.coding_cpu_runs import Decoder, add, count_wrong, encode
 from gradstats.kernels.coding_cpu_scaling import E4M3, GIVEN, L2, LARGEST, POWER, RANGE, Scaling
 from gradstats.kernels.coding_eager import Rounding
 from gradstats.kernels.coding_scaled import ScaleRule
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads, _patterns
+from gradstats.kernels.counting_cpu import _patterns
 from gradstats.kernels.packing import Packing, packing
 from gradstats.kernels.ranges import saturated
+from gradstats.kernels.threads import CHUNK, in_threads
 
 RUN = 1 << 12  # elements, about, that go through all loops together
 LONGEST_RUN = 1 << 14
@@ -257,7 +258,7 @@ def _in_runs(
         for start in range(first, min(first + together, n), size):
             yield slice(start, min(start + size, n))
 
-    return _in_threads(runs, -(-n // together) * CHUNK)
+    return in_threads(runs, -(-n // together) * CHUNK)
 
 
 def _elements(values: Tensor) -> tuple[NDArray[Any], int]:

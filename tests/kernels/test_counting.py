@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradstats import kernels
-from gradstats.kernels import counting_cpu, counting_eager, selecting_eager
+from gradstats.kernels import counting_cpu, counting_eager, selecting_eager, threads
 from gradstats.kernels.grid import GRIDS, _pattern, round_down
 
 DTYPES = tuple(GRIDS)
@@ -234,12 +234,12 @@ def test_threads_that_are_kept_serve_many_callers_and_not_a_forked_child():
         expected = kernels.count(values).total
         with ThreadPoolExecutor(6) as callers:
             assert {each.total for each in callers.map(kernels.count, [values] * 12)} == {expected}
-        assert counting_cpu._pool(1) is counting_cpu._pool(1)
+        assert threads._pool(1) is threads._pool(1)
         if hasattr(os, "register_at_fork"):
-            kept = counting_cpu._pool(1)
+            kept = threads._pool(1)
             with multiprocessing.get_context("fork").Pool(1) as child:
                 assert child.apply(_total_of_three_million) == 3_000_000
-            assert counting_cpu._pool(1) is kept
+            assert threads._pool(1) is kept
     finally:
         torch.set_num_threads(before)
 
