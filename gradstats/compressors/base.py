@@ -69,7 +69,8 @@ class Compressor(ABC):
             TypeError: it is no dense tensor of floating-point numbers.
         """
         check_gradient(grad)
-        return grad.detach().reshape(-1).contiguous()
+        flat = grad.detach()
+        return flat if flat.dim() == 1 and flat.is_contiguous() else flat.reshape(-1).contiguous()
 
     def init(self, grad: Tensor) -> State:
         """Return the state before the first step, for gradients shaped as `grad`."""
@@ -135,6 +136,20 @@ class Compressor(ABC):
             ValueError: the method draws random numbers, and `rng` is None.
         """
         payload, state = self.encode(grad, state, rng)
+        return (yield from self._delivered(payload, grad, state))
+
+    def exchange_sum(
+        self, terms: tuple[Tensor, Tensor], total: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """Run one step of a sum, as `exchange(total)` would; arguments as of `encode_sum`."""
+        if type(self).exchange is not Compressor.exchange:
+            return (yield from self.exchange(torch.add(*terms, out=total), state, rng))
+        payload, state = self.encode_sum(terms, total, state, rng)
+        return (yield from self._delivered(payload, total, state))
+
+    def _delivered(
+        self, payload: Payload, grad: Tensor, state: State
+    ) -> Generator[Collective, Any, Step]:
         check_sent(payload, grad, self.name)
         payloads: list[Payload]
         if isinstance(payload, Dense | Masked) and payload.summable:

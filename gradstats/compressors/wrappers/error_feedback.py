@@ -76,7 +76,8 @@ class ErrorFeedback(Memory):
 
     def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
         """Return residual and gradient."""
-        if not are_addable(state.residual, grad):
+        own = type(self).before is not ErrorFeedback.before
+        if own or not are_addable(state.residual, grad):
             return None
         if not reuse:
             return state.residual if self.gamma == 1 else state.residual * self.gamma, grad

@@ -7,13 +7,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.none import NoCompression
 from gradstats.compressors.rounds import Collective, Exchanges, State, Step, Terms
+from gradstats.kernels import recycling
 from gradstats.payloads.base import Payload
 from gradstats.rng import Rng
 
@@ -114,8 +114,12 @@ class Memory(Compressor):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """Exchange what `before` returns; the memory counts what the exchange reports as sent."""
-        corrected, midway = self.before(grad.detach(), state)
-        step = yield from self.compressor.exchange(corrected, midway.inner, rng)
+        corrected, midway, terms = self._begun(grad, state)
+        inner = midway.inner
+        if terms is None:
+            step = yield from self.compressor.exchange(corrected, inner, rng)
+        else:
+            step = yield from self.compressor.exchange_sum(terms, corrected, inner, rng)
         return self._ended(step, corrected, midway, state)
 
     def exchange_all(
@@ -141,7 +145,7 @@ class Memory(Compressor):
         terms = self.terms(grad, state, reuse=False)
         if terms is None:
             return (*self.before(grad, state), None)
-        return torch.empty_like(grad), state, terms
+        return recycling.empty_like(grad), state, terms
 
     def _ended(self, step: Step, corrected: Tensor, midway: State, state: State) -> Step:
         """The step of this memory, from that of the compressor inside."""
