@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,10 +62,21 @@ def _in_threads(work: Callable[[Iterator[slice]], Any], n: int) -> list[Any]:
         if others < 1:
             results.append(work(chunks))
             continue
-        with ThreadPoolExecutor(others) as pool:
-            waiting = [pool.submit(work, chunks) for _ in range(others)]
-            results += [work(chunks), *(each.result() for each in waiting)]
+        waiting = [_pool(others).submit(work, chunks) for _ in range(others)]
+        results.append(work(chunks))
+        # one that still waits for its thread, which others have busy, is not needed any more
+        results += [each.result() for each in waiting if not each.cancel()]
     return results
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept: a new one begins on its parent's core, and is moved too late."""
+    return ThreadPoolExecutor(threads)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # whose threads stay with the parent
 
 
 def count(values: Tensor) -> Tally:
