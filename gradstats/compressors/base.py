@@ -69,7 +69,8 @@ class Compressor(ABC):
             TypeError: it is no dense tensor of floating-point numbers.
         """
         check_gradient(grad)
-        return grad.detach().reshape(-1).contiguous()
+        flat = grad.detach()
+        return flat if flat.dim() == 1 and flat.is_contiguous() else flat.reshape(-1).contiguous()
 
     def init(self, grad: Tensor) -> State:
         """Return the state before the first step, for gradients shaped as `grad`."""

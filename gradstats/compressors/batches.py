@@ -19,6 +19,7 @@ from gradstats.kernels.ranges import WINDOW, in_range
 from gradstats.payloads.low_rank import LowRank
 
 LOST = 2.0**-60  # a product whose largest element is below may have lost digits
+SAFE = 60  # exponent of 2, up to which a matrix times a basis is in range
 T = TypeVar("T")
 
 
@@ -129,7 +130,9 @@ def peaks(*factors: Factors) -> list[list[float]]:
     ]
 
 
-def products(batch: Batch, bases: Factors) -> tuple[list[Tensor], list[float], Factors]:
+def products(
+    batch: Batch, bases: Factors, peak: float = 1.0
+) -> tuple[list[Tensor], list[float], Factors]:
     """Multiply each matrix by its basis, in a unit in which nothing leaves the range.
 
     The small product shows whether a matrix is extreme, and all are read at once: only an extreme
@@ -137,7 +140,8 @@ def products(batch: Batch, bases: Factors) -> tuple[list[Tensor], list[float], F
 
     Args:
         batch: of matrices `[h, w]`, which become the sums of their terms.
-        bases: `[w, r]` each, of magnitudes up to 1.
+        bases: `[w, r]` each.
+        peak: largest magnitude of the bases, a power of two up to 2^30.
 
     Returns:
         The matrices in their units, the units, and the products in these units.
@@ -153,9 +157,9 @@ def products(batch: Batch, bases: Factors) -> tuple[list[Tensor], list[float], F
         else:
             multiply(matrix, basis, product)
     scaled, units = list(matrices), [1.0] * len(matrices)
-    for index, peak in enumerate(peaks(out)[0]):
-        if not LOST <= peak <= 2.0**WINDOW:
-            scaled[index], units[index] = in_range(matrices[index])
+    for index, largest in enumerate(peaks(out)[0]):
+        if not LOST * peak <= largest <= 2.0**WINDOW:
+            scaled[index], units[index] = in_range(matrices[index], SAFE)
             multiply(scaled[index], bases.each[index], out.each[index])
     return scaled, units, out
 

@@ -22,6 +22,17 @@ LANES = (8, 1)
 BRIEF = 1 << 12  # bytes of a run, up to which seven more states are not worth their 14 bytes
 
 
+def count(symbols: NDArray[np.integer], levels: int) -> NDArray[np.int64]:
+    """How often each of the levels is there, `[L]`.
+
+    Args:
+        symbols: `[n]`, below L.
+        levels: L, at most 2¹⁶.
+    """
+    counts: NDArray[np.int64] = _form().count(symbols, levels)
+    return counts
+
+
 def encode(symbols: NDArray[np.integer], frequencies: NDArray[np.int64], levels: int = 0) -> bytes:
     """Code symbols.
 

@@ -15,9 +15,23 @@ from gradstats.kernels.counting_cpu import CHUNK, _in_threads
 PAD = np.zeros(8, np.uint16)  # see `loops.decode`
 
 
+def count(symbols: NDArray[np.integer], levels: int) -> NDArray[np.int64]:
+    """See `ans.count`."""
+    narrow = symbols.astype(np.uint8 if levels <= 256 else np.uint16, copy=False)
+
+    def work(turns: Iterator[int]) -> NDArray[np.int64]:
+        counts = np.zeros((4, levels), np.int64)
+        for turn in turns:
+            loops.count(narrow[turn * RUN : (turn + 1) * RUN], counts)
+        return counts
+
+    tables = np.concatenate([np.zeros((1, levels), np.int64), *_by_turns(work, _runs(symbols))])
+    return np.asarray(tables.sum(axis=0))
+
+
 def encode(symbols: NDArray[np.integer], tables: Tables, levels: int, lanes: int) -> list[Coded]:
     """See `ans_eager.encode`."""
-    coded: list[Coded] = [None] * -(-len(symbols) // RUN)  # type: ignore[list-item]
+    coded: list[Coded] = [None] * _runs(symbols)  # type: ignore[list-item]
 
     def work(turns: Iterator[int]) -> None:
         together = 2 if levels else 1
@@ -56,6 +70,10 @@ def decode(coded: list[Coded], n: int, tables: Tables, levels: int) -> NDArray[n
         return good
 
     return symbols if all(_by_turns(work, len(coded))) else None
+
+
+def _runs(symbols: NDArray[np.integer]) -> int:
+    return -(-len(symbols) // RUN)
 
 
 def _by_turns(work: Callable[[Iterator[int]], Any], turns: int) -> list[Any]:

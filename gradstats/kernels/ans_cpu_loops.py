@@ -17,6 +17,20 @@ FINE = U64(47)  # bits behind the point of `Tables.inverses`
 
 
 @jit
+def count(symbols: NDArray[Any], counts: NDArray[Any]) -> None:
+    """Count symbols in four tables, so that equal ones in a row do not wait for each other."""
+    one, two, three, four = counts[0], counts[1], counts[2], counts[3]
+    fours = symbols[: symbols.size // 4 * 4].reshape(-1, 4)
+    for i in range(fours.shape[0]):
+        one[fours[i, 0]] += 1
+        two[fours[i, 1]] += 1
+        three[fours[i, 2]] += 1
+        four[fours[i, 3]] += 1
+    for symbol in symbols[4 * fours.shape[0] :]:
+        one[symbol] += 1
+
+
+@jit
 def join(symbols: NDArray[Any], levels: int, units: NDArray[Any]) -> None:
     """Of two symbols a + L b; of the last one, if it is alone, itself."""
     pairs, factor = symbols.size // 2, U8(levels)
@@ -43,7 +57,7 @@ def part(units: NDArray[Any], levels: int, symbols: NDArray[Any]) -> bool:
 
 
 @jit
-def _put(x: int, unit: int, place: int, tables: Tables, out: NDArray[Any]) -> tuple[int, int]:
+def _put(x: Any, unit: int, place: Any, tables: Tables, out: NDArray[Any]) -> tuple[Any, Any]:
     """A state with a unit on it; its low half goes before `place` where it gets too large."""
     out[place - ONE] = U16(x)
     full = U64(x >= tables.most[unit])
@@ -57,7 +71,7 @@ def encode(units: NDArray[Any], tables: Tables, states: NDArray[Any], out: NDArr
     """Code the last unit first, words from the end of `out` on; where they begin."""
     states[:] = LEAST
     rest = units.size % 8 if states.size == 8 else units.size
-    place = U64(out.size)
+    place: Any = U64(out.size)
     for back in range(1, rest + 1):
         lane = (rest - back) % states.size
         unit = units[units.size - back]
@@ -69,8 +83,8 @@ def encode(units: NDArray[Any], tables: Tables, states: NDArray[Any], out: NDArr
 
 @jit
 def _encode_eights(
-    units: NDArray[Any], tables: Tables, states: NDArray[Any], out: NDArray[Any], place: int
-) -> int:
+    units: NDArray[Any], tables: Tables, states: NDArray[Any], out: NDArray[Any], place: Any
+) -> Any:
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
     for end in range(units.size, 0, -8):
@@ -89,7 +103,7 @@ def _encode_eights(
 
 
 @jit
-def _take(x: int, place: int, tables: Tables, words: NDArray[Any]) -> tuple[int, int, int]:
+def _take(x: Any, place: Any, tables: Tables, words: NDArray[Any]) -> tuple[Any, Any, Any]:
     """The unit on a state, the state below it, filled up by the next word if it is too small."""
     slot = x & LOW
     unit = tables.units[slot]
@@ -118,7 +132,7 @@ def decode(words: NDArray[Any], tables: Tables, states: NDArray[Any], units: NDA
 @jit
 def _decode_eights(
     words: NDArray[Any], tables: Tables, states: NDArray[Any], units: NDArray[Any]
-) -> tuple[int, int]:
+) -> tuple[Any, Any]:
     """Units in eights for as long as there are words; how many, and the words taken."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     x4, x5, x6, x7 = states[4], states[5], states[6], states[7]

@@ -68,6 +68,11 @@ def tables(frequencies: NDArray[np.int64]) -> Tables:
     )
 
 
+def count(symbols: NDArray[np.integer], levels: int) -> NDArray[np.int64]:
+    """See `ans.count`."""
+    return np.bincount(symbols, minlength=levels)
+
+
 def encode(symbols: NDArray[np.integer], tables: Tables, levels: int, lanes: int) -> list[Coded]:
     """States and words of every run.
 

@@ -93,11 +93,12 @@ def count(values: Tensor) -> Tally:
 
 def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     """See `gradstats.kernels.sum_magnitudes`."""
-    if values.dtype.itemsize == 2 or not len(values):
+    n, dtype = values.numel(), values.dtype
+    if dtype.itemsize == 2 or not n:
         return None
-    patterns, array = _patterns(values), values.numpy()
-    magnitude, infinity, _, below, _ = _keys(GRIDS[values.dtype])
-    sums = np.zeros((-(-len(array) // BLOCK), 4))  # as those of a tally, which are added alike
+    patterns, array, keys = _patterns(values), values.numpy(), _keys(GRIDS[dtype])
+    magnitude, below = keys.magnitude, keys.below
+    sums = np.zeros((-(-n // BLOCK), 4))  # as those of a tally, which are added alike
 
     def work(chunks: Iterator[slice]) -> tuple[int, int]:
         largest, zeros = 0, 0
@@ -107,16 +108,14 @@ def sum_magnitudes(values: Tensor) -> Magnitudes | None:
             largest, zeros = max(largest, top), zeros + none
         return largest, zeros
 
-    if len(array) <= CHUNK:
-        results = [work(iter([slice(0, len(array))]))]
+    if n <= CHUNK:
+        largest, zeros = loops.sum_magnitudes(patterns, array, magnitude, below, sums)
     else:
-        results = _in_threads(work, len(array))
-    largest = max(top for top, _ in results)
-    if largest >= infinity:
+        tops, several = zip(*_in_threads(work, n), strict=True)
+        largest, zeros = max(tops), sum(several)
+    if largest >= keys.infinity:
         return None
-    nonzero = len(array) - sum(zeros for _, zeros in results)
-    peak = patterns.dtype.type(largest).view(array.dtype)
-    return Magnitudes(nonzero, float(sums[:, 1].sum()), float(peak))
+    return Magnitudes(n - zeros, float(sums[:, 1].sum()))
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:

@@ -99,8 +99,8 @@ def _quantized(values: Tensor, block: int, key: tuple[int, int], levels: Tensor)
     packed = coding.quantize(rotated, steady, block, levels, rounding="nearest")
     rounded = coding.dequantize(packed, len(rotated), steady, block, levels)
     x, q = (each.double().view(-1, block) for each in (rotated, rounded))
-    sums = [torch.linalg.vecdot(*pair) for pair in ((x, x), (x, q), (q, q))]
-    return Quantized(packed, scales, *sums, unit)
+    xx, xq, qq = (torch.linalg.vecdot(*pair) for pair in ((x, x), (x, q), (q, q)))
+    return Quantized(packed, scales, xx, xq, qq, unit)
 
 
 def decode(
@@ -122,7 +122,7 @@ def decode(
         key: of the signs.
     """
     out = torch.empty(n, device=packed.device)
-    if _fused(packed, scales, block, levels, out):
+    if scales is not None and _fused(packed, block, levels, out):
         from gradstats.kernels import rotating_cpu
 
         rotating_cpu.decode(packed, scales, block, levels, key, out, None)
@@ -141,7 +141,7 @@ def add_decoded(
     weight: float,
 ) -> None:
     """Add `weight` times what `decode` returns to `out`, floating point `[n]`."""
-    if weight and _fused(packed, scales, block, levels, out):
+    if weight and scales is not None and _fused(packed, block, levels, out):
         from gradstats.kernels import rotating_cpu
 
         rotating_cpu.decode(packed, scales, block, levels, key, out, weight)
@@ -149,15 +149,10 @@ def add_decoded(
         out.add_(decode(packed, out.numel(), scales, block, levels, key), alpha=weight)
 
 
-def _fused(packed: Tensor, scales: Tensor | None, block: int, levels: Tensor, out: Tensor) -> bool:
-    """Whether one loop does it all."""
-    return (
-        in_numba(packed)
-        and scales is not None
-        and out.dtype == torch.float32
-        and out.is_contiguous()
-        and _takes(block, levels)
-    )
+def _fused(packed: Tensor, block: int, levels: Tensor, out: Tensor) -> bool:
+    """Whether numba does it all, a run after the other."""
+    plain = out.dtype == torch.float32 and out.is_contiguous()
+    return in_numba(packed) and plain and _takes(block, levels)
 
 
 def _takes(block: int, levels: Tensor) -> bool:

@@ -45,7 +45,7 @@ def encode_symbols(symbols: NDArray[np.integer], freq: NDArray[np.int64]) -> byt
     """
     together = _together(freq)
     width = np.uint8 if freq.size <= 256 else np.uint16
-    narrow = np.ascontiguousarray(symbols).astype(width, copy=False)
+    narrow: NDArray[np.integer] = np.ascontiguousarray(symbols, width)
     return ans.encode(narrow, _joint(freq, together), freq.size if together == 2 else 0)
 
 

@@ -86,10 +86,8 @@ class Coded(Payload):
 
     def _scaled(self) -> Tensor:
         if not self.rotation:
-            values = coding.dequantize(self._packed(), self.numel, *self._tables())
-            if self.offsets is not None:
-                values += self.offsets.repeat_interleave(self.bucket)[: self.numel]
-            return values
+            tables = *self._tables(), self.offsets
+            return coding.dequantize(self._packed(), self.numel, *tables)
         return rotating.decode(self._packed(), self.numel, *self._tables(), self.rotation)
 
     @property
@@ -102,12 +100,13 @@ class Coded(Payload):
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""
-        if self.offsets is not None or self._units[1] != 1:
+        if self._units[1] != 1:
             super().add_to(out, weight)
         elif self.rotation:
             rotating.add_decoded(self._packed(), *self._tables(), self.rotation, out, weight)
         else:
-            coding.add_dequantized(self._packed(), *self._tables(), out, weight)
+            tables = self._tables()
+            coding.add_dequantized(self._packed(), *tables, out, weight, self.offsets)
 
     def _packed(self) -> Tensor:
         packed = self._plain

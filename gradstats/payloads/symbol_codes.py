@@ -72,7 +72,7 @@ class Packed(Coder):
         data = reader.tensor(coding.packed_nbytes(n, levels), torch.uint8)
         if reader.foreign:
             with refused():
-                coding.unpack(data, n, levels)
+                coding.check(data, n, levels)
         return cls(data)
 
 

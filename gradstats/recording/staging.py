@@ -12,17 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradstats.recording.row_layout import RowLayout, gradient_of, in_pieces
-from gradstats.recording.slots import (
-    BATCH_BYTES,
-    Kind,
-    Lane,
-    Point,
-    Pool,
-    Slot,
-    empty,
-    waiting,
-)
+from gradstats.recording.row_layout import SMALL, RowLayout, gradient_of, in_pieces
+from gradstats.recording.slots import Kind, Lane, Point, Pool, Slot, empty, waiting
 from gradstats.recording.weight_copies import WeightCopies
 from gradstats.store import Parameter
 
@@ -256,11 +247,8 @@ class Source:
         grads = [tensor.grad for tensor in self._tensors]
         if self._sharded:
             grads = [gradient_of(tensor) for tensor in self._tensors]
-        dtypes, shapes = (
-            self._layout.dtypes,
-            self._layout.shapes,
-        )  # others would be cast, or broadcast
-        alone = [
+        dtypes, shapes = self._layout.dtypes, self._layout.shapes
+        alone = [  # others would be cast, or broadcast
             i
             for i, g in enumerate(grads)
             if g is None or g.dtype is not dtypes[i] or g.shape != shapes[i]
@@ -272,7 +260,7 @@ class Source:
             together = sorted(set(range(len(grads))).difference(alone))
             views, others = [views[i] for i in together], [others[i] for i in together]
         try:
-            if self.lane.device.type == "cpu" and self.nbytes <= BATCH_BYTES:
+            if self.lane.device.type == "cpu" and self.nbytes <= SMALL:
                 views, others = in_pieces(views, others)
             torch._foreach_copy_(views, others)
         except RuntimeError:  # a gradient is sparse, and its module did not say that it would be

@@ -90,6 +90,19 @@ def test_quotients_are_exact(f):
     assert np.array_equal(quotients, x // np.uint64(f))
 
 
+@pytest.mark.parametrize("levels", [2, 256, 257, 1 << 16])
+@pytest.mark.parametrize("n", [0, 1, 5, RUN + 3])
+def test_symbols_are_counted(n, levels):
+    symbols = np.random.default_rng(n).integers(0, levels, n)
+    expected = torch.bincount(torch.from_numpy(symbols), minlength=levels)
+    for dtype in (np.uint8, np.int32) if levels <= 256 else (np.int32,):
+        for form in FORMS:
+            with use(form):
+                counts = ans.count(symbols.astype(dtype), levels)
+            assert counts.dtype == np.int64
+            assert counts.tolist() == expected.tolist()
+
+
 def test_threads_change_no_byte():
     symbols, freq = symbols_of(11, 5 * RUN + 3, paired=True)
     before, seen = torch.get_num_threads(), []

@@ -60,7 +60,7 @@ class ACPSGD(Joint):
         wants_feedback=True,
         has_memory=True,
         needs=("matrix",),
-        host_reads=2,
+        host_reads=3,  # two, and one of the matrices at the ends of the range
     )
     batches = True
     resharded = first_state

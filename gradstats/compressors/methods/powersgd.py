@@ -40,6 +40,7 @@ from gradstats.kernels.ranges import from_unit
 from gradstats.rng import Rng
 
 START = (0x50575247, 0x53474400)  # key of the first Q
+LIFT = 2.0**16  # of M Q, of which only the span counts: what is tiny keeps its digits
 NEAR_THE_END = 2.0**90  # of the mean over workers, which is the same on all of them
 
 
@@ -72,7 +73,7 @@ class PowerSGD(Joint):
         has_memory=True,
         rounds=2,
         needs=("matrix",),
-        host_reads=2,
+        host_reads=3,  # two, and one of the matrices at the ends of the range
     )
     batches = True
     resharded = first_state
@@ -108,7 +109,7 @@ class PowerSGD(Joint):
         """Exchange matrices of one dtype."""
         last = Factors.stacked(batch.states)
         bases = last.mapped([_normalised(block) for block in last.blocks])
-        matrices, units, start = products(batch, bases)
+        matrices, units, start = products(batch, bases, LIFT)
         for each, unit in zip(start.each, units, strict=True):
             _shrink(each, unit)
         mean = start.of((yield AllReduce(start.flat, "mean")))
@@ -130,9 +131,9 @@ class PowerSGD(Joint):
 
 
 def _normalised(block: Tensor) -> Tensor:
-    """Factors divided by their largest magnitudes, `[factors, n2, r]`."""
+    """Factors with `LIFT` as their largest magnitudes, `[factors, n2, r]`."""
     peak = block.abs().amax((1, 2), keepdim=True)
-    return block / torch.where(peak == 0, 1, peak)
+    return block / torch.where(peak == 0, 1, peak) * LIFT
 
 
 def _shrink(start: Tensor, unit: float) -> None:
