@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradstats.kernels.forms import on_host
+from gradstats.kernels.moving import add_at
 from gradstats.kernels.ranges import largest_magnitude, saturated
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.sparse import Scattered
@@ -77,7 +78,7 @@ class PayloadMean:
             lasts = torch.searchsorted(payload.indices, ends).tolist()
             for (part, there), last in zip(pieces, lasts, strict=True):
                 places = payload.indices[first:last] - part.start
-                there.index_add_(0, places, values[first:last].to(there.dtype), alpha=weight)
+                add_at(there, places, values[first:last].to(there.dtype), weight)
                 written.append((there, places))
                 first = last
         return written

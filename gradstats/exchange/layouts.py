@@ -16,7 +16,7 @@ from gradstats.compressors.steps import Written
 from gradstats.exchange.averaging import Averaging
 from gradstats.exchange.buckets import Member, Piece, Unit
 from gradstats.exchange.messaging import digest
-from gradstats.kernels.moving import are_finite, divide
+from gradstats.kernels.moving import are_finite, clear_at, divide
 
 
 @dataclass(eq=False)
@@ -105,7 +105,7 @@ class Layout:
         if mean is None or not flat or not mean.is_sparse:
             return False
         for there, places in stale.get(id(unit), ()):
-            there.index_fill_(0, places, 0)
+            clear_at(there, places)
         for _, there in targets if id(unit) not in stale else ():
             there.zero_()
         written = mean.add_to_pieces(targets)

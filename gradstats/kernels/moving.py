@@ -69,3 +69,23 @@ def divide_in_16_bits(out: Tensor, values: Tensor, divisor: int) -> float:
     from gradstats.kernels import moving_cpu
 
     return moving_cpu.divide_in_16_bits(out, values, divisor)
+
+
+def clear_at(vector: Tensor, places: Tensor) -> None:
+    """Put 0 at some places of a vector: int64, in range."""
+    if in_numba(vector) and vector.dtype in WIDE and vector.is_contiguous():
+        from gradstats.kernels import moving_cpu
+
+        moving_cpu.clear_at(vector, places)
+    else:
+        vector.index_fill_(0, places, 0)
+
+
+def add_at(vector: Tensor, places: Tensor, values: Tensor, weight: float) -> None:
+    """Add values · weight at some places of a vector, none of them twice: int64, in range."""
+    if in_numba(vector) and vector.dtype in WIDE and vector.is_contiguous():
+        from gradstats.kernels import moving_cpu
+
+        moving_cpu.add_at(vector, places, values, weight)
+    else:
+        vector.index_add_(0, places, values, alpha=weight)

@@ -121,6 +121,32 @@ def divide_in_16_bits(out: Tensor, values: Tensor, divisor: int) -> float:
     return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
+@jit
+def _clear_at(vector: NDArray[Any], places: NDArray[np.int64]) -> None:
+    zero = vector.dtype.type(0)
+    for i in range(places.size):
+        vector[places[i]] = zero
+
+
+@jit
+def _add_at(
+    vector: NDArray[Any], places: NDArray[np.int64], values: NDArray[Any], weight: Any
+) -> None:
+    for i in range(places.size):
+        vector[places[i]] += values[i] * weight
+
+
+def clear_at(vector: Tensor, places: Tensor) -> None:
+    """See `moving.clear_at`."""
+    _clear_at(vector.numpy(), places.numpy())
+
+
+def add_at(vector: Tensor, places: Tensor, values: Tensor, weight: float) -> None:
+    """See `moving.add_at`."""
+    array = vector.numpy()
+    _add_at(array, places.numpy(), values.numpy(), array.dtype.type(weight))
+
+
 def is_finite(values: Tensor) -> bool:
     """Whether all elements of a vector are finite."""
     array = values.numpy()

@@ -114,3 +114,18 @@ def test_a_share_says_what_is_not_finite(form, value, dtype):
     values[3] = value
     with kernels.use(form):
         assert not fill_share(torch.empty(100, dtype=dtype), values, 2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_places_are_cleared_and_added_to(form, dtype):
+    values, places = drawn(50, dtype), torch.tensor([0, 3, 17, 49])
+    added, cleared = values.clone(), values.clone()
+    news = torch.tensor([1.0, 2.0, 4.0, -8.0], dtype=dtype)
+    with kernels.use(form):
+        moving.add_at(added, places, news, 0.5)
+        moving.clear_at(cleared, places)
+    values[places] += news / 2
+    assert torch.equal(added, values)
+    values[places] = 0
+    assert torch.equal(cleared, values)
