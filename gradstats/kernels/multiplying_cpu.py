@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads
 from gradstats.kernels.counting_cpu_loops import jit, jit_sums
+from gradstats.kernels.threads import CHUNK, in_threads
 
 ROWS = 8  # that are added, then multiplied while they are in the cache
 
@@ -122,4 +122,4 @@ def _over(work: Callable[[int, int], None], lines: int, length: int) -> None:
         for part in parts:
             work(-(-part.start // length), -(-part.stop // length))
 
-    _in_threads(of_thread, lines * length)
+    in_threads(of_thread, lines * length)

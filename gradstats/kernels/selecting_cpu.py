@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels import selecting_cpu_loops as loops
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads
 from gradstats.kernels.selecting_cpu_digits import DIGIT, digit_counts, first_equal
 from gradstats.kernels.selecting_cpu_loops import SIGMAS
 from gradstats.kernels.selecting_cpu_vectors import (
@@ -28,6 +27,7 @@ from gradstats.kernels.selecting_cpu_vectors import (
     sum_of,
     vector_of,
 )
+from gradstats.kernels.threads import CHUNK, in_threads
 
 FEW = 1 << 17  # elements up to which one call of one thread does it all
 MOST_TIES = 16  # a value with this share of a sample, inverted: compacting would copy too much
@@ -157,7 +157,7 @@ def _runs(vector: Vector, least: int) -> dict[int, Run]:
             runs[chunk.start] = places[:count].copy(), kept[:count].copy()
         return runs
 
-    runs: dict[int, Run] = reduce(or_, _in_threads(work, n), {})
+    runs: dict[int, Run] = reduce(or_, in_threads(work, n), {})
     return {start: runs[start] for start in sorted(runs)}
 
 
