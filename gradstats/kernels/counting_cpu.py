@@ -59,14 +59,17 @@ def _in_threads(work: Callable[[Iterator[slice]], Any], n: int) -> list[Any]:
     for first in range(0, n, MOST):
         starts = range(first, min(first + MOST, n), CHUNK)
         chunks = iter([slice(start, min(start + CHUNK, n)) for start in starts])
-        others = min(torch.get_num_threads(), len(starts) // 2) - 1
-        if others < 1:
-            results.append(work(chunks))
-            continue
-        with ThreadPoolExecutor(others) as pool:
-            waiting = [pool.submit(work, chunks) for _ in range(others)]
-            results += [work(chunks), *(each.result() for each in waiting)]
+        results += _shared(work, chunks, min(torch.get_num_threads(), len(starts) // 2))
     return results
+
+
+def _shared(work: Callable[[Iterator[Any]], Any], items: Iterator[Any], threads: int) -> list[Any]:
+    """Run `work(items)` in some threads; each item goes to one of them."""
+    if threads < 2:
+        return [work(items)]
+    with ThreadPoolExecutor(threads - 1) as pool:
+        waiting = [pool.submit(work, items) for _ in range(threads - 1)]
+        return [work(items), *(each.result() for each in waiting)]
 
 
 def count(values: Tensor) -> Tally:
