@@ -45,9 +45,9 @@ def simulated(
         return [result, *(result.clone() for _ in range(n - 1))]  # one may be worked on in place
     if isinstance(first, AllGather):
         payloads: list[Payload] = [request.payload for request in requests]  # type: ignore[misc,union-attr]
-        longest = max(payload.nbytes for payload in payloads)
-        for ledger, payload in zip(ledgers, payloads, strict=True):
-            ledger.count("all_gather", payload.nbytes, (n - 1) * longest)
+        sizes = [payload.nbytes for payload in payloads]
+        for ledger, nbytes in zip(ledgers, sizes, strict=True):
+            ledger.count("all_gather", nbytes, (n - 1) * max(sizes))
         return [_received(payloads, worker) for worker in range(n)]
     if isinstance(first, AllToAll):
         return _exchanged(requests, ledgers)  # type: ignore[arg-type]

@@ -25,9 +25,7 @@ from gradstats.kernels.grid import (
     Grid,
     Magnitudes,
     Tally,
-    sparse,
     sums_16_bit,
-    tally_16_bit,
     values_16_bit,
 )
 
@@ -78,7 +76,7 @@ def count(values: Tensor) -> Tally:
         return _tally_run(values, np.array([0, len(values)]))[0]
     grid, patterns = GRIDS[values.dtype], _patterns(values)
     if grid.bits == 16:
-        return tally_16_bit(*sparse(_count_patterns(patterns, grid)), values.dtype)
+        return _tally_of(_count_patterns(patterns, grid), values.dtype)
     array, keys = values.numpy(), _keys(grid)
 
     def work(chunks: Iterator[slice]) -> tuple[NDArray[np.int32], dict[int, Any]]:
@@ -267,6 +265,25 @@ def _rows(
     over_tables.drop_zeros(counts[:, np.newaxis], keys, special)
     rows = np.empty((3, counts.size // 2), np.int64)
     return rows[:, : over_tables.take_rows(counts, 0, keys, 0, keys.half - 1, rows, 0)]
+
+
+def _tally_of(table: NDArray[np.int64], dtype: torch.dtype) -> Tally:
+    """The tally of a 16-bit dtype from how often each pattern occurs; the table becomes empty."""
+    keys, every = _keys(GRIDS[dtype]), values_16_bit(dtype)
+    listed, rows = np.empty((2, table.size), np.int64), np.empty((3, keys.half), np.int64)
+    zeros, whole = (int(table[0]), int(table[keys.half])), (keys, 1, keys.half - 1)
+    patterns, counts = listed[:, : over_tables.take_list(table, *whole, listed, 0)]
+    rows = rows[:, : over_tables.take_rows(table[np.newaxis], 0, *whole, rows, 0)]
+    values = every[patterns]
+    finite = np.isfinite(values)
+    kinds = (np.isnan(values), np.isposinf(values), np.isneginf(values))
+    return Tally(
+        *rows,
+        *zeros,
+        *(int(counts[kind].sum()) for kind in kinds),
+        *sums_16_bit(values[finite], counts[finite].astype(np.float64)),
+        max_abs=float(every[rows[0, -1:]].max(initial=0.0)),
+    )
 
 
 def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int64]:

@@ -35,18 +35,18 @@ def count_16_bit(patterns: NDArray[np.uint16], counts: NDArray[Any]) -> None:
     """
     for start in range(0, patterns.size, BLOCK):
         some = patterns[start : start + BLOCK]
-        often = 16 * count_repeats(some) > some.size
+        sample = some[: BLOCK // 32]
+        often = 16 * count_repeats(sample) > sample.size
         count_heads(some, np.uint16(0), counts if often else counts[:1])
 
 
 @jit
 def count_repeats(patterns: NDArray[Any]) -> int:
     """Count the patterns that are equal to the one before."""
-    before, after = patterns[:-1], patterns[1:]
-    count = np.uint16(0)  # of a block at most, in as many lanes as the patterns take
-    for i in range(after.size):
-        count = np.uint16(count + np.uint16(before[i] == after[i]))
-    return int(count)
+    count = 0
+    for i in range(1, patterns.size):
+        count += patterns[i] == patterns[i - 1]
+    return count
 
 
 @jit

@@ -79,8 +79,13 @@ class Given:
     ) -> Given:
         """Count the broken elements and look up the loss."""
         workers = [given] if isinstance(given, Tensor) else list(given)
-        broken = sum(int((~grad.isfinite()).sum()) for grad in workers)
+        broken = sum(map(_broken, workers))
         return cls(step, workers, broken, seed, losses.get(step, math.nan))
+
+
+def _broken(grad: Tensor) -> int:
+    """Elements that are NaN or infinite: their sum is not finite, of finite ones it may be."""
+    return 0 if grad.sum().isfinite() else int((~grad.isfinite()).sum())
 
 
 @dataclass(frozen=True)
