@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,11 +64,23 @@ def _in_threads(work: Callable[[Iterator[slice]], Any], n: int) -> list[Any]:
 
 def _shared(work: Callable[[Iterator[Any]], Any], items: Iterator[Any], threads: int) -> list[Any]:
     """Run `work(items)` in some threads; each item goes to one of them."""
-    if threads < 2:
+    others = threads - 1
+    if others < 1:
         return [work(items)]
-    with ThreadPoolExecutor(threads - 1) as pool:
-        waiting = [pool.submit(work, items) for _ in range(threads - 1)]
-        return [work(items), *(each.result() for each in waiting)]
+    waiting = [_pool(others).submit(work, items) for _ in range(others)]
+    own = work(items)
+    # one that still waits for its thread, which others have busy, is not needed any more
+    return [own, *(each.result() for each in waiting if not each.cancel())]
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept: a new one begins on its parent's core, and is moved too late."""
+    return ThreadPoolExecutor(threads)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # whose threads stay with the parent
 
 
 def count(values: Tensor) -> Tally:
