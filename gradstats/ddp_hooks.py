@@ -32,6 +32,7 @@ from gradstats.exchange.hook_state import HookState
 from gradstats.exchange.joining import FSDP, PYTHON_REDUCER
 from gradstats.exchange.layouts import Layout, Layouts, layout_of
 from gradstats.exchange.messaging import CollectiveError, Header, MessageError, describe, digest
+from gradstats.kernels.recycling import Pool
 
 T = TypeVar("T")
 
@@ -103,6 +104,7 @@ class CompressorState(HookState):
         self._compressing = Compressing(
             self.compressor, self._memories, self.seed, self.start_step
         )
+        self._memory = Pool()
         self._layouts, self._flights, self._written = Layouts(), Flights(), Written()
 
     def reduce(self, bucket: dist.GradBucket) -> None:  # type: ignore[name-defined]
@@ -126,10 +128,7 @@ class CompressorState(HookState):
         group, buffer = self._group(), bucket.buffer()
         group.device = buffer.device
         group.traffic.would_send(buffer.numel() * buffer.element_size(), group.workers)
-        if isinstance(bucket, dist.GradBucket) and bucket.index() == 0:  # type: ignore[attr-defined]
-            self._bucket = 0  # the pass before may have been broken off
         if not self._bucket:
-            self._flights.drop()
             self._settle()
         future = self._guarded(self._started, bucket, group)
         self._bucket += 1
@@ -140,7 +139,8 @@ class CompressorState(HookState):
     def _guarded(self, call: Callable[..., T], *args: Any) -> T:
         """Call; after an error whoever goes on begins with another backward pass."""
         try:
-            return call(*args)
+            with self._memory.open():
+                return call(*args)
         except BaseException as error:
             where, self._bucket = self._where(), 0
             self._flights.forget()
@@ -338,6 +338,7 @@ class CompressorState(HookState):
     def _end_pass(self) -> None:
         self._names.see_last()
         self._layouts.end(self._bucket)
+        self._memory.trim()
         self.step += 1
         self.khat_over_k = self._compressing.khat_over_k()
         self._bucket = 0

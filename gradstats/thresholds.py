@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from torch import Tensor
 
 from gradstats import kernels
@@ -152,11 +153,8 @@ def exponential_threshold(
     if not magnitudes.nonzero:
         return 0.0
     ratio = target_ratio * numel / magnitudes.nonzero
-    return (
-        0.0
-        if ratio >= 1
-        else float(Laplace(magnitudes.total / magnitudes.nonzero).threshold(ratio))
-    )
+    scale = magnitudes.total / magnitudes.nonzero
+    return 0.0 if ratio >= 1 else float(special.xlogy(-scale, ratio))  # as Laplace(scale) does
 
 
 def check_settings(variant: str, stages: int, first_ratio: float) -> None:

@@ -19,6 +19,7 @@ from gradstats.compressors.rounds import (
     Exchanges,
     State,
     Step,
+    Terms,
     alone,
     several,
 )
@@ -68,7 +69,8 @@ class Compressor(ABC):
             TypeError: it is no dense tensor of floating-point numbers.
         """
         check_gradient(grad)
-        return grad.detach().reshape(-1).contiguous()
+        flat = grad.detach()
+        return flat if flat.dim() == 1 and flat.is_contiguous() else flat.reshape(-1).contiguous()
 
     def init(self, grad: Tensor) -> State:
         """Return the state before the first step, for gradients shaped as `grad`."""
@@ -134,6 +136,20 @@ class Compressor(ABC):
             ValueError: the method draws random numbers, and `rng` is None.
         """
         payload, state = self.encode(grad, state, rng)
+        return (yield from self._delivered(payload, grad, state))
+
+    def exchange_sum(
+        self, terms: tuple[Tensor, Tensor], total: Tensor, state: State, rng: Rng | None = None
+    ) -> Generator[Collective, Any, Step]:
+        """Run one step of a sum, as `exchange(total)` would; arguments as of `encode_sum`."""
+        if type(self).exchange is not Compressor.exchange:
+            return (yield from self.exchange(torch.add(*terms, out=total), state, rng))
+        payload, state = self.encode_sum(terms, total, state, rng)
+        return (yield from self._delivered(payload, total, state))
+
+    def _delivered(
+        self, payload: Payload, grad: Tensor, state: State
+    ) -> Generator[Collective, Any, Step]:
         check_sent(payload, grad, self.name)
         payloads: list[Payload]
         if isinstance(payload, Dense | Masked) and payload.summable:
@@ -145,9 +161,24 @@ class Compressor(ABC):
         return averaged(mean, payload, state)
 
     def exchange_all(
-        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
     ) -> Exchanges[list[Step]]:
-        """Run one step of several gradients, as those of a bucket; for `fused`."""
+        """Run one step of several gradients, as those of a bucket; for `fused`.
+
+        Args:
+            grads: as in `exchange`.
+            states: as in `exchange`.
+            rngs: as in `exchange`.
+            terms: two vectors per gradient, such as a residual and a gradient, whose sum is first
+                put into it, or None; a method that reads a gradient adds them while it reads.
+        """
+        for total, pair in zip(grads, terms, strict=False):
+            if pair:
+                torch.add(*pair, out=total)
         each = zip(grads, states, rngs, strict=True)
         return several([self.exchange(grad, state, rng) for grad, state, rng in each])
 

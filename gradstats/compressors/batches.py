@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from gradstats.compressors.matrices import as_matrix
-from gradstats.compressors.rounds import Exchange, Exchanges, State, Step, several
-from gradstats.compressors.steps import PayloadMean
+from gradstats.compressors.rounds import Exchange, Exchanges, State, Step, Terms, several
+from gradstats.compressors.steps import PayloadMean, averaged
+from gradstats.kernels.multiplying import multiply, multiply_sum
 from gradstats.kernels.ranges import WINDOW, in_range
 from gradstats.payloads.low_rank import LowRank
 
 LOST = 2.0**-60  # a product whose largest element is below may have lost digits
+SAFE = 60  # exponent of 2, up to which a matrix times a basis is in range
 T = TypeVar("T")
-Factored = Callable[..., Exchange[list[Step]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,46 @@ class Factors:
         ]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Gradients that are matrices of one dtype.
+
+    Attributes:
+        grads: in their shapes.
+        matrices: the same as matrices.
+        states: of the compressor.
+        terms: whose sum is first to be put into each gradient, where there are any.
+    """
+
+    grads: Sequence[Tensor]
+    matrices: Sequence[Tensor]
+    states: Sequence[State]
+    terms: Sequence[Terms]
+
+    def turned(self, which: Sequence[bool]) -> Batch:
+        """Return the batch with some of its matrices transposed, sums put into these."""
+        for matrix, pair, turn in zip(self.matrices, self.terms, which, strict=True):
+            if pair and turn:
+                torch.add(*(term.view(matrix.shape) for term in pair), out=matrix)
+        return replace(
+            self,
+            matrices=[m.T if turn else m for m, turn in zip(self.matrices, which, strict=True)],
+            terms=[None if turn else pair for pair, turn in zip(self.terms, which, strict=True)],
+        )
+
+
+class LowRankMethod(Protocol):
+    """A compressor that exchanges batches."""
+
+    rank: int
+
+    def exchange_batch(self, batch: Batch) -> Exchange[list[Step]]:
+        """Exchange the matrices of a batch together."""
+
+    def dense(self, grad: Tensor, state: State) -> Exchange[Step]:
+        """See `Compressor.dense`."""
+
+
 def peaks(*factors: Factors) -> list[list[float]]:
     """Return the largest magnitude of each factor, NaN if there is one.
 
@@ -90,7 +131,7 @@ def peaks(*factors: Factors) -> list[list[float]]:
 
 
 def products(
-    matrices: Sequence[Tensor], bases: Factors
+    batch: Batch, bases: Factors, peak: float = 1.0
 ) -> tuple[list[Tensor], list[float], Factors]:
     """Multiply each matrix by its basis, in a unit in which nothing leaves the range.
 
@@ -98,29 +139,29 @@ def products(
     one, or one of zeros, is read whole, and multiplied again in its own unit.
 
     Args:
-        matrices: `[h, w]` each.
-        bases: `[w, r]` each, of magnitudes up to 1.
+        batch: of matrices `[h, w]`, which become the sums of their terms.
+        bases: `[w, r]` each.
+        peak: largest magnitude of the bases, a power of two up to 2^30.
 
     Returns:
         The matrices in their units, the units, and the products in these units.
     """
+    matrices = batch.matrices
     out = Factors.empty([len(matrix) for matrix in matrices], bases.rank, bases.flat)
-    for matrix, basis, product in zip(matrices, bases.each, out.each, strict=True):
-        multiply(matrix, basis, product)
+    for matrix, basis, product, pair in zip(
+        matrices, bases.each, out.each, batch.terms, strict=True
+    ):
+        if pair:
+            a, b = (term.view(matrix.shape) for term in pair)
+            multiply_sum((a, b), matrix, basis, product)
+        else:
+            multiply(matrix, basis, product)
     scaled, units = list(matrices), [1.0] * len(matrices)
-    for index, peak in enumerate(peaks(out)[0]):
-        if not LOST <= peak <= 2.0**WINDOW:
-            scaled[index], units[index] = in_range(matrices[index])
+    for index, largest in enumerate(peaks(out)[0]):
+        if not LOST * peak <= largest <= 2.0**WINDOW:
+            scaled[index], units[index] = in_range(matrices[index], SAFE)
             multiply(scaled[index], bases.each[index], out.each[index])
     return scaled, units, out
-
-
-def multiply(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
-    """Put M F into `out`, `[h, r]`; a matrix that lies by columns is the second operand."""
-    if matrix.stride(0) == 1 != matrix.stride(1):
-        out.copy_(torch.mm(factor.T, matrix.T).T)
-    else:
-        torch.mm(matrix, factor, out=out)
 
 
 def payloads(left: Factors, right: Factors) -> list[LowRank]:
@@ -132,36 +173,41 @@ def payloads(left: Factors, right: Factors) -> list[LowRank]:
 
 def mean_step(sent: LowRank, grad: Tensor, state: State) -> Step:
     """Return the step whose update is a mean P Qᵀ, in shape and dtype of the gradient."""
-    return Step(PayloadMean((sent,), grad.shape, grad.dtype, grad.device), sent, state)
+    return averaged(PayloadMean((sent,), grad.shape, grad.dtype, grad.device), sent, state)
 
 
 def in_batches(
-    method: Any, factored: Factored, grads: Sequence[Tensor], states: Sequence[State]
+    method: LowRankMethod, grads: Sequence[Tensor], states: Sequence[State], terms: Sequence[Terms]
 ) -> Exchanges[list[Step]]:
     """Run the exchanges of several gradients: one for the matrices of a dtype, dense ones alone.
 
     Args:
-        method: low-rank method, with a rank.
-        factored: exchange of matrices of one dtype.
+        method: compressor.
         grads: of any shape.
         states: in the same order.
+        terms: of which gradients are still to become the sums; none, or one per gradient.
     """
+    pairs = list(terms) or [None] * len(grads)
     kinds: dict[Any, list[int]] = {}
     matrices = [as_matrix(grad, method.rank) for grad in grads]
     for index, matrix in enumerate(matrices):
         kinds.setdefault(index if matrix is None else matrix.dtype, []).append(index)
-    exchanges = [
-        _alone(method.dense(grads[indices[0]], states[indices[0]]))
-        if matrices[indices[0]] is None
-        else factored(*([column[i] for i in indices] for column in (grads, matrices, states)))
-        for indices in kinds.values()
-    ]
+    exchanges = []
+    for indices in kinds.values():
+        columns = ([column[i] for i in indices] for column in (grads, matrices, states, pairs))
+        batch = Batch(*columns)
+        dense = matrices[indices[0]] is None
+        exchanges.append(_dense(method, batch) if dense else method.exchange_batch(batch))
     steps = list(chain(*(yield from several(exchanges))))
     return _in_order(list(chain(*kinds.values())), steps)
 
 
-def _alone(exchange: Exchange[Step]) -> Exchange[list[Step]]:
-    return [(yield from exchange)]
+def _dense(method: LowRankMethod, batch: Batch) -> Exchange[list[Step]]:
+    """Exchange a gradient uncompressed."""
+    (grad,), (state,), (pair,) = batch.grads, batch.states, batch.terms
+    if pair:
+        torch.add(*pair, out=grad)
+    return [(yield from method.dense(grad, state))]
 
 
 def _by_height(heights: Sequence[int]) -> list[int]:

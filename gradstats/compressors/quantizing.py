@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from gradstats.compressors.contracts import Bound
 from gradstats.kernels import coding
-from gradstats.kernels.ranges import bounded, saturated
+from gradstats.kernels.coding_scaled import Scaled, ScaleRule, quantize_scaled
+from gradstats.kernels.forms import on_host
+from gradstats.kernels.ranges import bounded, in_range, in_unit, saturated, unit_of
 from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.symbol_codes import Packed
@@ -45,12 +49,77 @@ def quantized(
         alphabet: of the levels.
         scales: float32 `[⌈d/B⌉]`.
         bucket: B.
-        rounding: see `kernels.codes.quantize`.
+        rounding: see `kernels.coding.quantize`.
         key: of the random numbers, for stochastic rounding.
     """
     levels = alphabet.levels(flat.device)
     packed = coding.quantize(flat.contiguous(), scales, bucket, levels, rounding=rounding, key=key)
     return Coded(Packed(packed), flat.numel(), alphabet, scales, bucket)
+
+
+def scaled(
+    flat: Tensor,
+    alphabet: Alphabet,
+    bucket: int,
+    rule: ScaleRule,
+    *,
+    rounding: str = "nearest",
+    key: tuple[int, int] | None = None,
+) -> Coded:
+    """The payload of elements over the scale that a rule gives to their bucket.
+
+    Args:
+        flat: x, `[d]`.
+        alphabet: of the levels.
+        bucket: B.
+        rule: of the scales.
+        rounding: see `kernels.coding.quantize`.
+        key: of the random numbers, for stochastic rounding.
+    """
+    payload, _ = _scaled(flat, alphabet, bucket, rule, rounding, key)
+    return payload
+
+
+def scaled_in_range(
+    flat: Tensor,
+    alphabet: Alphabet,
+    bucket: int,
+    rule: ScaleRule,
+    *,
+    rounding: str = "nearest",
+    key: tuple[int, int] | None = None,
+) -> Coded:
+    """As `scaled`, in a unit in which an extreme gradient is none, see `kernels.ranges`.
+
+    On the host the largest magnitude comes with the payload, which is made again in another unit
+    if it is extreme; a device reads it before.
+    """
+    how = alphabet, bucket, rule, rounding, key
+    if on_host(flat) and flat.dtype != torch.float64:
+        payload, blocks = _scaled(flat, *how)
+        unit = unit_of(float(blocks.largest))
+        if unit == 1:
+            return payload
+        flat = in_unit(flat, unit)
+    else:
+        flat, unit = in_range(flat)
+    payload, _ = _scaled(flat, *how)
+    return replace(payload, unit=unit)
+
+
+def _scaled(
+    flat: Tensor,
+    alphabet: Alphabet,
+    bucket: int,
+    rule: ScaleRule,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> tuple[Coded, Scaled]:
+    levels = alphabet.levels(flat.device)
+    blocks = quantize_scaled(flat.contiguous(), bucket, levels, rule, rounding=rounding, key=key)
+    packed, numel = Packed(blocks.packed), flat.numel()
+    coded = Coded(packed, numel, alphabet, blocks.scales, bucket, offsets=blocks.offsets)
+    return (replace(coded, unit=rule.unit) if rule.unit != 1 else coded), blocks
 
 
 def own_levels(

@@ -13,6 +13,7 @@ from gradstats.compressors.steps import Step as Step  # where its exchanges are
 from gradstats.payloads.base import Bundle, Payload
 
 State = Any
+Terms = tuple[Tensor, Tensor] | None  # whose sum is a gradient
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradstats.kernels.ranges import saturated
+from gradstats.kernels.forms import on_host
+from gradstats.kernels.ranges import largest_magnitude, saturated
 from gradstats.payloads.base import Dense, Payload
+from gradstats.payloads.sparse import Scattered
+
+Written = tuple[Tensor, Tensor]  # a vector, and indices in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,44 @@ class PayloadMean:
             out.copy_(self.decoded().view(-1))
         else:
             self._add_up(out)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it has few elements, whose places the host knows."""
+        known = all(
+            isinstance(each, Scattered) and on_host(each.indices) for each in self.payloads
+        )
+        return known and self.dtype.itemsize > 2
+
+    def add_to_pieces(self, pieces: Sequence[tuple[slice, Tensor]]) -> list[Written] | None:
+        """Add a sparse mean to parts of the vector that lie apart.
+
+        Args:
+            pieces: parts of the vector, in order, and where they are, `[end - start]`.
+
+        Returns:
+            Where it was added; None if the mean may be infinite or NaN.
+        """
+        weight, most = 1 / len(self.payloads), torch.finfo(self.dtype).max / 2
+        written: list[Written] = []
+        for payload in self.payloads:
+            assert isinstance(payload, Scattered)
+            values, first = payload.values, 0
+            if not largest_magnitude(values) <= most:
+                return None
+            ends = torch.tensor([part.stop for part, _ in pieces])
+            lasts = torch.searchsorted(payload.indices, ends).tolist()
+            for (part, there), last in zip(pieces, lasts, strict=True):
+                places = payload.indices[first:last] - part.start
+                there.index_add_(0, places, values[first:last].to(there.dtype), alpha=weight)
+                written.append((there, places))
+                first = last
+        return written
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the host knows that the mean is finite."""
+        return len(self.payloads) == 1 and self.payloads[0].is_known_finite
 
     def _averaged(self) -> Tensor | None:
         """The values of a vector that an all-reduce has averaged."""
@@ -92,6 +135,18 @@ class Step:
     def with_state(self, state: Any) -> Step:
         """Return the same step with another state; nothing is decoded."""
         return Step(vars(self)["held"], self.sent, state)
+
+    @property
+    def mean(self) -> PayloadMean | None:
+        """The update, if it is a mean that is not decoded yet."""
+        held = vars(self)["held"]
+        return held if isinstance(held, PayloadMean) else None
+
+    @property
+    def is_known_finite(self) -> bool:
+        """Whether the host knows that the update is finite, without reading it."""
+        held = vars(self)["held"]
+        return isinstance(held, PayloadMean) and held.is_finite
 
     def write_to(self, out: Tensor) -> None:
         """Put the update into a vector, `[numel]`."""

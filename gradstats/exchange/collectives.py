@@ -31,6 +31,7 @@ from gradstats.exchange.reducing import (
     outgoing,
     share_of,
 )
+from gradstats.kernels import recycling
 
 # its name from torch 2.13 on
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -153,7 +154,7 @@ class Group:
     def _gather(self, request: AllGather, headers: Sequence[Header]) -> list[Payload]:
         longest = max(header.nbytes for header in headers)
         sent = self._written(request, longest)
-        rooms = [torch.empty_like(sent) for _ in headers]
+        rooms = [recycling.empty_like(sent) for _ in headers]
         with self._communicating("all_gather"):
             dist.all_gather(rooms, sent, group=self.group)
         nbytes = headers[self.rank].nbytes
@@ -166,7 +167,7 @@ class Group:
         sent = [room if payload else 0 for payload in request.payloads]
         received = [sent[(2 * self.rank - sender) % n] for sender in range(n)]
         flat = self._written(request, room)
-        buffer = torch.empty(sum(received), dtype=torch.uint8, device=self.device)
+        buffer = recycling.empty((sum(received),), torch.uint8, self.device)
         with self._communicating("all_to_all"):
             dist.all_to_all_single(buffer, flat, received, sent, group=self.group)
         nbytes = sum(payload.nbytes for payload in request.payloads if payload)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from gradstats.exchange.averaging import Averaging
 from gradstats.exchange.collectives import Group
 from gradstats.exchange.comparing import BROKEN, Report, Situation, are_broken, compare, reports_of
 from gradstats.exchange.layouts import Layout
-from gradstats.exchange.messaging import CollectiveError
 
 
 class Flight:
@@ -126,11 +124,4 @@ class Flights:
 
     def forget(self) -> None:
         """Leave those of a pass that has failed to themselves."""
-        self._flights = []
-
-    def drop(self) -> None:
-        """Wait for what a pass that was broken off has left under way."""
-        for flight in self._flights:
-            with suppress(CollectiveError):
-                flight.wait()
         self._flights = []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors import Step
+from gradstats.compressors.steps import Written
 from gradstats.exchange.averaging import Averaging
 from gradstats.exchange.buckets import Member, Piece, Unit
 from gradstats.exchange.messaging import digest
@@ -38,6 +39,8 @@ class Layout:
     digest: int
     agreed: bool = False
     _averagings: dict[torch.dtype, Averaging] = field(default_factory=dict)
+    _stale: dict[int, list[Written]] = field(default_factory=dict)
+    _writes: int = -1  # to the result, as torch counts them
 
     def averaging(self, dtype: torch.dtype, workers: int) -> Averaging:
         """Its mean in a dtype, by so many workers."""
@@ -57,10 +60,8 @@ class Layout:
     def read(self, scale: float) -> Tensor:
         """Fill the units with gradients divided by the loss scale: whether all are finite."""
         flags = [flag for unit in self.units for flag in unit.read(scale)]
-        if not flags:
-            return are_finite([self.buffer])
         views = [unit.whole for unit in self.units if not unit.own]
-        return torch.stack([*flags, *([are_finite(views)] if views else [])]).all()
+        return all_of(flags, views, self.buffer)
 
     @cached_property
     def result(self) -> Tensor:
@@ -75,20 +76,43 @@ class Layout:
         """
         flags: list[Tensor] = []
         views: list[Tensor] = []
+        stale, self._stale = self._stale_places(), {}
         for unit, step, targets in zip(self.units, steps, self._targets, strict=True):
+            if scale == 1 and self._adds(unit, step, targets, stale):
+                continue
             (_, first), direct = targets[0], len(targets) == 1 and targets[0][1].dim() == 1
-            numel = unit.whole.numel()
-            flat = first if direct else _flat(unit) if unit.own else first.new_empty(numel)
+            flat = first if direct else _flat(unit)
             step.write_to(flat)
             if scale != 1:
                 flat.mul_(scale)
             if direct:
-                views.append(flat)
+                views += [] if step.is_known_finite and scale == 1 else [flat]
             else:
                 flags += [divide(there, flat[part].view(there.shape)) for part, there in targets]
-        if not flags:
-            return are_finite([self.result])
-        return torch.stack([*flags, *([are_finite(views)] if views else [])]).all()
+        self._writes = self.result._version
+        return all_of(flags, views, self.result)
+
+    def _stale_places(self) -> dict[int, list[Written]]:
+        """Where the last step has written, by unit, if nobody has written to the result since."""
+        return self._stale if self.result._version == self._writes else {}
+
+    def _adds(
+        self, unit: Unit, step: Step, targets: list[Piece], stale: dict[int, list[Written]]
+    ) -> bool:
+        """Write a sparse update, and 0 to all other places; False if that is not possible."""
+        mean = step.mean
+        flat = all(there.dim() == 1 for _, there in targets)
+        if mean is None or not flat or not mean.is_sparse:
+            return False
+        for there, places in stale.get(id(unit), ()):
+            there.index_fill_(0, places, 0)
+        for _, there in targets if id(unit) not in stale else ():
+            there.zero_()
+        written = mean.add_to_pieces(targets)
+        if written is None:
+            return False
+        self._stale[id(unit)] = written
+        return True
 
     @cached_property
     def _targets(self) -> list[list[Piece]]:
@@ -109,7 +133,22 @@ class Layout:
 
 
 def _flat(unit: Unit) -> Tensor:
-    return unit.whole.view(-1)
+    """Memory for a unit's update: that of its gradients, which were read, if it is its own."""
+    return unit.whole.view(-1) if unit.own else unit.whole.new_empty(unit.whole.numel())
+
+
+def all_of(flags: Sequence[Tensor], views: Sequence[Tensor], whole: Tensor) -> Tensor:
+    """Whether all flags are true and all views finite: a bool, `[]`.
+
+    Args:
+        flags: Bools, `[]`.
+        views: Parts of the whole.
+        whole: Is read at once if the views are all of it.
+    """
+    if sum(view.numel() for view in views) == whole.numel():
+        return are_finite([whole])
+    known = torch.ones((), dtype=torch.bool, device=whole.device)
+    return torch.stack([known, *flags, *([are_finite(views)] if views else [])]).all()
 
 
 class Layouts:

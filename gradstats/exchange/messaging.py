@@ -21,6 +21,7 @@ from gradstats.compressors import (
     ReduceScatter,
 )
 from gradstats.exchange.reducing import check_parts
+from gradstats.kernels import recycling
 from gradstats.payloads.messages import Message, read
 
 LENGTHS_ALONE, UNLIKE = -1, -2  # in the place of a digest
@@ -132,7 +133,7 @@ class Messenger:
         """
         self._collectives += 1
         going = {to: message for to, message in enumerate(messages) if message}
-        flat = torch.empty(room * len(going), dtype=torch.uint8, device=device)
+        flat = recycling.empty((room * len(going),), torch.uint8, device)
         heads = _heads_on(device, list(going.values()))
         parts = torch.split(flat, room) if going else ()
         for (to, message), part, head in zip(going.items(), parts, heads, strict=True):

@@ -11,11 +11,10 @@ from torch import Tensor
 from gradstats.compressors import AllReduce
 from gradstats.kernels import coding
 from gradstats.kernels.forms import in_numba, on_host
-from gradstats.kernels.moving import are_finite, divide, largest_bits
+from gradstats.kernels.moving import are_finite, divide, divide_in_16_bits
 from gradstats.kernels.ranges import saturated
 
 WORD = 8  # bytes of an integer
-CHUNK = 1 << 16  # elements whose casts stay in the cache of a core
 MOST_DIGITS = 1 << 16  # levels of what is packed
 INT32 = 1 << 31
 
@@ -72,19 +71,13 @@ def fill_share(out: Tensor, values: Tensor, workers: int) -> Tensor:
     """
     if out.dtype.itemsize > 2:
         return divide(out, values, workers)
-    if not (in_numba(values) and values.dtype == torch.float32 and values.dim() == 1):
-        known = are_finite([values])
-        out.copy_(_share(saturated(values, out.dtype), workers))
-        return known
-    finite, most = True, _bits_of_most(out.dtype, workers)
-    step = CHUNK * torch.get_num_threads()
-    for part, given in zip(torch.split(out, step), torch.split(values, step), strict=True):
-        if largest_bits(part.copy_(given)) <= most:
-            part.div_(workers)
-        else:
-            finite &= bool(are_finite([given]))
-            part.copy_(_share(saturated(given, out.dtype), workers))
-    return torch.tensor(finite)
+    if in_numba(values) and values.dtype == torch.float32 and values.dim() == 1:
+        largest = divide_in_16_bits(out, values, workers)
+        if largest <= _most(out.dtype, workers):
+            return torch.tensor(True)
+    finite = are_finite([values])
+    out.copy_(_share(saturated(values, out.dtype), workers))
+    return finite
 
 
 def check_parts(parts: Sequence[object], workers: int) -> None:
@@ -131,10 +124,9 @@ def _largest_share(dtype: torch.dtype, workers: int) -> float:
 
 
 @cache
-def _bits_of_most(dtype: torch.dtype, workers: int) -> int:
-    """The bits of the largest number whose n-th part is a share as it is."""
-    most = min(workers * _largest_share(dtype, workers), torch.finfo(dtype).max)
-    return int(torch.tensor(most, dtype=torch.float64).to(dtype).view(torch.int16))
+def _most(dtype: torch.dtype, workers: int) -> float:
+    """The largest number whose n-th part is a share as it is."""
+    return min(workers * _largest_share(dtype, workers), torch.finfo(dtype).max)
 
 
 def _integers(levels: int) -> torch.dtype:

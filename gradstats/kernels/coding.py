@@ -21,6 +21,8 @@ __all__ = [
     "add_dequantized",
     "bits_per_symbol",
     "bucket_norms",
+    "check",
+    "check_rounding",
     "dequantize",
     "pack",
     "packed_nbytes",
@@ -74,6 +76,17 @@ def unpack(packed: Tensor, n: int, levels: int, *, trusted: bool = False) -> Ten
         return coding_eager.unpack_trusted(packed, n, levels)
     symbols: Tensor = _form(packed).unpack(packed, n, levels)
     return symbols
+
+
+def check(packed: Tensor, n: int, levels: int) -> None:
+    """Raise ValueError unless the bytes are those of n packed symbols."""
+    _check_length(packed, n, levels)
+    if in_numba(packed):
+        from gradstats.kernels import coding_cpu
+
+        coding_cpu.check(packed, n, levels)
+    else:
+        unpack(packed, n, levels)
 
 
 def quantize(
@@ -141,13 +154,18 @@ def _how(
     rows = -(-values.numel() // bucket)
     if len(scales) != rows:
         raise ValueError(f"scales must be {rows} for buckets of {bucket}, got {len(scales)}")
+    check_rounding(rounding, key)
+    if values.dtype == torch.float64 or not in_numba(values):  # which steadies on the way
+        values, scales = steadied(values, scales, bucket)
+    return values, Rounding(scales, bucket, levels, rounding, key or (0, 0))
+
+
+def check_rounding(rounding: str, key: tuple[int, int] | None) -> None:
+    """Raise ValueError unless it is one of `ROUNDINGS`, with a key if it is at random."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if rounding == "stochastic" and key is None:
         raise ValueError("key must be given for stochastic rounding, got None")
-    values, scales = steadied(values, scales, bucket)
-    inverse = torch.where(scales == 0, 0, 1 / scales)
-    return values, Rounding(inverse, bucket, levels, rounding, key or (0, 0))
 
 
 def steadied(
@@ -179,7 +197,12 @@ def steadied(
 
 
 def dequantize(
-    packed: Tensor, n: int, scales: Tensor | None, bucket: int, levels: Tensor
+    packed: Tensor,
+    n: int,
+    scales: Tensor | None,
+    bucket: int,
+    levels: Tensor,
+    offsets: Tensor | None = None,
 ) -> Tensor:
     """Levels of packed symbols times the scales of their buckets.
 
@@ -189,12 +212,13 @@ def dequantize(
         scales: float32 `[⌈n/bucket⌉]`; None where levels are those of buckets.
         bucket: elements that share a scale.
         levels: float32 `[L]`, or `[⌈n/bucket⌉, L]`.
+        offsets: float32 `[⌈n/bucket⌉]`, added to the elements of buckets, where there are any.
 
     Returns:
         float32 `[n]`.
     """
     out = torch.zeros(n, dtype=torch.float32, device=packed.device)
-    add_dequantized(packed, scales, bucket, levels, out, 1.0)
+    add_dequantized(packed, scales, bucket, levels, out, 1.0, offsets)
     return out
 
 
@@ -205,8 +229,11 @@ def add_dequantized(
     levels: Tensor,
     out: Tensor,
     weight: float,
+    offsets: Tensor | None = None,
 ) -> None:
     """Add `weight` times the result of `dequantize` to `out`, floating point `[n]`.
+
+    The offset of its bucket, float32 `[⌈n/bucket⌉]`, is first added to every element.
 
     Nothing is read from a device, so that symbols out of range stand for the last level; numba
     sees them in passing, and refuses them.
@@ -219,7 +246,7 @@ def add_dequantized(
     given = len(levels) if scales is None else len(scales)
     if given != rows:
         raise ValueError(f"scales must be {rows} for {n} elements by {bucket}, got {given}")
-    _form(packed).add_dequantized(packed, scales, bucket, levels, out, weight)
+    _form(packed).add_dequantized(packed, scales, bucket, levels, out, weight, offsets)
 
 
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:

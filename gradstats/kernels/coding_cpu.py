@@ -1,11 +1,11 @@
-"""The codes in numba: each thread quantises and packs, or unpacks and adds, a run in its cache."""
+"""The codes in numba: each thread encodes, or decodes and adds, a chunk in runs in its cache."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,113 +13,138 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels import coding_cpu_loops as loops
-from gradstats.kernels.coding_eager import Rounding, boundaries, inverse_gaps
+from gradstats.kernels.coding_cpu_finders import finder
+from gradstats.kernels.coding_cpu_packing import Packer
+from gradstats.kernels.coding_cpu_packing import pack as pack_run
+from gradstats.kernels.coding_cpu_packing import unpack as unpack_run
+from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, BFLOAT16, FLOAT16
+from gradstats.kernels.coding_cpu_runs import Decoder, add, count_wrong, encode
+from gradstats.kernels.coding_cpu_scaling import E4M3, GIVEN, L2, LARGEST, POWER, RANGE, Scaling
+from gradstats.kernels.coding_eager import Rounding
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.kernels.counting_cpu import CHUNK, _in_threads, _patterns
 from gradstats.kernels.packing import Packing, packing
 from gradstats.kernels.ranges import saturated
 
-RUN = 1 << 12  # symbols that are quantised, then packed
-HEADS = 1 << 16
+RUN = 1 << 12  # elements, about, that go through all loops together
+LONGEST_RUN = 1 << 14
 FLOAT32 = torch.float32
-
-
-class Steps(NamedTuple):
-    """Where a float32 lies among the boundaries of an alphabet.
-
-    Attributes:
-        first: int32 `[65536]`, for the leading half of its pattern, boundaries that are below
-            all floats that begin so; ~ that number where one lies among them.
-        boundaries: float32 `[m]`.
-        middle: symbol of a NaN.
-    """
-
-    first: NDArray[np.int32]
-    boundaries: NDArray[np.float32]
-    middle: int
+RULES = {"max": LARGEST, "l2": L2, "power": POWER, "e4m3": E4M3, "range": RANGE}
+STORED = {"power": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}
+KINDS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+NONE, ONES = np.zeros(0, np.float32), (np.float32(1), np.float32(1), 0)
+POWERS = np.zeros(0, np.uint64)
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
     """See `coding.pack`."""
-    rule = packing(levels)
-    array = symbols.numpy().astype(np.uint16, copy=False)
-    out = np.zeros(rule.nbytes(len(array)) + 8, np.uint8)
-    powers = _powers(rule)
+    array = symbols.numpy().astype(np.uint8 if levels <= 256 else np.uint16, copy=False)
+    rule, how = packing(levels), _packer(levels)
+    out = np.empty(rule.nbytes(len(array)), np.uint8)
 
     def work(runs: Iterator[slice]) -> None:
         for run in runs:
-            start = _byte(rule, run.start)
-            loops.pack(array[run], rule.bits, powers, out[start:])
+            pack_run(array[run], how, out[_bytes(rule, run, len(array))])
 
-    _in_runs(work, len(array), rule.group)
-    return torch.from_numpy(out[:-8])
+    _in_runs(work, len(array), rule.group, CHUNK)
+    return torch.from_numpy(out)
 
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
     """See `coding.unpack`."""
-    rule = packing(levels)
-    data = np.append(packed.numpy(), np.zeros(8, np.uint8))
+    rule, how, data = packing(levels), _packer(levels), packed.numpy()
     out = np.empty(n, np.uint8 if levels <= 256 else np.int32)
-    digits = rule.digits
 
     def work(runs: Iterator[slice]) -> int:
-        wrong = 0
-        for run in runs:
-            start = _byte(rule, run.start)
-            wrong += loops.unpack(data[start:], rule.bits, digits, levels, out[run])
-        return wrong
+        return sum(unpack_run(data[_bytes(rule, run, n)], how, out[run]) for run in runs)
 
-    wrong = sum(_in_runs(work, n, rule.group))
+    wrong = sum(_in_runs(work, n, rule.group, CHUNK))
     if wrong or _behind(data, rule, n):
         raise ValueError(f"a symbol must be below {levels}, and 0 behind the last")
     return torch.from_numpy(out)
 
 
+def check(packed: Tensor, n: int, levels: int) -> None:
+    """See `coding.check`."""
+    how, unit, data = _packer(levels), _unit(levels, 1), packed.numpy()
+    run, wrong = max(RUN // unit, 1) * unit, 0
+
+    def work(runs: Iterator[slice]) -> int:
+        symbols = np.empty(run, np.uint8 if levels <= 256 else np.uint16)
+        return sum(count_wrong(data, each.start, each.stop, run, how, symbols) for each in runs)
+
+    if not how.bits or levels < 1 << how.bits:
+        wrong = sum(_in_runs(work, n, run, CHUNK))
+    if wrong or _behind(data, packing(levels), n):
+        raise ValueError(f"a symbol must be below {levels}, and 0 behind the last")
+
+
 def quantize(values: Tensor, how: Rounding) -> Tensor:
     """See `coding.quantize`."""
-    rule = packing(len(how.levels))
-    out = np.zeros(rule.nbytes(len(values)) + 8, np.uint8)
-    powers = _powers(rule)
-
-    def put(symbols: NDArray[np.uint16], run: slice) -> None:
-        loops.pack(symbols, rule.bits, powers, out[_byte(rule, run.start) :])
-
-    _rounded(values, how, put)
-    return torch.from_numpy(out[:-8])
+    packed, _ = _encoded(values, Scaling(GIVEN, how.bucket, *ONES), how, _floats(how.scales))
+    return packed
 
 
 def to_symbols(values: Tensor, how: Rounding) -> Tensor:
     """See `coding.to_symbols`."""
-    out = np.empty(len(values), np.uint8 if len(how.levels) <= 256 else np.int32)
-
-    def put(symbols: NDArray[np.uint16], run: slice) -> None:
-        out[run] = symbols
-
-    _rounded(values, how, put)
-    return torch.from_numpy(out)
+    levels = len(how.levels)
+    out = np.empty(len(values), np.uint8 if levels <= 256 else np.int32)
+    given = Scaling(GIVEN, how.bucket, *ONES)
+    symbols, _ = _encoded(values, given, how, _floats(how.scales), out=out)
+    return symbols
 
 
-def _rounded(
-    values: Tensor, how: Rounding, put: Callable[[NDArray[np.uint16], slice], None]
-) -> None:
-    """Hand the symbols of every run to `put`, while they are in the cache."""
-    array, factors = values.to(FLOAT32).numpy(), how.inverse.numpy()
-    steps = _steps(tuple(how.levels.tolist()), how.rule)
-    low, gaps = how.levels.double().numpy(), inverse_gaps(how.levels).numpy()
-    words = np.array(how.key, np.uint32)
+def quantize_scaled(
+    values: Tensor,
+    bucket: int,
+    levels: Tensor,
+    rule: ScaleRule,
+    rounding: str,
+    key: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
+    """See `coding_scaled.quantize_scaled`; None where runs of whole buckets are too long."""
+    if not len(values) or _unit(len(levels), bucket) > LONGEST_RUN:
+        return None
+    buckets, narrow = -(-len(values) // bucket), rule.kind in STORED
+    scales = np.empty(buckets, np.uint8 if narrow else np.float32)
+    offsets = np.empty(buckets, np.float32) if rule.kind == "range" else NONE
+    how = Rounding(values[:0], bucket, levels, rounding, key or (0, 0))
+    floats = np.float32(rule.divisor), np.float32(rule.unit)
+    scaling = Scaling(RULES[rule.kind], bucket, *floats, rule.power)
+    packed, peak = _encoded(values, scaling, how, scales, offsets)
+    stored = torch.from_numpy(scales)
+    if narrow:
+        stored = stored.view(STORED[rule.kind])
+    centers = torch.from_numpy(offsets) if rule.kind == "range" else None
+    return packed, stored, centers, torch.from_numpy(peak)
 
-    def work(runs: Iterator[slice]) -> None:
-        symbols = np.empty(RUN, np.uint16)
-        y, drawn = np.empty(RUN, np.float32), np.empty(RUN + 4, np.uint32)
-        for run in runs:
-            size = run.stop - run.start
-            loops.scale(array[run], factors, how.bucket, run.start, y)
-            loops.find(y[:size], *steps, symbols)
-            if how.rule == "stochastic":
-                loops.draw(words[0], words[1], run.start // 4, drawn)
-                loops.round_up(y[:size], low, gaps, drawn, symbols)
-            put(symbols[:size], run)
 
-    _in_runs(work, len(array), math.lcm(packing(len(how.levels)).group, 4))
+def _encoded(
+    values: Tensor,
+    scaling: Scaling,
+    how: Rounding,
+    scales: NDArray[Any],
+    offsets: NDArray[np.float32] = NONE,
+    out: NDArray[Any] | None = None,
+) -> tuple[Tensor, NDArray[np.float32]]:
+    """The bytes, or the symbols that go into `out`, and the largest magnitude."""
+    levels, n = len(how.levels), len(values)
+    array, source = _elements(values)
+    plain = out is not None
+    unit = _unit(levels, scaling.bucket if scaling.rule else 1)
+    run, find = max(RUN // unit, 1) * unit, finder(how.levels, how.rule, how.key)
+    packer = Packer(levels, 0, POWERS) if plain else _packer(levels)
+    data = np.empty(packing(levels).nbytes(n), np.uint8) if out is None else out
+
+    def work(chunks: Iterator[slice]) -> int:
+        symbols, peak = np.empty(run, np.uint8 if levels <= 256 else np.uint16), 0
+        for each in chunks:
+            turn = array[each], each.start, source, run, scaling, find, packer, symbols
+            peak = max(peak, encode(*turn, scales, offsets, data))
+        return peak
+
+    peaks = _in_runs(work, n, run, CHUNK)
+    return torch.from_numpy(data), np.array(max(peaks, default=0), np.uint32).view(np.float32)
 
 
 def add_dequantized(
@@ -129,31 +154,47 @@ def add_dequantized(
     levels: Tensor,
     out: Tensor,
     weight: float,
+    offsets: Tensor | None = None,
 ) -> None:
     """See `coding.add_dequantized`."""
-    rule, n = packing(levels.shape[-1]), out.numel()
-    if out.dtype.itemsize == 2:  # numba knows no 16-bit floats
-        decoded = torch.zeros(n, dtype=FLOAT32)
-        add_dequantized(packed, scales, bucket, levels, decoded, 1.0)
-        out.add_(decoded, alpha=weight)
-        return
-    data = np.append(packed.numpy(), np.zeros(8, np.uint8))
-    factors = np.ones(-(-n // bucket), np.float32) if scales is None else scales.numpy()
-    books = levels.reshape(-1, levels.shape[-1]).numpy()
-    target = out.numpy()
-    factor = target.dtype.type(weight)
+    count, data = levels.shape[-1], packed.numpy()
+    packer, unit = _packer(count), _unit(count, 1)
+    run = max(RUN // unit, 1) * unit
+    target, kind = _elements(out)
+    factor = (target.dtype if kind == AS_IT_IS else np.dtype(np.float32)).type(weight)
+    factors, centers = (NONE if each is None else _floats(each) for each in (scales, offsets))
+    decoder = Decoder(bucket, _floats(levels.reshape(-1, count)), factors, centers)
 
     def work(runs: Iterator[slice]) -> int:
-        symbols, wrong = np.empty(RUN, np.uint16), 0
-        for run in runs:
-            size = run.stop - run.start
-            tail = data[_byte(rule, run.start) :]
-            wrong += loops.unpack(tail, rule.bits, rule.digits, rule.levels, symbols[:size])
-            loops.add(symbols, books, factors, bucket, run.start, factor, target[run])
+        symbols, wrong = np.empty(run, np.uint8 if count <= 256 else np.uint16), 0
+        for each in runs:
+            turn = data, each.start, run, packer, decoder, symbols, factor, kind
+            wrong += add(*turn, target[each])
         return wrong
 
-    if sum(_in_runs(work, n, rule.group)):
-        raise ValueError(f"a symbol must be below {rule.levels}")
+    if sum(_in_runs(work, len(target), run, CHUNK)):
+        raise ValueError(f"a symbol must be below {count}")
+
+
+def quantize_signs(values: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
+    """See `coding_scaled.quantize_signs`."""
+    n, piece = len(values), bucket if bucket < len(values) else CHUNK
+    unit = math.lcm(piece, 8)
+    run = RUN if piece % RUN == 0 else unit * max(RUN // unit, 1)
+    if piece > CHUNK or run > LONGEST_RUN:
+        how = Rounding(torch.ones(1), max(n, 1), torch.tensor([-1.0, 1.0]), "nearest", (0, 0))
+        return quantize(values, how), bucket_norms(values, bucket, "mean")
+    array, kind = _elements(values)
+    sums, out = np.empty(-(-n // piece)), np.empty(-(-n // 8), np.uint8)
+
+    def work(chunks: Iterator[slice]) -> None:
+        for each in chunks:
+            part = sums[each.start // piece : -(-each.stop // piece)]
+            loops.signs(array[each], kind, run, piece, part, out[each.start // 8 :])
+
+    _in_runs(work, n, max(run, piece), CHUNK)
+    whole = piece != bucket and n > 0
+    return torch.from_numpy(out), _means(sums.sum(keepdims=True) if whole else sums, n, bucket)
 
 
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
@@ -170,6 +211,11 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
         return saturated(largest, FLOAT32)
     if kind == "l2":
         return saturated(torch.from_numpy(np.sqrt(sums)), FLOAT32)
+    return _means(sums, n, bucket)
+
+
+def _means(sums: NDArray[np.float64], n: int, bucket: int) -> Tensor:
+    """Of sums over n elements in buckets."""
     sizes = np.full(len(sums), bucket)
     sizes[-1:] = n - (len(sums) - 1) * bucket
     return saturated(torch.from_numpy(sums / sizes), FLOAT32)
@@ -214,42 +260,35 @@ def _in_runs(
     return _in_threads(runs, -(-n // together) * CHUNK)
 
 
-def _byte(rule: Packing, symbol: int) -> int:
-    """Where the bytes of a symbol that begins a group begin."""
-    return symbol // rule.digits * 8 if rule.digits else symbol * rule.bits // 8
+def _elements(values: Tensor) -> tuple[NDArray[Any], int]:
+    """Floats that numba knows, or patterns and what they are."""
+    kind = KINDS.get(values.dtype, AS_IT_IS)
+    return values.numpy() if kind == AS_IT_IS else _patterns(values), kind
+
+
+def _floats(values: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values.to(FLOAT32).numpy())
+
+
+def _unit(levels: int, bucket: int) -> int:
+    """Elements of the shortest run: whole buckets, groups of symbols, and random words."""
+    return math.lcm(bucket, packing(levels).group, 4)
 
 
 @lru_cache
-def _powers(rule: Packing) -> NDArray[np.uint64]:
-    """1, L, L², … for digits; nothing where symbols have bits of their own."""
-    return np.array([rule.levels**i for i in range(rule.digits)], np.uint64)
+def _packer(levels: int) -> Packer:
+    rule = packing(levels)
+    powers = np.array([levels**i for i in range(rule.digits)], np.uint64)
+    return Packer(levels, 0 if rule.digits else rule.bits, powers)
+
+
+def _bytes(rule: Packing, symbols: slice, n: int) -> slice:
+    """The bytes of symbols that begin a group, of n in all."""
+    start, stop = (rule.nbytes(i) for i in (symbols.start, symbols.stop))
+    return slice(start, stop)
 
 
 def _behind(data: NDArray[np.uint8], rule: Packing, n: int) -> bool:
-    """Whether anything is left behind the last symbol."""
-    if rule.digits:
-        rest = n % rule.digits
-        word = int(data[_byte(rule, n - rest) :][:8].view("<u8")[0]) if rest else 0
-        return word >= rule.levels**rest and bool(rest)
+    """Whether bits are set behind those of the last symbol; behind digits `unpack` looks."""
     used = n * rule.bits % 8
-    return bool(used) and bool(data[n * rule.bits // 8] >> used)
-
-
-@lru_cache(maxsize=64)
-def _steps(levels: tuple[float, ...], rounding: str) -> Steps:
-    tensor = torch.tensor(levels)
-    if rounding == "stochastic":  # level j + 1 is reached from the float below it on
-        inner = tensor[1:-1]
-        bounds = torch.nextafter(inner, torch.full_like(inner, -torch.inf)).numpy()
-    else:
-        bounds = boundaries(tensor, rounding).numpy()
-    heads = np.arange(HEADS, dtype=np.uint32) << 16
-    ends = np.stack([heads.view(np.float32), (heads | 0xFFFF).view(np.float32)])
-    low, high = (
-        np.asarray(np.searchsorted(bounds, end, side="left"))
-        for end in (np.fmin(*ends), np.fmax(*ends))
-    )
-    first = np.where(low == high, low, ~low).astype(np.int32)
-    first[np.isnan(ends).any(axis=0)] = len(levels) // 2
-    first[[0x7F80, 0xFF80]] = ~0  # infinity and NaN
-    return Steps(first, bounds, len(levels) // 2)
+    return not rule.digits and bool(used) and bool(data[n * rule.bits // 8] >> used)

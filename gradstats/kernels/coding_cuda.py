@@ -184,11 +184,13 @@ def add_dequantized(
     levels: Tensor,
     out: Tensor,
     weight: float,
+    offsets: Tensor | None = None,
 ) -> None:
     """See `coding.add_dequantized`."""
     rule, n = packing(levels.shape[-1]), len(out)
-    if (rule.bits > MOST_BITS and not rule.digits) or out.dtype.itemsize == 2 or not n:
-        coding_eager.add_dequantized(packed, scales, bucket, levels, out, weight)
+    wide = rule.bits > MOST_BITS and not rule.digits
+    if wide or out.dtype.itemsize == 2 or not n or offsets is not None:
+        coding_eager.add_dequantized(packed, scales, bucket, levels, out, weight, offsets)
         return
     width = 8 if rule.digits else rule.bits
     count = triton.cdiv(n, rule.group)

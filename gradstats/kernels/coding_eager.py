@@ -18,18 +18,23 @@ class Rounding(NamedTuple):
     """How elements become symbols.
 
     Attributes:
-        inverse: float32 `[⌈n/bucket⌉]`, inverse scales.
+        scales: float32 `[⌈n/bucket⌉]`.
         bucket: elements that share a scale.
         levels: float32 `[L]`.
         rule: one of `coding.ROUNDINGS`.
         key: of the random numbers.
     """
 
-    inverse: Tensor
+    scales: Tensor
     bucket: int
     levels: Tensor
     rule: str
     key: tuple[int, int]
+
+    @property
+    def inverse(self) -> Tensor:
+        """1 / scale, 0 for a scale of 0."""
+        return torch.where(self.scales == 0, 0, 1 / self.scales)
 
 
 def pack(symbols: Tensor, levels: int) -> Tensor:
@@ -185,6 +190,7 @@ def add_dequantized(
     levels: Tensor,
     out: Tensor,
     weight: float,
+    offsets: Tensor | None = None,
 ) -> None:
     """See `coding.add_dequantized`."""
     n = out.numel()
@@ -193,6 +199,8 @@ def add_dequantized(
         decoded = levels[torch.arange(n, device=packed.device) // bucket, symbols]
     else:
         decoded = levels[symbols] * spread(scales, bucket, n)
+    if offsets is not None:
+        decoded = decoded + spread(offsets, bucket, n)
     out.add_(decoded, alpha=weight)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, reduce
 from itertools import pairwise
-from operator import itemgetter, or_
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -93,28 +93,29 @@ def count(values: Tensor) -> Tally:
 
 def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     """See `gradstats.kernels.sum_magnitudes`."""
-    if values.dtype.itemsize == 2:
+    n, dtype = values.numel(), values.dtype
+    if dtype.itemsize == 2 or not n:
         return None
-    keys, patterns, array = _keys(GRIDS[values.dtype]), _patterns(values), values.numpy()
+    patterns, array, keys = _patterns(values), values.numpy(), _keys(GRIDS[dtype])
+    magnitude, below = keys.magnitude, keys.below
+    sums = np.zeros((-(-n // BLOCK), 4))  # as those of a tally, which are added alike
 
-    def work(chunks: Iterator[slice]) -> list[tuple[int, NDArray[np.float64], int, int]]:
-        pieces = []
+    def work(chunks: Iterator[slice]) -> tuple[int, int]:
+        largest, zeros = 0, 0
         for c in chunks:
-            sums = np.zeros((-(-(c.stop - c.start) // BLOCK), 4))
-            pieces.append(
-                (c.start, sums, *loops.sum_magnitudes(patterns[c], array[c], keys, sums))
-            )
-        return pieces
+            own = sums[c.start // BLOCK : -(-c.stop // BLOCK)]
+            top, none = loops.sum_magnitudes(patterns[c], array[c], magnitude, below, own)
+            largest, zeros = max(largest, top), zeros + none
+        return largest, zeros
 
-    pieces = sorted(
-        (each for own in _in_threads(work, len(array)) for each in own), key=itemgetter(0)
-    )
-    if not pieces or max(each[2] for each in pieces) >= keys.infinity:
+    if n <= CHUNK:
+        largest, zeros = loops.sum_magnitudes(patterns, array, magnitude, below, sums)
+    else:
+        tops, several = zip(*_in_threads(work, n), strict=True)
+        largest, zeros = max(tops), sum(several)
+    if largest >= keys.infinity:
         return None
-    sums = np.concatenate([each[1] for each in pieces])
-    largest = patterns.dtype.type(max(each[2] for each in pieces))
-    nonzero = len(array) - sum(each[3] for each in pieces)
-    return Magnitudes(nonzero, _combined(sums)[1], float(largest.view(array.dtype)))
+    return Magnitudes(n - zeros, float(sums[:, 1].sum()))
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:

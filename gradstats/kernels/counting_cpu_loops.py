@@ -191,14 +191,14 @@ def sum_block_of(
 
 @jit
 def sum_magnitudes(
-    patterns: NDArray[Any], values: NDArray[Any], keys: Keys, sums: NDArray[Any]
+    patterns: NDArray[Any], values: NDArray[Any], magnitude: int, below: int, sums: NDArray[Any]
 ) -> tuple[int, int]:
     """Sum |x| in blocks, into the second column; return the largest magnitude and the zeros."""
     largest = patterns.dtype.type(0)
     zeros = 0
     for block in range(sums.shape[0]):
         one = slice(block * BLOCK, (block + 1) * BLOCK)
-        top, none, _ = extremes(patterns[one], keys.magnitude, keys.below)
+        top, none, _ = extremes(patterns[one], magnitude, below)
         largest = max(largest, top)
         zeros += none
         _, sums[block, 1], _ = sum_block(values[one])

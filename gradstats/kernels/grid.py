@@ -49,12 +49,10 @@ class Magnitudes(NamedTuple):
     Attributes:
         nonzero: number of elements that are not 0.
         total: sum of the magnitudes, that of a `Tally`.
-        largest: the largest magnitude.
     """
 
     nonzero: int
     total: float
-    largest: float
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,19 @@ def divide(out: Tensor, values: Tensor, divisor: float = 1.0) -> Tensor:
     return finite
 
 
-def largest_bits(values: Tensor) -> int:
-    """Return the largest magnitude of a 16-bit vector on the host, as the integer of its bits."""
+def divide_in_16_bits(out: Tensor, values: Tensor, divisor: int) -> float:
+    """Round values to the dtype of `out` and divide them there, on the host.
+
+    As `out.copy_(values).div_(divisor)`, if no value is beyond the range of that dtype.
+
+    Args:
+        out: float16 or bfloat16, `[n]`, contiguous.
+        values: float32, `[n]`, contiguous.
+        divisor: a whole number from 1.
+
+    Returns:
+        The largest magnitude of the values; NaN if there is one.
+    """
     from gradstats.kernels import moving_cpu
 
-    return moving_cpu.largest_bits(values)
+    return moving_cpu.divide_in_16_bits(out, values, divisor)

@@ -13,7 +13,12 @@ from torch import Tensor
 from gradstats.kernels.counting_cpu import _in_threads
 from gradstats.kernels.counting_cpu_loops import jit, jit_sums
 
-MAGNITUDE = np.int16(0x7FFF)
+MAGNITUDE, SIGN, ONE = np.int32(0x7FFFFFFF), np.int32(0x8000), np.int32(1)
+SIXTEEN, HALF = np.int32(16), np.int32(0x3F000000)  # the bits of 0.5
+# of float16: bits and half of what is below its mantissa, least normal number, the exponents' bias
+BITS_16, BELOW_16 = np.int32(13), np.int32(0xFFF)
+LEAST_16, BIAS_16 = np.int32(113 << 23), np.int32(112 << 23)
+BELOW_BF = np.int32(0x7FFF)
 
 # A sum of products with 0 is 0 unless something is not finite; sums may be taken in vector lanes.
 
@@ -62,17 +67,58 @@ def _divide_in_place(values: NDArray[Any], divisor: Any) -> bool:
 
 
 @jit
-def _largest_bits(bits: NDArray[np.int16]) -> int:
-    largest = np.int16(0)
-    for i in range(bits.size):
-        largest = max(largest, np.int16(bits[i] & MAGNITUDE))
+def _divide_in_float16(
+    out: NDArray[np.int16], values: NDArray[np.float32], divisor: np.float32
+) -> int:
+    """Round to float16, divide, round again; the largest bits of a magnitude."""
+    half, largest = np.float32(0.5), np.int32(0)  # in 0.5 to 1 floats are 2^-24 apart
+    for i in range(values.size):
+        bits = np.float32(values[i]).view(np.int32)
+        magnitude = np.int32(bits & MAGNITUDE)
+        largest = max(largest, magnitude)
+        tie = np.int32(np.int32(magnitude >> BITS_16) & ONE)
+        normal = np.int32(np.int32(magnitude + BELOW_16 + tie) & ~np.int32(BELOW_16 * 2 + 1))
+        small = np.float32(np.float32(abs(values[i]) + half) - half)
+        share = small if magnitude < LEAST_16 else normal.view(np.float32)
+        share = np.float32(share / divisor)
+        rounded = share.view(np.int32)
+        tie = np.int32(np.int32(rounded >> BITS_16) & ONE)
+        normal = np.int32(np.int32(rounded + BELOW_16 + tie - BIAS_16) >> BITS_16)
+        subnormal = np.int32(np.float32(share + half).view(np.int32) - HALF)
+        found = subnormal if rounded < LEAST_16 else normal
+        out[i] = np.int16(np.int32(found | np.int32(np.int32(bits >> SIXTEEN) & SIGN)))
     return int(largest)
 
 
-def largest_bits(values: Tensor) -> int:
-    """See `moving.largest_bits`; of finite numbers they rise with the magnitude."""
-    bits: int = _largest_bits(values.view(torch.int16).numpy())
-    return bits
+@jit
+def _divide_in_bfloat16(
+    out: NDArray[np.int16], values: NDArray[np.float32], divisor: np.float32
+) -> int:
+    """As `_divide_in_float16`."""
+    largest = np.int32(0)
+    for i in range(values.size):
+        bits = np.float32(values[i]).view(np.int32)
+        magnitude = np.int32(bits & MAGNITUDE)
+        largest = max(largest, magnitude)
+        tie = np.int32(np.int32(magnitude >> SIXTEEN) & ONE)
+        rounded = np.int32(np.int32(magnitude + BELOW_BF + tie) & ~np.int32(BELOW_BF * 2 + 1))
+        share = np.float32(rounded.view(np.float32) / divisor).view(np.int32)
+        tie = np.int32(np.int32(share >> SIXTEEN) & ONE)
+        found = np.int32(np.int32(share + BELOW_BF + tie) >> SIXTEEN)
+        out[i] = np.int16(np.int32(found | np.int32(np.int32(bits >> SIXTEEN) & SIGN)))
+    return int(largest)
+
+
+def divide_in_16_bits(out: Tensor, values: Tensor, divisor: int) -> float:
+    """See `moving.divide_in_16_bits`."""
+    array, target, by = values.numpy(), out.view(torch.int16).numpy(), np.float32(divisor)
+    loop = _divide_in_float16 if out.dtype == torch.float16 else _divide_in_bfloat16
+
+    def of_thread(parts: Iterator[slice]) -> int:
+        return max((loop(target[part], array[part], by) for part in parts), default=0)
+
+    bits = max(_in_threads(of_thread, values.numel()), default=0)
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
 def is_finite(values: Tensor) -> bool:

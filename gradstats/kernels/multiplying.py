@@ -11,8 +11,7 @@ from torch import Tensor
 
 from gradstats.kernels.forms import in_numba
 
-WIDE = (torch.float32, torch.float64)
-NARROW = 8  # columns up to which reading the matrix costs more than multiplying
+NARROW = 4  # columns up to which a factor is multiplied faster than by a library
 
 
 def multiply(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
@@ -24,7 +23,7 @@ def multiply(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
         out: `[h, r]`, contiguous.
     """
     by_rows, by_columns = matrix.is_contiguous(), matrix.T.is_contiguous()
-    if in_numba(matrix) and factor.shape[1] <= NARROW and (by_rows or by_columns):
+    if _in_numba(factor) and (by_rows or by_columns):
         from gradstats.kernels import multiplying_cpu
 
         form = multiplying_cpu.by_rows if by_rows else multiplying_cpu.by_columns
@@ -35,9 +34,7 @@ def multiply(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
         torch.mm(matrix, factor, out=out)
 
 
-def multiply_sum(
-    terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor
-) -> None:
+def multiply_sum(terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor) -> None:
     """Put A + B into `total`, and (A + B) F into `out`, which has the bits of `multiply`.
 
     Args:
@@ -46,11 +43,14 @@ def multiply_sum(
         factor: F, `[w, r]`.
         out: `[h, r]`, contiguous.
     """
-    contiguous = all(each.is_contiguous() for each in (*terms, total))
-    if in_numba(total) and factor.shape[1] <= NARROW and contiguous:
+    if _in_numba(factor) and all(each.is_contiguous() for each in (*terms, total)):
         from gradstats.kernels import multiplying_cpu
 
         multiplying_cpu.sum_by_rows(terms, total, factor, out)
         return
     torch.add(*terms, out=total)
     multiply(total, factor, out)
+
+
+def _in_numba(factor: Tensor) -> bool:
+    return in_numba(factor) and factor.shape[1] <= NARROW

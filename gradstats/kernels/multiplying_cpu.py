@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.counting_cpu import _in_threads
+from gradstats.kernels.counting_cpu import CHUNK, _in_threads
 from gradstats.kernels.counting_cpu_loops import jit, jit_sums
 
 ROWS = 8  # that are added, then multiplied while they are in the cache
@@ -46,6 +47,20 @@ def _add(first: NDArray[Any], second: NDArray[Any], total: NDArray[Any]) -> None
             c[j] = a[j] + b[j]
 
 
+@jit
+def _sum_by_rows(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    total: NDArray[Any],
+    columns: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    for i in range(0, total.shape[0], ROWS):
+        j = min(i + ROWS, total.shape[0])
+        _add(first[i:j], second[i:j], total[i:j])
+        _by_rows(total[i:j], columns, out[i:j])
+
+
 @jit_sums
 def _down(matrix: NDArray[Any], factor: NDArray[Any], span: tuple[int, int], out: Any) -> None:
     """Add rows times their elements of the factor, four rows at a time, in some columns."""
@@ -78,14 +93,19 @@ def by_columns(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
     """See `multiplying.multiply`, of a matrix whose transpose is contiguous."""
     array, rows = matrix.T.numpy(), factor.contiguous().numpy()
     sums = torch.zeros_like(out.T, memory_format=torch.contiguous_format)
-    target = sums.numpy()
-    _over(lambda a, b: _down(array, rows, (a, b), target), *array.shape[::-1])
+    width, target = array.shape[1], sums.numpy()
+    threads = torch.get_num_threads() if array.size > CHUNK else 1
+    share = -(-width // threads)  # long stretches of every row
+    spans = [(start, min(start + share, width)) for start in range(0, width, share)]
+    with ThreadPoolExecutor(threads) as pool:
+        others = [pool.submit(_down, array, rows, span, target) for span in spans[1:]]
+        _down(array, rows, spans[0], target)
+        for each in others:
+            each.result()
     out.copy_(sums.T)
 
 
-def sum_by_rows(
-    terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor
-) -> None:
+def sum_by_rows(terms: tuple[Tensor, Tensor], total: Tensor, factor: Tensor, out: Tensor) -> None:
     """See `multiplying.multiply_sum`, of contiguous matrices."""
     first, second, array, target = (each.numpy() for each in (*terms, total, out))
     columns = factor.T.contiguous().numpy()
@@ -93,20 +113,6 @@ def sum_by_rows(
         lambda a, b: _sum_by_rows(first[a:b], second[a:b], array[a:b], columns, target[a:b]),
         *array.shape,
     )
-
-
-@jit
-def _sum_by_rows(
-    first: NDArray[Any],
-    second: NDArray[Any],
-    total: NDArray[Any],
-    columns: NDArray[Any],
-    out: NDArray[Any],
-) -> None:
-    for i in range(0, total.shape[0], ROWS):
-        j = min(i + ROWS, total.shape[0])
-        _add(first[i:j], second[i:j], total[i:j])
-        _by_rows(total[i:j], columns, out[i:j])
 
 
 def _over(work: Callable[[int, int], None], lines: int, length: int) -> None:

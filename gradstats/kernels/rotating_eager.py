@@ -33,4 +33,4 @@ def _hadamard(x: Tensor, block: int) -> Tensor:
         pairs = x.view(-1, 2, step)
         x = torch.cat([pairs[:, :1] + pairs[:, 1:], pairs[:, :1] - pairs[:, 1:]], dim=1).view(-1)
         step *= 2
-    return x / math.sqrt(block)
+    return x * (1 / math.sqrt(block))

@@ -12,6 +12,7 @@ from operator import or_
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,24 +48,33 @@ class Bounds(NamedTuple):
 
 def compact(values: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.compact`."""
-    return as_tensors(_above(vector_of(values), threshold), values.dtype)
+    few = values.numel() <= FEW
+    selected = _above_in_few if few else _above
+    return as_tensors(selected(vector_of(values), threshold), values.dtype)
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.largest`."""
-    return as_tensors(_largest(vector_of(values), min(k, len(values))), values.dtype)
+    n = values.numel()
+    selected = _largest_of_few if n <= FEW else _largest
+    return as_tensors(selected(vector_of(values), min(k, n)), values.dtype)
 
 
 def compact_sum(
     first: Tensor, second: Tensor, total: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.compact_sum`."""
+    if total.numel() <= FEW:
+        return compact(torch.add(first, second, out=total), threshold)
     return as_tensors(_above(sum_of(first, second, total), threshold), total.dtype)
 
 
 def largest_of_sum(first: Tensor, second: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `gradstats.kernels.largest_of_sum`."""
-    return as_tensors(_largest(sum_of(first, second, total), min(k, len(total))), total.dtype)
+    n = total.numel()
+    if n <= FEW:
+        return largest(torch.add(first, second, out=total), k)
+    return as_tensors(_largest(sum_of(first, second, total), min(k, n)), total.dtype)
 
 
 def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
@@ -75,36 +85,32 @@ def subtract_at(residual: Tensor, indices: Tensor, sent: Tensor) -> None:
         raise IndexError(f"{rule}, got {int(indices[done])}")
 
 
-def _above(vector: Vector, threshold: float) -> Selected:
-    """What exceeds a threshold."""
-    patterns = vector.patterns
-    n, dtype = patterns.size, patterns.dtype
-    least = pattern_below(threshold, vector.dtype) + 1
-    if n > FEW:
-        return _joined(_runs(vector, least), dtype)
-    vector.add()
-    places, kept = np.empty(n, np.int32), np.empty(n, dtype)
-    count = loops.compact(patterns, vector.magnitude, dtype.type(least), 0, places, kept, 0)
+def _above_in_few(vector: Vector, threshold: float) -> Selected:
+    """What exceeds a threshold, by one call of one thread."""
+    patterns, dtype = vector.patterns, vector.patterns.dtype
+    places, kept = np.empty(patterns.size, np.int32), np.empty(patterns.size, dtype)
+    least = dtype.type(pattern_below(threshold, vector.dtype) + 1)
+    count = loops.compact(patterns, vector.magnitude, least, 0, places, kept, 0)
     return places[:count].astype(np.int64), kept[:count].copy()
 
 
-def _largest(vector: Vector, k: int) -> Selected:
-    """The k largest magnitudes, from 0 to n of them."""
-    return _of_few(vector, k) if vector.patterns.size <= FEW else _of_many(vector, k)
+def _above(vector: Vector, threshold: float) -> Selected:
+    """What exceeds a threshold."""
+    least = pattern_below(threshold, vector.dtype) + 1
+    return _joined(_runs(vector, least), vector.patterns.dtype)
 
 
-def _of_few(vector: Vector, k: int) -> Selected:
-    """The same by one call of one thread."""
+def _largest_of_few(vector: Vector, k: int) -> Selected:
+    """The k largest magnitudes, from 0 to n of them, by one call of one thread."""
     patterns = vector.patterns
     indices, values = np.empty(k, np.int64), np.empty(k, patterns.dtype)
-    vector.add()
     if k:
         loops.largest_of_few(patterns, vector.magnitude, vector.nan, indices, values)
     return indices, values
 
 
-def _of_many(vector: Vector, k: int) -> Selected:
-    """The same by a sample, a pass and a ranking.
+def _largest(vector: Vector, k: int) -> Selected:
+    """The k largest magnitudes, from 1 to n of them, by a sample, a pass and a ranking.
 
     A sample gives a magnitude that somewhat more than k elements reach, and one that somewhat
     fewer reach. The first are compacted in one pass, and those between the two ranked. Where the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels import selecting_cpu_loops as loops
-from gradstats.kernels.counting_cpu import _patterns
 from gradstats.kernels.grid import INFINITY
 
 SAMPLE = 1 << 15
 Selected = tuple[NDArray[np.int64], NDArray[Any]]
+PATTERNS: dict[int, np.dtype[Any]] = {size: np.dtype(f"u{size}") for size in (2, 4, 8)}
 FLOATS: dict[torch.dtype, type[np.floating]] = {
     torch.float16: np.float16,
     torch.float32: np.float32,
@@ -24,7 +25,7 @@ FLOATS: dict[torch.dtype, type[np.floating]] = {
 
 def _masks(dtype: torch.dtype) -> tuple[Any, Any]:
     """The mask of a pattern without its sign, and the least pattern of a NaN, for all of them."""
-    width = np.dtype(f"u{dtype.itemsize}").type
+    width = PATTERNS[dtype.itemsize].type
     return width(np.iinfo(width).max >> 1), width(INFINITY[dtype] + 1)
 
 
@@ -37,23 +38,17 @@ class Vector(NamedTuple):
     Attributes:
         patterns: `[n]`.
         dtype: of the values.
+        magnitude: mask of a pattern without its sign.
+        nan: the least pattern of a NaN, for which all of them stand.
         terms: two vectors and where their sum goes, whose patterns those are once it is there;
             None where the values are there.
     """
 
     patterns: NDArray[Any]
     dtype: torch.dtype
+    magnitude: Any
+    nan: Any
     terms: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None
-
-    @property
-    def magnitude(self) -> Any:
-        """The mask of a pattern without its sign."""
-        return MASKS[self.dtype][0]
-
-    @property
-    def nan(self) -> Any:
-        """The least pattern of a NaN, for which all of them stand."""
-        return MASKS[self.dtype][1]
 
     def sample(self) -> NDArray[Any]:
         """The magnitudes of some elements; an odd step meets every column of a matrix."""
@@ -87,21 +82,23 @@ class Vector(NamedTuple):
 
 def vector_of(values: Tensor) -> Vector:
     """A vector whose values are there."""
-    values = values.detach()
-    return Vector(_patterns(values), values.dtype)
+    values, dtype = values.detach(), values.dtype
+    if dtype == torch.bfloat16:  # which numpy does not have
+        values = values.view(torch.int16)
+    return Vector(values.numpy().view(PATTERNS[dtype.itemsize]), dtype, *MASKS[dtype])
 
 
 def sum_of(first: Tensor, second: Tensor, total: Tensor) -> Vector:
     """The sum of two vectors, which is still to be written."""
     one, two = first.detach().numpy(), second.detach().numpy()
     out = one if total.data_ptr() == first.data_ptr() else total.numpy()
-    return Vector(_patterns(total), total.dtype, (one, two, out))
+    return vector_of(total)._replace(terms=(one, two, out))
 
 
 def as_tensors(selected: Selected, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Indices, and patterns as values of a dtype."""
     indices, patterns = selected
-    if dtype == torch.bfloat16:  # which numpy does not have
+    if dtype == torch.bfloat16:
         return torch.from_numpy(indices), torch.from_numpy(patterns.view(np.int16)).view(dtype)
     return torch.from_numpy(indices), torch.from_numpy(patterns.view(FLOATS[dtype]))
 
@@ -110,7 +107,7 @@ def pattern_below(threshold: float, dtype: torch.dtype) -> int:
     """The pattern of `grid.round_down`."""
     if dtype == torch.bfloat16:  # the leading half of a float32
         return pattern_below(threshold, torch.float32) >> 16
-    with np.errstate(over="ignore"):
-        rounded = np.asarray(threshold, FLOATS[dtype])
-    pattern = int(rounded.view(f"u{dtype.itemsize}"))
-    return pattern - (float(rounded) > threshold)
+    if threshold > torch.finfo(dtype).max:
+        return INFINITY[dtype] - (threshold != math.inf)
+    rounded: Any = FLOATS[dtype](threshold)
+    return int(rounded.view(PATTERNS[dtype.itemsize])) - (float(rounded) > threshold)

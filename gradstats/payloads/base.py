@@ -72,6 +72,11 @@ class Payload(ABC):
         return False
 
     @property
+    def is_known_finite(self) -> bool:
+        """Whether the host knows that every decoded element is finite, also in float32."""
+        return False
+
+    @property
     def nbytes(self) -> int:
         """Length of `to_bytes()`."""
         return ENVELOPE.size + self.inner_nbytes

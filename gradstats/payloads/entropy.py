@@ -1,4 +1,4 @@
-"""Entropy coding by libraries: symbols by constriction's ANS, bytes by zstd."""
+"""Entropy coding: symbols by asymmetric numeral systems, bytes by zstd."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats import extras
+from gradstats.kernels import ans
 
 BITS = 16  # frequencies sum to 2^16
-CHUNK = 1 << 18  # symbols, so that their copies stay in the cache
 PAIRED = 16  # levels up to which two symbols are coded as one
 WORD = np.dtype("<u4")
 
@@ -44,19 +44,24 @@ def encode_symbols(symbols: NDArray[np.integer], freq: NDArray[np.int64]) -> byt
         freq: `[L]`, from `frequencies`.
     """
     together = _together(freq)
-    coder = extras.load("constriction").stream.stack.AnsCoder()
-    model = _model(_joint(freq, together))
-    for start in reversed(range(0, symbols.size, CHUNK)):  # as on a stack
-        part = symbols[start : start + CHUNK].astype(np.int32)
-        if together == 2:
-            part = np.append(part, np.zeros(part.size % 2, np.int32))
-            part = part[::2] + freq.size * part[1::2]
-        coder.encode_reverse(part, model)
-    return bytes(coder.get_compressed().astype(WORD).tobytes())
+    width = np.uint8 if freq.size <= 256 else np.uint16
+    narrow: NDArray[np.integer] = np.ascontiguousarray(symbols, width)
+    return ans.encode(narrow, _joint(freq, together), freq.size if together == 2 else 0)
 
 
 def decode_symbols(data: bytes, n: int, freq: NDArray[np.int64]) -> NDArray[np.integer]:
     """The n symbols: uint8, int32 above 256 levels.
+
+    Raises:
+        ValueError: bytes that do not end with the last symbol.
+    """
+    together = _together(freq)
+    symbols = ans.decode(data, n, _joint(freq, together), freq.size if together == 2 else 0)
+    return symbols if freq.size <= 256 else symbols.astype(np.int32)
+
+
+def decode_serial(data: bytes, n: int, freq: NDArray[np.int64]) -> NDArray[np.integer]:
+    """As `decode_symbols`, for the bytes of version 0.1: one state for all, by constriction.
 
     Raises:
         ValueError: bytes that do not end with the last symbol.

@@ -10,8 +10,11 @@ import math
 import torch
 from torch import Tensor
 
+from gradstats.kernels.forms import in_numba
+
 MAX_N = 1 << 60  # sums of two gaps, and 7 more bits, fit into 64
 LIMBS = range(1, 9)  # bytes of a varint after the first: 9 · 7 bits hold any gap below MAX_N
+SHORT = 57  # bits of a gap as they are, from which on torch writes them
 FRACTION = 256  # bits behind the point where powers of 1 - ρ are compared
 INVERSE_GOLDEN = (math.isqrt(5 << 2 * FRACTION) - (1 << FRACTION)) >> 1  # (φ - 1)·2^FRACTION
 
@@ -150,6 +153,10 @@ def write_golomb(indices: Tensor, n: int, nbytes: int) -> Tensor:
     """All b low bits of the gaps; from the next byte on, for each a 1 a quotient and a 0."""
     k = len(indices)
     b = rice_parameter(k, n)
+    if in_numba(indices) and b < SHORT:
+        from gradstats.payloads import index_loops
+
+        return torch.from_numpy(index_loops.write_golomb(indices.numpy(), b, nbytes))
     gaps = gaps_of(indices)
     ends = (gaps >> b).add_(1).cumsum(0).sub_(1)
     unary = _bitmap(ends, nbytes - bytes_of(k * b)).bitwise_not_()
@@ -164,6 +171,16 @@ def golomb_nbytes(gaps: Tensor, n: int) -> Tensor:
     return ((gaps >> b).sum() + (k + 7) >> 3) + bytes_of(k * b)
 
 
+def measured(indices: Tensor, n: int) -> tuple[int, dict[str, int]]:
+    """The least gap of indices on the host, and the bytes of golomb and delta, in one pass."""
+    from gradstats.payloads import index_loops
+
+    k = len(indices)
+    b = rice_parameter(k, n)
+    least, quotients, delta = index_loops.measure(indices.numpy(), b, _most_limbs(n))
+    return least, {"golomb": bytes_of(k * b) + bytes_of(quotients + k), "delta": delta}
+
+
 def read_golomb(data: Tensor, k: int, n: int) -> Tensor:
     """See `write_golomb`."""
     b = rice_parameter(k, n)
@@ -171,6 +188,15 @@ def read_golomb(data: Tensor, k: int, n: int) -> Tensor:
     unary = data[split:]
     ends = _ones_of(~unary, torch.arange(len(unary), device=data.device), k)
     return _from_gaps(gaps_of(ends) << b | _unpack(data[:split], k, b))
+
+
+def golomb_on_host(data: Tensor, k: int, n: int) -> Tensor | None:
+    """Decode what `write_golomb` has written, on the host; None for any other bytes."""
+    from gradstats.payloads import index_loops
+
+    b = rice_parameter(k, n)
+    found = index_loops.read_golomb(data.numpy(), k, n, b) if b < SHORT else None
+    return None if found is None else torch.from_numpy(found)
 
 
 def write_delta(indices: Tensor, n: int, nbytes: int) -> Tensor:

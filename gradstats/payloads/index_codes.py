@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.forms import on_host
+from gradstats.kernels.forms import in_numba, on_host
 from gradstats.payloads import index_coders as coders
 from gradstats.payloads import index_parsers as parsers
 from gradstats.payloads.index_coders import LIMBS, MAX_N, bytes_of, rice_parameter
@@ -103,6 +103,10 @@ def read_indices(data: Tensor, k: int, n: int, code: str) -> Tensor:
         raise ValueError(f"code of {k} indices must have {least} bytes, got {len(data)}")
     if not k:
         return torch.empty(0, dtype=torch.int64, device=data.device)
+    if code == "golomb" and in_numba(data):
+        found = coders.golomb_on_host(data, k, n)
+        if found is not None:  # else the parser says why
+            return found
     if on_host(data):
         return torch.from_numpy(decode_indices(data.numpy().data, k, n, code))
     return coder.read(data, k, n).clamp(0, n - 1)
@@ -172,6 +176,11 @@ def _lengths(indices: Tensor, n: int, codes: tuple[str, ...]) -> dict[str, int]:
     open_ones = {code: measure for code, measure in measures.items() if measure}
     if not open_ones:
         return lengths
+    if in_numba(indices):
+        least, known = coders.measured(indices, n)
+        if least < 0 or int(indices[-1]) >= n:
+            _check_indices(indices.numpy(), n)
+        return lengths | {code: known[code] for code in open_ones}
     gaps = coders.gaps_of(indices)
     sizes = [measure(gaps, n) for measure in open_ones.values()]
     least, last, *nbytes = torch.stack([gaps.min(), indices[-1], *sizes]).tolist()

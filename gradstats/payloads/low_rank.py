@@ -69,6 +69,11 @@ class LowRank(Payload):
         """Whether both factors are."""
         return all(map(math.isfinite, self.peaks))
 
+    @property
+    def is_known_finite(self) -> bool:
+        """See `Payload.is_known_finite`."""
+        return self._is_plain
+
     def decode(self) -> Tensor:
         """See `Payload.decode`."""
         a, b = (unit_of(peak, HALF) for peak in self.peaks)
@@ -92,7 +97,7 @@ class LowRank(Payload):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether the product is finite and needs no unit."""
+        """Whether the product is finite, far from the ends of the range, and needs no unit."""
         return all(peak <= 2.0**HALF and unit_of(peak, HALF) == 1 for peak in self.peaks)
 
     def sections(self) -> Iterator[Section]:

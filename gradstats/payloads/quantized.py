@@ -26,6 +26,7 @@ from gradstats.payloads.wire import (
 
 OWN_LEVELS = 0  # in the place of an alphabet's kind: every bucket sends levels of its own
 MOST_LEVELS = 1 << 16
+PLAIN = 256  # levels whose packed symbols are bytes
 ROTATED, MOVED = 1, 2  # flags
 WIDEST_BUCKET = 1 << 16  # of a gradient that is shorter: decoding may fill a bucket up
 
@@ -85,12 +86,9 @@ class Coded(Payload):
 
     def _scaled(self) -> Tensor:
         if not self.rotation:
-            values = coding.dequantize(self._packed(), self.numel, *self._tables())
-            if self.offsets is not None:
-                values += self.offsets.repeat_interleave(self.bucket)[: self.numel]
-            return values
-        rotated = coding.dequantize(self._packed(), self.symbols, *self._tables())
-        return rotating.unrotate(rotated, self.numel, self.bucket, self.rotation)
+            tables = *self._tables(), self.offsets
+            return coding.dequantize(self._packed(), self.numel, *tables)
+        return rotating.decode(self._packed(), self.numel, *self._tables(), self.rotation)
 
     @property
     def _units(self) -> tuple[float, float]:
@@ -102,19 +100,32 @@ class Coded(Payload):
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""
-        if self.rotation or self.offsets is not None or self._units[1] != 1:
+        if self._units[1] != 1:
             super().add_to(out, weight)
+        elif self.rotation:
+            rotating.add_decoded(self._packed(), *self._tables(), self.rotation, out, weight)
         else:
-            coding.add_dequantized(self._packed(), *self._tables(), out, weight)
+            tables = self._tables()
+            coding.add_dequantized(self._packed(), *tables, out, weight, self.offsets)
 
     def _packed(self) -> Tensor:
-        packed = self.coder.packed(self.symbols, self.levels.shape[-1])
+        packed = self._plain
+        if packed is None:
+            packed = self.coder.packed(self.symbols, self.levels.shape[-1])
         return packed.to(self.scales.device)  # entropy coders decode on the host
+
+    @property
+    def _plain(self) -> Tensor | None:
+        """Symbols that need not be packed, for they are those of 256 levels."""
+        return None if self.alphabet is None else self.coder.plain(self.symbols)
 
     def _tables(self) -> tuple[Tensor | None, int, Tensor]:
         if self.alphabet is None:
             return None, self.bucket, self.levels
-        return self.scales.float() * self._units[0], self.bucket, self.levels
+        levels = self.levels
+        if self._plain is not None:
+            levels = torch.nn.functional.pad(levels, (0, PLAIN - len(levels)))
+        return self.scales.float() * self._units[0], self.bucket, levels
 
     def sections(self) -> Iterator[Section]:
         """Number, alphabet, bucket, unit, flags, rotation, scales, offsets, coder."""

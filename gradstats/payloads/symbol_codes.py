@@ -33,6 +33,10 @@ class Coder(ABC):
     def packed(self, n: int, levels: int) -> Tensor:
         """The n symbols as `kernels.coding.pack` packs them, uint8."""
 
+    def plain(self, n: int) -> Tensor | None:
+        """The n symbols, uint8, where it has them as they are and all are below 256."""
+        return None
+
     @abstractmethod
     def sections(self) -> Iterator[Section]:
         """What it is in bytes, without its kind."""
@@ -68,7 +72,7 @@ class Packed(Coder):
         data = reader.tensor(coding.packed_nbytes(n, levels), torch.uint8)
         if reader.foreign:
             with refused():
-                coding.unpack(data, n, levels)
+                coding.check(data, n, levels)
         return cls(data)
 
 
@@ -83,20 +87,33 @@ class ANS(Coder):
 
     data: bytes
     frequencies: NDArray[np.int64]
-    kind = 1
+    kind = 4
+    decode = staticmethod(entropy.decode_symbols)
 
     @cached_property
     def _symbols(self) -> dict[int, Tensor]:
-        """What was decoded, packed, by the number of symbols: a receiver checks, then reads."""
+        """What was decoded, by the number of symbols: a receiver checks, then reads."""
         return {}
+
+    def symbols(self, n: int) -> Tensor:
+        """The n symbols: uint8, int32 above 256 levels.
+
+        Raises:
+            PayloadError: the data are not those of n symbols.
+        """
+        if n not in self._symbols:
+            with refused():
+                symbols = type(self).decode(self.data, n, self.frequencies)
+            self._symbols[n] = torch.from_numpy(symbols)
+        return self._symbols[n]
+
+    def plain(self, n: int) -> Tensor | None:
+        """See `Coder.plain`."""
+        return self.symbols(n) if len(self.frequencies) <= 256 else None
 
     def packed(self, n: int, levels: int) -> Tensor:
         """See `Coder.packed`."""
-        if n not in self._symbols:
-            with refused():
-                symbols = entropy.decode_symbols(self.data, n, self.frequencies)
-            self._symbols[n] = coding.pack(torch.from_numpy(symbols), levels, trusted=True)
-        return self._symbols[n]
+        return coding.pack(self.symbols(n), levels, trusted=True)
 
     def sections(self) -> Iterator[Section]:
         """The frequencies less 1 in 16 bits each, the data behind their length."""
@@ -109,10 +126,10 @@ class ANS(Coder):
         frequencies = np.frombuffer(reader.take(2 * levels), "<u2").astype(np.int64) + 1
         if frequencies.sum() != 1 << entropy.BITS:
             raise PayloadError(f"frequencies must sum to 2^16, got {frequencies.sum()}")
-        packed = cls(bytes(reader.blob()), frequencies)
+        coded = cls(bytes(reader.blob()), frequencies)
         if reader.checks(n):
-            packed.packed(n, levels)
-        return packed
+            coded.symbols(n)
+        return coded
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +143,7 @@ class ModelANS(ANS):
 
     shape: float
     scale: float
-    kind = 2
+    kind = 5
 
     @classmethod
     def of(cls, symbols: Tensor, shape: float, scale: float, alphabet: Alphabet) -> ModelANS:
@@ -153,10 +170,26 @@ class ModelANS(ANS):
             raise PayloadError(f"{rule} (1e-6 to 1e6), got {shape}, {scale}")
         if levels > MODELLED:
             raise PayloadError(f"model must have at most {MODELLED} levels, got {levels}")
-        packed = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
+        coded = cls(data, _frequencies(shape, scale, alphabet), shape, scale)
         if reader.checks(n):
-            packed.packed(n, levels)
-        return packed
+            coded.symbols(n)
+        return coded
+
+
+@dataclass(frozen=True, eq=False)
+class SerialANS(ANS):
+    """An `ANS` of version 0.1, with one state for all symbols: read, and never made."""
+
+    kind = 1
+    decode = staticmethod(entropy.decode_serial)
+
+
+@dataclass(frozen=True, eq=False)
+class SerialModelANS(ModelANS):
+    """A `ModelANS` of version 0.1, with one state for all symbols: read, and never made."""
+
+    kind = 2
+    decode = staticmethod(entropy.decode_serial)
 
 
 @lru_cache(maxsize=256)
@@ -224,4 +257,4 @@ FIRST_RUN, LONGEST_RUN = 243, 14
 TERNARY = (np.arange(FIRST_RUN)[:, np.newaxis] // 3 ** np.arange(DIGITS) % 3).astype(np.uint8)
 REPEATS = np.maximum(np.arange(256) - FIRST_RUN + 2, 1).astype(np.uint8)
 MODELLED = 256  # levels
-CODERS: tuple[type[Coder], ...] = (Packed, ANS, ModelANS, ZeroRuns)
+CODERS: tuple[type[Coder], ...] = (Packed, SerialANS, SerialModelANS, ZeroRuns, ANS, ModelANS)

@@ -51,14 +51,11 @@ from gradstats.recording.settings import CaptureSettings, IfExists
 from gradstats.recording.sharding import backward_counter, tables
 from gradstats.recording.slots import KINDS, Kind, Point
 from gradstats.recording.staging import Source
-from gradstats.recording.writer import BATCH_ROWS, OnSummary, Shadowing, Writer
+from gradstats.recording.writer import OnSummary, Shadowing, Writer
 from gradstats.settings import takes_settings
 from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
 from gradstats.store.refusals import fact_of, writing
 from gradstats.summary import Summary
-
-#: Rows of each kind that may wait for the writer before the training does.
-_WAITING: Mapping[Kind, int] = {"full": 2, "track": 2 * BATCH_ROWS, "summary": 2}
 
 
 @takes_settings(CaptureSettings)
@@ -169,7 +166,6 @@ def capture_by(
             tensors,
             kind,
             point,
-            slots=_WAITING[kind],
             element_ids=ids if kind == "track" else None,
             wait=settings.when_full == "block",
             weights=settings.weights,

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from gradstats.recording.selection import row_widths
 from gradstats.store import Parameter
 
+#: Bytes of a row that one thread copies in about a millisecond.
+SMALL = 4_000_000
+#: Most elements that torch works on in one thread.
+_SERIAL = 2**15 - 1
+
 
 class RowLayout:
     """Where each parameter lies in the vectors of a row, whole or at sampled elements.
@@ -109,3 +114,30 @@ def gradient_of(tensor: nn.Parameter) -> Tensor | None:
     if grad is not None and hasattr(grad, "to_local"):
         return cast(Tensor, grad.to_local())
     return grad
+
+
+def in_pieces(
+    views: Sequence[Tensor], grads: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Cut what is copied into pieces so small that torch copies each in the calling thread.
+
+    A team of threads would wait for the one that the writer keeps off its core: some
+    milliseconds, ten times as long as the copy of a small row takes.
+
+    Args:
+        views: where the gradients are copied to, contiguous.
+        grads: the gradients, in the same order and shapes.
+
+    Returns:
+        The pieces of both, in the same order.
+    """
+    pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for view, grad in zip(views, grads, strict=True):
+        count = -(-grad.numel() // _SERIAL)
+        if count < 2 or not grad.is_contiguous():
+            pieces[0].append(view)
+            pieces[1].append(grad)
+        else:
+            pieces[0].extend(view.view(-1).chunk(count))
+            pieces[1].extend(grad.view(-1).chunk(count))
+    return pieces

@@ -24,7 +24,31 @@ POINTS: tuple[Point, ...] = ("local", "reduced", "clipped", "outer")  # as rows 
 #: Indices in Slot.scalars: what may be known on the device alone.
 LOSS, LEARNING_RATE, LOSS_SCALE, SKIPPED, CLIP_NORM, CLIP_LIMIT = range(6)
 
+#: A commit costs about the same for one row as for many, so what waits is committed together: at
+#: most so many rows, or so many bytes.
+BATCH_ROWS = 32
+BATCH_BYTES = 16_000_000
+
 SCALAR = "it must be a number or a tensor of one element"
+
+
+def waiting(kind: Kind, nbytes: int) -> int:
+    """Return how many rows may wait for the writer before the training does.
+
+    Twice what is committed together, so that one half is filled while the other is written.
+
+    Args:
+        kind: the kind of the rows.
+        nbytes: bytes of one row.
+
+    Example:
+        >>> waiting("full", 100_000_000), waiting("full", 1_000_000), waiting("track", 262_144)
+        (2, 32, 64)
+    """
+    if kind == "summary":
+        return 2
+    few = BATCH_BYTES // max(1, nbytes) if kind == "full" else BATCH_ROWS
+    return 2 * min(BATCH_ROWS, max(1, few))
 
 
 def empty(widths: Mapping[str, int], **where: Any) -> dict[str, Tensor]:
@@ -83,7 +107,8 @@ class Slot:
             ValueError: a tensor of another number of elements.
         """
         if not isinstance(value, Tensor):
-            if not isinstance(value, SupportsFloat):
+            # a protocol's check is slow
+            if not isinstance(value, float | int) and not isinstance(value, SupportsFloat):
                 raise TypeError(f"{SCALAR}, got {value!r}")
             self.numbers[index] = float(value)
             return
@@ -103,7 +128,8 @@ class Pool:
     def __init__(self, make: Callable[[], Slot], count: int) -> None:
         self._make = make
         self._unmade = count
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._slots: list[Slot] = []
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each of the slots
 
     def take(self, *, wait: bool) -> Slot | None:
         """Return a free slot; when all are in use, wait for the writer or return None."""
@@ -112,13 +138,15 @@ class Pool:
             self._unmade -= 1
             return slot
         try:
-            return self._free.get(block=wait)
+            self._free.get(block=wait)
         except queue.Empty:
             return None
+        return self._slots.pop()  # the last one used, which the processor's cache may still hold
 
     def give_back(self, slot: Slot) -> None:
         """Let `slot` be used again."""
-        self._free.put(slot)
+        self._slots.append(slot)
+        self._free.put(None)
 
 
 class Lane:

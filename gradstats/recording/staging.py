@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradstats.recording.row_layout import RowLayout, gradient_of
-from gradstats.recording.slots import Kind, Lane, Point, Pool, Slot, empty
+from gradstats.recording.row_layout import SMALL, RowLayout, gradient_of, in_pieces
+from gradstats.recording.slots import Kind, Lane, Point, Pool, Slot, empty, waiting
 from gradstats.recording.weight_copies import WeightCopies
 from gradstats.store import Parameter
 
@@ -31,7 +31,6 @@ class Source:
         tensors: The parameters themselves, in the same order.
         kind: Whole rows, sampled elements, or whole rows that become Summaries.
         point: Where in the step the gradients are taken.
-        slots: How many rows may wait to be written.
         element_ids: Sampled elements by dtype, sorted; None for whole rows.
         wait: Wait for the writer when all slots are in use, rather than stage nothing.
         weights: Copy the parameters' values too, of whole rows.
@@ -49,7 +48,6 @@ class Source:
         kind: Kind,
         point: Point,
         *,
-        slots: int,
         element_ids: Mapping[str, np.ndarray] | None = None,
         wait: bool = True,
         weights: bool = False,
@@ -65,6 +63,7 @@ class Source:
         self._everyone = np.ones(len(table), dtype=bool)  # of many slots at a time
         self._everyone.flags.writeable = False
         self.cost = self._cost()
+        slots = waiting(kind, self.nbytes)
         self.pool = Pool(lambda: Slot(self, self._layout.widths, self.lane.device), slots)
         self._sharded = any(hasattr(tensor, "to_local") for tensor in tensors)
         self._scratch: dict[str, Tensor] = {}
@@ -248,11 +247,8 @@ class Source:
         grads = [tensor.grad for tensor in self._tensors]
         if self._sharded:
             grads = [gradient_of(tensor) for tensor in self._tensors]
-        dtypes, shapes = (
-            self._layout.dtypes,
-            self._layout.shapes,
-        )  # others would be cast, or broadcast
-        alone = [
+        dtypes, shapes = self._layout.dtypes, self._layout.shapes
+        alone = [  # others would be cast, or broadcast
             i
             for i, g in enumerate(grads)
             if g is None or g.dtype is not dtypes[i] or g.shape != shapes[i]
@@ -264,6 +260,8 @@ class Source:
             together = sorted(set(range(len(grads))).difference(alone))
             views, others = [views[i] for i in together], [others[i] for i in together]
         try:
+            if self.lane.device.type == "cpu" and self.nbytes <= SMALL:
+                views, others = in_pieces(views, others)
             torch._foreach_copy_(views, others)
         except RuntimeError:  # a gradient is sparse, and its module did not say that it would be
             alone = list(range(len(grads)))

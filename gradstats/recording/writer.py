@@ -7,19 +7,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from gradstats.recording.row_contents import coalesced, coordinates, norm, ragged, summaries
-from gradstats.recording.slots import KINDS, Kind, Slot
+from gradstats.recording.slots import BATCH_BYTES, BATCH_ROWS, KINDS, Kind, Slot
 from gradstats.store import GradientStore, Place, Row
 from gradstats.summary import Summary
 from gradstats.summary.encoding import to_bytes
 
-#: A commit costs about the same for one row as for many, so tracked rows wait for company.
-BATCH_ROWS = 32
+#: So long tracked rows wait for company.
 LINGER_SECONDS = 0.5
 OnSummary = Callable[[int, dict[str, Summary]], None]
 
@@ -177,14 +177,16 @@ class Writer:
         return not ended
 
     def _next_batch(self) -> tuple[list[Slot], bool]:
-        """Wait for rows; a full row is written at once, since few can wait."""
+        """Wait for rows; only tracked ones wait for more, with full ones goes what is there."""
         step = self._queue.get()
         deadline = time.monotonic() + LINGER_SECONDS
         batch: list[Slot] = []
         while step is not None:
             batch.extend(step)
-            if len(batch) >= BATCH_ROWS or any(slot.source.kind != "track" for slot in step):
+            if len(batch) >= BATCH_ROWS or sum(slot.cost for slot in batch) >= BATCH_BYTES:
                 return batch, False
+            if any(slot.source.kind != "track" for slot in step):
+                deadline = 0.0
             try:
                 step = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
@@ -195,34 +197,40 @@ class Writer:
         try:
             if kind == "summary":
                 self._write_summaries(slots[0])
-                return
-            for slot in slots:
-                slot.wait()
-                slot.sparse = {i: coalesced(slot, i) for i in slot.sparse}
-            norms = [norm(slot) for slot in slots]
-            rows = [
-                self._row(slot, length, ragged(slot))
-                for slot, length in zip(slots, norms, strict=True)
-            ]
-            self._store.append_rows(rows, self._worker, kind)
+            else:
+                self._write_rows(kind, slots)
         except Exception as error:
+            if kind == "full" and len(slots) > 1:  # a row that fails takes no other with it
+                for slot in slots:
+                    self._write(kind, [slot])
+                return
             self.dropped += len(slots)
             self._on_loss(slots[0].step, sum(slot.cost for slot in slots), error)
-        else:
-            self.rows[kind] += len(slots)
-            self.nbytes += sum(
-                flat.nbytes
-                for slot in slots
-                for flat in (*slot.flat.values(), *slot.weights.values())
-            )
-            self.nonfinite += sum(not math.isfinite(length) for length in norms)
-            for slot in slots:
-                self._seen |= slot.present
-            if kind == "track" and self._shadows:
-                self._write_shadows(rows)
-        finally:
-            for slot in slots:
-                slot.source.pool.give_back(slot)
+        for slot in slots:
+            slot.source.pool.give_back(slot)
+
+    def _write_rows(self, kind: Kind, slots: Sequence[Slot]) -> None:
+        """Commit full or tracked rows, all of them or none."""
+        for slot in slots:
+            slot.wait()
+            slot.sparse = {i: coalesced(slot, i) for i in slot.sparse}
+        norms: list[float] = []
+
+        def late(slot: Slot) -> float:
+            norms.append(norm(slot))
+            return norms[-1] if kind == "full" else math.nan
+
+        rows = [self._row(slot, ragged(slot), partial(late, slot)) for slot in slots]
+        self._store.append_rows(rows, self._worker, kind)
+        self.rows[kind] += len(slots)
+        self.nbytes += sum(
+            flat.nbytes for slot in slots for flat in (*slot.flat.values(), *slot.weights.values())
+        )
+        self.nonfinite += sum(not math.isfinite(length) for length in norms)
+        for slot in slots:
+            self._seen |= slot.present
+        if kind == "track" and self._shadows:
+            self._write_shadows(rows)
 
     def _write_shadows(self, rows: Sequence[Row]) -> None:
         """Run the shadows on tracked rows that are stored: those stay, whatever happens here."""
@@ -241,7 +249,7 @@ class Writer:
         data = to_bytes(by_name.values())
         length = math.hypot(*(summary.norm for summary in by_name.values()))
         length = math.nan if any(s.nonfinite for s in by_name.values()) else length
-        row = self._row(slot, length, {"summary": np.frombuffer(data, np.uint8)})
+        row = self._row(slot, {"summary": np.frombuffer(data, np.uint8)}, lambda: length)
         self._store.append_rows([row], self._worker, "summary")
         self.rows["summary"] += 1
         self.nbytes += len(data)
@@ -259,8 +267,11 @@ class Writer:
         while on_summary is not None and self._waiting:
             on_summary(*self._waiting.pop(0))
 
-    def _row(self, slot: Slot, grad_norm: float, vectors: dict[str, np.ndarray]) -> Row:
+    def _row(
+        self, slot: Slot, vectors: dict[str, np.ndarray], grad_norm: Callable[[], float]
+    ) -> Row:
         flat = {} if slot.source.kind == "summary" else slot.flat
         weights = slot.weights or None
-        known = coordinates(slot, grad_norm, self._segment)
-        return Row(slot.step, flat, slot.present, known, weights, vectors)
+        known = coordinates(slot, self._segment)
+        late = {"grad_norm": grad_norm}
+        return Row(slot.step, flat, slot.present, known, weights, vectors, late)

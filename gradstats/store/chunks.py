@@ -48,6 +48,15 @@ def is_a_row(document: Document) -> bool:
     return has_rows(document) and chunk_shape(document)[0] == 1
 
 
+def is_finished(chunk: str, document: Document) -> bool:
+    """Return whether no row will be added to a chunk, which appending does not read either."""
+    rows = chunk_shape(document)[0]
+    if rows == 1 or not document["dimension_names"][-1].startswith("element_"):
+        return is_a_row(document)
+    place = int(chunk.rpartition("/")[2].split(".")[1])
+    return has_rows(document) and (place + 1) * rows <= int(document["shape"][0])
+
+
 def start_of_last(document: Document) -> int:
     """Return the first row of the last chunk; beyond the end if every chunk belongs to one row."""
     length, size = document["shape"][0], chunk_shape(document)[0]

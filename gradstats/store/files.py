@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from gradstats.store.layout import StoreFormatError
+
 if sys.platform != "win32":
     import fcntl
 
@@ -36,9 +38,50 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
         with open(path, "wb", buffering=0) as file:
             for part in parts:
                 write_all(file, part)
+            begin_writeback(file)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def begin_writeback(file: IO[bytes]) -> None:
+    """Let the system write a file to its disk from now on, without waiting for it.
+
+    Left alone, it begins after seconds, and then holds up whoever writes.
+    """
+    if hasattr(os, "posix_fadvise"):  # Linux: pages that are not on the disk yet stay in memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make_zeros(path: Path, nbytes: int) -> None:
+    """Make a file of zeros, which take no disk until they are overwritten."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.truncate(nbytes)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def taken_by(path: Path) -> int:
+    """Return the bytes that a file takes, without zeros that take no disk."""
+    status = path.stat()
+    blocks = getattr(status, "st_blocks", None)  # Windows has none
+    return status.st_size if blocks is None else min(status.st_size, 512 * blocks)
+
+
+def check_size(path: Path, nbytes: int) -> None:
+    """Check that a chunk with committed rows is whole before rows are added to it.
+
+    Raises:
+        StoreFormatError: it is missing, or has another size.
+    """
+    actual = path.stat().st_size if path.is_file() else None
+    if actual != nbytes:
+        fact = f"has {actual:,} of {nbytes:,} bytes" if actual is not None else "is missing"
+        raise StoreFormatError(f"cannot append: chunk {path} {fact}; restore it from a copy")
 
 
 def write_all(file: IO[bytes], part: bytes | memoryview) -> None:

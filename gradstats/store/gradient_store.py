@@ -16,8 +16,15 @@ import numpy as np
 
 from gradstats.settings import lists_settings
 from gradstats.store.addresses import as_place
-from gradstats.store.files import held, lock_files, take_lock
-from gradstats.store.layout import BLOBS, FEATURES, PREFIXES, Document, StoreFormatError
+from gradstats.store.files import held, lock_files, take_lock, taken_by
+from gradstats.store.layout import (
+    BLOBS,
+    FEATURES,
+    PREFIXES,
+    SHARED_CHUNKS,
+    Document,
+    StoreFormatError,
+)
 from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.opening import open_stream
 from gradstats.store.parameters import (
@@ -129,6 +136,7 @@ class GradientStore:
             raise ValueError(f"cannot resume {self.path}: {difference}; write to another path")
         if set(self._features) != set(FEATURES):
             change_root(self.path, self.run, lambda _: self._root)
+            self._features = FEATURES
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Place, mode: str = "r") -> Self:
@@ -180,13 +188,16 @@ class GradientStore:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes stored (walks the folder, or lists the objects)."""
+        """The number of bytes stored (walks the folder, or lists the objects).
+
+        Of a file, without the zeros that stand for rows to come and take no disk yet.
+        """
         if not isinstance(self.path, Path):
             return self.path.size()
         total = 0
         for file in self.path.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # another worker writes and renames
-                total += file.stat().st_size if file.is_file() else 0
+                total += taken_by(file) if file.is_file() else 0
         return total
 
     def stream(self, worker: int = 0, kind: str = "full") -> Stream:
@@ -341,7 +352,10 @@ class GradientStore:
         if isinstance(self.path, InObjects):
             spool = self._spools[worker] = Spool(self.path, self._root, worker)
             marks |= {"spool": spool.mark, **({"run": self.run} if self.run else {})}
-        writer = self._writers[worker] = WorkerWriter(self.folder, worker, own, marks)
+        # in an object store a chunk that grows would be sent again with each of its rows
+        shared = SHARED_CHUNKS in self._features and not isinstance(self.path, InObjects)
+        writer = WorkerWriter(self.folder, worker, own, marks, shared=shared)
+        self._writers[worker] = writer
         stored = table_from_json(writer.attributes.get("parameters", ())) or self.parameters
         difference = table_difference(stored, own)
         if difference:

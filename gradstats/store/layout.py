@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 FORMAT = "gradstats"
 FORMAT_VERSION = 1
 # optional parts of version 1 that this code can extend: columns that record how a gradient came to
-# be, arrays of another length in every row, tables of a worker's own, pseudo-gradients
-FEATURES: tuple[str, ...] = ("context", "outer", "ragged", "worker_tables")
+# be, arrays of another length in every row, chunks that several small rows share, tables of a
+# worker's own, pseudo-gradients
+SHARED_CHUNKS = "shared_chunks"
+FEATURES: tuple[str, ...] = ("context", "outer", "ragged", SHARED_CHUNKS, "worker_tables")
 
 POINTS = ("unknown", "local", "reduced", "clipped", "outer")  # a point's code is its place here
 QUANTITIES = ("grad", "weight")
@@ -71,6 +73,7 @@ BLOBS = ("summary", "shadow")  # streams whose rows are bytes, in the ragged arr
 GROUP_ATTRIBUTES: Mapping[str, str] = {"coordinates": " ".join(COORDINATES)}  # xarray looks here
 
 CHUNK_BYTES = 8_000_000
+CHUNK_ROWS = 32  # at most so many small rows share a chunk
 COLUMN_CHUNK_ROWS = 1024
 RAGGED_CHUNK_BYTES = 1_000_000
 PRESENT_CHUNK_BYTES = 65_536
@@ -90,6 +93,15 @@ def chunk_elements(width: int, itemsize: int) -> int:
     """
     pieces = max(1, math.ceil(width * itemsize / CHUNK_BYTES))
     return max(1, math.ceil(width / pieces))
+
+
+def chunk_rows(width: int, itemsize: int) -> int:
+    """Return the number of rows that share a chunk, so that a small row needs no file of its own.
+
+    It is min(32, ceil(8 MB / (d·itemsize))), and 1 if a row has several chunks.
+    """
+    nbytes = width * itemsize
+    return 1 if nbytes > CHUNK_BYTES else min(CHUNK_ROWS, math.ceil(CHUNK_BYTES / max(1, nbytes)))
 
 
 def encode(document: Document) -> bytes:
@@ -135,11 +147,21 @@ def array_document(
     }
 
 
-def vector_documents(quantity: str, row_widths: Mapping[str, int]) -> dict[str, Document]:
-    """Describe the arrays of one quantity, one array per dtype, without rows."""
+def vector_documents(
+    quantity: str, row_widths: Mapping[str, int], *, shared: bool
+) -> dict[str, Document]:
+    """Describe the arrays of one quantity, one array per dtype, without rows.
+
+    Args:
+        quantity: "grad" or "weight".
+        row_widths: elements per row, by dtype.
+        shared: whether small rows share chunks.
+    """
     documents: dict[str, Document] = {}
     for dtype, width in row_widths.items():
-        chunks = (1, chunk_elements(width, ITEMSIZE[dtype]))
+        itemsize = ITEMSIZE[dtype]
+        rows = chunk_rows(width, itemsize) if shared else 1
+        chunks = (rows, chunk_elements(width, itemsize))
         vector = array_document(DTYPES[dtype], (0, width), chunks, ("row", f"element_{dtype}"))
         vector["attributes"] = {"dtype": dtype}
         documents[f"{quantity}_{dtype}"] = vector
@@ -176,13 +198,14 @@ def ragged_documents(names: Mapping[str, str]) -> dict[str, Document]:
 
 
 def stream_documents(
-    row_widths: Mapping[str, int], parameters: int, ragged: Mapping[str, str]
+    row_widths: Mapping[str, int], parameters: int, ragged: Mapping[str, str], *, shared: bool
 ) -> dict[str, Document]:
     """Describe the arrays of a stream without rows.
 
     They are gradients, ragged arrays, `present` and coordinates.
     """
-    documents = {**vector_documents("grad", row_widths), **ragged_documents(ragged)}
+    vectors = vector_documents("grad", row_widths, shared=shared)
+    documents = {**vectors, **ragged_documents(ragged)}
     chunks = (min(COLUMN_CHUNK_ROWS, max(1, PRESENT_CHUNK_BYTES // parameters)), parameters)
     documents["present"] = array_document("bool", (0, parameters), chunks, ("row", "parameter"))
     for name, dtype in COORDINATES.items():

@@ -28,6 +28,7 @@ from gradstats.store.layout import (
 )
 from gradstats.store.parameters import Parameter, widths
 from gradstats.store.places import RESTORE, Place, first_line
+from gradstats.store.raw import read_raw
 from gradstats.store.rows import as_values
 
 Vector = np.ndarray[Any, Any]
@@ -302,8 +303,14 @@ class Stream:
     ) -> torch.Tensor:
         if start == stop:
             return torch.zeros(0, dtype=getattr(torch, dtype))
-        values = self._load(f"{quantity}_{dtype}", row, slice(start, stop))
+        name = f"{quantity}_{dtype}"
+        values = read_raw(self.path / self._key(name), self.arrays[name], row, (start, stop))
+        if values is None:
+            values = self._load(name, row, slice(start, stop))
         return as_values(values, dtype)
+
+    def _key(self, name: str) -> str:
+        return f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
 
     def _load(self, name: str, *index: Any) -> Vector:
         """Read an array, or one row of it."""
@@ -314,7 +321,7 @@ class Stream:
 
     def _damage(self, name: str, index: tuple[Any, ...], error: Exception) -> str:
         """Describe what could not be read: the parameters, the step, and the key of the chunk."""
-        key = f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
+        key = self._key(name)
         array, where = self.arrays[name], f"cannot read {self.path}/{key}"
         damaged = bad_chunk(self.path / key, array, index)
         if damaged is None:

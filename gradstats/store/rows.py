@@ -1,7 +1,7 @@
 """Rows to be stored: packed from named tensors, and checked before any byte is written."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -48,6 +48,8 @@ class Row:
         coordinates: any of COORDINATES but the step.
         weights: as `flat`, the values of the parameters themselves.
         ragged: 1-D arrays of this row, by the name of the ragged array; a missing one is empty.
+        late: functions that compute further coordinates, by name; each is called just before the
+            row is written, so that memory is read once for both.
     """
 
     step: int
@@ -56,6 +58,7 @@ class Row:
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     weights: Flat | None = None
     ragged: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    late: Mapping[str, Callable[[], float]] = field(default_factory=dict)
 
 
 def as_tensor(name: str, value: Array) -> torch.Tensor:
@@ -135,7 +138,7 @@ def check_row(row: Row, row_widths: Mapping[str, int], parameters: int) -> None:
     for flat in (row.flat, row.weights):
         if flat is not None:
             _check_flat(flat, row_widths)
-    unknown = set(row.coordinates) - (set(COORDINATES) - {"step"})
+    unknown = {*row.coordinates, *row.late} - (set(COORDINATES) - {"step"})
     if unknown:
         known = ", ".join(name for name in COORDINATES if name != "step")
         raise ValueError(f"coordinates must be among {known}, got {sorted(unknown)[0]!r}")

@@ -24,6 +24,7 @@ from gradstats.store.chunks import (
     documents_of,
     grown_chunks,
     is_a_row,
+    is_finished,
     stamped,
     start_of_last,
     without_rows,
@@ -224,7 +225,8 @@ class Spool:
             self._trying = raw
             self._tag = (self.place / "zarr.json").put_over(raw, self._tag)
             self._raw, self._sent, self._arrived = raw, documents, set()
-            for chunk in rows:
+            done = [c for c in chunks if is_finished(c, documents[c.rpartition("/")[0]])]
+            for chunk in done:
                 (self.folder / chunk).unlink(missing_ok=True)
         self.fault = ""
 

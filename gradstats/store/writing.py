@@ -8,15 +8,15 @@ leftovers of a killed writer beyond the shape are ignored, and removed by the ne
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from gradstats.store.files import replace_file, take_lock, write_all, write_file
+from gradstats.store.files import replace_file, take_lock, write_file
+from gradstats.store.growing import Growing
 from gradstats.store.layout import (
     COORDINATES,
     DTYPES,
@@ -24,7 +24,6 @@ from gradstats.store.layout import (
     PREFIXES,
     QUANTITIES,
     Document,
-    StoreFormatError,
     chunk_shape,
     element_ids_document,
     encode,
@@ -58,6 +57,7 @@ class WorkerWriter:
         worker: the data-parallel worker.
         table: the parameters as this worker's rows lay them out.
         attributes: attributes of the worker's group, written if this writer begins the group.
+        shared: whether small rows share chunks in the streams that this writer begins.
     """
 
     def __init__(
@@ -66,9 +66,11 @@ class WorkerWriter:
         worker: int,
         table: Sequence[Parameter],
         attributes: Mapping[str, Any] | None = None,
+        *,
+        shared: bool = True,
     ) -> None:
         self.path = root / f"worker_{worker}"
-        self.table = tuple(table)
+        self.table, self._shared = tuple(table), shared
         self.row_widths, self.parameters = widths(table), len(table)
         self.attributes: Document = {**GROUP_ATTRIBUTES, **(attributes or {})}
         (self.path / "step").mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,7 @@ class WorkerWriter:
         self.documents: dict[str, Document] = {}  # key -> committed metadata
         self._behind: set[str] = set()  # keys whose copies are older, and when they were made
         self._copied = 0.0
-        self._growing: dict[str, tuple[int, IO[bytes]]] = {}  # by key, the last chunk of a column
+        self._growing = Growing(self.path)
         self._orders: dict[str, Order] = {}  # of the last committed row, by prefix
         try:
             self._begin()
@@ -97,9 +99,7 @@ class WorkerWriter:
     def close(self) -> None:
         """Update the copies of the metadata and release the lock."""
         self._copy()
-        for _, file in self._growing.values():
-            file.close()
-        self._growing.clear()
+        self._growing.close()
         self._lock.close()
 
     def set_track(self, element_ids: Mapping[str, Vector]) -> None:
@@ -122,7 +122,8 @@ class WorkerWriter:
             self._commit({**self.documents, kind: group_document(GROUP_ATTRIBUTES), **new})
 
     def _stream(self, kind: str, row_widths: Mapping[str, int]) -> dict[str, Document]:
-        return stream_documents(row_widths, self.parameters, ragged_dtypes(kind, self.table))
+        ragged = ragged_dtypes(kind, self.table)
+        return stream_documents(row_widths, self.parameters, ragged, shared=self._shared)
 
     def append(self, kind: str, rows: Sequence[Row]) -> None:
         """Commit rows, all of them or none."""
@@ -135,7 +136,7 @@ class WorkerWriter:
         start = stream_rows(self.documents, prefix)
         documents = self.documents
         if start == 0 and rows[0].weights is not None:
-            weights = vector_documents("weight", self._widths(prefix))
+            weights = vector_documents("weight", self._widths(prefix), shared=self._shared)
             documents = {**documents, **self._made(prefix, weights)}
         columns = self._check(rows, prefix, documents)
         data, starts = {}, {}
@@ -148,13 +149,16 @@ class WorkerWriter:
         self._orders.pop(prefix, None)
         try:
             for index, row in enumerate(rows, start):
+                for name in row.late.keys() & columns.keys():
+                    columns[name][index - start] = row.late[name]()
                 self._write_row(prefix, index, row, documents)
             for name, values in data.items():
-                self._write_column(prefix + name, starts[name], values)
+                self._growing.write(prefix + name, documents[prefix + name], starts[name], values)
             for name, column in columns.items():
-                self._write_column(prefix + name, start, column)
+                self._growing.write(prefix + name, documents[prefix + name], start, column)
             self._commit(lengthened(documents, prefix, start + len(rows), items))
             self._orders[prefix] = _order(columns, -1)
+            self._growing.settle()
         except BaseException:
             self.documents = self._committed()  # an interrupt may have struck after the commit
             raise
@@ -223,7 +227,10 @@ class WorkerWriter:
             for dtype, tensor in (flat or {}).items():
                 key = f"{prefix}{quantity}_{dtype}"
                 vector = as_bits(tensor.contiguous())
-                self._write_chunks(key, documents[key], f"c.{index}.{{}}", vector)
+                if chunk_shape(documents[key])[0] == 1:
+                    self._write_chunks(key, documents[key], f"c.{index}.{{}}", vector)
+                elif len(vector):  # a chunk that rows share is a row's whole width
+                    self._growing.write(key, documents[key], index, vector[np.newaxis])
 
     def _write_chunks(self, key: str, document: Document, name: str, vector: Vector) -> None:
         width = chunk_shape(document)[-1]
@@ -232,53 +239,12 @@ class WorkerWriter:
             padding = bytes((width - len(piece)) * piece.itemsize)  # Zarr's chunks are all full
             write_file(self.path / key / name.format(chunk), piece.data, padding)
 
-    def _write_column(self, key: str, start: int, values: Vector) -> None:
-        """Write rows (or items) `start`... of an array that has many in a chunk.
-
-        Only the new rows' bytes are touched, so a kill cannot harm the committed ones beside them.
-        """
-        document = self.documents[key]
-        rows = chunk_shape(document)[0]
-        stop = start + len(values)
-        for chunk in range(start // rows, (stop - 1) // rows + 1 if stop > start else 0):
-            first, last = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
-            file = self._opened(key, chunk)
-            file.seek((first - chunk * rows) * values[0].nbytes)
-            write_all(file, values[first - start : last - start].data)
-
-    def _opened(self, key: str, chunk: int) -> IO[bytes]:
-        """The chunk that a column grows in; it stays open, since opening costs much."""
-        at, file = self._growing.get(key, (-1, None))
-        if file is None or at != chunk:
-            if file is not None:
-                file.close()
-            file = open(self._column_chunk(key, chunk), "r+b", buffering=0)
-            self._growing[key] = chunk, file
-        return file
-
-    def _column_chunk(self, key: str, chunk: int) -> Path:
-        """The file of a chunk, made full of zeros before its first row."""
-        document = self.documents[key]
-        shape = chunk_shape(document)
-        file = self.path / key / ".".join(["c", str(chunk), *["0"] * (len(shape) - 1)])
-        if file.is_file():
-            return file
-        if chunk * shape[0] < document["shape"][0]:
-            fact = f"chunk {file} is missing"
-            raise StoreFormatError(f"cannot append: {fact}; restore it from a copy")
-        replace_file(file, bytes(math.prod(shape) * np.dtype(document["data_type"]).itemsize))
-        return file
-
     def _last(self, prefix: str) -> Order | None:
         row = stream_rows(self.documents, prefix) - 1
         if row < 0 or prefix in self._orders:
             return self._orders.get(prefix)
-        values = []
-        for name in ORDERED:
-            chunk, place = divmod(row, chunk_shape(self.documents[prefix + name])[0])
-            file, dtype = self._column_chunk(prefix + name, chunk), np.dtype(COORDINATES[name])
-            last = np.fromfile(file, dtype, count=1, offset=dtype.itemsize * place)
-            values.append(int(last[0]))
+        keys = [prefix + name for name in ORDERED]
+        values = [int(self._growing.read_last(key, self.documents[key])) for key in keys]
         segment, step, micro, point = values
         return segment, step, micro, point
 

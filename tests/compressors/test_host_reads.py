@@ -24,7 +24,7 @@ DECLARED = {
     "topk(0.01)": 1,
     "exact-threshold(0.01)": 2,
     "randomk(0.01)": 1,
-    "powersgd": 2,
+    "powersgd": 3,
     "sidco-e(0.01)": 5,
     "co3": None,
     "lossless": None,

@@ -207,14 +207,14 @@ def test_sums_of_magnitudes_are_those_of_the_counts(dtype, n):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             sums = kernels.sum_magnitudes(values)
-            assert sums == (counted, tally.total_abs, tally.max_abs)
+            assert sums == (counted, tally.total_abs)
     finally:
         torch.set_num_threads(before)
 
 
 def test_sums_of_magnitudes_are_left_to_the_counts():
     values = torch.ones(5)
-    assert kernels.sum_magnitudes(values) == (5, 5.0, 1.0)
+    assert kernels.sum_magnitudes(values) == (5, 5.0)
     for broken in (math.nan, math.inf, -math.inf):
         assert kernels.sum_magnitudes(torch.tensor([1.0, broken])) is None
     assert kernels.sum_magnitudes(values.half()) is None

@@ -19,7 +19,7 @@ from gradstats.kernels.grid import INTEGERS, round_down
 from gradstats.kernels.selecting_cpu_vectors import as_tensors, pattern_below, vector_of
 from tests.kernels.test_counting import DTYPES, draws, same_pair, specials
 
-WAYS = (selecting_cpu._of_few, selecting_cpu._of_many)  # of short vectors, of long ones
+WAYS = (selecting_cpu._largest_of_few, selecting_cpu._largest)  # of short vectors, of long ones
 SAMPLE = selecting_cpu_vectors.SAMPLE
 N = SAMPLE + 1234
 

@@ -8,11 +8,13 @@ OBJECTS = "tests/store/test_objects.py"
 LATE = f"{OBJECTS}::test_a_writer_that_is_late_puts_nothing"
 RACES = "tests/store/test_spool_races.py"
 TAKEOVERS = "tests/store/test_takeovers.py"
+SHARED = "tests/store/test_shared_chunks.py"
 RAGGED = "tests/store/test_ragged.py"
 KILLS = "tests/recording/test_kills.py"
 CHILDREN = f"{KILLS}::test_children_of_a_killed_training_do_not_hold_its_store"
 
 writing = within("store/writing.py", COMMIT, STORE)
+growing = within("store/growing.py", COMMIT, STORE)
 files = within("store/files.py", COMMIT, STORE)
 spool = within(
     "store/spool.py",
@@ -32,7 +34,9 @@ MUTANTS = (
         "            for name, values in data.items():\n", "            for name in ():\n", RAGGED
     ),
     writing("        sweep(self.path, self.documents)\n", ""),
-    writing("(first - chunk * rows) * values[0].nbytes", "first * values[0].nbytes"),
+    growing("(first - chunk * rows) * values[0].nbytes", "first * values[0].nbytes"),
+    growing("            check_size(file, nbytes)\n", "            pass\n", SHARED),
+    growing('"r+b", buffering=0', '"w+b", buffering=0', SHARED),
     writing("        self._orders.pop(prefix, None)\n", ""),
     writing("            self.documents = self._committed()  # an", "            pass  # an"),
     writing("check_order(last, (segment, step, micro, point))", "pass"),

@@ -15,7 +15,7 @@ from gradstats.payloads.index_codes import CODES
 from gradstats.payloads.wire import blob, raw, real, seal, varint
 
 DENSE, CONSTANT, SPARSE, MASKED, BUNDLE, CODED, PLANES, LOW_RANK, SKETCH = range(9)
-PACKED, ANS, MODEL, ZERO_RUNS = range(4)
+PACKED, SERIAL, SERIAL_MODEL, ZERO_RUNS, ANS, MODEL = range(6)
 FLOAT32, UINT8, ROTATED = 0, 4, 1
 MOST = (1 << 31) - 1
 ONE = np.float32(1).tobytes()
@@ -108,6 +108,18 @@ def hostile():
         ),
         "2^31 modelled symbols of a word": coded(
             alphabets.CO3_FP4, MOST, MODEL, model, long(b"\1\0\0\0")
+        ),
+        "2^31 symbols of a state": coded(
+            alphabets.Uniform(1), MOST, ANS, skewed(3), long(b"\1\0\0\1\0")
+        ),
+        "2^31 symbols of 8,192 states": coded(
+            alphabets.Uniform(1), MOST, ANS, skewed(3), long(b"\1" + bytes(4 * 16_383))
+        ),
+        "2^31 symbols of a serial word": coded(
+            alphabets.Uniform(1), MOST, SERIAL, skewed(3), long(b"\1\0\0\0")
+        ),
+        "2^31 modelled symbols of a serial word": coded(
+            alphabets.CO3_FP4, MOST, SERIAL_MODEL, model, long(b"\1\0\0\0")
         ),
         "60,000 symbols of no word, 400 times": body(BUNDLE, 400)
         + coded(alphabets.Uniform(1), 60_000, ANS, skewed(3), long(b"")) * 400,

@@ -1,9 +1,17 @@
 """Coded symbols come back, take what the entropy says, and garbage is refused."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from gradstats.compressors import from_bytes
 from gradstats.payloads import entropy
+from gradstats.payloads.symbol_codes import SerialANS, SerialModelANS
+
+# payloads and symbols as version 0.1 wrote them, with one state for all symbols
+SERIAL = json.loads(Path(__file__).with_name("serial_symbols.json").read_text())
 
 LAWS = {
     "two": [0.3, 0.7],
@@ -58,6 +66,36 @@ def test_garbage_is_refused_or_gives_symbols():
         assert found.shape == (300,)
         assert found.max() < 11
     assert refused > 1900
+
+
+@pytest.mark.parametrize("name", [name for name in SERIAL if "payload" in SERIAL[name]])
+def test_payloads_of_version_0_1_decode_as_before(name):
+    pytest.importorskip("constriction")
+    data = bytes.fromhex(SERIAL[name]["payload"])
+    payload = from_bytes(data)
+    assert isinstance(payload.coder, SerialANS | SerialModelANS)
+    decoded = payload.decode()
+    assert decoded.numpy().tobytes().hex() == SERIAL[name]["decoded"]
+    out = decoded.clone()
+    payload.add_to(out)
+    assert out.tolist() == (2 * decoded).tolist()
+    assert payload.to_bytes() == data
+
+
+@pytest.mark.parametrize("name", [name for name in SERIAL if "symbols" in SERIAL[name]])
+def test_symbols_of_version_0_1_decode_as_before(name):
+    pytest.importorskip("constriction")
+    frequencies, symbols = (
+        np.frombuffer(bytes.fromhex(SERIAL[name][key]), "<u2").astype(np.int64)
+        for key in ("frequencies", "symbols")
+    )
+    data = bytes.fromhex(SERIAL[name]["data"])
+    assert entropy.decode_serial(data, 200, frequencies).tolist() == symbols.tolist()
+    for bad in (data[:-1], data[:-4], data + bytes(4), data + b"\1\0\0\0"):
+        with pytest.raises(ValueError, match="coded symbols"):
+            entropy.decode_serial(bad, 200, frequencies)
+    new = entropy.encode_symbols(symbols, frequencies)
+    assert len(new) <= len(data) + 4
 
 
 def test_bytes_are_compressed_and_bounded():

@@ -274,3 +274,43 @@ def test_unknown_codes_are_refused():
         encode_indices(torch.tensor([1]), 10, "huffman")
     with pytest.raises(ValueError, match=message):
         read_indices(EMPTY, 0, 10, "huffman")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("code", ["raw", "packed", "golomb", "delta"])
+def test_the_loops_of_the_host_write_the_same_bytes(case, code):
+    indices, n = CASES[case]
+    expected = encoded(indices, n, code)
+    with kernels.use("auto"):
+        assert encoded(indices, n, code) == expected
+        assert index_codes.encoded_nbytes(torch.from_numpy(indices), n, code) == len(expected)
+
+
+@pytest.mark.parametrize("case", [name for name, (indices, _) in CASES.items() if len(indices)])
+def test_the_loops_of_the_host_read_golomb_and_nothing_else(case):
+    indices, n = CASES[case]
+    data = torch.from_numpy(np.frombuffer(encoded(indices, n, "golomb"), np.uint8).copy())
+    with kernels.use("auto"):
+        read = read_indices(data, len(indices), n, "golomb")
+        assert read.tolist() == indices.tolist()
+        for bit in range(min(8 * len(data), 400)):
+            other = data.clone()
+            other[bit >> 3] ^= 1 << (bit & 7)
+            read = of_bytes(other, len(indices), n)
+            assert read == parsed(other, len(indices), n), bit
+        for other in (data[:-1], torch.cat([data, data.new_zeros(1)])):
+            assert of_bytes(other, len(indices), n) == parsed(other, len(indices), n)
+
+
+def of_bytes(data, k, n):
+    try:
+        return read_indices(data, k, n, "golomb").tolist()
+    except ValueError:
+        return "refused"
+
+
+def parsed(data, k, n):
+    try:
+        return decode_indices(data.numpy().data, k, n, "golomb").tolist()
+    except ValueError:
+        return "refused"

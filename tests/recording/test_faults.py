@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from gradstats.recording import capture, every
+from gradstats.recording import capture, every, slots, writer
 from gradstats.recording.staging import Source
 from gradstats.store import GradientStore
 from tests.waiting import wait_until
@@ -130,7 +130,9 @@ def test_new_parameter_groups_are_mentioned(path, training, capsys):
 
 
 @pytest.mark.usefixtures("slow_disk")
-def test_a_slow_disk_holds_the_training_back_and_loses_nothing(path, training, read):
+def test_a_slow_disk_holds_the_training_back_and_loses_nothing(path, training, read, monkeypatch):
+    for module in (slots, writer):
+        monkeypatch.setattr(module, "BATCH_ROWS", 1)  # two rows wait, as large ones do
     with capture(training.model, training.optimizer, path, full=every(1), track=0) as cap:
         for _ in range(10):
             training.step()

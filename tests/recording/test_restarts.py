@@ -53,6 +53,8 @@ if not attempt:
     while not all(last_stored(worker) == {first} - 2 for worker in (0, 1)):
         time.sleep(0.05)
     os._exit(9) if rank == 1 else time.sleep(300)  # torchrun ends this one
+import gradstats
+gradstats.close_all()  # forked processes end by os._exit
 dist.destroy_process_group()
 """
 CAPTURE = """

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gradstats.recording import capture, every
+from gradstats.recording import capture, every, slots, writer
 from gradstats.store import GradientStore
 
 
@@ -295,7 +295,9 @@ def test_wrapped_optimizers_and_models(path):
 
 @pytest.mark.parametrize("when_full", ["drop", "thin"])
 @pytest.mark.usefixtures("slow_disk")
-def test_a_slow_disk_does_not_hold_the_training_back(path, when_full, capsys):
+def test_a_slow_disk_does_not_hold_the_training_back(path, when_full, capsys, monkeypatch):
+    for module in (slots, writer):
+        monkeypatch.setattr(module, "BATCH_ROWS", 1)  # two rows wait, as large ones do
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = {"full": every(1), "track": 0, "when_full": when_full}

@@ -13,6 +13,7 @@ from gradstats.compressors import compressor
 from gradstats.runs.compensated import compensated_groups
 from gradstats.runs.groups import group_of, groups
 from gradstats.runs.tasks import AHEAD, in_order, workers
+from gradstats.store import layout
 from gradstats.summary import summarize
 from tests.processes import Nursery
 
@@ -144,7 +145,8 @@ def test_dtypes_are_summarised_on_their_own_grids_and_added_on_one(patchy):
     assert torch.equal(run.read(0), whole)
 
 
-def test_a_row_that_cannot_be_read_is_a_status(run_writer, tmp_path):
+def test_a_row_that_cannot_be_read_is_a_status(run_writer, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "CHUNK_ROWS", 1)
     path = run_writer(tmp_path / "d.zarr", {step: {"w": torch.randn(300)} for step in range(3)})
     (path / "worker_0" / "grad_float32" / CHUNK).unlink()
     found = every_group(gradstats.open(path))

@@ -12,7 +12,16 @@ import pytest
 import torch
 import zarr
 
-from gradstats.store import GradientStore, Row, StoreFormatError, files, parameter_table, writing
+from gradstats.store import (
+    GradientStore,
+    Row,
+    StoreFormatError,
+    files,
+    growing,
+    layout,
+    parameter_table,
+    writing,
+)
 from tests.waiting import PATIENCE
 
 TABLE = parameter_table([("w", (100, 50), "float32"), ("b", (300,), "bfloat16")])
@@ -101,15 +110,22 @@ def assert_swept(path):
     assert not list(path.rglob("*.partial"))
     for kind, folder in (("full", "worker_0"), ("track", "worker_0/track")):
         stream = store.stream(0, kind)
-        assert len(list((path / folder / "grad_float32").glob("c.*"))) == len(stream)
+        vectors = stream.arrays["grad_float32"]
+        committed = -(-len(stream) // vectors.chunks[0])
+        assert len(list((path / folder / "grad_float32").glob("c.*"))) == committed
         for name, array in stream.arrays.items():
             alone = zarr.open_array(str(path / folder / name), mode="r")
             assert alone.shape == array.shape
 
 
 @pytest.mark.slow
-def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monkeypatch):
-    """Fail the first write of an append, then the second, ... until one append succeeds."""
+@pytest.mark.parametrize("rows", [1, 2, 32])
+def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monkeypatch, rows):
+    """Fail the first write of an append, then the second, ... until one append succeeds.
+
+    A chunk of vectors holds one row, two or more.
+    """
+    monkeypatch.setattr(layout, "CHUNK_ROWS", rows)
     store = GradientStore.create(tmp_path / "run.zarr", TABLE)
     store.set_track(IDS)
     store.append_rows([row(0, "full")])
@@ -124,7 +140,7 @@ def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monk
                 raise OSError(errno.ENOSPC, "No space left on device")
             real(file, part)
 
-        for module in (files, writing):
+        for module in (files, growing):
             monkeypatch.setattr(module, "write_all", full_disk)
         try:
             store.append_rows([row(1, "full"), row(2, "full")])
@@ -135,7 +151,7 @@ def test_a_failed_write_anywhere_in_an_append_leaves_the_last_row(tmp_path, monk
             continue
         break
     assert failures > 10  # vectors, coordinates, the commit itself
-    for module in (files, writing):
+    for module in (files, growing):
         monkeypatch.setattr(module, "write_all", real)
     assert len(store.stream()) == 3  # only copies of the metadata failed
     store.append_rows([row(3, "full")])

@@ -40,7 +40,7 @@ LOST = {
         lambda run: read(run, row=0, name="layers[0].w"),
         "'layers[0].w' in row 0 (step 5)",
     ),
-    "track/grad_float32/c.1.0": (lambda run: read(run, "track"), "'a', 'layers[0].w' in row 1"),
+    "track/grad_float32/c.0.0": (lambda run: read(run, "track"), "'a', 'layers[0].w' in row 1"),
     "track/element_ids_float32/c.0": (lambda run: read(run, "track"), "the places of tracked"),
     "values_3_data/c.0": (lambda run: read(run, name="e"), "values of 'e' in row 1 (step 9)"),
     "indices_3_ends/c.0": (

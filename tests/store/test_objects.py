@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gradstats.store import GradientStore, Row, StoreFormatError, layout, parameter_table, spool
+from gradstats.store.objects import InObjects
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -67,8 +68,9 @@ def test_rows_arrive_and_nothing_stays_behind(url, tmp_path):
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_what_arrives_is_the_store_that_a_folder_would_be(url, server, tmp_path):
+def test_what_arrives_is_the_store_that_a_folder_would_be(url, server, tmp_path, monkeypatch):
     folder = tmp_path / "run.zarr"
+    monkeypatch.setattr(layout, "CHUNK_ROWS", 1)  # in an object store no row shares a chunk
     with created(url, run="one") as store, created(folder, run="one") as local:
         append(store, range(3))
         append(local, range(3))
@@ -117,6 +119,27 @@ def test_a_run_goes_on_where_no_folder_of_it_is_left(url, monkeypatch, rows):
         store.set_track(IDS)
         append(store, range(rows, rows + 3))
     check(url, range(rows + 3))
+
+
+def test_a_folder_whose_rows_share_chunks_can_be_uploaded_and_goes_on_there(
+    url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(layout, "CHUNK_ROWS", 4)
+    folder = tmp_path / "run.zarr"
+    with created(folder) as store:
+        append(store, range(6))
+    place = InObjects(url)
+    for file in [each for each in folder.rglob("*") if each.is_file()]:
+        (place / str(file.relative_to(folder))).put(file.read_bytes())
+    with GradientStore.create(url, TABLE, if_exists="resume") as store:
+        store.set_track(IDS)
+        for step in range(6, 15):
+            append(store, [step])
+            wait_until(lambda: not store.unsent)
+        left = {file.name for file in store.folder.rglob("grad_float32/c.*")}
+        assert left == {"c.3.0"}, "full chunks that were sent still take disk"
+    check(url, range(15))
+    assert GradientStore.open(url).stream().arrays["grad_float32"].chunks == (4, 5000)
 
 
 def test_a_lost_connection_delays_rows_and_never_loses_one(url, server):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gradstats.compressors.base import Joint
-from gradstats.compressors.batches import Factors, in_batches, mean_step, payloads, products
+from gradstats.compressors.batches import Batch, Factors, in_batches, mean_step, payloads, products
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.matrices import (
     FACTOR_BITS,
@@ -23,6 +23,7 @@ from gradstats.compressors.rounds import (
     Exchanges,
     State,
     Step,
+    Terms,
     fused,
 )
 from gradstats.compressors.states import first_state
@@ -59,7 +60,7 @@ class ACPSGD(Joint):
         wants_feedback=True,
         has_memory=True,
         needs=("matrix",),
-        host_reads=2,
+        host_reads=3,  # two, and one of the matrices at the ends of the range
     )
     batches = True
     resharded = first_state
@@ -82,20 +83,21 @@ class ACPSGD(Joint):
         return step
 
     def exchange_all(
-        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
     ) -> Exchanges[list[Step]]:
         """Exchange one factor of all matrices."""
-        return (yield from in_batches(self, self._factored, grads, states))
+        return (yield from in_batches(self, grads, states, terms))
 
-    def _factored(
-        self, grads: Sequence[Tensor], matrices: Sequence[Tensor], states: Sequence[State]
-    ) -> Exchange[list[Step]]:
+    def exchange_batch(self, batch: Batch) -> Exchange[list[Step]]:
         """Exchange matrices of one dtype, which may be at even and odd steps."""
-        evens = [even for even, _ in states]
-        known = Factors.stacked([factor for _, factor in states])
+        evens = [even for even, _ in batch.states]
+        known = Factors.stacked([factor for _, factor in batch.states])
         bases = known.mapped([orthonormal(block) for block in known.blocks])
-        turned = [m if even else m.T for m, even in zip(matrices, evens, strict=True)]
-        _, units, own = products(turned, bases)
+        _, units, own = products(batch.turned([not even for even in evens]), bases)
         for product, unit in zip(own.each, units, strict=True):
             product.copy_(from_unit(product, unit))
         mean = own.of((yield AllReduce(own.flat, "mean")))
@@ -103,10 +105,9 @@ class ACPSGD(Joint):
             each if even else each.transposed()
             for each, even in zip(payloads(mean, bases), evens, strict=True)
         ]
+        each = zip(sent, batch.grads, mean.each, batch.states, strict=True)
         return [
             # a step with NaN must not end all those after it
-            mean_step(each, grad, (not even, factor) if each.is_finite else state)
-            for each, grad, even, factor, state in zip(
-                sent, grads, evens, mean.each, states, strict=True
-            )
+            mean_step(payload, grad, (not state[0], factor) if payload.is_finite else state)
+            for payload, grad, factor, state in each
         ]

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless, needs_rng
@@ -12,10 +11,9 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    in_buckets,
-    quantized,
+    scaled_in_range,
 )
-from gradstats.kernels.ranges import in_range
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -61,17 +59,9 @@ class Affine(Stateless):
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Move each range to [-1, 1], then round."""
-        flat, unit = in_range(flat)
-        flat = flat.to(torch.float32)
         bucket = bucket_of(self.bucket, flat.numel())
-        rows = in_buckets(flat, bucket)
-        if flat.numel() % bucket:
-            rows[-1, flat.numel() % bucket :] = flat[-1]
-        low, high = rows.amin(1), rows.amax(1)
-        middle, half = low / 2 + high / 2, high / 2 - low / 2
-        moved = (rows - middle[:, None]).view(-1)[: flat.numel()]
         rounding = "stochastic" if self.stochastic else "nearest"
         key = needs_rng(self, rng).own.key if self.stochastic else None
         levels = Uniform((1 << (self.bits - 1)) - 1)
-        payload = quantized(moved, levels, half, bucket, rounding=rounding, key=key)
-        return replace(payload, offsets=middle, unit=unit)
+        rule = ScaleRule("range")
+        return scaled_in_range(flat, levels, bucket, rule, rounding=rounding, key=key)

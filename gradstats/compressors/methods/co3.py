@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.families import FitError, GenNorm
-from gradstats.kernels import coding
+from gradstats.kernels import ans, coding
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads import entropy
 from gradstats.payloads.codebooks import CO3_FP4, CO3_FP8
@@ -86,6 +85,5 @@ def _fitted(summary: Summary) -> tuple[float, float]:
 def _bits(payload: Coded) -> float:
     coder = payload.coder
     assert isinstance(coder, ModelANS)
-    symbols = entropy.decode_symbols(coder.data, payload.numel, coder.frequencies)
-    counts = np.bincount(symbols, minlength=len(coder.frequencies))
+    counts = ans.count(coder.symbols(payload.numel).numpy(), len(coder.frequencies))
     return entropy.cross_entropy_bits(counts, coder.frequencies)

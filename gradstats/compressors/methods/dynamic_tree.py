@@ -10,10 +10,10 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    quantized,
+    scaled,
     within_float32,
 )
-from gradstats.kernels import coding
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads import codebooks as alphabets
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -45,5 +45,4 @@ class DynamicTree(Stateless):
         """Largest magnitudes, then rounding."""
         flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
-        largest = coding.bucket_norms(flat, bucket, "max")
-        return quantized(flat, alphabets.DynamicTree(), largest, bucket)
+        return scaled(flat, alphabets.DynamicTree(), bucket, ScaleRule("max"))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,16 +8,15 @@ from torch import Tensor
 from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
-from gradstats.compressors.quantizing import coded_bits, quantized
-from gradstats.kernels import coding, rotating
-from gradstats.kernels.ranges import in_range
+from gradstats.compressors.quantizing import coded_bits
+from gradstats.kernels import rotating
 from gradstats.payloads.codebooks import Gauss
 from gradstats.payloads.quantized import Coded
+from gradstats.payloads.symbol_codes import Packed
 from gradstats.rng import Rng
 
 BLOCK = 4096
 LEAST_BLOCKS = 16  # so that padding costs at most a sixteenth
-SQUARES = 50  # exponent of 2, up to which squares and their sums are far from the ends of float32
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,16 @@ class EDEN(Stateless):
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Rotate, quantise at the scale of the coordinates, then find the scale to send."""
-        flat, unit = in_range(flat)
         block, key = block_of(flat.numel()), needs_rng(self, rng).own.key
-        rotated = rotating.rotate(flat, block, key)
-        spread = coding.bucket_norms(rotated, block, "l2") / block**0.5
-        rotated, steady = coding.steadied(rotated, spread, block, SQUARES)
-        payload = quantized(rotated, Gauss(self.bits), steady, block)
-        x, q = rotated.view(-1, block), payload.decode().view(-1, block)
-        along = torch.linalg.vecdot(x, q)
-        norm = torch.linalg.vecdot(x, x) if self.unbiased else torch.linalg.vecdot(q, q)
-        factor = norm / along if self.unbiased else along / norm
-        scales = torch.where(spread == 0, 0, spread * factor)
-        return replace(payload, numel=flat.numel(), scales=scales, unit=unit, rotation=key)
+        alphabet = Gauss(self.bits)
+        made = rotating.quantize(flat, block, key, alphabet.levels(flat.device))
+        if self.unbiased:
+            factor = made.values_sq / made.products
+        else:
+            factor = made.products / made.levels_sq
+        scales = torch.where(made.scales == 0, 0, made.scales * factor).float()
+        coder = Packed(made.packed)
+        return Coded(coder, flat.numel(), alphabet, scales, block, made.unit, rotation=key)
 
 
 def block_of(numel: int) -> int:

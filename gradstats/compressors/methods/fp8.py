@@ -1,15 +1,19 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
-from gradstats.compressors.quantizing import bucket_of, check_bucket, coded_bits, quantized
-from gradstats.kernels import coding
-from gradstats.kernels.ranges import in_range
+from gradstats.compressors.quantizing import (
+    bucket_of,
+    check_bucket,
+    coded_bits,
+    scaled_in_range,
+)
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import E4M3, E5M2
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -60,9 +64,7 @@ class FP8(Stateless):
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Largest magnitudes of the buckets, then rounding."""
-        flat, unit = in_range(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         alphabet = FORMATS[self.format]
-        scales = coding.bucket_norms(flat, bucket, "max") / alphabet.largest
-        payload = quantized(flat, alphabet, scales, bucket, rounding="nearest-even")
-        return replace(payload, unit=unit)
+        rule = ScaleRule("max", divisor=alphabet.largest)
+        return scaled_in_range(flat, alphabet, bucket, rule, rounding="nearest-even")

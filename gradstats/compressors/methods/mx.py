@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
-from gradstats.compressors.quantizing import coded_bits, quantized
-from gradstats.kernels import coding
-from gradstats.kernels.ranges import in_range
+from gradstats.compressors.quantizing import coded_bits, scaled_in_range
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import E2M1, E4M3
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -58,16 +56,6 @@ class MX(Stateless):
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Scales of the blocks, then rounding."""
-        flat, unit = in_range(flat)
         alphabet, exponent = FORMATS[self.format]
-        largest = coding.bucket_norms(flat, BLOCK, "max")
-        scales = _power_of_two(largest, exponent)
-        payload = quantized(flat, alphabet, scales, BLOCK, rounding="nearest-even")
-        return replace(payload, scales=scales.to(torch.float8_e8m0fnu), unit=unit)
-
-
-def _power_of_two(largest: Tensor, exponent: int) -> Tensor:
-    """2^(⌊log₂ largest⌋ - exponent), within what E8M0 holds: 2^-127 … 2^127; NaN stays."""
-    _, above = torch.frexp(largest)  # largest = m · 2^above, m in [1/2, 1)
-    scales = torch.exp2((above - 1 - exponent).clamp(-126, 127).to(torch.float32))
-    return torch.where(largest.isfinite(), scales, torch.nan)
+        rule = ScaleRule("power", power=exponent)
+        return scaled_in_range(flat, alphabet, BLOCK, rule, rounding="nearest-even")

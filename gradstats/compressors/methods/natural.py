@@ -14,9 +14,11 @@ from gradstats.compressors.quantizing import (
     check_bucket,
     coded_bits,
     quantized,
+    scaled,
     within_float32,
 )
 from gradstats.kernels import coding
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Exponential, Powers
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -99,7 +101,6 @@ class NUQSGD(Stateless):
         """Norms, then rounding."""
         flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
-        norms = coding.bucket_norms(flat, bucket, "l2")
-        key = needs_rng(self, rng).own.key
+        key, rule = needs_rng(self, rng).own.key, ScaleRule("l2")
         levels = Exponential(self.steps)
-        return quantized(flat, levels, norms, bucket, rounding="stochastic", key=key)
+        return scaled(flat, levels, bucket, rule, rounding="stochastic", key=key)

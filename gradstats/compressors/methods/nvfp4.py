@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
-from gradstats.compressors.quantizing import coded_bits, quantized
-from gradstats.kernels import coding
+from gradstats.compressors.quantizing import coded_bits, scaled
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.kernels.ranges import in_unit, largest_magnitude, saturated, unit_of
 from gradstats.payloads.codebooks import E2M1
 from gradstats.payloads.quantized import Coded
@@ -47,11 +47,10 @@ class NVFP4(Stateless):
         peak = abs(largest_magnitude(flat))  # which may be -0
         power = unit_of(peak)
         flat = in_unit(flat, power)
-        largest = coding.bucket_norms(flat, BLOCK, "max")
-        unit = _in_float32(peak / power) / (LARGEST * LARGEST_SCALE) if len(largest) else 1.0
-        scales = (largest / (LARGEST * unit or 1.0)).to(torch.float8_e4m3fn)
-        payload = quantized(flat, E2M1, scales.float() * unit, BLOCK, rounding="nearest-even")
-        return replace(payload, scales=scales, unit=unit * power)
+        unit = _in_float32(peak / power) / (LARGEST * LARGEST_SCALE) if len(flat) else 1.0
+        rule = ScaleRule("e4m3", divisor=LARGEST * unit or 1.0, unit=unit)
+        payload = scaled(flat, E2M1, BLOCK, rule, rounding="nearest-even")
+        return replace(payload, unit=unit * power)
 
 
 def _in_float32(number: float) -> float:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gradstats.compressors.base import Joint
 from gradstats.compressors.batches import (
+    Batch,
     Factors,
     in_batches,
     mean_step,
-    multiply,
     payloads,
     products,
 )
@@ -31,13 +31,16 @@ from gradstats.compressors.rounds import (
     Exchanges,
     State,
     Step,
+    Terms,
     fused,
 )
 from gradstats.compressors.states import first_state
+from gradstats.kernels.multiplying import multiply
 from gradstats.kernels.ranges import from_unit
 from gradstats.rng import Rng
 
 START = (0x50575247, 0x53474400)  # key of the first Q
+LIFT = 2.0**16  # of M Q, of which only the span counts: what is tiny keeps its digits
 NEAR_THE_END = 2.0**90  # of the mean over workers, which is the same on all of them
 
 
@@ -70,7 +73,7 @@ class PowerSGD(Joint):
         has_memory=True,
         rounds=2,
         needs=("matrix",),
-        host_reads=2,
+        host_reads=3,  # two, and one of the matrices at the ends of the range
     )
     batches = True
     resharded = first_state
@@ -93,18 +96,20 @@ class PowerSGD(Joint):
         return step
 
     def exchange_all(
-        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
     ) -> Exchanges[list[Step]]:
         """Exchange P of all matrices, then Q of all."""
-        return (yield from in_batches(self, self._factored, grads, states))
+        return (yield from in_batches(self, grads, states, terms))
 
-    def _factored(
-        self, grads: Sequence[Tensor], matrices: Sequence[Tensor], states: Sequence[State]
-    ) -> Exchange[list[Step]]:
+    def exchange_batch(self, batch: Batch) -> Exchange[list[Step]]:
         """Exchange matrices of one dtype."""
-        last = Factors.stacked(states)
+        last = Factors.stacked(batch.states)
         bases = last.mapped([_normalised(block) for block in last.blocks])
-        scaled, units, start = products(matrices, bases)
+        matrices, units, start = products(batch, bases, LIFT)
         for each, unit in zip(start.each, units, strict=True):
             _shrink(each, unit)
         mean = start.of((yield AllReduce(start.flat, "mean")))
@@ -112,22 +117,23 @@ class PowerSGD(Joint):
         p = mean.mapped([orthonormal(block) for block in mean.blocks])
         narrow = p.mapped([block / room for block, room in zip(p.blocks, rooms, strict=True)])
         own = Factors.empty([matrix.shape[1] for matrix in matrices], self.rank, start.flat)
-        for matrix, unit, basis, out in zip(scaled, units, narrow.each, own.each, strict=True):
+        for matrix, unit, basis, out in zip(matrices, units, narrow.each, own.each, strict=True):
             multiply(matrix.T, basis, out)
             out.copy_(from_unit(out, unit))
         q = own.of((yield AllReduce(own.flat, "mean")))
         wide = p.mapped([block * room for block, room in zip(p.blocks, rooms, strict=True)])
+        sent = payloads(wide, q)
         return [
             # a step with NaN must not end all those after it
-            mean_step(sent, grad, sent.right if sent.is_finite else state)
-            for sent, grad, state in zip(payloads(wide, q), grads, states, strict=True)
+            mean_step(each, grad, each.right if each.is_finite else state)
+            for each, grad, state in zip(sent, batch.grads, batch.states, strict=True)
         ]
 
 
 def _normalised(block: Tensor) -> Tensor:
-    """Factors divided by their largest magnitudes, `[factors, n2, r]`."""
+    """Factors with `LIFT` as their largest magnitudes, `[factors, n2, r]`."""
     peak = block.abs().amax((1, 2), keepdim=True)
-    return block / torch.where(peak == 0, 1, peak)
+    return block / torch.where(peak == 0, 1, peak) * LIFT
 
 
 def _shrink(start: Tensor, unit: float) -> None:

@@ -12,10 +12,10 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    quantized,
+    scaled,
     within_float32,
 )
-from gradstats.kernels import coding
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -84,7 +84,5 @@ class QSGD(Stateless):
         """Norms of the buckets, then rounding by this worker's own numbers."""
         flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
-        norms = coding.bucket_norms(flat, bucket, self.norm)
-        key = needs_rng(self, rng).own.key
-        payload = quantized(flat, Uniform(self.s), norms, bucket, rounding="stochastic", key=key)
-        return payload
+        key, rule = needs_rng(self, rng).own.key, ScaleRule(self.norm)
+        return scaled(flat, Uniform(self.s), bucket, rule, rounding="stochastic", key=key)

@@ -10,12 +10,12 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    quantized,
     within_float32,
 )
-from gradstats.kernels import coding
+from gradstats.kernels.coding_scaled import quantize_signs
 from gradstats.payloads.codebooks import Sign
 from gradstats.payloads.quantized import Coded
+from gradstats.payloads.symbol_codes import Packed
 from gradstats.rng import Rng
 
 
@@ -51,5 +51,5 @@ class ScaledSign(Stateless):
         """Means of the buckets, then signs."""
         flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
-        means = coding.bucket_norms(flat, bucket, "mean")
-        return quantized(flat, Sign(), means, bucket)
+        signs, means = quantize_signs(flat, bucket)
+        return Coded(Packed(signs), flat.numel(), Sign(), means, bucket)

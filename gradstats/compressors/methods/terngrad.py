@@ -12,10 +12,10 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
-    quantized,
+    scaled,
     within_float32,
 )
-from gradstats.kernels import coding
+from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -68,9 +68,8 @@ class TernGrad(Stateless):
         """Clip, then draw."""
         flat = clipped(within_float32(flat), self.clip)
         bucket = bucket_of(self.bucket, flat.numel())
-        largest = coding.bucket_norms(flat, bucket, "max")
-        key = needs_rng(self, rng).own.key
-        return quantized(flat, Uniform(1), largest, bucket, rounding="stochastic", key=key)
+        key, rule = needs_rng(self, rng).own.key, ScaleRule("max")
+        return scaled(flat, Uniform(1), bucket, rule, rounding="stochastic", key=key)
 
 
 def clipped(flat: Tensor, clip: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import State
+from gradstats.compressors.rounds import State, Terms
 from gradstats.compressors.states import own_share
 from gradstats.compressors.wrappers.memory import Memory
 from gradstats.kernels.ranges import summed
@@ -74,10 +74,13 @@ class ErrorFeedback(Memory):
         corrected = summed(residual, grad)
         return corrected, Residual(corrected, state.inner)
 
-    def terms(self, grad: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
+    def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
         """Return residual and gradient."""
-        if not are_addable(state.residual, grad):
+        own = type(self).before is not ErrorFeedback.before
+        if own or not are_addable(state.residual, grad):
             return None
+        if not reuse:
+            return state.residual if self.gamma == 1 else state.residual * self.gamma, grad
         if self.gamma != 1:
             state.residual.mul_(self.gamma)
         return state.residual, grad

@@ -12,7 +12,8 @@ from torch import Tensor
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.none import NoCompression
-from gradstats.compressors.rounds import Collective, Exchanges, State, Step
+from gradstats.compressors.rounds import Collective, Exchanges, State, Step, Terms
+from gradstats.kernels import recycling
 from gradstats.payloads.base import Payload
 from gradstats.rng import Rng
 
@@ -51,15 +52,17 @@ class Memory(Compressor):
         """
         raise NotImplementedError(f"{type(self).__name__} must define before")
 
-    def terms(self, grad: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
-        """Return two tensors whose sum is what `before` returns with `reuse=True`, or None.
+    def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
+        """Return two tensors whose sum is what `before` returns, or None: use `before`.
 
-        A compressor that selects adds them while it selects (`Compressor.encode_sum`). The sum
-        takes the place of the first, and `after` gets `state` itself. None: use `before`.
+        A compressor adds them while it selects (`Compressor.encode_sum`) or multiplies
+        (`Compressor.exchange_all`). `after` gets `state` itself.
 
         Args:
             grad: this step's gradient, detached; read only.
-            state: from `init` or from the step before; its tensors may be overwritten.
+            state: from `init` or from the step before.
+            reuse: whether the tensors of `state` may be overwritten: the sum takes the place of
+                the first.
         """
         return None
 
@@ -111,25 +114,38 @@ class Memory(Compressor):
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
         """Exchange what `before` returns; the memory counts what the exchange reports as sent."""
-        corrected, midway = self.before(grad.detach(), state)
-        step = yield from self.compressor.exchange(corrected, midway.inner, rng)
+        corrected, midway, terms = self._begun(grad, state)
+        inner = midway.inner
+        if terms is None:
+            step = yield from self.compressor.exchange(corrected, inner, rng)
+        else:
+            step = yield from self.compressor.exchange_sum(terms, corrected, inner, rng)
         return self._ended(step, corrected, midway, state)
 
     def exchange_all(
-        self, grads: Sequence[Tensor], states: Sequence[State], rngs: Sequence[Rng | None]
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
     ) -> Exchanges[list[Step]]:
         """See `Compressor.exchange_all`; the compressor inside gets all at once if it batches."""
         if not self.compressor.batches:
-            return (yield from super().exchange_all(grads, states, rngs))
-        pairs = [
-            self.before(grad.detach(), state) for grad, state in zip(grads, states, strict=True)
-        ]
-        inner = [midway.inner for _, midway in pairs]
-        steps = yield from self.compressor.exchange_all([v for v, _ in pairs], inner, rngs)
-        return [
-            self._ended(step, corrected, midway, state)
-            for step, (corrected, midway), state in zip(steps, pairs, states, strict=True)
-        ]
+            return (yield from super().exchange_all(grads, states, rngs, terms))
+        triples = [self._begun(*pair) for pair in zip(grads, states, strict=True)]
+        totals, midways, sums = map(list, zip(*triples, strict=True))
+        inner = [midway.inner for midway in midways]
+        steps = yield from self.compressor.exchange_all(totals, inner, rngs, sums)
+        ended = zip(steps, totals, midways, states, strict=True)
+        return [self._ended(*each) for each in ended]
+
+    def _begun(self, grad: Tensor, state: State) -> tuple[Tensor, State, Terms]:
+        """What `before` returns, and the terms of which it is still to become the sum."""
+        grad = grad.detach()
+        terms = self.terms(grad, state, reuse=False)
+        if terms is None:
+            return (*self.before(grad, state), None)
+        return recycling.empty_like(grad), state, terms
 
     def _ended(self, step: Step, corrected: Tensor, midway: State, state: State) -> Step:
         """The step of this memory, from that of the compressor inside."""

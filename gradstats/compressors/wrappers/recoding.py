@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from gradstats.compressors.wrappers.pipe import Stage, innermost
-from gradstats.kernels import coding
+from gradstats.kernels import ans, coding
 from gradstats.payloads import entropy
 from gradstats.payloads.base import Bundle, Payload
 from gradstats.payloads.index_codes import OF_KNOWN_LENGTH
@@ -59,7 +57,7 @@ def _entropy_coded(payload: Payload) -> Payload:
     symbols = (
         coding.unpack(payload.coder.data, payload.symbols, levels, trusted=True).cpu().numpy()
     )
-    counts = np.bincount(symbols, minlength=levels)
+    counts = ans.count(symbols, levels)
     frequencies = entropy.frequencies((counts + 1) / (counts + 1).sum())
     data = entropy.encode_symbols(symbols, frequencies)
     return replace(payload, coder=ANS(data, frequencies))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.base import Compressor
-from gradstats.compressors.rounds import State
+from gradstats.compressors.rounds import State, Terms
 from gradstats.compressors.states import own_share
 from gradstats.compressors.wrappers.error_feedback import are_addable
 from gradstats.compressors.wrappers.memory import Memory
@@ -88,9 +88,9 @@ class Velocity(Memory):
             v = summed(v, u)
         return v, Velocities(u, v, state.inner)
 
-    def terms(self, grad: Tensor, state: State) -> tuple[Tensor, Tensor] | None:
+    def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
         """Return the residual and what is added to it: momentum, or with Nesterov the gradient."""
-        if not are_addable(state.momentum, grad):
+        if not reuse or not are_addable(state.momentum, grad):
             return None
         g, u, v = self._clipped(grad), state.momentum, state.residual
         if not self.nesterov:

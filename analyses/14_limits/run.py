@@ -1,0 +1,239 @@
+"""Every limit that gradstats is held against, as ratios inside one run per part.
+
+    python analyses/14_limits/run.py                  # about 15 minutes, alone on the machine
+    python analyses/14_limits/run.py --part coding
+    python analyses/14_limits/run.py --quick          # small sizes; fails where a ratio got worse
+
+`report.json` is written after every part. `--quick` compares with the ratios that `--quick --keep`
+wrote into it: one that is more than half as much again as before, measured three times, fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE)]
+
+import torch  # noqa: E402
+from coding import ASKED as CODING  # noqa: E402
+from coding import NUMEL, speeds  # noqa: E402
+from hook import ASKED as HOOK  # noqa: E402
+from hook import PLAIN, TORCH, measured  # noqa: E402
+from selecting import feedback, ratios, small  # noqa: E402
+from sizes import LARGEST, MEMORY, costs, peaks  # noqa: E402
+from summaries_and_replay import replays, starts, summaries  # noqa: E402
+
+import gradstats  # noqa: E402
+
+WORSE = 1.5  # times a committed ratio
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number, and what it is held against.
+
+    Attributes:
+        part: which measurement it comes from.
+        case: what was measured.
+        value: in the unit.
+        unit: of value and asked.
+        asked: the limit; None where there is none.
+        more: whether more is better.
+        ratio: time over that of what it is compared with in the same run; None where it has none.
+    """
+
+    part: str
+    case: str
+    value: float
+    unit: str
+    asked: float | None
+    more: bool = False
+    ratio: float | None = None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the limit is kept; None where there is none."""
+        if self.asked is None:
+            return None
+        return self.value >= self.asked if self.more else self.value <= self.asked
+
+
+def of_coding(options: argparse.Namespace) -> list[Line]:
+    """Encoding and decoding of the quantizers."""
+    numel, rounds = (1 << 20, 5) if options.quick else (NUMEL, 9)
+    rows = speeds(numel, rounds, torch.get_num_threads())
+    read = rows.pop("read")["encode"]
+    lines = []
+    for spec, row in rows.items():
+        asked = dict(zip(("encode", "decode"), CODING.get(spec, (None, None)), strict=True))
+        for way in ("encode", "decode"):
+            if way in row:
+                case, ratio = f"{spec}, {way}", read / row[way]
+                lines.append(Line("coding", case, row[way], "GB/s", asked[way], True, ratio))
+    return [Line("coding", "read", read, "GB/s", None, True), *lines]
+
+
+def of_selecting(options: argparse.Namespace) -> list[Line]:
+    """Selecting: feedback and large ratios in reads, small vectors in times torch.topk."""
+    numel, rounds = (1_000_000, 5) if options.quick else (10_000_000, 12)
+    asked: dict[str, float] = {"ef(exact-threshold(0.01))": 6, "exact-threshold(0.1)": 6}
+    reads = {**feedback(numel, rounds), **ratios(numel, rounds)}
+    lines = [
+        Line("selecting", case, reads[case], "reads", asked.get(case), ratio=reads[case])
+        for case in reads
+        if case != "read"
+    ]
+    faster = {10_000: (1, 0.5), 100_000: (4, 3)}
+    for n, least in faster.items():
+        times = small(n, rounds)
+        for spec, limit in zip(("exact-threshold(0.01)", "sidco-e(0.01)"), least, strict=True):
+            case, value = f"{spec}, {n:,} elements", times[spec]
+            unit = "times as fast as torch.topk"
+            lines.append(Line("selecting", case, value, unit, limit, True, 1 / value))
+    return lines
+
+
+def of_summaries(options: argparse.Namespace) -> list[Line]:
+    """Summaries over torch.sum."""
+    numel, rounds = (1_000_000, 5) if options.quick else (25_600_000, 15)
+    asked = {("float16", "after a pause"): 3.5}
+    asked |= {("float32", when): 4.5 for when in ("after a pause", "right after torch")}
+    return [
+        Line("summaries", f"{data}, {when}", value, "sums", asked.get((data, when)), ratio=value)
+        for data, row in summaries(numel, rounds).items()
+        for when, value in row.items()
+        if when != "sum_ms"
+    ]
+
+
+def of_replay(options: argparse.Namespace) -> list[Line]:
+    """Replay of tracked rows of 65,536 elements by one thread."""
+    sparsifiers = ("topk", "exact-threshold", "sidco", "randomk")
+    lines = []
+    for spec, value in replays(20 if options.quick else 100).items():
+        name = spec.removeprefix("ef(")
+        asked = 3.0 if name.startswith("co3") else 0.8 if name.startswith(sparsifiers) else None
+        lines.append(Line("replay", spec, value, "ms per row", asked))
+    return lines
+
+
+def of_hook(options: argparse.Namespace) -> list[Line]:
+    """A step under each hook, over plain DDP's and over that of torch's own hook."""
+    ways = measured(options)
+    lines = [Line("hook", name, ways[name] / ways[PLAIN], "plain", None) for name in TORCH]
+    for spec, (beside, asked) in HOOK.items():
+        ratio = ways[spec] / ways[beside]
+        lines.append(Line("hook", spec, ratio, beside, asked, ratio=ratio))
+    return lines
+
+
+def of_start(options: argparse.Namespace) -> list[Line]:
+    """Start-up of processes."""
+    times = starts(1 if options.quick else 5)
+    over = times["import gradstats; gradstats.capture"] - times["import torch"]
+    return [
+        Line("start", "import gradstats; gradstats.capture", over, "s over torch", 0.3),
+        Line("start", "gradstats --help", times["gradstats --help"], "s", 0.3),
+    ]
+
+
+def of_memory(options: argparse.Namespace) -> list[Line]:
+    """The peak of memory while encoding, over the gradient's."""
+    found = peaks(1_000_000 if options.quick else MEMORY)
+    return [Line("memory", spec, value, "gradients", None) for spec, value in found.items()]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[Line]]] = {
+    "hook": of_hook,
+    "coding": of_coding,
+    "selecting": of_selecting,
+    "summaries": of_summaries,
+    "replay": of_replay,
+    "start": of_start,
+    "memory": of_memory,
+}
+
+
+def main() -> int:
+    """Write report.json; the exit code is 1 where a quick run is worse than the committed one."""
+    options = parsed()
+    report = json.loads(options.out.read_text()) if options.out.exists() else {}
+    kept: dict[str, dict[str, float]] = report.get("quick", {})
+    worse = []
+    for part in options.part or [*PARTS, "sizes"]:
+        started = time.perf_counter()
+        if part == "sizes":
+            if not options.quick:
+                report["sizes"] = {str(n): costs(n, options.largest) for n in (1, 2)}
+        elif not options.quick:
+            report.setdefault("parts", {})[part] = [asdict(each) for each in PARTS[part](options)]
+        elif options.keep:
+            report.setdefault("quick", {})[part] = quick_ratios(part, options)
+        else:
+            worse += compared(part, options, kept.get(part, {}))
+        print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
+        if not options.quick or options.keep:
+            report["machine"] = machine()
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+    for each in worse:
+        print(each, file=sys.stderr)
+    return int(bool(worse))
+
+
+def quick_ratios(part: str, options: argparse.Namespace) -> dict[str, float]:
+    """The ratios of a part by case."""
+    return {each.case: each.ratio for each in PARTS[part](options) if each.ratio is not None}
+
+
+def compared(part: str, options: argparse.Namespace, kept: dict[str, float]) -> list[str]:
+    """What is worse than it was, in each of several tries: a sentence per case."""
+    best = quick_ratios(part, options)
+    for _ in range(TRIES - 1):
+        if all(best.get(case, 0) <= WORSE * before for case, before in kept.items()):
+            break
+        again = quick_ratios(part, options)
+        best = {case: min(ratio, again[case]) for case, ratio in best.items()}
+    return [
+        f"{part}: {case} must be at most {WORSE} times {before:.2f}, got {best[case]:.2f}"
+        for case, before in kept.items()
+        if case in best and best[case] > WORSE * before
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran."""
+    return {
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gradstats": gradstats.__version__,
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", action="append", choices=[*PARTS, "sizes"], help="repeatable")
+    parser.add_argument("--quick", action="store_true", help="small sizes, compared with before")
+    parser.add_argument("--keep", action="store_true", help="quick ratios go into the report")
+    parser.add_argument("--largest", type=int, default=LARGEST, help="elements of the sizes")
+    parser.add_argument("--out", type=Path, default=HERE / "report.json")
+    options = parser.parse_args()
+    options.ways = [PLAIN, *TORCH, *HOOK]
+    options.phases, options.batch, options.workers = [], 64, 2
+    options.seconds = 10 if options.quick else 40
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
