@@ -26,8 +26,8 @@ from gradstats.kernels.counting_cpu import CHUNK, _in_threads, _patterns
 from gradstats.kernels.packing import Packing, packing
 from gradstats.kernels.ranges import saturated
 
-RUN = 1 << 12  # elements, about, that go through all loops together
-LONGEST_RUN = 1 << 14
+RUN = 1 << 14  # elements, at most about, that go through all loops together
+LONGEST_RUN = 1 << 15
 FLOAT32 = torch.float32
 RULES = {"max": LARGEST, "l2": L2, "power": POWER, "e4m3": E4M3, "range": RANGE}
 STORED = {"power": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}
