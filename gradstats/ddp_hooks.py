@@ -225,11 +225,13 @@ class CompressorState(HookState):
         """Run the exchange up to its first collective, unless a gradient is broken."""
         work.layout = self._layouts.known(self._bucket, bucket) or self._layout_of(bucket)
         work.scale = self._scaled[0] if self._scaled else 1.0
-        work.broken = not work.layout.read(work.scale)
+        shown = self.compressor.shows_nonfinite and work.layout.is_read_in_place
+        work.broken = not shown and not work.layout.read(work.scale)
         if not work.broken:
             place = (self.step, group.rank, group.workers)
             work.rounds = Rounds(self._compressing.exchange_of(work.layout, *place), group)
             group.header(work.rounds.request)  # which encodes indices, and may fail too
+            work.broken = shown and not work.rounds.asks_finite
 
     def _layout_of(self, bucket: Any) -> Layout:
         if bucket.buffer().is_sparse:

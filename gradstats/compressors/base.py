@@ -61,6 +61,15 @@ class Compressor(ABC):
     def contract(self) -> Contract:
         """Promises for every input; subclasses set a class attribute or define a property."""
 
+    @property
+    def shows_nonfinite(self) -> bool:
+        """Whether a NaN or inf in a gradient shows in the first all-reduce of its exchange.
+
+        True of methods that ask for a product with the whole gradient, in the dtype of float32 and
+        float64 gradients: nobody has to look for NaN and inf before.
+        """
+        return False
+
     @staticmethod
     def flattened(grad: Tensor) -> Tensor:
         """Return the elements of a gradient as a vector: `[d]`, contiguous, detached.

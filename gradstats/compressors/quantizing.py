@@ -11,7 +11,14 @@ from gradstats.compressors.contracts import Bound
 from gradstats.kernels import coding
 from gradstats.kernels.coding_scaled import Scaled, ScaleRule, quantize_scaled
 from gradstats.kernels.forms import on_host
-from gradstats.kernels.ranges import bounded, in_range, in_unit, saturated, unit_of
+from gradstats.kernels.ranges import (
+    bounded,
+    in_range,
+    in_unit,
+    largest_magnitude,
+    saturated,
+    unit_of,
+)
 from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.symbol_codes import Packed
@@ -20,6 +27,13 @@ from gradstats.payloads.symbol_codes import Packed
 def within_float32(flat: Tensor) -> Tensor:
     """Return the elements, with float64 ones limited to the range of float32."""
     return bounded(flat, torch.float32)
+
+
+def peak_of(flat: Tensor) -> float:
+    """Read the largest magnitude, NaN if there is one, 0 of nothing."""
+    if on_host(flat) and flat.dtype != torch.float64 and flat.numel():
+        return float(coding.bucket_norms(flat, flat.numel(), "max"))
+    return abs(largest_magnitude(flat))  # which may be -0
 
 
 def coded_bits(text: str) -> Bound:

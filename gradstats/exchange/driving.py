@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any, Generic, TypeVar
 
-from gradstats.compressors import Collective, Step
+from gradstats.compressors import AllReduce, Collective, Step
 from gradstats.compressors.rounds import Exchange, Worker, fused
 from gradstats.exchange.collectives import Group
 from gradstats.exchange.counts import Traffic
 from gradstats.exchange.messaging import CollectiveError, Header, MessageError, describe, digest
 from gradstats.exchange.simulating import simulated
+from gradstats.kernels.moving import are_finite
 
 __all__ = ["DisagreementError", "Exchange", "Rounds", "drive", "fused", "simulate"]
 
@@ -88,6 +89,11 @@ class Rounds(Generic[T]):
     def __init__(self, exchange: Exchange[T], group: Group) -> None:
         self._exchange, self._group = exchange, group
         self.advance(None)
+
+    @property
+    def asks_finite(self) -> bool:
+        """Whether the next collective is an all-reduce of numbers that are finite here."""
+        return isinstance(self.request, AllReduce) and bool(are_finite([self.request.tensor]))
 
     def advance(self, result: Any) -> None:
         """Go on to the next collective, given the result of the last one."""

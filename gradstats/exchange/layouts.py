@@ -57,6 +57,11 @@ class Layout:
             and all(map(is_, self.parameters, parameters))
         )
 
+    @cached_property
+    def is_read_in_place(self) -> bool:
+        """Whether all units are parts of a float32 or float64 bucket: none is copied or cast."""
+        return self.buffer.dtype.itemsize > 2 and not any(unit.own for unit in self.units)
+
     def read(self, scale: float) -> Tensor:
         """Fill the units with gradients divided by the loss scale: whether all are finite."""
         flags = [flag for unit in self.units for flag in unit.read(scale)]

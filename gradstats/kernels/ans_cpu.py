@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradstats.kernels import ans_cpu_loops as loops
 from gradstats.kernels.ans_eager import RUN, Coded, Tables
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads
+from gradstats.kernels.threads import CHUNK, in_threads
 
 PAD = np.zeros(8, np.uint16)  # see `loops.decode`
 
@@ -78,4 +78,4 @@ def _runs(symbols: NDArray[np.integer]) -> int:
 
 def _by_turns(work: Callable[[Iterator[int]], Any], turns: int) -> list[Any]:
     """Share turns among threads."""
-    return _in_threads(lambda chunks: work(c.start // CHUNK for c in chunks), turns * CHUNK)
+    return in_threads(lambda chunks: work(c.start // CHUNK for c in chunks), turns * CHUNK)

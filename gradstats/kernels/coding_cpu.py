@@ -22,9 +22,10 @@ from gradstats.kernels.coding_cpu_runs import Decoder, add, count_wrong, encode
 from gradstats.kernels.coding_cpu_scaling import E4M3, GIVEN, L2, LARGEST, POWER, RANGE, Scaling
 from gradstats.kernels.coding_eager import Rounding
 from gradstats.kernels.coding_scaled import ScaleRule
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads, _patterns
+from gradstats.kernels.counting_cpu import _patterns
 from gradstats.kernels.packing import Packing, packing
 from gradstats.kernels.ranges import saturated
+from gradstats.kernels.threads import CHUNK, in_threads
 
 RUN = 1 << 12  # elements, about, that go through all loops together
 LONGEST_RUN = 1 << 14
@@ -200,15 +201,15 @@ def quantize_signs(values: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
     """See `coding.bucket_norms`."""
     n = values.numel()
-    wide = values if values.dtype.itemsize > 2 else values.to(FLOAT32)
+    wide = values if values.dtype.itemsize > 2 or kind == "max" else values.to(FLOAT32)
     if bucket <= CHUNK:
         sums = _gathered(wide, bucket, kind)
     else:
         parts = [_gathered(part, CHUNK, kind) for part in torch.split(wide, bucket) if n]
         sums = np.array([part.max() if kind == "max" else part.sum() for part in parts])
     if kind == "max":
-        largest = torch.from_numpy(sums.astype(_patterns(wide).dtype)).view(wide.dtype)
-        return saturated(largest, FLOAT32)
+        patterns = sums.astype(f"int{8 * wide.dtype.itemsize}")
+        return saturated(torch.from_numpy(patterns).view(wide.dtype), FLOAT32)
     if kind == "l2":
         return saturated(torch.from_numpy(np.sqrt(sums)), FLOAT32)
     return _means(sums, n, bucket)
@@ -223,8 +224,8 @@ def _means(sums: NDArray[np.float64], n: int, bucket: int) -> Tensor:
 
 def _gathered(values: Tensor, piece: int, kind: str) -> NDArray[Any]:
     """Of every `piece` elements the sum of magnitudes or squares, or the largest pattern."""
-    array, patterns = values.numpy(), _patterns(values)
-    # as integers, so that a NaN is the largest
+    # the largest as integers, so that a NaN is it
+    array, patterns = _elements(values)[0], _patterns(values)
     dtype = patterns.dtype if kind == "max" else np.dtype(np.float64)
     results = np.zeros(-(-len(array) // piece), dtype)
 
@@ -257,7 +258,7 @@ def _in_runs(
         for start in range(first, min(first + together, n), size):
             yield slice(start, min(start + size, n))
 
-    return _in_threads(runs, -(-n // together) * CHUNK)
+    return in_threads(runs, -(-n // together) * CHUNK)
 
 
 def _elements(values: Tensor) -> tuple[NDArray[Any], int]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.coding_cpu_packing import pack_narrow
-from gradstats.kernels.coding_cpu_patterns import load
+from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, load
 from gradstats.kernels.counting_cpu_loops import jit, jit_sums
 
 
@@ -47,12 +47,12 @@ def magnitudes(values: NDArray[Any], piece: int, out: NDArray[Any]) -> None:
 
 
 @jit_sums
-def _signs_of(x: NDArray[Any], signs: NDArray[Any]) -> float:
+def _signs_of(x: NDArray[Any], out: NDArray[Any]) -> float:
     """The sum of magnitudes; 1 for each that is above 0, or a NaN."""
     total = 0.0
     for i in range(x.size):
         total += abs(np.float64(x[i]))
-        signs[i] = not x[i] <= np.float32(0)
+        out[i] = not x[i] <= np.float32(0)
     return total
 
 
@@ -75,15 +75,18 @@ def signs(
         sums: float64 `[⌈n/piece⌉]`, to be overwritten.
         out: uint8 `[⌈n/8⌉]`.
     """
-    x, bits = np.empty(run, np.float32), np.zeros(run, np.uint8)
-    step = min(run, piece)
+    x, bits, step = np.empty(run, np.float32), np.zeros(run, np.uint8), min(run, piece)
     sums[:] = 0
     for i in range(0, values.size, run):
         size = min(run, values.size - i)
-        load(values[i : i + size], kind, False, x[:size])
+        if kind != AS_IT_IS:
+            load(values[i : i + size], kind, False, x[:size])
         for j in range(0, size, step):
-            part = slice(j, min(j + step, size))
-            sums[(i + j) // piece] += _signs_of(x[part], bits[part])
+            end = min(j + step, size)
+            if kind == AS_IT_IS:  # what comes from memory is worked on while it comes
+                sums[(i + j) // piece] += _signs_of(values[i + j : i + end], bits[j:end])
+            else:
+                sums[(i + j) // piece] += _signs_of(x[j:end], bits[j:end])
         whole = (size + 7) // 8 * 8
         bits[size:whole] = 0
         pack_narrow(bits[:whole], 1, out[i // 8 : (i + whole) // 8])

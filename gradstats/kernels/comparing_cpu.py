@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels.comparing_eager import Products
-from gradstats.kernels.counting_cpu import _in_threads
 from gradstats.kernels.counting_cpu_loops import BLOCK, jit, jit_sums
+from gradstats.kernels.threads import in_threads
 
 
 def products(grad: Tensor, update: Tensor, compensated: Tensor, residual: Tensor) -> Products:
@@ -24,7 +24,7 @@ def products(grad: Tensor, update: Tensor, compensated: Tensor, residual: Tensor
             rows = sums[chunk.start // BLOCK :]
             sum_products(*(array[chunk] for array in arrays), rows)
 
-    _in_threads(work, len(grad))
+    in_threads(work, len(grad))
     return Products(*sums.sum(axis=0).tolist())
 
 

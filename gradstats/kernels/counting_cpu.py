@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import cache, reduce
 from itertools import pairwise
 from operator import or_
@@ -28,9 +27,8 @@ from gradstats.kernels.grid import (
     sums_16_bit,
     values_16_bit,
 )
+from gradstats.kernels.threads import CHUNK, in_threads
 
-CHUNK = 1 << 19  # elements that a thread takes at a time
-MOST = 1 << 30  # elements that 32-bit counts are sure to hold
 TABLES = 2  # so that runs of one value do not wait for their own last store
 WIDEST = 1 << 16  # keys of a table that is held twice: 512 kB in all
 
@@ -47,26 +45,6 @@ _own = _Own()
 Blocks = tuple[NDArray[np.float64], NDArray[Any], NDArray[np.int64]]
 
 
-def _in_threads(work: Callable[[Iterator[slice]], Any], n: int) -> list[Any]:
-    """Run `work(chunks)` in as many threads as torch uses; they share the chunks of n elements.
-
-    A thread that has to wait for its core, as after an operation of torch whose threads still
-    spin, takes fewer chunks and holds nobody up.
-    """
-    results = []
-    for first in range(0, n, MOST):
-        starts = range(first, min(first + MOST, n), CHUNK)
-        chunks = iter([slice(start, min(start + CHUNK, n)) for start in starts])
-        others = min(torch.get_num_threads(), len(starts) // 2) - 1
-        if others < 1:
-            results.append(work(chunks))
-            continue
-        with ThreadPoolExecutor(others) as pool:
-            waiting = [pool.submit(work, chunks) for _ in range(others)]
-            results += [work(chunks), *(each.result() for each in waiting)]
-    return results
-
-
 def count(values: Tensor) -> Tally:
     """See `gradstats.kernels.count`."""
     if len(values) <= CHUNK:
@@ -81,7 +59,7 @@ def count(values: Tensor) -> Tally:
         sums = {c.start: _sums(patterns[c], array[c], keys, counts) for c in chunks}
         return counts, sums
 
-    tables, sums = zip(*_in_threads(work, len(array)), strict=True)
+    tables, sums = zip(*in_threads(work, len(array)), strict=True)
     every = [of_chunk for _, of_chunk in sorted(reduce(or_, sums).items())]
     by_block, zeros = zip(*every, strict=True)
     special = np.append(sum(zeros), [0, 0, 0])
@@ -111,7 +89,7 @@ def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     if n <= CHUNK:
         largest, zeros = loops.sum_magnitudes(patterns, array, magnitude, below, sums)
     else:
-        tops, several = zip(*_in_threads(work, n), strict=True)
+        tops, several = zip(*in_threads(work, n), strict=True)
         largest, zeros = max(tops), sum(several)
     if largest >= keys.infinity:
         return None
@@ -290,4 +268,4 @@ def _count_patterns(patterns: NDArray[np.uint16], grid: Grid) -> NDArray[np.int6
             loops.count_16_bit(patterns[chunk], counts[0])
         return counts
 
-    return np.asarray(_added(_in_threads(work, patterns.size))[0])
+    return np.asarray(_added(in_threads(work, patterns.size))[0])

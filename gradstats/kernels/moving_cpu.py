@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.counting_cpu import _in_threads
 from gradstats.kernels.counting_cpu_loops import jit, jit_sums
+from gradstats.kernels.threads import in_threads
 
 MAGNITUDE, SIGN, ONE = np.int32(0x7FFFFFFF), np.int32(0x8000), np.int32(1)
 SIXTEEN, HALF = np.int32(16), np.int32(0x3F000000)  # the bits of 0.5
@@ -117,7 +117,7 @@ def divide_in_16_bits(out: Tensor, values: Tensor, divisor: int) -> float:
     def of_thread(parts: Iterator[slice]) -> int:
         return max((loop(target[part], array[part], by) for part in parts), default=0)
 
-    bits = max(_in_threads(of_thread, values.numel()), default=0)
+    bits = max(in_threads(of_thread, values.numel()), default=0)
     return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
@@ -190,4 +190,4 @@ def _over(work: Callable[[slice], bool], values: Tensor) -> bool:
     def of_thread(parts: Iterator[slice]) -> bool:
         return all([work(part) for part in parts])  # each does its part
 
-    return all(_in_threads(of_thread, values.numel()))
+    return all(in_threads(of_thread, values.numel()))

@@ -13,10 +13,10 @@ from torch import Tensor
 from gradstats.kernels import rotating_cpu_levels as over_levels
 from gradstats.kernels import rotating_cpu_loops as loops
 from gradstats.kernels.coding_eager import boundaries
-from gradstats.kernels.counting_cpu import CHUNK, _in_threads
 from gradstats.kernels.packing import packing
 from gradstats.kernels.rotating_cpu_levels import Book
 from gradstats.kernels.rotating_cpu_loops import SQUARE, Place
+from gradstats.kernels.threads import CHUNK, in_threads
 
 FLOAT32 = torch.float32
 NO_WEIGHT = np.float32(0)
@@ -140,7 +140,7 @@ def _in_runs(work: Callable[[Iterator[slice]], None], n: int, block: int) -> Non
         starts = (chunk.start // CHUNK * together for chunk in chunks)
         work(run for start in starts for run in _parts(start, min(start + together, n), size))
 
-    _in_threads(runs, -(-n // together) * CHUNK)
+    in_threads(runs, -(-n // together) * CHUNK)
 
 
 def _parts(start: int, stop: int, size: int) -> Iterator[slice]:

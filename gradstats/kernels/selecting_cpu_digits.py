@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu import _in_threads
 from gradstats.kernels.counting_cpu_loops import count_heads, jit
+from gradstats.kernels.threads import in_threads
 
 DIGIT = 16  # bits of a magnitude that one pass counts
 
@@ -29,7 +29,7 @@ def digit_counts(patterns: NDArray[Any], prefix: int, shift: int) -> NDArray[np.
                 count_digits(patterns[chunk], width(prefix), width(shift), counts[0])
         return counts
 
-    counts = np.asarray(sum(each.sum(0, dtype=np.int64) for each in _in_threads(work, len(heads))))
+    counts = np.asarray(sum(each.sum(0, dtype=np.int64) for each in in_threads(work, len(heads))))
     if top:  # either sign
         counts = counts.reshape(2, -1).sum(0)
     return counts

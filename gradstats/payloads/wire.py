@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstats.payloads.checking import crc32
 from gradstats.payloads.index_codes import decode_indices
 
 MAGIC = b"GSPL"
@@ -84,9 +84,16 @@ def raw_view(section: Tensor) -> Tensor:
 
 
 def seal(sections: Iterable[Section]) -> bytes:
-    """Put sections into an envelope."""
-    body = b"".join(map(raw, sections))
-    return ENVELOPE.pack(MAGIC, VERSION, _checksum(body)) + body
+    """Put sections into an envelope; the elements of tensors are copied once."""
+    body, checksum = [_buffer(each) for each in sections], VERSION
+    for part in body:
+        checksum = crc32(part, checksum)
+    return b"".join([ENVELOPE.pack(MAGIC, VERSION, checksum), *body])
+
+
+def _buffer(section: Section) -> bytes | memoryview:
+    """What `raw` copies."""
+    return section if isinstance(section, bytes) else raw_view(section).cpu().numpy().data
 
 
 def unseal(data: bytes) -> memoryview:
@@ -111,7 +118,7 @@ def unseal(data: bytes) -> memoryview:
 
 
 def _checksum(body: bytes | memoryview) -> int:
-    return zlib.crc32(body, VERSION)
+    return crc32(body, VERSION)
 
 
 class Reader:

@@ -1,13 +1,16 @@
 """Torch and numba kernels against each other and against a definition written another way."""
 
 import math
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from gradstats import kernels
-from gradstats.kernels import counting_cpu, counting_eager, selecting_eager
+from gradstats.kernels import counting_cpu, counting_eager, selecting_eager, threads
 from gradstats.kernels.grid import GRIDS, _pattern, round_down
 
 DTYPES = tuple(GRIDS)
@@ -221,3 +224,25 @@ def test_sums_of_magnitudes_are_left_to_the_counts():
     assert kernels.sum_magnitudes(values[:0]) is None
     with kernels.use("eager"):
         assert kernels.sum_magnitudes(values) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_threads_that_are_kept_serve_many_callers_and_not_a_forked_child():
+    values, before = torch.randn(3_000_000), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = kernels.count(values).total
+        with ThreadPoolExecutor(6) as callers:
+            assert {each.total for each in callers.map(kernels.count, [values] * 12)} == {expected}
+        assert threads._pool(1) is threads._pool(1)
+        if hasattr(os, "register_at_fork"):
+            kept = threads._pool(1)
+            with multiprocessing.get_context("fork").Pool(1) as child:
+                assert child.apply(_total_of_three_million) == 3_000_000
+            assert threads._pool(1) is kept
+    finally:
+        torch.set_num_threads(before)
+
+
+def _total_of_three_million():
+    return kernels.count(torch.from_numpy(np.ones(3_000_000, np.float32))).total

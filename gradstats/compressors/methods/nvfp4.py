@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
-from gradstats.compressors.quantizing import coded_bits, scaled
+from gradstats.compressors.quantizing import coded_bits, peak_of, scaled
 from gradstats.kernels.coding_scaled import ScaleRule
-from gradstats.kernels.ranges import in_unit, largest_magnitude, saturated, unit_of
+from gradstats.kernels.ranges import in_unit, saturated, unit_of
 from gradstats.payloads.codebooks import E2M1
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
@@ -44,7 +44,7 @@ class NVFP4(Stateless):
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Scales of the blocks, then rounding."""
-        peak = abs(largest_magnitude(flat))  # which may be -0
+        peak = peak_of(flat)
         power = unit_of(peak)
         flat = in_unit(flat, power)
         unit = _in_float32(peak / power) / (LARGEST * LARGEST_SCALE) if len(flat) else 1.0

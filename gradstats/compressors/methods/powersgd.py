@@ -76,6 +76,7 @@ class PowerSGD(Joint):
         host_reads=3,  # two, and one of the matrices at the ends of the range
     )
     batches = True
+    shows_nonfinite = True
     resharded = first_state
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class ScaledSign(Stateless):
         check_bucket(self.bucket)
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
-        """Means of the buckets, then signs."""
+        """Signs, and the means of the buckets."""
         flat = within_float32(flat)
         bucket = bucket_of(self.bucket, flat.numel())
         signs, means = quantize_signs(flat, bucket)

@@ -63,6 +63,11 @@ class ErrorFeedback(Memory):
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {self.gamma!r}")
 
+    @property
+    def shows_nonfinite(self) -> bool:
+        """As of the compressor inside: the residual is finite."""
+        return self.compressor.shows_nonfinite
+
     def init(self, grad: Tensor) -> Residual:
         """Start with no residual."""
         residual = grad.detach().new_zeros(grad.shape)
