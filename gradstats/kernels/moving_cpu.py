@@ -138,7 +138,7 @@ def subtract_sent(residual: Tensor, sent: Tensor) -> None:
         for part in parts:
             _subtract_sent(out[part], values[part])
 
-    _in_threads(of_thread, residual.numel())
+    in_threads(of_thread, residual.numel())
 
 
 @jit
