@@ -224,12 +224,21 @@ def _tally_of(table: NDArray[np.int64], dtype: torch.dtype) -> Tally:
     values = every[patterns]
     finite = np.isfinite(values)
     kinds = (np.isnan(values), np.isposinf(values), np.isneginf(values))
+    nan, positive_inf, negative_inf = (int(counts[kind].sum()) for kind in kinds)
+    total, total_abs, total_sq = sums_16_bit(values[finite], counts[finite].astype(np.float64))
+    bins, positive, negative = rows
     return Tally(
-        *rows,
+        bins,
+        positive,
+        negative,
         *zeros,
-        *(int(counts[kind].sum()) for kind in kinds),
-        *sums_16_bit(values[finite], counts[finite].astype(np.float64)),
-        max_abs=float(every[rows[0, -1:]].max(initial=0.0)),
+        nan,
+        positive_inf,
+        negative_inf,
+        total,
+        total_abs,
+        total_sq,
+        float(every[rows[0, -1:]].max(initial=0.0)),
     )
 
 
