@@ -67,14 +67,14 @@ class EDEN(Stateless):
         """Rotate, quantise at the scale of the coordinates, then find the scale to send."""
         block, key = block_of(flat.numel()), needs_rng(self, rng).own.key
         alphabet = Gauss(self.bits)
-        made = rotating.quantize(flat, block, key, alphabet.levels(flat.device))
+        rotated = rotating.quantize(flat, block, key, alphabet.levels(flat.device))
         if self.unbiased:
-            factor = made.values_sq / made.products
+            factor = rotated.values_sq / rotated.products
         else:
-            factor = made.products / made.levels_sq
-        scales = torch.where(made.scales == 0, 0, made.scales * factor).float()
-        coder = Packed(made.packed)
-        return Coded(coder, flat.numel(), alphabet, scales, block, made.unit, rotation=key)
+            factor = rotated.products / rotated.levels_sq
+        scales = torch.where(rotated.scales == 0, 0, rotated.scales * factor).float()
+        coder = Packed(rotated.packed)
+        return Coded(coder, flat.numel(), alphabet, scales, block, rotated.unit, rotation=key)
 
 
 def block_of(numel: int) -> int:
