@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "payloads": ("kernels", "rng"),
     # compressors for Run.compensated alone, when it is called
     "runs": ("compressors", "patterns", "ratios", "store", "summary"),
-    "thresholds": ("families", "ratios", "summary"),
+    # kernels: one stage of SIDCo-E needs the sum of magnitudes alone
+    "thresholds": ("families", "kernels", "ratios", "summary"),
     "compressors": (
         "families",
         "kernels",

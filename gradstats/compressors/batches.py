@@ -108,7 +108,9 @@ class Batch:
 class LowRankMethod(Protocol):
     """A compressor that exchanges batches."""
 
-    rank: int
+    @property
+    def rank(self) -> int:
+        """Columns of the factors."""
 
     def exchange_batch(self, batch: Batch) -> Exchange[list[Step]]:
         """Exchange the matrices of a batch together."""
@@ -194,7 +196,7 @@ def in_batches(
         kinds.setdefault(index if matrix is None else matrix.dtype, []).append(index)
     exchanges = []
     for indices in kinds.values():
-        columns = ([column[i] for i in indices] for column in (grads, matrices, states, pairs))
+        columns: Any = ([each[i] for i in indices] for each in (grads, matrices, states, pairs))
         batch = Batch(*columns)
         dense = matrices[indices[0]] is None
         exchanges.append(_dense(method, batch) if dense else method.exchange_batch(batch))

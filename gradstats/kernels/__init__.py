@@ -69,9 +69,9 @@ def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     """
     if not in_numba(values):
         return None
-    from gradstats.kernels import counting_cpu
+    from gradstats.kernels import summing_cpu
 
-    return counting_cpu.sum_magnitudes(values)
+    return summing_cpu.sum_magnitudes(values)
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:

@@ -12,7 +12,8 @@ import torch
 
 CHUNK = 1 << 19  # elements that a thread takes at a time
 MOST = 1 << 30  # elements that 32-bit counts are sure to hold
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def in_threads(work: Callable[[Iterator[slice]], T], n: int) -> list[T]:
