@@ -76,10 +76,10 @@ class PayloadMean:
                 return None
             ends = torch.tensor([part.stop for part, _ in pieces])
             lasts = torch.searchsorted(payload.indices, ends).tolist()
-            for (part, there), last in zip(pieces, lasts, strict=True):
+            for (part, view), last in zip(pieces, lasts, strict=True):
                 places = payload.indices[first:last] - part.start
-                add_at(there, places, values[first:last].to(there.dtype), weight)
-                written.append((there, places))
+                add_at(view, places, values[first:last].to(view.dtype), weight)
+                written.append((view, places))
                 first = last
         return written
 

@@ -43,9 +43,9 @@ class Averaging:
     def fill(self) -> Tensor:
         """Put this worker's share of the mean into what is summed: whether all are finite."""
         flags = [
-            fill_share(sums[part].view(there.shape), there, self._workers)
+            fill_share(sums[part].view(view.shape), view, self._workers)
             for sums, pieces in self._sums
-            for part, there in pieces
+            for part, view in pieces
         ]
         return torch.stack(flags).all()
 
@@ -58,5 +58,5 @@ class Averaging:
         if self.exact:
             return
         for sums, pieces in self._sums:
-            for part, there in pieces:
-                there.copy_(sums[part].view(there.shape))
+            for part, view in pieces:
+                view.copy_(sums[part].view(view.shape))

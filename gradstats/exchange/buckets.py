@@ -65,13 +65,13 @@ class Unit:
     def read(self, scale: float = 1.0) -> list[Tensor]:
         """Fill `whole` with gradients divided by the loss scale: whether they are finite."""
         flat = self.whole.reshape(-1)
-        pairs = [(flat[part].view(there.shape), there) for part, there in self.pieces if self.own]
-        return [divide(out, there, scale) for out, there in pairs]
+        pairs = [(flat[part].view(view.shape), view) for part, view in self.pieces if self.own]
+        return [divide(out, view, scale) for out, view in pairs]
 
     def write(self, update: Tensor) -> None:
         """Put an update, shaped as `whole`, into the bucket."""
-        for part, there in self.pieces:
-            there.copy_(update.reshape(-1)[part].view(there.shape))
+        for part, view in self.pieces:
+            view.copy_(update.reshape(-1)[part].view(view.shape))
 
 
 def members_of(
@@ -124,20 +124,20 @@ def pieces_of(grads: Sequence[Tensor]) -> list[Piece]:
     start = 0
     for grad in grads:
         end = start + grad.numel()
-        there = grad.view(-1) if grad.is_contiguous() else grad
-        before = pieces[-1][1] if pieces else there
-        if pieces and before.dim() == there.dim() == 1 and _follows(there, before):
+        view = grad.view(-1) if grad.is_contiguous() else grad
+        before = pieces[-1][1] if pieces else view
+        if pieces and before.dim() == view.dim() == 1 and _follows(view, before):
             part, before = pieces.pop()
-            there = before.as_strided((len(before) + len(there),), (1,))
-            pieces.append((slice(part.start, end), there))
+            view = before.as_strided((len(before) + len(view),), (1,))
+            pieces.append((slice(part.start, end), view))
         else:
-            pieces.append((slice(start, end), there))
+            pieces.append((slice(start, end), view))
         start = end
     return pieces
 
 
-def _follows(there: Tensor, before: Tensor) -> bool:
-    return there.storage_offset() == before.storage_offset() + len(before)
+def _follows(view: Tensor, before: Tensor) -> bool:
+    return view.storage_offset() == before.storage_offset() + len(before)
 
 
 def _views(buffer: Tensor, parameters: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -93,7 +93,7 @@ class Layout:
             if direct:
                 views += [] if step.is_known_finite and scale == 1 else [flat]
             else:
-                flags += [divide(there, flat[part].view(there.shape)) for part, there in targets]
+                flags += [divide(view, flat[part].view(view.shape)) for part, view in targets]
         self._writes = self.result._version
         return all_of(flags, views, self.result)
 
@@ -106,13 +106,13 @@ class Layout:
     ) -> bool:
         """Write a sparse update, and 0 to all other places; False if that is not possible."""
         mean = step.mean
-        flat = all(there.dim() == 1 for _, there in targets)
+        flat = all(view.dim() == 1 for _, view in targets)
         if mean is None or not flat or not mean.is_sparse:
             return False
-        for there, places in stale.get(id(unit), ()):
-            clear_at(there, places)
-        for _, there in targets if id(unit) not in stale else ():
-            there.zero_()
+        for view, places in stale.get(id(unit), ()):
+            clear_at(view, places)
+        for _, view in targets if id(unit) not in stale else ():
+            view.zero_()
         written = mean.add_to_pieces(targets)
         if written is None:
             return False
@@ -128,10 +128,10 @@ class Layout:
                 (
                     part,
                     self.result.as_strided(
-                        there.shape, there.stride(), there.storage_offset() - origin
+                        view.shape, view.stride(), view.storage_offset() - origin
                     ),
                 )
-                for part, there in unit.pieces
+                for part, view in unit.pieces
             ]
             for unit in self.units
         ]

@@ -85,8 +85,8 @@ def _divide_in_float16(
         tie = np.int32(np.int32(rounded >> BITS_16) & ONE)
         normal = np.int32(np.int32(rounded + BELOW_16 + tie - BIAS_16) >> BITS_16)
         subnormal = np.int32(np.float32(share + half).view(np.int32) - HALF)
-        found = subnormal if rounded < LEAST_16 else normal
-        out[i] = np.int16(np.int32(found | np.int32(np.int32(bits >> SIXTEEN) & SIGN)))
+        code = subnormal if rounded < LEAST_16 else normal
+        out[i] = np.int16(np.int32(code | np.int32(np.int32(bits >> SIXTEEN) & SIGN)))
     return int(largest)
 
 
@@ -104,8 +104,8 @@ def _divide_in_bfloat16(
         rounded = np.int32(np.int32(magnitude + BELOW_BF + tie) & ~np.int32(BELOW_BF * 2 + 1))
         share = np.float32(rounded.view(np.float32) / divisor).view(np.int32)
         tie = np.int32(np.int32(share >> SIXTEEN) & ONE)
-        found = np.int32(np.int32(share + BELOW_BF + tie) >> SIXTEEN)
-        out[i] = np.int16(np.int32(found | np.int32(np.int32(bits >> SIXTEEN) & SIGN)))
+        code = np.int32(np.int32(share + BELOW_BF + tie) >> SIXTEEN)
+        out[i] = np.int16(np.int32(code | np.int32(np.int32(bits >> SIXTEEN) & SIGN)))
     return int(largest)
 
 

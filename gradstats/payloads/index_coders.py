@@ -195,8 +195,8 @@ def golomb_on_host(data: Tensor, k: int, n: int) -> Tensor | None:
     from gradstats.payloads import index_loops
 
     b = rice_parameter(k, n)
-    found = index_loops.read_golomb(data.numpy(), k, n, b) if b < SHORT else None
-    return None if found is None else torch.from_numpy(found)
+    decoded = index_loops.read_golomb(data.numpy(), k, n, b) if b < SHORT else None
+    return None if decoded is None else torch.from_numpy(decoded)
 
 
 def write_delta(indices: Tensor, n: int, nbytes: int) -> Tensor:

@@ -104,9 +104,9 @@ def read_indices(data: Tensor, k: int, n: int, code: str) -> Tensor:
     if not k:
         return torch.empty(0, dtype=torch.int64, device=data.device)
     if code == "golomb" and in_numba(data):
-        found = coders.golomb_on_host(data, k, n)
-        if found is not None:  # else the parser says why
-            return found
+        decoded = coders.golomb_on_host(data, k, n)
+        if decoded is not None:  # else the parser says why
+            return decoded
     if on_host(data):
         return torch.from_numpy(decode_indices(data.numpy().data, k, n, code))
     return coder.read(data, k, n).clamp(0, n - 1)
