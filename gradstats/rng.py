@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gradstats.kernels.forms import on_host
+from gradstats.kernels.forms import in_numba, on_host
 from gradstats.kernels.philox import LOW, philox
 
 FEISTEL_ROUNDS = 8
@@ -43,7 +43,12 @@ class Stream:
         walked until it lands below numel.
         """
         bits = max(2, (numel - 1).bit_length())
-        index = self._permute(torch.arange(k, device=device), bits)
+        index = torch.arange(k, device=device)
+        if in_numba(index):
+            from gradstats.kernels.permuting_cpu import images
+
+            return torch.from_numpy(images(k, numel, bits, self._round_keys)).sort().values
+        index = self._permute(index, bits)
         if numel < 1 << bits:
             index = self._walked(index, numel, bits)
         return index.sort().values

@@ -1,10 +1,10 @@
-"""Loops that run at memory speed: counting, selecting, coding, rotating and comparing.
+"""Loops at memory speed: counting, selecting, coding, rotating, comparing and entropy coding.
 
-Five jobs in up to three forms, and a file is named by both: `counting_`, `selecting_`, `coding_`,
-`rotating_` or `comparing_` and `eager` (torch on any device: the readable definition), `cpu`
-(numba) or `cuda` (triton). The functions of this package, of `coding` and of `rotating` choose a
-form by device, unless `use("eager")` overrides it. All forms return identical counts, selected
-sets and bytes.
+Six jobs in up to three forms, and a file is named by both: `counting_`, `selecting_`, `coding_`,
+`rotating_`, `comparing_` or `ans_` and `eager` (torch on any device, or numpy: the readable
+definition), `cpu` (numba) or `cuda` (triton). The functions of this package, of `coding`,
+`rotating` and `ans` choose a form by device, unless `use("eager")` overrides it. All forms return
+identical counts, selected sets and bytes.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     """
     if not in_numba(values):
         return None
-    from gradstats.kernels import counting_cpu
+    from gradstats.kernels import summing_cpu
 
-    return counting_cpu.sum_magnitudes(values)
+    return summing_cpu.sum_magnitudes(values)
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:

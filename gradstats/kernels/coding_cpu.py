@@ -27,8 +27,8 @@ from gradstats.kernels.packing import Packing, packing
 from gradstats.kernels.ranges import saturated
 from gradstats.kernels.threads import CHUNK, in_threads
 
-RUN = 1 << 12  # elements, about, that go through all loops together
-LONGEST_RUN = 1 << 14
+RUN = 1 << 14  # elements, at most about, that go through all loops together
+LONGEST_RUN = 1 << 15
 FLOAT32 = torch.float32
 RULES = {"max": LARGEST, "l2": L2, "power": POWER, "e4m3": E4M3, "range": RANGE}
 STORED = {"power": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}

@@ -152,19 +152,19 @@ def _unpack_narrow(data: NDArray[Any], bits: int, out: NDArray[Any]) -> None:
     if bits == 4:
         pairs = out.view(np.uint16)
         for i in range(pairs.size):
-            v = U16(data[i])
-            pairs[i] = U16(U16(v | U16(v << U16(4))) & U16(0x0F0F))
+            two = U16(data[i])
+            pairs[i] = U16(U16(two | U16(two << U16(4))) & U16(0x0F0F))
     elif bits == 2:
         fours = out.view(np.uint32)
         for i in range(fours.size):
-            v = U32(data[i])
-            v = U32(U32(v | U32(v << U32(12))) & U32(0x000F000F))
-            fours[i] = U32(U32(v | U32(v << U32(6))) & U32(0x03030303))
+            four = U32(data[i])
+            four = U32(U32(four | U32(four << U32(12))) & U32(0x000F000F))
+            fours[i] = U32(U32(four | U32(four << U32(6))) & U32(0x03030303))
     else:
         eights = out.view(np.uint64)
         for i in range(eights.size):
-            v = (U64(data[i]) * BYTES) & BIT_OF_BYTE
-            eights[i] = ((v + LOW_SEVEN) >> U64(7)) & BYTES
+            eight = (U64(data[i]) * BYTES) & BIT_OF_BYTE
+            eights[i] = ((eight + LOW_SEVEN) >> U64(7)) & BYTES
 
 
 @jit
@@ -203,7 +203,7 @@ def _unpack_digits(data: NDArray[Any], how: Packer, out: NDArray[Any]) -> int:
         quotient = word // base
         rest[j] = word - quotient * base
         word = quotient
-    return wrong + int(word != U64(0))
+    return int(wrong + (word != U64(0)))
 
 
 @jit

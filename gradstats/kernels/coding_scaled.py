@@ -149,7 +149,7 @@ def quantize_signs(values: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
         from gradstats.kernels import coding_cpu
 
         return coding_cpu.quantize_signs(values, bucket)
-    levels = torch.tensor([-1.0, 1.0], device="cpu").to(values.device)
+    levels = torch.linspace(-1, 1, 2, device=values.device)
     ones = torch.ones(min(values.numel(), 1), device=values.device)
     packed = coding.quantize(values, ones, max(values.numel(), 1), levels, rounding="nearest")
     return packed, coding.bucket_norms(values, bucket, "mean")

@@ -22,7 +22,6 @@ from gradstats.kernels.grid import (
     INFINITY,
     INTEGERS,
     Grid,
-    Magnitudes,
     Tally,
     sums_16_bit,
     values_16_bit,
@@ -67,33 +66,6 @@ def count(values: Tensor) -> Tally:
     if rows[1:].sum() + special.sum() < len(array):
         over_tables.count_nonfinite(patterns, keys, special)
     return Tally(*rows, *special.tolist(), *_combined(np.concatenate(by_block)))
-
-
-def sum_magnitudes(values: Tensor) -> Magnitudes | None:
-    """See `gradstats.kernels.sum_magnitudes`."""
-    n, dtype = values.numel(), values.dtype
-    if dtype.itemsize == 2 or not n:
-        return None
-    patterns, array, keys = _patterns(values), values.numpy(), _keys(GRIDS[dtype])
-    magnitude, below = keys.magnitude, keys.below
-    sums = np.zeros((-(-n // BLOCK), 4))  # as those of a tally, which are added alike
-
-    def work(chunks: Iterator[slice]) -> tuple[int, int]:
-        largest, zeros = 0, 0
-        for c in chunks:
-            own = sums[c.start // BLOCK : -(-c.stop // BLOCK)]
-            top, none = loops.sum_magnitudes(patterns[c], array[c], magnitude, below, own)
-            largest, zeros = max(largest, top), zeros + none
-        return largest, zeros
-
-    if n <= CHUNK:
-        largest, zeros = loops.sum_magnitudes(patterns, array, magnitude, below, sums)
-    else:
-        tops, several = zip(*in_threads(work, n), strict=True)
-        largest, zeros = max(tops), sum(several)
-    if largest >= keys.infinity:
-        return None
-    return Magnitudes(n - zeros, float(sums[:, 1].sum()))
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:

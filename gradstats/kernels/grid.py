@@ -111,7 +111,15 @@ class Grid:
 
     def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Smallest and largest magnitude of each bin, both inclusive: `[m]`, `[m]`."""
-        cell, kind = np.divmod(bins.astype(np.int64), self.kinds)
+        if self.bits < 64:
+            lows, highs = _edges(self)
+            return lows[bins], highs[bins]
+        return self._edges_of(bins.astype(np.int64))
+
+    def _edges_of(
+        self, bins: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        cell, kind = np.divmod(bins, self.kinds)
         low, rest = cell << self.shift, (1 << self.shift) - 1
         if self.kinds == 1:
             return self._values(low), self._values(low | rest)
@@ -120,6 +128,12 @@ class Grid:
     def _values(self, patterns: NDArray[np.int64]) -> NDArray[np.float64]:
         integers = torch.from_numpy(patterns).to(INTEGERS[self.dtype.itemsize])
         return np.asarray(integers.view(self.dtype).to(torch.float64).numpy())
+
+
+@cache
+def _edges(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The edges of all bins of a grid, 1 MB at most."""
+    return grid._edges_of(np.arange(grid.bins))
 
 
 def _pattern(values: Tensor) -> Tensor:

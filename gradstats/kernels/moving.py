@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradstats.kernels.forms import in_numba
+from gradstats.kernels.ranges import left
 
 WIDE = (torch.float32, torch.float64)
 
@@ -69,6 +70,17 @@ def divide_in_16_bits(out: Tensor, values: Tensor, divisor: int) -> float:
     from gradstats.kernels import moving_cpu
 
     return moving_cpu.divide_in_16_bits(out, values, divisor)
+
+
+def subtract_sent(residual: Tensor, sent: Tensor) -> None:
+    """Subtract what was sent from a residual, `[n]`; where it is not finite 0 is left."""
+    alike = residual.dtype == sent.dtype and residual.dtype in WIDE
+    if alike and in_numba(residual) and residual.is_contiguous() and sent.is_contiguous():
+        from gradstats.kernels import moving_cpu
+
+        moving_cpu.subtract_sent(residual, sent)
+    else:
+        residual.copy_(left(residual, sent))
 
 
 def clear_at(vector: Tensor, places: Tensor) -> None:

@@ -122,6 +122,26 @@ def divide_in_16_bits(out: Tensor, values: Tensor, divisor: int) -> float:
 
 
 @jit
+def _subtract_sent(residual: NDArray[Any], sent: NDArray[Any]) -> None:
+    zero = sent.dtype.type(0)
+    for i in range(residual.size):
+        value = sent[i]
+        rest = residual[i] - value
+        residual[i] = rest if value - value == zero else zero
+
+
+def subtract_sent(residual: Tensor, sent: Tensor) -> None:
+    """See `moving.subtract_sent`."""
+    out, values = residual.numpy(), sent.numpy()
+
+    def of_thread(parts: Iterator[slice]) -> None:
+        for part in parts:
+            _subtract_sent(out[part], values[part])
+
+    in_threads(of_thread, residual.numel())
+
+
+@jit
 def _clear_at(vector: NDArray[Any], places: NDArray[np.int64]) -> None:
     zero = vector.dtype.type(0)
     for i in range(places.size):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels.counting_cpu_loops import jit, jit_sums
-from gradstats.kernels.threads import CHUNK, in_threads
+from gradstats.kernels.threads import CHUNK, in_threads, shared
 
 ROWS = 8  # that are added, then multiplied while they are in the cache
 
@@ -97,11 +96,12 @@ def by_columns(matrix: Tensor, factor: Tensor, out: Tensor) -> None:
     threads = torch.get_num_threads() if array.size > CHUNK else 1
     share = -(-width // threads)  # long stretches of every row
     spans = [(start, min(start + share, width)) for start in range(0, width, share)]
-    with ThreadPoolExecutor(threads) as pool:
-        others = [pool.submit(_down, array, rows, span, target) for span in spans[1:]]
-        _down(array, rows, spans[0], target)
-        for each in others:
-            each.result()
+
+    def of_thread(spans: Iterator[tuple[int, int]]) -> None:
+        for span in spans:
+            _down(array, rows, span, target)
+
+    shared(of_thread, iter(spans), threads)
     out.copy_(sums.T)
 
 

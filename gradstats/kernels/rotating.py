@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,10 +122,11 @@ def decode(
         levels: float32 `[L]`, or `[⌈n/B⌉, L]`.
         key: of the signs.
     """
-    out = torch.empty(n, device=packed.device)
-    if scales is not None and _fused(packed, block, levels, out):
+    if scales is not None and in_numba(packed) and _takes(block, levels):
         from gradstats.kernels import rotating_cpu
 
+        # numpy asks for large pages, which take half as long to fill for the first time
+        out = torch.from_numpy(np.empty(n, np.float32))
         rotating_cpu.decode(packed, scales, block, levels, key, out, None)
         return out
     rotated = coding.dequantize(packed, -(-n // block) * block, scales, block, levels)
@@ -141,18 +143,13 @@ def add_decoded(
     weight: float,
 ) -> None:
     """Add `weight` times what `decode` returns to `out`, floating point `[n]`."""
-    if weight and scales is not None and _fused(packed, block, levels, out):
+    plain = out.dtype == torch.float32 and out.is_contiguous()
+    if weight and plain and scales is not None and in_numba(packed) and _takes(block, levels):
         from gradstats.kernels import rotating_cpu
 
         rotating_cpu.decode(packed, scales, block, levels, key, out, weight)
     else:
         out.add_(decode(packed, out.numel(), scales, block, levels, key), alpha=weight)
-
-
-def _fused(packed: Tensor, block: int, levels: Tensor, out: Tensor) -> bool:
-    """Whether numba does it all, a run after the other."""
-    plain = out.dtype == torch.float32 and out.is_contiguous()
-    return in_numba(packed) and plain and _takes(block, levels)
 
 
 def _takes(block: int, levels: Tensor) -> bool:

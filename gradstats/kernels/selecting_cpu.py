@@ -6,7 +6,7 @@ Magnitudes are compared as the integers of their bit patterns: finite < inf < Na
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import or_
 from typing import Any, NamedTuple
@@ -27,8 +27,9 @@ from gradstats.kernels.selecting_cpu_vectors import (
     sum_of,
     vector_of,
 )
-from gradstats.kernels.threads import CHUNK, in_threads
+from gradstats.kernels.threads import CHUNK, in_threads, shared
 
+MUCH = 1 << 16  # elements that a thread is started to write
 FEW = 1 << 17  # elements up to which one call of one thread does it all
 MOST_TIES = 16  # a value with this share of a sample, inverted: compacting would copy too much
 Run = tuple[NDArray[np.int32], NDArray[Any]]
@@ -164,12 +165,12 @@ def _runs(vector: Vector, least: int) -> dict[int, Run]:
 def _joined(runs: dict[int, Run], dtype: np.dtype[Any]) -> Selected:
     """All that was compacted."""
     count = sum(len(places) for places, _ in runs.values())
-    indices, values, filled = np.empty(count, np.int64), np.empty(count, dtype), 0
-    for start, (places, kept) in runs.items():
-        part = slice(filled, filled + len(places))
-        np.add(places, np.int64(start), out=indices[part])
-        values[part] = kept
+    indices, values, filled, jobs = np.empty(count, np.int64), np.empty(count, dtype), 0, []
+    for start, run in runs.items():
+        part = slice(filled, filled + len(run[0]))
+        jobs.append((*run, start, indices[part], values[part]))
         filled = part.stop
+    _write(loops.write_all, jobs, count)
     return indices, values
 
 
@@ -181,14 +182,25 @@ def _ranked(runs: dict[int, Run], k: int, sure: int, vector: Vector) -> Selected
     masks = vector.magnitude, vector.nan, _kth(runs, k, sure, vector)
     counts = [loops.count_ranks(kept, *masks) for _, kept in runs.values()]
     ties = k - sum(above for above, _ in counts)
-    indices, values, filled = np.empty(k, np.int64), np.empty(k, dtype), 0
+    indices, values, filled, jobs = np.empty(k, np.int64), np.empty(k, dtype), 0, []
     for (start, run), (above, equal) in zip(runs.items(), counts, strict=True):
         taken = min(equal, ties)
         part = slice(filled, filled + above + taken)
-        loops.write_largest(*run, masks, start, taken, indices[part], values[part])
+        jobs.append((*run, masks, start, taken, indices[part], values[part]))
         ties -= taken
         filled = part.stop
+    _write(loops.write_largest, jobs, k)
     return indices, values
+
+
+def _write(loop: Callable[..., None], jobs: list[tuple[Any, ...]], count: int) -> None:
+    """Call a loop for each of some jobs, in threads if they write much memory that is new."""
+
+    def work(own: Iterator[tuple[Any, ...]]) -> None:
+        for job in own:
+            loop(*job)
+
+    shared(work, iter(jobs), min(torch.get_num_threads(), len(jobs), count // MUCH))
 
 
 def _kth(runs: dict[int, Run], k: int, sure: int, vector: Vector) -> Any:

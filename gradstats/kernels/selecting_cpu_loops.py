@@ -116,14 +116,8 @@ def add_and_compact(
 ) -> int:
     """Write the sums of two vectors to a third, and `compact` them.
 
-    Args:
-        terms: both vectors and their sum, `[n]` each.
-        in_place: whether the sum is the first of them.
-        patterns: of the sum, in the same memory.
-        magnitude: as in `compact`.
-        least: as in `compact`.
-        places: as in `compact`.
-        kept: as in `compact`.
+    `terms` are both vectors and their sum; `in_place` says that it is the first of them; and
+    `patterns` are of the sum, in the same memory.
     """
     first, second, total = terms
     count = 0
@@ -167,6 +161,20 @@ def count_ranks(kept: NDArray[Any], magnitude: int, nan: int, kth: int) -> tuple
         above = width(above + width(bits > kth))
         equal = width(equal + width(bits == kth))
     return int(above), int(equal)
+
+
+@jit
+def write_all(
+    places: NDArray[np.int32],
+    kept: NDArray[Any],
+    start: int,
+    indices: NDArray[np.int64],
+    values: NDArray[Any],
+) -> None:
+    """Write everything that was compacted from a chunk, whose first index is `start`."""
+    for i in range(places.size):
+        indices[i] = start + places[i]
+        values[i] = kept[i]
 
 
 @jit

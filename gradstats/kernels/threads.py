@@ -12,7 +12,7 @@ import torch
 
 CHUNK = 1 << 19  # elements that a thread takes at a time
 MOST = 1 << 30  # elements that 32-bit counts are sure to hold
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 def in_threads(work: Callable[[Iterator[slice]], T], n: int) -> list[T]:
@@ -21,19 +21,23 @@ def in_threads(work: Callable[[Iterator[slice]], T], n: int) -> list[T]:
     A thread that has to wait for its core, as after an operation of torch whose threads still
     spin, takes fewer chunks and holds nobody up.
     """
-    results = []
+    results: list[T] = []
     for first in range(0, n, MOST):
         starts = range(first, min(first + MOST, n), CHUNK)
         chunks = iter([slice(start, min(start + CHUNK, n)) for start in starts])
-        others = min(torch.get_num_threads(), len(starts) // 2) - 1
-        if others < 1:
-            results.append(work(chunks))
-            continue
-        waiting = [_pool(others).submit(work, chunks) for _ in range(others)]
-        results.append(work(chunks))
-        # one that still waits for its thread, which others have busy, is not needed any more
-        results += [each.result() for each in waiting if not each.cancel()]
+        results += shared(work, chunks, min(torch.get_num_threads(), len(starts) // 2))
     return results
+
+
+def shared(work: Callable[[Iterator[S]], T], items: Iterator[S], threads: int) -> list[T]:
+    """Run `work(items)` in some threads; each item goes to one of them."""
+    others = threads - 1
+    if others < 1:
+        return [work(items)]
+    waiting = [_pool(others).submit(work, items) for _ in range(others)]
+    own = work(items)
+    # one that still waits for its thread, which others have busy, is not needed any more
+    return [own, *(each.result() for each in waiting if not each.cancel())]
 
 
 @cache

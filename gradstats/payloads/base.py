@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from gradstats.kernels.ranges import left
+from gradstats.kernels.moving import subtract_sent
 from gradstats.payloads.wire import (
     ENVELOPE,
     Reader,
@@ -110,7 +110,7 @@ class Payload(ABC):
 
     def remove_from(self, residual: Tensor) -> None:
         """Subtract the decoded gradient from `residual`, `[numel]`; NaN and inf leave 0."""
-        residual.copy_(left(residual, self.decode()))
+        subtract_sent(residual, self.decode())
 
     def clear(self, momentum: Tensor) -> None:  # noqa: B027 - most send every element
         """Set `momentum`, `[numel]`, to 0 where elements were selected among others to be sent."""
@@ -190,7 +190,7 @@ class Dense(Payload):
 
     def remove_from(self, residual: Tensor) -> None:
         """See `Payload.remove_from`."""
-        residual.copy_(left(residual, self.values))
+        subtract_sent(residual, self.values)
 
     def sections(self) -> Iterator[Section]:
         """Dtype, number, values."""

@@ -69,7 +69,7 @@ def _read_golomb(
 ) -> bool:
     waiting, bits, place, position = np.uint64(0), 0, 0, 0
     mask, total = np.uint64((1 << b) - 1), 8 * unary.size
-    index = -1
+    index = np.int64(-1)
     for i in range(out.size):
         while bits < b:
             waiting |= np.uint64(low[place]) << np.uint64(bits)
@@ -81,7 +81,7 @@ def _read_golomb(
             position += 1
         if position == total or position - first > n >> b:
             return False
-        index += 1 + ((position - first) << b | rest)
+        index = np.int64(index + 1 + ((position - first) << b | rest))
         if index >= n:
             return False
         out[i] = index

@@ -122,7 +122,8 @@ def in_pieces(
     """Cut what is copied into pieces so small that torch copies each in the calling thread.
 
     A team of threads would wait for the one that the writer keeps off its core: some
-    milliseconds, ten times as long as the copy of a small row takes.
+    milliseconds, ten times as long as the copy of a small row takes, and the copy of a large one
+    would hold up the writer.
 
     Args:
         views: where the gradients are copied to, contiguous.

@@ -127,7 +127,7 @@ class Pool:
 
     def __init__(self, make: Callable[[], Slot], count: int) -> None:
         self._make = make
-        self._unmade = count
+        self._unmade, self._used = count, 0
         self._slots: list[Slot] = []
         self._free: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each of the slots
 
@@ -135,13 +135,18 @@ class Pool:
         """Return a free slot; when all are in use, wait for the writer or return None."""
         if self._free.empty() and self._unmade:
             slot = self._make()
-            self._unmade -= 1
+            self._unmade, self._used = self._unmade - 1, self._used + 1
             return slot
         try:
             self._free.get(block=wait)
         except queue.Empty:
             return None
         return self._slots.pop()  # the last one used, which the processor's cache may still hold
+
+    @property
+    def busy(self) -> bool:
+        """Whether the writer has rows, beside the one that was taken last."""
+        return self._used - len(self._slots) > 1
 
     def give_back(self, slot: Slot) -> None:
         """Let `slot` be used again."""

@@ -260,7 +260,7 @@ class Source:
             together = sorted(set(range(len(grads))).difference(alone))
             views, others = [views[i] for i in together], [others[i] for i in together]
         try:
-            if self.lane.device.type == "cpu" and self.nbytes <= SMALL:
+            if self.lane.device.type == "cpu" and (self.nbytes <= SMALL or self.pool.busy):
                 views, others = in_pieces(views, others)
             torch._foreach_copy_(views, others)
         except RuntimeError:  # a gradient is sparse, and its module did not say that it would be

@@ -74,11 +74,21 @@ def equal_bits(
         >>> table["compressor"].tolist()
         ['sign', 'topk(0.1)']
     """
-    chosen = several(ratios)
-    members = [each for spec in several(specs) for each in _settings(spec, chosen)]
-    rows = [_row(member, grad, seed) for member in members if _has_one_message(member.contract)]
+    rows = equal_bits_rows(Topk(grad), specs, several(ratios), seed)
     best = sorted(rows, key=lambda row: (math.isnan(row["over_topk"]), row["over_topk"]))
     return frame(best, EqualBitsRow)
+
+
+def equal_bits_rows(
+    topk: Topk,
+    specs: str | Compressor | Iterable[str | Compressor],
+    ratios: tuple[float, ...],
+    seed: int,
+) -> list[Row]:
+    """Measure each method and setting, see `equal_bits`."""
+    members = [each for spec in several(specs) for each in _settings(spec, ratios)]
+    measured = [member for member in members if _has_one_message(member.contract)]
+    return [_row(member, topk, seed) for member in measured]
 
 
 def _has_one_message(contract: Contract) -> bool:
@@ -104,10 +114,11 @@ def _with_bits(member: Compressor) -> Iterator[Compressor]:
             continue
 
 
-def _row(member: Compressor, grad: Tensor, seed: int) -> Row:
+def _row(member: Compressor, topk: Topk, seed: int) -> Row:
+    grad = topk.grad
     payload = _encoded(member, grad, Rng(seed))
     error = relative_error(grad, payload.decode())
-    yardstick = _topk_error(grad, payload.nbytes)
+    yardstick = topk.error_within(payload.nbytes)
     row = EqualBitsRow(
         compressor=str(member),
         method=member.name,
@@ -133,14 +144,32 @@ def _averaged(member: Compressor, grad: Tensor, seed: int) -> float:
     return relative_error(grad, total)
 
 
-def _topk_error(grad: Tensor, nbytes: int) -> float:
-    """‖g - ĝ‖/‖g‖ of the largest Top-k of at most so many bytes; 0 if that is all of them."""
-    low, high = 1, grad.numel()
-    if _encoded(ExactThreshold(1.0), grad, Rng()).nbytes <= nbytes:
-        return 0.0
-    while high - low > max(1, low // 10_000):
-        middle = (low + high) // 2
-        fits = _encoded(ExactThreshold(middle / grad.numel()), grad, Rng()).nbytes <= nbytes
-        low, high = (middle, high) if fits else (low, middle)
-    kept = _encoded(ExactThreshold(low / grad.numel()), grad, Rng())
-    return relative_error(grad, kept.decode())
+class Topk:
+    """Exact Top-k of one gradient.
+
+    Args:
+        grad: `[n]`.
+    """
+
+    def __init__(self, grad: Tensor) -> None:
+        self.grad = grad
+        self._nbytes: dict[int, int] = {}
+
+    def error_within(self, nbytes: int) -> float:
+        """‖g - ĝ‖/‖g‖ of the largest Top-k of at most so many bytes; 0 if that is all of them."""
+        low, high = 1, self.grad.numel()
+        if self._size(high) <= nbytes:
+            return 0.0
+        while high - low > max(1, low // 10_000):
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._size(middle) <= nbytes else (low, middle)
+        return relative_error(self.grad, self._of(low).decode())
+
+    def _size(self, k: int) -> int:
+        """Bytes of k elements, which are looked for once."""
+        if k not in self._nbytes:
+            self._nbytes[k] = self._of(k).nbytes
+        return self._nbytes[k]
+
+    def _of(self, k: int) -> Payload:
+        return _encoded(ExactThreshold(k / self.grad.numel()), self.grad, Rng())

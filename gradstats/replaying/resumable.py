@@ -20,7 +20,7 @@ from gradstats.replaying.columns import (
     ReplayRow,
     TimingRow,
 )
-from gradstats.replaying.equal_bits import HYBRIDS, MOST_ELEMENTS, equal_bits
+from gradstats.replaying.equal_bits import HYBRIDS, MOST_ELEMENTS, Topk, equal_bits_rows
 from gradstats.replaying.factorised import factorised_rows
 from gradstats.replaying.planning import Job, _made, ours
 from gradstats.replaying.ranking import methods_table, timing_table
@@ -211,14 +211,14 @@ def _make_equal_bits(results: Results, settings: EqualBitsSettings, key: Row) ->
         return
     grad = last_finite(results.opened)
     some = None if grad is None else grad[:: -(-grad.numel() // MOST_ELEMENTS)].contiguous()
-    chosen: Any = {"ratios": settings.ratios, "seed": settings.seed}
+    topk = None if some is None else Topk(some)
     advance = results.stage("equal bits")
 
     def of_each(first: int) -> Iterator[list[Row]]:
         for done, each in enumerate(settings.compressors[first:], first):
             advance(done, len(settings.compressors))
-            table = None if some is None else equal_bits(some, each, **chosen)
-            yield [] if table is None else table.to_dict("records")
+            chosen = (each, settings.ratios, settings.seed)
+            yield [] if topk is None else equal_bits_rows(topk, *chosen)
 
     collect = results.collect("equal_bits", key) if all_ours else at_once
     rows = [row for of_one in collect(of_each) for row in of_one]

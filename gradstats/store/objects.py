@@ -1,15 +1,17 @@
 """Object stores, such as S3, by obstore: requests that fail soon, and errors in one form."""
 
+from __future__ import annotations
+
 import datetime
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import zarr
-from zarr.abc.store import Store
+from typing import TYPE_CHECKING, Any
 
 from gradstats.store.places import Place, first_line
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 #: Whoever asks tries again by itself: a request that takes longer has failed.
 _OPTIONS: dict[str, Any] = {"timeout": "60s", "connect_timeout": "5s"}
@@ -89,7 +91,9 @@ class InObjects(Place):
 
     def zarr_store(self) -> Store:
         """The object store as Zarr reads it."""
-        return zarr.storage.ObjectStore(self.content, read_only=True)
+        from zarr.storage import ObjectStore  # see opening.py
+
+        return ObjectStore(self.content, read_only=True)
 
     def put(self, data: bytes) -> None:
         """Put the whole object."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import zarr
+from typing import TYPE_CHECKING, Any
 
 from gradstats.store.layout import PREFIXES, StoreFormatError, in_stream
 from gradstats.store.parameters import Parameter, table_from_json, widths
-from gradstats.store.places import Place, zarr_store
+from gradstats.store.places import Place
 from gradstats.store.reading import _NAMED, Stream
+
+if TYPE_CHECKING:
+    import zarr
 
 
 def open_stream(
@@ -30,9 +31,7 @@ def open_stream(
         raise LookupError(f"cannot open the {_NAMED[kind]} rows: {fact}; read kind='full'")
     prefix = PREFIXES[kind]  # the worker's zarr.json holds the track's metadata too
     arrays = {
-        key.removeprefix(prefix): array
-        for key, array in members.items()
-        if in_stream(key, prefix) and isinstance(array, zarr.Array)
+        key.removeprefix(prefix): array for key, array in members.items() if in_stream(key, prefix)
     }
     own: Any = group.attrs.get("parameters", ())
     stream = Stream(path, worker, kind, table_from_json(own) or table, arrays)
@@ -41,12 +40,17 @@ def open_stream(
 
 
 def _opened(path: Path | Place, worker: int) -> tuple[zarr.Group, dict[str, Any]]:
-    """Open a worker's group and return its members."""
+    """Open a worker's group and return its arrays."""
+    import zarr  # which takes 0.2 s: at the first look into a store
+
+    from gradstats.store.zarr_stores import zarr_store
+
     try:
         group = zarr.open_group(
             store=zarr_store(path), path=f"worker_{worker}", mode="r", zarr_format=3
         )
-        return group, dict(group.members(max_depth=None))
+        members = group.members(max_depth=None)
+        return group, {key: each for key, each in members if isinstance(each, zarr.Array)}
     except Exception as error:  # Zarr has many for what it does not understand
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise

@@ -1,17 +1,16 @@
 """Where a store lies that is no folder: in a zip file or an object store; read like a `Path`."""
 
+from __future__ import annotations
+
 import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import zarr
-from zarr.abc.store import Store
-from zarr.core.buffer import Buffer
-
-from gradstats.store.layout import StoreFormatError
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 
 class Place(ABC):
@@ -119,39 +118,12 @@ class InZip(Place):
 
     def zarr_store(self) -> Store:
         """The zip file as Zarr reads it."""
-        return zarr.storage.ZipStore(Path(self.root), mode="r")
+        from zarr.storage import ZipStore  # see opening.py
 
-
-class Whole(zarr.storage.WrapperStore[Any]):
-    """A Zarr store whose chunks are all there: Zarr alone would read a missing one as zeros."""
-
-    async def get(self, key: str, *args: Any, **kwargs: Any) -> Buffer | None:
-        """Get one value.
-
-        Raises:
-            StoreFormatError: it is a chunk, and missing.
-            OSError: an object store does not answer.
-        """
-        try:
-            value: Buffer | None = await super().get(key, *args, **kwargs)
-        except OSError:
-            raise
-        except Exception as error:
-            raise OSError(f"cannot read {key}: {first_line(error)}") from error
-        folder, _, name = key.rpartition("/")
-        if value is None and name.startswith("c."):
-            raise StoreFormatError(f"cannot read {folder}: chunk {name} is missing; {RESTORE}")
-        return value
+        return ZipStore(Path(self.root), mode="r")
 
 
 RESTORE = "restore the store from a copy, or read other rows"
-
-
-def zarr_store(place: Path | Place) -> Whole:
-    """A place as Zarr reads it."""
-    if isinstance(place, Place):
-        return Whole(place.zarr_store())
-    return Whole(zarr.storage.LocalStore(place, read_only=True))
 
 
 def first_line(error: BaseException) -> str:

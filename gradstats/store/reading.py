@@ -1,7 +1,10 @@
 """Reading one stream of committed rows, lazily, by Zarr.
 
-Only four modules of gradstats import zarr: this one, opening.py, places.py and objects.py.
+Only five modules of gradstats import zarr: this one, opening.py, places.py, objects.py and
+zarr_stores.py, none of them before a store is looked into.
 """
+
+from __future__ import annotations
 
 import math
 import operator
@@ -9,11 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import zarr
 
 from gradstats.store.damage import bad_chunk, held_by, rows_of
 from gradstats.store.layout import (
@@ -31,8 +33,10 @@ from gradstats.store.places import RESTORE, Place, first_line
 from gradstats.store.raw import read_raw
 from gradstats.store.rows import as_values
 
+if TYPE_CHECKING:
+    import zarr
+
 Vector = np.ndarray[Any, Any]
-ZarrArray = zarr.Array[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,7 @@ class Stream:
     worker: int
     kind: str
     table: tuple[Parameter, ...]
-    arrays: dict[str, ZarrArray]
+    arrays: dict[str, zarr.Array[Any]]
 
     def __len__(self) -> int:
         return int(self.arrays["step"].shape[0]) if "step" in self.arrays else 0

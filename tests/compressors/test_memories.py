@@ -7,6 +7,7 @@ import torch
 
 from gradstats.compressors import Part, PerParameter, Rng, compressor
 from gradstats.exchange import simulate
+from gradstats.kernels import selecting_cpu
 from gradstats.payloads.base import Dense
 from gradstats.testing import check_compressor
 
@@ -288,3 +289,30 @@ def test_what_waits_in_16_bits_stays_in_their_range(spec, dtype):
         )
         assert all(each.update.isfinite().all() for each in steps)
         several = [each.state for each in steps]
+
+
+ADDING = ["ef({})", "ef({}, gamma=0.7)", "velocity({})", "velocity({}, nesterov=True, clip=1.0)"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("inner", ["exact-threshold(0.05)", "threshold(0.05)", "sidco-e(0.05)"])
+@pytest.mark.parametrize("memory", ADDING)
+@pytest.mark.parametrize("few", [1 << 17, 0])
+def test_selecting_while_adding_changes_no_bit(monkeypatch, memory, inner, dtype, few):
+    """The same as adding, encoding the sum and subtracting, with a NaN and inf on the way."""
+    monkeypatch.setattr(selecting_cpu, "FEW", few)
+    member, grads = compressor(memory.format(inner)), gradients().to(dtype)
+    if memory.startswith("ef"):
+        grads[3, 5], grads[3, 77] = torch.nan, -torch.inf
+    state = member.init(grads[0].view(20, 20))
+    for grad in grads[:8].view(8, 20, 20):
+        held = state.clone()
+        corrected, midway = member.before(grad, held)
+        sent, within = member.compressor.encode(corrected, midway.inner)
+        expected = replace(member.after(sent, corrected, midway), inner=within)
+        payload, state = member.encode(grad, state)
+        assert payload.to_bytes() == sent.to_bytes()
+        assert torch.equal(state.residual, expected.residual)
+        assert state.inner == expected.inner
+        if memory.startswith("velocity"):
+            assert torch.equal(state.momentum, expected.momentum)

@@ -1,5 +1,7 @@
 """Scales, symbols and bytes in one pass of numba, against the definition in plain torch."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -279,3 +281,32 @@ def test_rules_are_checked():
             quantize_scaled(values, 4, torch.tensor([-1.0, 1.0]), RULES[0], rounding="up")
         with use(form), pytest.raises(ValueError, match="key must be given"):
             quantize_scaled(values, 4, E2M1.levels(), RULES[0], rounding="stochastic")
+
+
+def test_one_pass_costs_a_few_reads():
+    """Processor time on one thread, over that of torch's sum in the same round."""
+    values, levels = gradient(4_000_000), E4M3.levels()
+    shared, own = torch.zeros(len(values)), ScaleRule("power", power=8)
+
+    def encode():
+        return quantize_scaled(values, 32, levels, own, rounding="nearest-even")
+
+    def add():
+        coding.add_dequantized(scaled.packed, scaled.scales.float(), 32, levels, shared, 0.5)
+
+    def ratio(work):
+        moments = [time.process_time()]
+        for each in (values.sum, work):
+            each()
+            moments.append(time.process_time())
+        return (moments[2] - moments[1]) / (moments[1] - moments[0])
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        scaled = encode()
+        for work, most in ((encode, 15), (add, 20), (lambda: quantize_signs(values, 4096), 8)):
+            work()
+            assert np.quantile([ratio(work) for _ in range(9)], 0.25) < most
+    finally:
+        torch.set_num_threads(before)

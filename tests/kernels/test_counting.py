@@ -134,6 +134,30 @@ def test_kernels_count_values_that_were_bfloat16_apart(dtype, zeros, once_bfloat
     assert ((ours.positive + ours.negative) * (ours.bins % 2 == 0)).sum() == len(points)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bit_values_are_tallied_alike_whether_they_repeat_or_not(dtype):
+    values = draws(2**19 + 3 * 2**14 + 5, dtype)
+    values[: 2**17] = 0.37
+    values[2**17 : 2**18] = -0.0
+    values[-len(specials(dtype)) :] = specials(dtype)
+    ours, definition = counting_cpu.count(values), counting_eager.count(values)
+    assert same_rows(ours, definition)
+    assert ours[3:] == definition[3:]  # the sums too, to the last bit
+
+
+def test_blocks_of_other_kinds_one_after_another_are_counted_apart():
+    """Each block is counted into the table that was right for the one before."""
+    rough, zeros = draws(2**14, torch.float32), torch.zeros(2**14)
+    points = rough.bfloat16().float()
+    few = torch.where(torch.arange(2**14) % 8 == 0, rough, 0.0)
+    kinds = {"r": rough, "p": points, "z": zeros, "f": few, "m": torch.cat([rough, points])[::2]}
+    order = "rrpprpzrzpffrfpmmpmzmrm"
+    values = torch.cat([kinds[each] for each in order]).contiguous()
+    ours, definition = counting_cpu.count(values), counting_eager.count(values)
+    assert same_rows(ours, definition)
+    assert all(getattr(ours, name) == getattr(definition, name) for name in COUNTED)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [2**18 - 1, 2**19, 2**19 + 2**14 + 3])
 def test_threads_change_no_bit(dtype, n):

@@ -129,3 +129,15 @@ def test_places_are_cleared_and_added_to(form, dtype):
     assert torch.equal(added, values)
     values[places] = 0
     assert torch.equal(cleared, values)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_was_sent_is_subtracted_and_nothing_broken_stays(form, dtype):
+    residual, sent = drawn(1 << 20, dtype), drawn((1 << 20) + 1, dtype)[1:]
+    sent[3], sent[5], sent[7], residual[9] = *BROKEN, torch.inf
+    expected = residual - sent
+    expected[[3, 5, 7]] = 0
+    with kernels.use(form):
+        moving.subtract_sent(residual, sent)
+    assert torch.equal(residual, expected)

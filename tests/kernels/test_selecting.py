@@ -128,6 +128,7 @@ def test_passes_over_digits_find_the_same(dtype):
 def short_chunks(monkeypatch):
     """Chunks of 256 elements, which threads share, and no vector is short."""
     monkeypatch.setattr(selecting_cpu, "FEW", 0)
+    monkeypatch.setattr(selecting_cpu, "MUCH", 64)
     monkeypatch.setattr(counting_cpu, "CHUNK", 256)
     monkeypatch.setattr(selecting_cpu, "CHUNK", 256)
 

@@ -75,10 +75,14 @@ def test_twice_as_many_rows_wait_as_are_committed_together():
 
 def test_the_slot_used_last_is_used_next():
     pool = Pool(object, 3)
-    slots = [pool.take(wait=False) for _ in range(3)]
+    slots = [pool.take(wait=False)]
+    assert not pool.busy
+    slots += [pool.take(wait=False) for _ in range(2)]
+    assert pool.busy
     assert pool.take(wait=False) is None
     for slot in slots:
         pool.give_back(slot)
+    assert not pool.busy
     assert [pool.take(wait=False) for _ in range(3)] == slots[::-1]
 
 
