@@ -114,7 +114,7 @@ MUTANTS = (
     ring("Dense(sent) if n > 1 else payload", "payload"),
     chunks("torch.float32 if dtype.itemsize == 2 else dtype", "dtype"),
     # factors
-    powersgd("sent.right if sent.is_finite else state", "sent.right"),
+    powersgd("each.right if each.is_finite else state", "each.right"),
     powersgd("orthonormal(block) for block in mean.blocks", "block for block in mean.blocks"),
     low_rank("rank * sum(matrix.shape) >= matrix", "2 * rank * sum(matrix.shape) >= matrix"),
     low_rank("rank * sum(matrix.shape) >= matrix", "rank * sum(matrix.shape) > matrix"),

@@ -75,8 +75,7 @@ class ErrorFeedback(Memory):
 
     def before(self, grad: Tensor, state: State, *, reuse: bool = False) -> tuple[Tensor, State]:
         """Add the residual."""
-        residual: Tensor = state.residual if self.gamma == 1 else state.residual * self.gamma
-        corrected = summed(residual, grad)
+        corrected = summed(self._remembered(state), grad)
         return corrected, Residual(corrected, state.inner)
 
     def terms(self, grad: Tensor, state: State, *, reuse: bool = True) -> Terms:
@@ -85,10 +84,13 @@ class ErrorFeedback(Memory):
         if own or not are_addable(state.residual, grad):
             return None
         if not reuse:
-            return state.residual if self.gamma == 1 else state.residual * self.gamma, grad
+            return self._remembered(state), grad
         if self.gamma != 1:
             state.residual.mul_(self.gamma)
         return state.residual, grad
+
+    def _remembered(self, state: Residual) -> Tensor:
+        return state.residual if self.gamma == 1 else state.residual * self.gamma
 
     def after(
         self, sent: Payload, corrected: Tensor, state: State, update: Tensor | None = None
