@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor
 
-from gradstats import kernels
 from gradstats.families import DGamma, DGenPareto, Family, FitError, Laplace
 from gradstats.ratios import check_ratio
 from gradstats.summary.moments import Moments
@@ -138,23 +137,21 @@ def sidco_threshold(
     return Threshold(value * unit, target_ratio, variant, used, tuple(guards))
 
 
-def exponential_threshold(
-    magnitudes: kernels.Magnitudes, numel: int, target_ratio: float
-) -> float:
+def exponential_threshold(total: float, nonzero: int, numel: int, target_ratio: float) -> float:
     """Return the value of `sidco_threshold` with its defaults, from the sum of the magnitudes.
 
     One stage of the exponential needs no other number.
 
     Args:
-        magnitudes: of a gradient, from `kernels.sum_magnitudes`.
+        total: sum of the magnitudes of a gradient whose elements are all finite.
+        nonzero: number of its elements that are not 0.
         numel: number of its elements.
         target_ratio: as in `sidco_threshold`.
     """
-    if not magnitudes.nonzero:
+    if not nonzero:
         return 0.0
-    ratio = target_ratio * numel / magnitudes.nonzero
-    scale = magnitudes.total / magnitudes.nonzero
-    return 0.0 if ratio >= 1 else float(special.xlogy(-scale, ratio))  # as Laplace(scale) does
+    ratio = target_ratio * numel / nonzero
+    return 0.0 if ratio >= 1 else float(special.xlogy(-total / nonzero, ratio))  # as Laplace does
 
 
 def check_settings(variant: str, stages: int, first_ratio: float) -> None:

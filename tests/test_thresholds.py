@@ -321,4 +321,4 @@ def test_sums_alone_give_the_threshold_of_one_exponential(n, zeros, scale):
     for ratio in RATIOS:
         expected = sidco_threshold(grad, ratio).value
         sums = kernels.sum_magnitudes(grad)
-        assert exponential_threshold(sums, n, ratio) == expected
+        assert exponential_threshold(sums.total, sums.nonzero, n, ratio) == expected

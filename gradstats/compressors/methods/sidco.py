@@ -81,7 +81,8 @@ class SIDCo(Compressor):
         one_exponential = self.variant == "e" and stages == 1 and flat.dtype == torch.float32
         magnitudes = kernels.sum_magnitudes(flat) if one_exponential else None
         if magnitudes is not None:
-            return exponential_threshold(magnitudes, flat.numel(), self.ratio)
+            nonzero, total = magnitudes
+            return exponential_threshold(total, nonzero, flat.numel(), self.ratio)
         scaled, unit = in_range_of_squares(flat)
         threshold = sidco_threshold(
             summarize(scaled),
