@@ -33,7 +33,7 @@ MUTANTS = (
     thresholds("WINDOW = 5", "WINDOW = 4"),
     ratios("max(1, round(ratio * numel))", "max(1, int(ratio * numel))"),
     ratios("min(numel, max(1, round", "min(numel, max(0, round"),
-    metrics("lost = gg - 2 * gs + ss", "lost = gg - gs + ss"),
-    metrics("s + missed if", "s if"),
-    metrics("others[0]) / gg", "others[0]) / ss"),
+    metrics("_ratio(lost, sums.grad)", "_ratio(sums.missed, sums.grad)"),
+    metrics("reshape(-1) + residual", "reshape(-1) - residual"),
+    metrics("sums.residual / sums.grad", "sums.residual / sums.update"),
 )
