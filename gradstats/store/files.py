@@ -54,15 +54,9 @@ def begin_writeback(file: IO[bytes]) -> None:
 
 
 def make_zeros(path: Path, nbytes: int) -> None:
-    """Make a file of zeros, which take no disk until they are overwritten."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.truncate(nbytes)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    """Make a file that nobody reads yet as long as this, by zeros that take no disk."""
+    with open(path, "ab") as file:
+        file.truncate(nbytes)
 
 
 def taken_by(path: Path) -> int:

@@ -83,6 +83,6 @@ class Growing:
         nbytes = math.prod(shape) * np.dtype(document["data_type"]).itemsize
         if chunk * shape[0] < document["shape"][0]:
             check_size(file, nbytes)
-        elif not file.is_file():
+        else:
             make_zeros(file, nbytes)
         return file
