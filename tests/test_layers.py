@@ -32,8 +32,7 @@ MAY_IMPORT = {
     "payloads": ("kernels", "rng"),
     # compressors for Run.compensated alone, when it is called
     "runs": ("compressors", "patterns", "ratios", "store", "summary"),
-    # kernels: one stage of SIDCo-E needs the sum of magnitudes alone
-    "thresholds": ("families", "kernels", "ratios", "summary"),
+    "thresholds": ("families", "ratios", "summary"),
     "compressors": (
         "families",
         "kernels",

@@ -125,8 +125,8 @@ def peaks(*factors: Factors) -> list[list[float]]:
     Args:
         factors: whose peaks are read from the device at once.
     """
-    found = [block.abs().amax((1, 2)).double() for each in factors for block in each.blocks]
-    read = iter(torch.cat(found).tolist())
+    of_blocks = [block.abs().amax((1, 2)).double() for each in factors for block in each.blocks]
+    read = iter(torch.cat(of_blocks).tolist())
     return [
         _in_order(_by_height(each.heights), [next(read) for _ in each.heights]) for each in factors
     ]

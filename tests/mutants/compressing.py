@@ -74,8 +74,10 @@ MUTANTS = (
     laws("STANDARD_ERRORS = 5", "STANDARD_ERRORS = 500"),
     # error feedback
     ef("state.residual.mul_(self.gamma)", "pass"),
-    ef("= state.residual if self.gamma == 1 else state.residual * self.gamma", "= state.residual"),
-    ef("if self.gamma == 1 else state.residual * self.gamma, grad", ", grad"),
+    ef(
+        "return state.residual if self.gamma == 1 else state.residual * self.gamma",
+        "return state.residual",
+    ),
     ef("        sent.remove_from(corrected.view(-1))\n", ""),
     ranges(
         "torch.where(sent.isfinite(), waiting - sent, 0)", "(waiting - sent).nan_to_num(0, 0, 0)"
