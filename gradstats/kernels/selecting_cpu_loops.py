@@ -154,12 +154,12 @@ def between(kept: NDArray[Any], magnitude: int, sure: int, out: NDArray[Any]) ->
 def count_ranks(kept: NDArray[Any], magnitude: int, nan: int, kth: int) -> tuple[int, int]:
     """How many magnitudes are above the k-th, and how many equal it; all NaN are equal."""
     width = kept.dtype.type
-    above = width(0)
-    equal = width(0)
+    above = np.int32(0)  # 16 bits would not hold the number of those of a chunk
+    equal = np.int32(0)
     for i in range(kept.size):
         bits = min(width(kept[i] & magnitude), nan)
-        above = width(above + width(bits > kth))
-        equal = width(equal + width(bits == kth))
+        above = np.int32(above + np.int32(bits > kth))
+        equal = np.int32(equal + np.int32(bits == kth))
     return int(above), int(equal)
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from gradstats import kernels
 from gradstats.kernels import (
-    counting_cpu,
     selecting_cpu,
     selecting_cpu_vectors,
     selecting_eager,
 )
+from gradstats.kernels import threads as sharing
 from gradstats.kernels.grid import INTEGERS, round_down
 from gradstats.kernels.selecting_cpu_vectors import as_tensors, pattern_below, vector_of
 from tests.kernels.test_counting import DTYPES, draws, same_pair, specials
@@ -129,7 +129,7 @@ def short_chunks(monkeypatch):
     """Chunks of 256 elements, which threads share, and no vector is short."""
     monkeypatch.setattr(selecting_cpu, "FEW", 0)
     monkeypatch.setattr(selecting_cpu, "MUCH", 64)
-    monkeypatch.setattr(counting_cpu, "CHUNK", 256)
+    monkeypatch.setattr(sharing, "CHUNK", 256)
     monkeypatch.setattr(selecting_cpu, "CHUNK", 256)
 
 
@@ -229,3 +229,10 @@ def test_the_plain_form_can_be_asked_for(monkeypatch):
     assert kernels.largest(torch.ones(3), 1) == "numba"
     with pytest.raises(ValueError, match="form must be one of auto, eager"), kernels.use("fast"):
         pass
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "k"), [(1 << 17, 70_000), (1 << 17, 1 << 17), (1 << 21, 1_900_000)])
+def test_more_elements_than_16_bits_can_count(dtype, n, k):
+    values = draws(n, dtype, seed=n)
+    assert same_pair(kernels.largest(values, k), selecting_eager.largest(values, k))
