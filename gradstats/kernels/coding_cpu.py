@@ -41,14 +41,16 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
     """See `coding.pack`."""
     array = symbols.numpy().astype(np.uint8 if levels <= 256 else np.uint16, copy=False)
     rule, how = packing(levels), _packer(levels)
-    out = np.empty(rule.nbytes(len(array)), np.uint8)
+    # torch's own, for an empty array of numpy has no stride by which to view it in another dtype
+    packed = torch.empty(rule.nbytes(len(array)), dtype=torch.uint8)
+    out = packed.numpy()
 
     def work(runs: Iterator[slice]) -> None:
         for run in runs:
             pack_run(array[run], how, out[_bytes(rule, run, len(array))])
 
     _in_runs(work, len(array), rule.group, CHUNK)
-    return torch.from_numpy(out)
+    return packed
 
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
