@@ -18,6 +18,7 @@ import torch
 import gradstats
 from gradstats.kernels import counting_cpu, counting_cpu_loops
 from gradstats.kernels.grid import GRIDS
+from gradstats.kernels.threads import in_threads
 from gradstats.summary import summarize, summarize_segments
 
 
@@ -49,7 +50,7 @@ def count_alone(grad: torch.Tensor) -> int:
             counting_cpu_loops.count_heads(heads[chunk], np.uint16(0), counts[1])
         return counts
 
-    return int(counting_cpu._added(counting_cpu._in_threads(work, len(heads))).sum())
+    return int(counting_cpu._added(in_threads(work, len(heads))).sum())
 
 
 def interleaved(works: dict[str, object], rounds: int) -> dict[str, float]:

@@ -34,6 +34,7 @@ from gradstats.store.whole import whole
 Progress = Callable[[int, int], None]
 
 _BATCH = 32  # rows of a commit
+ROOM = 1024  # bytes at the end of a chunk that are 0 where rows are still to come
 
 
 def copy(
@@ -182,15 +183,19 @@ def _name(source: GradientStore, smaller: Smaller) -> str:
 
 
 def _zip(folder: Path, out: Path) -> None:
-    """Pack a store: gradients as they are, since they do not compress, the rest deflated."""
+    """Pack a store: full chunks of gradients as they are, since they do not compress.
+
+    The rest is deflated, also a chunk that has room for more rows, which is zeros.
+    """
     with zipfile.ZipFile(out, "w") as packed:
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
             if file.name == ".lock":
                 continue
+            data = file.read_bytes()
             raw = file.parent.name.startswith(("grad_", "weight_")) and file.name != "zarr.json"
-            how = zipfile.ZIP_STORED if raw else zipfile.ZIP_DEFLATED
+            how = zipfile.ZIP_STORED if raw and any(data[-ROOM:]) else zipfile.ZIP_DEFLATED
             entry = zipfile.ZipInfo(str(file.relative_to(folder)))  # of no date: equal bytes
-            packed.writestr(entry, file.read_bytes(), how)
+            packed.writestr(entry, data, how)
 
 
 def _jobs(
