@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.ans_eager import Tables
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 U8, U16, U32, U64 = np.uint8, np.uint16, np.uint32, np.uint64
 ONE, FOUR, HALF = U64(1), U64(4), U64(16)

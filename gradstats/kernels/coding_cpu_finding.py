@@ -16,7 +16,7 @@ from gradstats.kernels.coding_cpu_patterns import (
     bits_of,
     float_of,
 )
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 U8, I32, U64, F64 = np.uint8, np.int32, np.uint64, np.float64
 ONE = F32(1)

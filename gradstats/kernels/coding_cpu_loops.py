@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradstats.kernels.coding_cpu_packing import pack_narrow
 from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, load
-from gradstats.kernels.counting_cpu_loops import jit, jit_sums
+from gradstats.kernels.compiling import jit, jit_sums
 
 
 @jit

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 U8, U16, I32, U32, U64, F64 = np.uint8, np.uint16, np.int32, np.uint32, np.uint64, np.float64
 TO_BITS, BYTES, BIT_OF_BYTE = (

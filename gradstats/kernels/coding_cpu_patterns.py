@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 U32, F32 = np.uint32, np.float32
 AS_IT_IS, BFLOAT16, FLOAT16 = range(3)  # kinds of patterns

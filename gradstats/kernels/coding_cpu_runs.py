@@ -11,7 +11,7 @@ from gradstats.kernels.coding_cpu_finding import Finder, find
 from gradstats.kernels.coding_cpu_packing import Packer, byte_of, pack, unpack
 from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, F32, U32, load, store
 from gradstats.kernels.coding_cpu_scaling import RANGE, Scaling, divide, multiply, scale_rows
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 
 class Decoder(NamedTuple):

@@ -18,7 +18,7 @@ from gradstats.kernels.coding_cpu_patterns import (
     bits_of,
     float_of,
 )
-from gradstats.kernels.counting_cpu_loops import jit, jit_sums
+from gradstats.kernels.compiling import jit, jit_sums
 
 I32, F64 = np.int32, np.float64
 GIVEN, LARGEST, L2, POWER, E4M3, RANGE = range(6)  # rules that scales follow

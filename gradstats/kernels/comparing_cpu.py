@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstats.kernels.comparing_eager import Products
-from gradstats.kernels.counting_cpu_loops import BLOCK, jit, jit_sums
+from gradstats.kernels.compiling import jit, jit_sums
+from gradstats.kernels.counting_cpu_loops import BLOCK
 from gradstats.kernels.threads import in_threads
 
 

@@ -1,29 +1,17 @@
-"""The loops that count and sum for `cpu`, compiled by numba.
-
-`parallel=True` is not used: such kernels called from two threads can abort the process. They stand
-in one file because numba compiles a cached function again when its own file changes, and not when
-that of a function it calls does.
-"""
+"""The loops that count and sum for `cpu`, compiled by numba."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from gradstats.kernels.compiling import jit, jit_sums
 
 BLOCK = 1 << 14  # elements: a float32 block and its bins stay in the second-level cache
 PAGE = 64  # keys that are passed over together where all are empty
 PADDING = 80  # entries between tables: keys a multiple of 4 kB apart would wait for each other
-
-jit: Callable[..., Any] = numba.njit(nogil=True, cache=True, boundscheck=False)
-# Sums may be reordered into vector lanes (the lanes are the same whatever the thread), NaN and inf
-# stay honest.
-jit_sums: Callable[..., Any] = numba.njit(
-    nogil=True, cache=True, boundscheck=False, fastmath={"reassoc", "contract"}
-)
 
 
 @jit

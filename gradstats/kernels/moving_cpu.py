@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.counting_cpu_loops import jit, jit_sums
+from gradstats.kernels.compiling import jit, jit_sums
 from gradstats.kernels.threads import in_threads
 
 MAGNITUDE, SIGN, ONE = np.int32(0x7FFFFFFF), np.int32(0x8000), np.int32(1)

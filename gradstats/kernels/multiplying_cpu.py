@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstats.kernels.counting_cpu_loops import jit, jit_sums
+from gradstats.kernels.compiling import jit, jit_sums
 from gradstats.kernels.threads import CHUNK, in_threads, shared
 
 ROWS = 8  # that are added, then multiplied while they are in the cache

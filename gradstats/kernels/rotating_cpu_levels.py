@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu_loops import jit, jit_sums
+from gradstats.kernels.compiling import jit, jit_sums
 
 F32, F64, U8, U32, U64 = np.float32, np.float64, np.uint8, np.uint32, np.uint64
 ONE, LOW = U64(1), U64(0xFFFFFFFF)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 F32, F64, U32, U64 = np.float32, np.float64, np.uint32, np.uint64
 ONE = U64(1)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu_loops import count_heads, jit
+from gradstats.kernels.compiling import jit
+from gradstats.kernels.counting_cpu_loops import count_heads
 from gradstats.kernels.threads import in_threads
 
 DIGIT = 16  # bits of a magnitude that one pass counts

@@ -1,8 +1,4 @@
-"""Loops of selecting in numba.
-
-Numba compiles a function again when its own file changes, not when another file does: loops that
-call each other stand together.
-"""
+"""Loops of selecting in numba."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 LANES = 64  # elements whose comparisons are the bits of one integer
 STRETCH = 1 << 12  # elements that are added and looked at while they are in the first-level cache

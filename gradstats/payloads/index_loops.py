@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstats.kernels.counting_cpu_loops import jit
+from gradstats.kernels.compiling import jit
 
 
 @jit
