@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 BREAKS = {
     broken.SignedThreshold: "contraction honesty",
     broken.PositionalTrim: "contraction",
-    broken.WithReplacement: """payload bytes randomness separate-states conservation
+    broken.WithReplacement: """payload bytes randomness separate-states
         several-workers expectation finite near-the-range""",
     broken.TooRarely: "expectation",
     broken.Reseeds: "randomness",
