@@ -23,6 +23,7 @@ def relative_error(grad: Tensor, reconstruction: Tensor) -> float:
         ValueError: they differ in their number of elements.
 
     Example:
+        >>> import torch
         >>> relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
         0.8
     """
@@ -38,6 +39,7 @@ def cosine(grad: Tensor, reconstruction: Tensor) -> float:
         ValueError: they differ in their number of elements.
 
     Example:
+        >>> import torch
         >>> cosine(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])) > 0.999999
         True
     """

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import numba
 
 
-def sources(folder: Path) -> str:
+def sources(folder: Traversable) -> str:
     """A digest of all Python files in a folder."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(folder.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in sorted(folder.iterdir(), key=lambda each: each.name):
+        if file.name.endswith(".py"):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
-KERNELS = sources(Path(__file__).parent)
+KERNELS = sources(files("gradstats.kernels"))
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -26,7 +26,7 @@ FEW = ("bf16", "topk", "ef(sidco-e)", "powersgd")
 MAKERS = {
     resumable: ("fit_steps",),
     over_steps: ("ranks", "series"),
-    replayed: ("replay_jobs", "factorised_rows", "equal_bits", "methods_table"),
+    replayed: ("replay_jobs", "factorised_rows", "equal_bits_rows", "methods_table"),
     facts: ("groups",),
 }
 
@@ -104,7 +104,7 @@ def test_a_report_uses_what_a_fit_and_a_replay_have_computed(
     calls.clear()
     gradstats.report(run, out=tmp_path, ratios=RATIOS, compressors=FEW)
     # what is left: fits of compensated gradients, the last gradient, and what a report alone has
-    expected = ["equal_bits", "factorised_rows", "fit_steps", "groups", "methods_table"]
+    expected = ["equal_bits_rows", "factorised_rows", "fit_steps", "groups", "methods_table"]
     assert sorted(set(calls)) == expected
     alone = pandas.read_parquet(reported_once / "methods.parquet")
     shared = pandas.read_parquet(tmp_path / "methods.parquet")
