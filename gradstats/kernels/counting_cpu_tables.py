@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstats.kernels.compiling import jit
 from gradstats.kernels.counting_cpu_loops import (
     BLOCK,
     PAGE,
     Keys,
     count_16_bit,
     count_range,
-    jit,
 )
 
 
