@@ -86,7 +86,7 @@ class PayloadMean:
     @property
     def is_finite(self) -> bool:
         """Whether the host knows that the mean is finite."""
-        return len(self.payloads) == 1 and self.payloads[0].is_known_finite
+        return all(payload.is_known_finite for payload in self.payloads)
 
     def _averaged(self) -> Tensor | None:
         """The values of a vector that an all-reduce has averaged."""
@@ -94,12 +94,10 @@ class PayloadMean:
         return first.values if isinstance(first, Dense) and len(self.payloads) == 1 else None
 
     def _add_up(self, out: Tensor) -> None:
-        if len(self.payloads) == 1:
-            self.payloads[0].write_to(out)
-            return
-        out.zero_()
-        for payload in self.payloads:
-            payload.add_to(out, 1 / len(self.payloads))
+        (first, *others), weight = self.payloads, 1 / len(self.payloads)
+        first.write_to(out, weight)
+        for payload in others:
+            payload.add_to(out, weight)
 
 
 class _Update:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gradstats.kernels import coding_eager
 from gradstats.kernels.coding_eager import Rounding
 from gradstats.kernels.forms import in_numba, in_triton, on_host
+from gradstats.kernels.moving import WIDE, subtract_sent
 from gradstats.kernels.packing import bits_per_symbol, packed_nbytes
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "packed_nbytes",
     "quantize",
     "steadied",
+    "subtract_dequantized",
     "to_symbols",
     "unpack",
+    "write_dequantized",
 ]
 
 KINDS = ("l2", "max", "mean")
@@ -247,6 +250,44 @@ def add_dequantized(
     if given != rows:
         raise ValueError(f"scales must be {rows} for {n} elements by {bucket}, got {given}")
     _form(packed).add_dequantized(packed, scales, bucket, levels, out, weight, offsets)
+
+
+def write_dequantized(
+    packed: Tensor,
+    scales: Tensor | None,
+    bucket: int,
+    levels: Tensor,
+    out: Tensor,
+    weight: float,
+    offsets: Tensor | None = None,
+) -> None:
+    """Put `weight` times the result of `dequantize` into `out`, as `add_dequantized` to zeros."""
+    if in_numba(packed) and out.dtype in WIDE:
+        from gradstats.kernels import coding_cpu, coding_cpu_runs
+
+        tables = scales, bucket, levels
+        coding_cpu.add_dequantized(packed, *tables, out, weight, offsets, coding_cpu_runs.WRITE)
+    else:
+        add_dequantized(packed, scales, bucket, levels, out.zero_(), weight, offsets)
+
+
+def subtract_dequantized(
+    packed: Tensor,
+    scales: Tensor | None,
+    bucket: int,
+    levels: Tensor,
+    residual: Tensor,
+    offsets: Tensor | None = None,
+) -> None:
+    """Subtract the result of `dequantize` from a residual, as `moving.subtract_sent` does."""
+    tables = scales, bucket, levels
+    if in_numba(packed) and residual.dtype in WIDE:
+        from gradstats.kernels import coding_cpu, coding_cpu_runs
+
+        way = coding_cpu_runs.SUBTRACT
+        coding_cpu.add_dequantized(packed, *tables, residual, 1.0, offsets, way)
+    else:
+        subtract_sent(residual, dequantize(packed, residual.numel(), *tables, offsets))
 
 
 def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:

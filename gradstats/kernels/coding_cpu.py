@@ -14,11 +14,12 @@ from torch import Tensor
 
 from gradstats.kernels import coding_cpu_loops as loops
 from gradstats.kernels.coding_cpu_finders import finder
+from gradstats.kernels.coding_cpu_levels import formula
 from gradstats.kernels.coding_cpu_packing import Packer
 from gradstats.kernels.coding_cpu_packing import pack as pack_run
 from gradstats.kernels.coding_cpu_packing import unpack as unpack_run
 from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, BFLOAT16, FLOAT16
-from gradstats.kernels.coding_cpu_runs import Decoder, add, count_wrong, encode
+from gradstats.kernels.coding_cpu_runs import ADD, Decoder, add, count_wrong, encode
 from gradstats.kernels.coding_cpu_scaling import E4M3, GIVEN, L2, LARGEST, POWER, RANGE, Scaling
 from gradstats.kernels.coding_eager import Rounding
 from gradstats.kernels.coding_scaled import ScaleRule
@@ -28,6 +29,7 @@ from gradstats.kernels.ranges import saturated
 from gradstats.kernels.threads import CHUNK, in_threads
 
 RUN = 1 << 14  # elements, at most about, that go through all loops together
+DECODED_RUN = 1 << 11  # of decoding, whose three vectors then stay in the nearest cache
 LONGEST_RUN = 1 << 15
 FLOAT32 = torch.float32
 RULES = {"max": LARGEST, "l2": L2, "power": POWER, "e4m3": E4M3, "range": RANGE}
@@ -158,20 +160,23 @@ def add_dequantized(
     out: Tensor,
     weight: float,
     offsets: Tensor | None = None,
+    way: int = ADD,
 ) -> None:
-    """See `coding.add_dequantized`."""
+    """See `coding.add_dequantized`; another way than `ADD` is for float32 and float64."""
     count, data = levels.shape[-1], packed.numpy()
     packer, unit = _packer(count), _unit(count, 1)
-    run = max(RUN // unit, 1) * unit
+    most = RUN if packer.powers.size else DECODED_RUN
+    run = max(most // unit, 1) * unit
     target, kind = _elements(out)
     factor = (target.dtype if kind == AS_IT_IS else np.dtype(np.float32)).type(weight)
     factors, centers = (NONE if each is None else _floats(each) for each in (scales, offsets))
-    decoder = Decoder(bucket, _floats(levels.reshape(-1, count)), factors, centers)
+    books = _floats(levels.reshape(-1, count))
+    decoder = Decoder(bucket, books, factors, centers, formula(books[:1]))
 
     def work(runs: Iterator[slice]) -> int:
         symbols, wrong = np.empty(run, np.uint8 if count <= 256 else np.uint16), 0
         for each in runs:
-            turn = data, each.start, run, packer, decoder, symbols, factor, kind
+            turn = data, each.start, run, packer, decoder, symbols, factor, way, kind
             wrong += add(*turn, target[each])
         return wrong
 

@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.coding_cpu_finding import Finder, find
+from gradstats.kernels.coding_cpu_levels import Formula, look_up, work_out
 from gradstats.kernels.coding_cpu_packing import Packer, byte_of, pack, unpack
 from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, F32, U32, load, store
 from gradstats.kernels.coding_cpu_scaling import RANGE, Scaling, divide, multiply, scale_rows
 from gradstats.kernels.compiling import jit
+
+ADD, WRITE, SUBTRACT = range(3)  # what becomes of what is decoded
 
 
 class Decoder(NamedTuple):
@@ -22,12 +25,14 @@ class Decoder(NamedTuple):
         books: float32 `[1 or buckets, L]`.
         factors: float32 `[buckets]`; empty where each bucket has its own book.
         offsets: float32 `[buckets]`, or empty.
+        formula: of the levels of a single book.
     """
 
     bucket: int
     books: NDArray[np.float32]
     factors: NDArray[np.float32]
     offsets: NDArray[np.float32]
+    formula: Formula
 
 
 @jit
@@ -95,10 +100,11 @@ def add(
     decoder: Decoder,
     symbols: NDArray[Any],
     weight: float,
+    way: int,
     target: int,
     out: NDArray[Any],
 ) -> int:
-    """Add what symbols from `start` on stand for; how many of them are out of range.
+    """Decode symbols from `start` on into `out`; how many of them are out of range.
 
     Args:
         data: all bytes.
@@ -108,6 +114,8 @@ def add(
         decoder: what they stand for.
         symbols: of a run, to be overwritten.
         weight: factor, in the dtype of `out`, or float32.
+        way: `ADD` to `out`, `WRITE` over it, or `SUBTRACT` it as `moving.subtract_sent` does;
+            patterns can only be added to.
         target: what patterns `out` has.
         out: the elements from `start` on.
     """
@@ -120,21 +128,38 @@ def add(
         wrong += unpack(data[byte_of(packer, start + i) : end], packer, symbols[:size])
         offset, piece, part = (start + i) % bucket, decoded[:size], out[i : i + size]
         if decoder.factors.size:
-            look_up(symbols, decoder.books[0], piece)
+            if decoder.formula.kind:
+                work_out(symbols, decoder.formula, piece)
+            else:
+                look_up(symbols, decoder.books[0], piece)
             multiply(piece, decoder.factors[first:last], offset, bucket)
         else:
             _look_up_own(symbols, decoder.books[first:last], offset, bucket, piece)
         if decoder.offsets.size:
             _shift(piece, decoder.offsets[first:last], offset, bucket)
         if target == AS_IT_IS:
-            for j in range(size):
-                part[j] += weight * piece[j]
+            _put(piece, weight, way, part)
         else:
             load(part, target, False, wide[:size])
             for j in range(size):
                 wide[j] = F32(wide[j] + F32(weight * piece[j]))
             store(wide[:size], target, part)
     return wrong
+
+
+@jit
+def _put(values: NDArray[Any], weight: float, way: int, out: NDArray[Any]) -> None:
+    zero = out.dtype.type(0)
+    if way == ADD:
+        for i in range(out.size):
+            out[i] += weight * values[i]
+    elif way == WRITE:
+        for i in range(out.size):
+            out[i] = zero + weight * values[i]  # as a sum from 0 on, which is never -0
+    else:
+        for i in range(out.size):
+            rest = out[i] - values[i]
+            out[i] = rest if values[i] - values[i] == F32(0) else zero
 
 
 @jit
@@ -148,13 +173,6 @@ def count_wrong(
         end = byte_of(packer, i + size) if size == run else data.size
         wrong += unpack(data[byte_of(packer, i) : end], packer, symbols[:size])
     return wrong
-
-
-@jit
-def look_up(symbols: NDArray[Any], book: NDArray[Any], out: NDArray[Any]) -> None:
-    """The levels of symbols."""
-    for i in range(out.size):
-        out[i] = book[symbols[i]]
 
 
 @jit

@@ -73,7 +73,7 @@ class Payload(ABC):
 
     @property
     def is_known_finite(self) -> bool:
-        """Whether the host knows that every decoded element is finite, also in float32."""
+        """Whether the host knows that no element decodes to more than half of float32's range."""
         return False
 
     @property
@@ -104,9 +104,9 @@ class Payload(ABC):
         """Add `weight` times the decoded gradient to `out`, `[numel]`; time goes with count."""
         out.add_(self.decode(), alpha=weight)
 
-    def write_to(self, out: Tensor) -> None:
-        """Put the decoded gradient into `out`, `[numel]`, of a dtype that holds it."""
-        self.add_to(out.zero_())
+    def write_to(self, out: Tensor, weight: float = 1.0) -> None:
+        """Put `weight` times the decoded gradient into `out`, `[numel]`, of a wide dtype."""
+        self.add_to(out.zero_(), weight)
 
     def remove_from(self, residual: Tensor) -> None:
         """Subtract the decoded gradient from `residual`, `[numel]`; NaN and inf leave 0."""
@@ -262,6 +262,11 @@ class Bundle(Payload):
         return sum(part.count for part in self.parts)
 
     @property
+    def is_known_finite(self) -> bool:
+        """See `Payload.is_known_finite`."""
+        return all(part.is_known_finite for part in self.parts)
+
+    @property
     def inner_nbytes(self) -> int:
         """See `Payload.inner_nbytes`."""
         head = len(varint(self.kind)) + len(varint(len(self.parts)))
@@ -287,6 +292,11 @@ class Bundle(Payload):
         """See `Payload.add_to`."""
         for part, view in self._split(out):
             part.add_to(view, weight)
+
+    def write_to(self, out: Tensor, weight: float = 1.0) -> None:
+        """See `Payload.write_to`."""
+        for part, view in self._split(out):
+            part.write_to(view, weight)
 
     def remove_from(self, residual: Tensor) -> None:
         """See `Payload.remove_from`."""

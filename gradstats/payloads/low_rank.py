@@ -80,12 +80,14 @@ class LowRank(Payload):
         product = in_unit(self.left, a) @ in_unit(self.right, b).T
         return from_unit(product.reshape(-1), a * b)
 
-    def write_to(self, out: Tensor) -> None:
+    def write_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.write_to`."""
         if self._is_plain and out.dtype == self.left.dtype:
             torch.mm(self.left, self.right.T, out=out.view(len(self.left), len(self.right)))
         else:
             out.copy_(self.decode())
+        if weight != 1:
+            out.mul_(weight)
 
     def remove_from(self, residual: Tensor) -> None:
         """See `Payload.remove_from`."""

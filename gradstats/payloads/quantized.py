@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradstats.kernels import coding, rotating
+from gradstats.kernels.forms import on_host
 from gradstats.kernels.ranges import from_unit, unit_of
 from gradstats.payloads.alphabet import Alphabet
 from gradstats.payloads.base import Payload
@@ -28,6 +29,7 @@ OWN_LEVELS = 0  # in the place of an alphabet's kind: every bucket sends levels 
 MOST_LEVELS = 1 << 16
 PLAIN = 256  # levels whose packed symbols are bytes
 ROTATED, MOVED = 1, 2  # flags
+LARGEST = torch.finfo(torch.float32).max
 WIDEST_BUCKET = 1 << 16  # of a gradient that is shorter: decoding may fill a bucket up
 
 
@@ -98,6 +100,15 @@ class Coded(Payload):
         power = unit_of(self.unit)
         return self.unit / power, power
 
+    @property
+    def is_known_finite(self) -> bool:
+        """See `Payload.is_known_finite`; of an alphabet on the host the scales tell it."""
+        if self.rotation or self.alphabet is None or not on_host(self.scales):
+            return False
+        tables = [self.scales.float(), self.levels, self.offsets]
+        scale, level, offset = (_peak(each) for each in tables)
+        return self.unit * scale * level + self._units[1] * offset <= LARGEST / 2
+
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""
         if self._units[1] != 1:
@@ -107,6 +118,22 @@ class Coded(Payload):
         else:
             tables = self._tables()
             coding.add_dequantized(self._packed(), *tables, out, weight, self.offsets)
+
+    def write_to(self, out: Tensor, weight: float = 1.0) -> None:
+        """See `Payload.write_to`."""
+        if self._units[1] != 1 or self.rotation:
+            super().write_to(out, weight)
+        else:
+            tables = self._tables()
+            coding.write_dequantized(self._packed(), *tables, out, weight, self.offsets)
+
+    def remove_from(self, residual: Tensor) -> None:
+        """See `Payload.remove_from`."""
+        if self._units[1] != 1 or self.rotation:
+            super().remove_from(residual)
+        else:
+            tables = self._tables()
+            coding.subtract_dequantized(self._packed(), *tables, residual, self.offsets)
 
     def _packed(self) -> Tensor:
         packed = self._plain
@@ -190,6 +217,11 @@ def _check_bucket(bucket: int, numel: int, *, rotated: bool) -> None:
     if rotated and (bucket > max(numel, 1) or bucket & (bucket - 1)):
         rule = f"bucket of a rotation must be a power of two up to the {numel} elements"
         raise PayloadError(f"{rule}, got {bucket}")
+
+
+def _peak(values: Tensor | None) -> float:
+    """The largest magnitude, NaN if there is one; 0 of nothing."""
+    return 0.0 if values is None or not values.numel() else float(values.abs().max())
 
 
 def _padded(numel: int, bucket: int) -> int:
