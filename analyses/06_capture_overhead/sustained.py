@@ -1,9 +1,15 @@
-"""Bytes a second that reach the disk, next to writing the same bytes to one plain file."""
+"""Bytes a second that reach the disk, next to writing the same bytes to one plain file.
+
+python analyses/06_capture_overhead/sustained.py     # only these two ratios, as JSON
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -11,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import Training, clocked
+from timing import Training, clocked, resnet20, transformer
 
 import gradstats
 from gradstats.store import GradientStore, Row, parameter_table
@@ -122,3 +128,23 @@ def _captured(path: Path, training: Training, rows: int) -> float:
         _synced(path)
 
     return clocked(write)
+
+
+def main() -> None:
+    """Print the throughput of capture over that of the plain file, by size of the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rows and rounds")
+    quick = parser.parse_args().quick
+    sizes = {"1 MB": (resnet20(32), 100 if quick else 500)}
+    if not quick:
+        sizes["100 MB"] = transformer(720), 20
+    with tempfile.TemporaryDirectory() as folder:
+        found = {
+            size: measure(training, Path(folder), rows=rows, rounds=2 if quick else 6)
+            for size, (training, rows) in sizes.items()
+        }
+    print(json.dumps({size: each["times_plain"][CAPTURE] for size, each in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import torch
-from timing import in_turns
+from timing import Work, in_turns
 
 import gradstats
 from gradstats.compressors import Rng, from_bytes
 
 NUMEL = 25_600_000
-# GB/s asked of encode + bytes, and of decode + add
+WAYS = ("encode", "encode to bytes", "add", "add from bytes", "once")
+
+
+def _asked(encode: float | None, decode: float) -> dict[str, float]:
+    """Limits, which are those of the whole way."""
+    return {"add from bytes": decode} | ({"encode to bytes": encode} if encode else {})
+
+
 ASKED = {
-    "sign": (12, 4),
-    "mxfp8": (4, 4),
-    "mxfp4": (4, 4),
-    "nvfp4": (4, 4),
-    "fp8": (4, 4),
-    "affine": (4, 4),
-    "affine(4)": (4, 4),
-    "qsgd": (2.5, 4),
-    "terngrad": (None, 4),
-    "eden": (1.5, 1.5),
-    "co3(fp4)": (1, 1),
+    "sign": _asked(12, 4),
+    "mxfp8": _asked(4, 4),
+    "mxfp4": _asked(4, 4),
+    "nvfp4": _asked(4, 4),
+    "fp8": _asked(4, 4),
+    "affine": _asked(4, 4),
+    "affine(4)": _asked(4, 4),
+    "qsgd": _asked(2.5, 4),
+    "terngrad": _asked(None, 4),
+    "eden": _asked(1.5, 1.5),
+    "co3(fp4)": _asked(1, 1),
 }
 
 
@@ -32,38 +39,34 @@ def laplace(numel: int) -> torch.Tensor:
     return 1e-3 * signs * torch.empty(numel).exponential_(generator=generator)
 
 
-def speeds(numel: int, rounds: int, threads: int) -> dict[str, dict[str, float]]:
-    """GB/s to bytes and from bytes, of each method, beside those of reading and copying."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return _speeds(numel, rounds)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _speeds(numel: int, rounds: int) -> dict[str, dict[str, float]]:
+def speeds(numel: int, rounds: int) -> dict[str, dict[str, float]]:
+    """GB/s of each method, one of `WAYS` each, beside those of reading and of a cast."""
     grad, out = laplace(numel), torch.zeros(numel)
-    cases = {"read": grad.sum, "bfloat16": lambda: grad.bfloat16()}
-    sizes = {}
-    for spec in ASKED:
-        method = gradstats.compressor(spec)
-        state, rng = method.init(grad), Rng(0, 0, "grad")
+    cases: dict[str, dict[str, Work]] = {
+        "read": {"once": grad.sum},
+        "torch's cast to bfloat16": {"once": grad.bfloat16},
+    }
+    cases |= {spec: _ways(spec, grad, out) for spec in ASKED}
+    flat = {(name, way): work for name, ways in cases.items() for way, work in ways.items()}
+    seconds = in_turns(flat, rounds)
+    return {
+        name: {way: 4e-9 * numel / seconds[name, way] for way in ways}
+        for name, ways in cases.items()
+    }
 
-        def encode(method=method, state=state, rng=rng):
-            return method.encode(grad, state, rng)[0].to_bytes()
 
-        data = encode()
-        sizes[spec] = 8 * len(data) / numel
-        cases[f"{spec} encode"] = encode
-        cases[f"{spec} decode"] = lambda data=data: from_bytes(data).add_to(out, 0.5)
-    seconds = in_turns(cases, rounds)
-    speed = {name: 4e-9 * numel / each for name, each in seconds.items()}
-    rows = {name: {"encode": speed[name]} for name in ("read", "bfloat16")}
-    for spec, bits in sizes.items():
-        rows[spec] = {
-            "encode": speed[f"{spec} encode"],
-            "decode": speed[f"{spec} decode"],
-            "bits": bits,
-        }
-    return rows
+def _ways(spec: str, grad: torch.Tensor, out: torch.Tensor) -> dict[str, Work]:
+    method, rng = gradstats.compressor(spec), Rng(0, 0, "grad")
+    state = method.init(grad)
+
+    def encoded() -> gradstats.compressors.Payload:
+        return method.encode(grad, state, rng)[0]
+
+    payload = encoded()
+    data = payload.to_bytes()
+    return {
+        "encode": encoded,
+        "encode to bytes": lambda: encoded().to_bytes(),
+        "add": lambda: payload.add_to(out, 0.5),
+        "add from bytes": lambda: from_bytes(data).add_to(out, 0.5),
+    }

@@ -20,9 +20,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from timing import lower_quartile
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -116,7 +116,7 @@ def quartiles(names: Sequence[str], batch: int, seconds: float) -> dict[str, flo
             times[name].append(way.step())
         go = torch.tensor([float(time.perf_counter() < end)])
         dist.broadcast(go, 0)
-    return {name: 1e3 * float(np.quantile(each, 0.25)) for name, each in times.items()}
+    return {name: 1e3 * lower_quartile(each) for name, each in times.items()}
 
 
 class Phases:

@@ -57,7 +57,7 @@ def _case(name: str) -> str:
 
 
 def _unit(unit: str) -> str:
-    return f"× {unit}" if unit in ("plain", "sums", "reads", "gradients") else unit
+    return unit if unit in ("GB/s", "s", "s over torch", "ms per row") else f"× {unit}"
 
 
 def _kept(line: dict[str, Any]) -> bool:
@@ -73,7 +73,7 @@ def draw(report: dict[str, Any]) -> None:
         line for line in report["parts"]["selecting"] if line["unit"] == "reads" and line["ratio"]
     ]
     rows.sort(key=lambda line: -line["ratio"])
-    colors = ["C1" if line["case"].endswith("decode") else "C0" for line in rows]
+    colors = ["C1" if ", add" in line["case"] else "C0" for line in rows]
     left.barh([line["case"] for line in rows], [line["ratio"] for line in rows], color=colors)
     left.axvline(1, color="black", linestyle=":")
     left.set(xscale="log", xlabel="time over that of reading the gradient once (torch.sum)")

@@ -25,11 +25,13 @@ sys.path[:0] = [str(HERE)]
 
 import torch  # noqa: E402
 from coding import ASKED as CODING  # noqa: E402
-from coding import NUMEL, speeds  # noqa: E402
+from coding import NUMEL, WAYS, speeds  # noqa: E402
 from hook import ASKED as HOOK  # noqa: E402
 from hook import PLAIN, TORCH, measured  # noqa: E402
 from selecting import feedback, ratios, small  # noqa: E402
 from sizes import LARGEST, MEMORY, costs, peaks  # noqa: E402
+from store import ASKED as STORE  # noqa: E402
+from store import throughputs  # noqa: E402
 from summaries_and_replay import replays, starts, summaries  # noqa: E402
 
 import gradstats  # noqa: E402
@@ -71,15 +73,13 @@ class Line:
 def of_coding(options: argparse.Namespace) -> list[Line]:
     """Encoding and decoding of the quantizers."""
     numel, rounds = (1 << 20, 5) if options.quick else (NUMEL, 9)
-    rows = speeds(numel, rounds, torch.get_num_threads())
-    read = rows.pop("read")["encode"]
+    rows = speeds(numel, rounds)
+    read = rows.pop("read")["once"]
     lines = []
     for spec, row in rows.items():
-        asked = dict(zip(("encode", "decode"), CODING.get(spec, (None, None)), strict=True))
-        for way in ("encode", "decode"):
-            if way in row:
-                case, ratio = f"{spec}, {way}", read / row[way]
-                lines.append(Line("coding", case, row[way], "GB/s", asked[way], True, ratio))
+        for way in (each for each in WAYS if each in row):
+            case, asked = f"{spec}, {way}", CODING.get(spec, {}).get(way)
+            lines.append(Line("coding", case, row[way], "GB/s", asked, True, read / row[way]))
     return [Line("coding", "read", read, "GB/s", None, True), *lines]
 
 
@@ -137,6 +137,14 @@ def of_hook(options: argparse.Namespace) -> list[Line]:
     return lines
 
 
+def of_store(options: argparse.Namespace) -> list[Line]:
+    """Writing rows through capture, over writing one file."""
+    return [
+        Line("store", f"rows of {size}", value, "plain file", STORE[size], True, 1 / value)
+        for size, value in throughputs(quick=options.quick).items()
+    ]
+
+
 def of_start(options: argparse.Namespace) -> list[Line]:
     """Start-up of processes."""
     times = starts(1 if options.quick else 5)
@@ -159,6 +167,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Line]]] = {
     "selecting": of_selecting,
     "summaries": of_summaries,
     "replay": of_replay,
+    "store": of_store,
     "start": of_start,
     "memory": of_memory,
 }

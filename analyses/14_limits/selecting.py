@@ -6,40 +6,24 @@ Every group's works run by turns, and each is quoted by its lower quartile. A *r
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from collections.abc import Callable
 from itertools import count
 
 import torch
+from timing import Work, in_turns
 from torch import Tensor
 
 from gradstats.compressors import Rng, compressor
 from gradstats.compressors.rounds import alone
 
-Work = Callable[[], object]
 RATIO = 0.01
 FEEDBACK = ("exact-threshold", "threshold", "sidco-e", "topk")
 SETTLED = 12  # steps after which adaptive stages and memories are settled
 
 
-def quartiles(works: dict[str, Work], rounds: int, repeats: int = 1) -> dict[str, float]:
-    """Lower quartile of the seconds of each work; they run by turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
-        for name, work in works.items():
-            start = time.perf_counter()
-            for _ in range(repeats):
-                work()
-            if turn:
-                seconds[name].append((time.perf_counter() - start) / repeats)
-    return {name: sorted(each)[len(each) // 4] for name, each in seconds.items()}
-
-
-def over(base: str, seconds: dict[str, float]) -> dict[str, float]:
-    """Each work's time over that of the base."""
-    return {name: round(each / seconds[base], 2) for name, each in seconds.items()}
+def in_reads(works: dict[str, Work], rounds: int) -> dict[str, float]:
+    """Each work's time over that of "read", right after another operation of torch."""
+    seconds = in_turns(works, rounds, pause=0)
+    return {name: each / seconds["read"] for name, each in seconds.items()}
 
 
 def encoding(spec: str, grads: list[Tensor]) -> Work:
@@ -84,7 +68,7 @@ def feedback(numel: int, rounds: int) -> dict[str, float]:
     works[spec] = encoding(spec, grads)
     spec = f"ef(exact-threshold({RATIO}))"
     works[f"exchange of {spec}"] = exchanging(spec, grads)
-    return over("read", quartiles(works, rounds))
+    return in_reads(works, rounds)
 
 
 def ratios(numel: int, rounds: int) -> dict[str, float]:
@@ -94,7 +78,7 @@ def ratios(numel: int, rounds: int) -> dict[str, float]:
     for ratio in (0.001, 0.01, 0.1, 0.3):
         works[f"exact-threshold({ratio})"] = encoding(f"exact-threshold({ratio})", grads)
     works[f"sidco-e({RATIO})"] = encoding(f"sidco-e({RATIO})", grads)
-    return over("read", quartiles(works, rounds))
+    return in_reads(works, rounds)
 
 
 def small(numel: int, rounds: int) -> dict[str, float]:
@@ -111,30 +95,5 @@ def small(numel: int, rounds: int) -> dict[str, float]:
         written = f"{spec}({RATIO})" + ")" * spec.count("(")
         works[written] = encoding(written, [grad])
     works["sidco-e, 3 stages"] = encoding(f"sidco-e({RATIO}, stages=3)", [grad])
-    seconds = quartiles(works, rounds, repeats=max(1, 1_000_000 // numel))
-    faster = {name: round(seconds["torch.topk"] / each, 2) for name, each in seconds.items()}
-    return {"microseconds of torch.topk": round(1e6 * seconds["torch.topk"], 1), **faster}
-
-
-def main() -> None:
-    """Print the ratios as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--numel", type=int, default=10_000_000)
-    parser.add_argument("--only", choices=("feedback", "ratios", "small"))
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    report: dict[str, object] = {"threads": options.threads}
-    if options.only in (None, "feedback"):
-        report["feedback, reads"] = feedback(options.numel, options.rounds)
-    if options.only in (None, "ratios"):
-        report["selecting, reads"] = ratios(options.numel, options.rounds)
-    if options.only in (None, "small"):
-        for numel in (10_000, 100_000):
-            report[f"{numel:,} elements, times torch.topk"] = small(numel, options.rounds)
-    print(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    seconds = in_turns(works, rounds, pause=0, repeats=max(1, 1_000_000 // numel))
+    return {name: seconds["torch.topk"] / each for name, each in seconds.items()}

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from timing import PAUSE, lower_quartile, seconds
 
 import gradstats
-from gradstats.kernels import forms
 
-Work = Callable[[], Any]
-PAUSE = 0.006  # seconds after which the threads of torch have stopped spinning
 SPARSIFIERS = ("topk(0.01)", "exact-threshold(0.01)", "sidco-e(0.01)", "randomk(0.01)")
 REPLAYED = (
     *SPARSIFIERS,
@@ -42,18 +36,6 @@ def vectors(numel: int) -> dict[str, torch.Tensor]:
         "constant float32": torch.full((numel,), 0.37),
         "constant float16": torch.full((numel,), 0.37).half(),
     }
-
-
-def seconds(work: Work) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def lower_quartile(values: list[float]) -> float:
-    """Return the 25th percentile."""
-    return float(np.quantile(values, 0.25))
 
 
 def summaries(numel: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -125,26 +107,3 @@ def starts(rounds: int) -> dict[str, float]:
             took = seconds(lambda: subprocess.run(run, check=True, capture_output=True))  # noqa: B023
             times.setdefault(name, []).append(took)
     return {name: lower_quartile(values) for name, values in times.items()}
-
-
-def main() -> None:
-    """Print the measurements as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer elements, steps and rounds")
-    parser.add_argument("--only", choices=("summaries", "replays", "starts"))
-    options = parser.parse_args()
-    quick = options.quick
-    works: dict[str, Work] = {
-        "summaries": lambda: summaries(1_000_000 if quick else 25_600_000, 5 if quick else 15),
-        "replays": lambda: replays(20 if quick else 100),
-        "starts": lambda: starts(1 if quick else 5),
-    }
-    report: dict[str, Any] = {"threads": torch.get_num_threads(), "form": forms.form()}
-    for name, work in works.items():
-        if options.only in (None, name):
-            report[name] = work()
-    print(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    main()
