@@ -8,7 +8,7 @@ PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Set-up leaves compiling to the first import: it must be allowed to write.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help demo demo-quick fast test soak mutants gpu lint style clean
+.PHONY: help demo demo-quick fast test soak mutants limits gpu lint style clean
 
 help:                   ## what can be made: this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,6 +38,9 @@ soak: $(READY)          ## the full numbers of the tests marked soak, and the mu
 
 mutants: $(READY)       ## small errors in a copy of the code, each of which a test has to notice: about forty minutes
 	$(BIN)/python analyses/07_soak/mutants.py --workers $(WORKERS)
+
+limits: $(READY)        ## speeds as ratios inside one run, small sizes: fails where one is much worse than committed
+	$(BIN)/python analyses/14_limits/run.py --quick
 
 gpu: $(READY)           ## check and time everything on a GPU of your own: about six minutes
 	$(BIN)/python analyses/11_gpu/run.py

@@ -57,7 +57,7 @@ def _case(name: str) -> str:
 
 
 def _unit(unit: str) -> str:
-    return unit if unit in ("GB/s", "s", "s over torch", "ms per row") else f"× {unit}"
+    return unit if unit in ("GB/s", "s", "s over torch", "ms", "ms per row") else f"× {unit}"
 
 
 def _kept(line: dict[str, Any]) -> bool:

@@ -5,7 +5,9 @@
     python analyses/14_limits/run.py --quick          # small sizes; fails where a ratio got worse
 
 `report.json` is written after every part. `--quick` compares with the ratios that `--quick --keep`
-wrote into it: one that is more than half as much again as before, measured three times, fails.
+wrote into it, the worst of three runs: one that is more than half as much again, in each of three
+tries, fails. On another machine all ratios of a part move together; what counts there is the ratio
+over the median move of its part, up to twice.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -32,11 +35,12 @@ from selecting import feedback, ratios, small  # noqa: E402
 from sizes import LARGEST, MEMORY, costs, peaks  # noqa: E402
 from store import ASKED as STORE  # noqa: E402
 from store import throughputs  # noqa: E402
-from summaries_and_replay import replays, starts, summaries  # noqa: E402
+from summaries_and_replay import TOPK, replays, starts, summaries  # noqa: E402
 
 import gradstats  # noqa: E402
 
 WORSE = 1.5  # times a committed ratio
+MOST_MOVED = 2.0  # times, that all ratios of a part may be worse on another machine
 TRIES = 3
 
 
@@ -119,12 +123,13 @@ def of_summaries(options: argparse.Namespace) -> list[Line]:
 def of_replay(options: argparse.Namespace) -> list[Line]:
     """Replay of tracked rows of 65,536 elements by one thread."""
     sparsifiers = ("topk", "exact-threshold", "sidco", "randomk")
-    lines = []
-    for spec, value in replays(20 if options.quick else 100).items():
+    times, lines = replays(20 if options.quick else 100), []
+    own = times.pop(TOPK)
+    for spec, value in times.items():
         name = spec.removeprefix("ef(")
         asked = 3.0 if name.startswith("co3") else 0.8 if name.startswith(sparsifiers) else None
-        lines.append(Line("replay", spec, value, "ms per row", asked))
-    return lines
+        lines.append(Line("replay", spec, value, "ms per row", asked, ratio=value / own))
+    return [Line("replay", TOPK, own, "ms", None), *lines]
 
 
 def of_hook(options: argparse.Namespace) -> list[Line]:
@@ -148,11 +153,11 @@ def of_store(options: argparse.Namespace) -> list[Line]:
 def of_start(options: argparse.Namespace) -> list[Line]:
     """Start-up of processes."""
     times = starts(1 if options.quick else 5)
-    over = times["import gradstats; gradstats.capture"] - times["import torch"]
-    return [
-        Line("start", "import gradstats; gradstats.capture", over, "s over torch", 0.3),
-        Line("start", "gradstats --help", times["gradstats --help"], "s", 0.3),
-    ]
+    torch_alone, given = times["import torch"], times["gradstats --help"]
+    over = times["import gradstats; gradstats.capture"] - torch_alone
+    capture = Line("start", "import gradstats; gradstats.capture", over, "s over torch", 0.3)
+    given_help = Line("start", "gradstats --help", given, "s", 0.3, ratio=given / torch_alone)
+    return [capture, given_help]
 
 
 def of_memory(options: argparse.Namespace) -> list[Line]:
@@ -187,7 +192,10 @@ def main() -> int:
         elif not options.quick:
             report.setdefault("parts", {})[part] = [asdict(each) for each in PARTS[part](options)]
         elif options.keep:
-            report.setdefault("quick", {})[part] = quick_ratios(part, options)
+            tries = [quick_ratios(part, options) for _ in range(TRIES)]
+            report.setdefault("quick", {})[part] = {
+                case: max(each[case] for each in tries) for case in tries[0]
+            }
         else:
             worse += compared(part, options, kept.get(part, {}))
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
@@ -208,14 +216,22 @@ def compared(part: str, options: argparse.Namespace, kept: dict[str, float]) -> 
     """What is worse than it was, in each of several tries: a sentence per case."""
     best = quick_ratios(part, options)
     for _ in range(TRIES - 1):
-        if all(best.get(case, 0) <= WORSE * before for case, before in kept.items()):
-            break
+        if not worse_than(kept, best):
+            return []
         again = quick_ratios(part, options)
         best = {case: min(ratio, again[case]) for case, ratio in best.items()}
+    return [f"{part}: {each}" for each in worse_than(kept, best)]
+
+
+def worse_than(kept: dict[str, float], ratios: dict[str, float]) -> list[str]:
+    """A sentence for each ratio that is worse than it was, beyond what the machine explains."""
+    moves = {case: ratios[case] / before for case, before in kept.items() if case in ratios}
+    moved = min(max(median(moves.values()), 1.0), MOST_MOVED) if moves else 1.0
+    limit = WORSE * moved
     return [
-        f"{part}: {case} must be at most {WORSE} times {before:.2f}, got {best[case]:.2f}"
-        for case, before in kept.items()
-        if case in best and best[case] > WORSE * before
+        f"{case} must be at most {limit:.2f} times {kept[case]:.2f}, got {ratios[case]:.2f}"
+        for case, move in moves.items()
+        if move > limit
     ]
 
 

@@ -14,7 +14,9 @@ from timing import PAUSE, lower_quartile, seconds
 
 import gradstats
 
+ELEMENTS = 65_536
 SPARSIFIERS = ("topk(0.01)", "exact-threshold(0.01)", "sidco-e(0.01)", "randomk(0.01)")
+TOPK = "torch.topk"  # of one row, beside which a replay is seen
 REPLAYED = (
     *SPARSIFIERS,
     *(f"ef({each})" for each in SPARSIFIERS),
@@ -56,7 +58,7 @@ def summaries(numel: int, rounds: int) -> dict[str, dict[str, float]]:
     return ratios
 
 
-def tracked_run(folder: Path, steps: int, elements: int = 65_536) -> Any:
+def tracked_run(folder: Path, steps: int, elements: int = ELEMENTS) -> Any:
     """Record a small training whose rows have so many tracked elements."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
@@ -83,7 +85,10 @@ def replays(steps: int) -> dict[str, float]:
             rows = len(run.rows("track"))
             gradstats.replay(gradstats.open(run.store.path, steps=(0, 4, 1)), REPLAYED)
             times: dict[str, list[float]] = {}
+            row = torch.randn(ELEMENTS)
             for _ in range(3):
+                took = seconds(lambda: torch.topk(row.abs(), ELEMENTS // 100), 100)
+                times.setdefault(TOPK, []).append(1e3 * took)
                 for each in REPLAYED:
                     took = seconds(lambda: gradstats.replay(run, each))  # noqa: B023
                     times.setdefault(each, []).append(1e3 * took / rows)

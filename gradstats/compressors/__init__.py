@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from gradstats.compressors.base import Compressor, Joint, Stateless, needs_rng
+from gradstats.compressors.base import Compressor
 from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import (
     DENSE_BITS,
@@ -80,6 +80,7 @@ from gradstats.compressors.rounds import (
     State,
     Step,
 )
+from gradstats.compressors.short_forms import Joint, Stateless, needs_rng
 from gradstats.compressors.states import Mean, first_state, own_share
 from gradstats.compressors.wrappers.adaquant import AdaQuant
 from gradstats.compressors.wrappers.ef21 import EF21

@@ -1,4 +1,4 @@
-"""Compressor, and its two short forms for authors: Stateless and Joint."""
+"""Compressor: a pure step from gradients to messages and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradstats.compressors.checks import check_gradient, check_sent, write_count
+from gradstats.compressors.checks import check_gradient, check_sent
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import (
     AllGather,
@@ -20,7 +20,6 @@ from gradstats.compressors.rounds import (
     State,
     Step,
     Terms,
-    alone,
     several,
 )
 from gradstats.compressors.steps import PayloadMean, averaged
@@ -288,63 +287,6 @@ class Compressor(ABC):
             check_ratio("ratio", self.ratio_asked)
 
 
-class Stateless(Compressor):
-    """A compressor that keeps nothing from step to step: its author writes `message`."""
-
-    @abstractmethod
-    def message(self, flat: Tensor, rng: Rng | None = None) -> Payload:
-        """Encode one gradient.
-
-        Args:
-            flat: the gradient, `[d]`, contiguous and detached. Read only, and it may share memory
-                with the parameter's gradient: copy what goes into the payload.
-            rng: random numbers; needed if the contract says `random=True`.
-        """
-
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Encode the flat gradient by `message`.
-
-        Raises:
-            TypeError: `grad` is no dense tensor of floating-point numbers, or `message` returned
-                no payload.
-            ValueError: the payload has another number of elements, or `message` wrote to `grad`.
-        """
-        flat, writes = self.flattened(grad), write_count(grad)
-        payload = self.message(flat, rng)
-        check_sent(payload, grad, self.name)
-        if write_count(grad) != writes:
-            raise ValueError(f"{self.name} must not write to the gradient: clone it before")
-        return payload, state
-
-
-class Joint(Compressor):
-    """A compressor whose message depends on all workers: its author writes `exchange`."""
-
-    @abstractmethod
-    def exchange(
-        self, grad: Tensor, state: State, rng: Rng | None = None
-    ) -> Generator[Collective, Any, Step]:
-        """See `Compressor.exchange`."""
-
-    def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Payload, State]:
-        """Return what a single worker sends: its `exchange` with no other worker."""
-        step = alone(self.exchange(grad, state, rng))
-        return step.sent, step.state
-
-
 def _written(value: object) -> str:
     # numpy's float64 is a float too, but writes itself as a call
     return float.__repr__(value) if isinstance(value, float) else str(value)
-
-
-def needs_rng(compressor: Compressor, rng: Rng | None) -> Rng:
-    """Return the rng.
-
-    Raises:
-        ValueError: the rng is None, but the compressor draws random numbers.
-    """
-    if rng is None:
-        raise ValueError(
-            f"rng must be given to {compressor}, which draws random numbers, got None"
-        )
-    return rng

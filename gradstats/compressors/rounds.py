@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gradstats.compressors.steps import Step as Step  # where its exchanges are
-from gradstats.payloads.base import Bundle, Payload
+from gradstats.payloads.base import Payload
+from gradstats.payloads.bundle import Bundle
 
 State = Any
 Terms = tuple[Tensor, Tensor] | None  # whose sum is a gradient

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gradstats.payloads.alphabet import Alphabet
-from gradstats.payloads.base import Bundle, Constant, Dense, Payload
+from gradstats.payloads.base import Constant, Dense, Payload
+from gradstats.payloads.bundle import Bundle
 from gradstats.payloads.codebooks import (
     DynamicTree,
     Exponential,

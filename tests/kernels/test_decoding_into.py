@@ -11,7 +11,8 @@ from gradstats.compressors.steps import PayloadMean
 from gradstats.kernels import coding
 from gradstats.kernels.coding_cpu_levels import EVEN, MINIFLOAT, TABLE, formula
 from gradstats.kernels.forms import use
-from gradstats.payloads.base import Bundle, Dense
+from gradstats.payloads.base import Dense
+from gradstats.payloads.bundle import Bundle
 from gradstats.rng import Rng
 
 N = 9001

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gradstats.compressors import SUPPORTED, PayloadError, Rng, compressor, compressors
-from gradstats.payloads.base import Bundle, Constant, Dense
+from gradstats.payloads.base import Constant, Dense
+from gradstats.payloads.bundle import Bundle
 from gradstats.payloads.messages import CHECK, LANES, Message, checksum, read
 from tests.payloads.hostile import SPECS
 from tests.payloads.test_payloads import PAYLOADS

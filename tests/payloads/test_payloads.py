@@ -11,7 +11,8 @@ import torch
 from gradstats.compressors import PayloadError, Rng, compressor, from_bytes
 from gradstats.compressors.methods.lloyd_max import LloydMax
 from gradstats.kernels import coding
-from gradstats.payloads.base import Bundle, Constant, Dense
+from gradstats.payloads.base import Constant, Dense
+from gradstats.payloads.bundle import Bundle
 from gradstats.payloads.index_codes import CODES
 from gradstats.payloads.sparse import Masked, Sparse
 from gradstats.payloads.wire import Reader, varint

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from gradstats.compressors.base import Joint
 from gradstats.compressors.batches import Batch, Factors, in_batches, mean_step, payloads, products
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.matrices import (
@@ -26,6 +25,7 @@ from gradstats.compressors.rounds import (
     Terms,
     fused,
 )
+from gradstats.compressors.short_forms import Joint
 from gradstats.compressors.states import first_state
 from gradstats.kernels.ranges import from_unit
 from gradstats.rng import Rng

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
@@ -13,6 +12,7 @@ from gradstats.compressors.quantizing import (
     coded_bits,
     scaled_in_range,
 )
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, needs_rng
+from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.matrices import FACTOR_BITS, LAPACK, as_matrix, check_rank, factors
 from gradstats.compressors.rounds import State
+from gradstats.compressors.short_forms import needs_rng
 from gradstats.kernels.ranges import in_unit, largest_magnitude, unit_of
 from gradstats.payloads.base import Dense, Payload
 from gradstats.payloads.low_rank import LowRank

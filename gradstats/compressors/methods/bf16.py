@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import DENSE_BITS, Bound, Contract
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.ranges import bounded
 from gradstats.payloads.base import Dense
 from gradstats.rng import Rng

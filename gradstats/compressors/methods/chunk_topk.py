@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import bucket_of, in_buckets
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSIFIER
 from gradstats.compressors.methods.exact_threshold import ExactThreshold
 from gradstats.compressors.rounds import AllReduce, Broadcast, Collective, State, Step
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.payloads.base import Constant
 from gradstats.payloads.sparse import Sparse
 from gradstats.rng import Rng

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.short_forms import Stateless
 from gradstats.families import FitError, GenNorm
 from gradstats.kernels import ans, coding
 from gradstats.kernels.ranges import in_range

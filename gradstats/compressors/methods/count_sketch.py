@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.kernels.ranges import from_unit, in_range, saturated
 from gradstats.payloads.sketch import ESTIMATES, MOST_ROWS, Sketch, hashes
 from gradstats.rng import Rng

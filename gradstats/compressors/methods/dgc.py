@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import check_ratio, kept_count

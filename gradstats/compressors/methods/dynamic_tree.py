@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -13,6 +12,7 @@ from gradstats.compressors.quantizing import (
     scaled,
     within_float32,
 )
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads import codebooks as alphabets
 from gradstats.payloads.quantized import Coded

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import coded_bits
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.kernels import rotating
 from gradstats.payloads.codebooks import Gauss
 from gradstats.payloads.quantized import Coded

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
@@ -13,6 +12,7 @@ from gradstats.compressors.quantizing import (
     coded_bits,
     scaled_in_range,
 )
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import E4M3, E5M2
 from gradstats.payloads.quantized import Coded

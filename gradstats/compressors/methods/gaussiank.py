@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from scipy.special import ndtri
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.ranges import in_range_of_squares
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Joint, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
+from gradstats.compressors.short_forms import Joint, needs_rng
 from gradstats.compressors.states import Mean, first_state
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import saturated

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.max_quantizer import levels
 from gradstats.compressors.quantizing import coded_bits, own_levels
+from gradstats.compressors.short_forms import Stateless
 from gradstats.families import DWeibull, Family, FitError, GenNorm, Laplace
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range_of_squares, in_unit, unit_of

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
+from gradstats.compressors.short_forms import Stateless
 from gradstats.payloads import entropy
 from gradstats.payloads.planes import Planes
 from gradstats.payloads.wire import raw

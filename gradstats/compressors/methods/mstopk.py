@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import coded_bits, scaled_in_range
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import E2M1, E4M3
 from gradstats.payloads.quantized import Coded

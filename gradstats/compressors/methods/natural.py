@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
@@ -17,6 +16,7 @@ from gradstats.compressors.quantizing import (
     scaled,
     within_float32,
 )
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.kernels import coding
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Exponential, Powers

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import DENSE_BITS, Bound, Contract
+from gradstats.compressors.short_forms import Stateless
 from gradstats.payloads.base import Dense
 from gradstats.rng import Rng
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import coded_bits, peak_of, scaled
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.kernels.ranges import in_unit, saturated, unit_of
 from gradstats.payloads.codebooks import E2M1

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -15,6 +14,7 @@ from gradstats.compressors.quantizing import (
     own_levels,
     within_float32,
 )
+from gradstats.compressors.short_forms import Stateless
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
 

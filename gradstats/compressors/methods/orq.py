@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.quantizing import (
@@ -16,6 +15,7 @@ from gradstats.compressors.quantizing import (
     own_levels,
     within_float32,
 )
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.payloads.quantized import Coded
 from gradstats.rng import Rng
 

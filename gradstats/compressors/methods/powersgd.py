@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Joint
 from gradstats.compressors.batches import (
     Batch,
     Factors,
@@ -34,6 +33,7 @@ from gradstats.compressors.rounds import (
     Terms,
     fused,
 )
+from gradstats.compressors.short_forms import Joint
 from gradstats.compressors.states import first_state
 from gradstats.kernels.multiplying import multiply
 from gradstats.kernels.ranges import from_unit

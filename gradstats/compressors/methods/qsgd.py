@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.checks import check_choice, check_whole
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
@@ -15,6 +14,7 @@ from gradstats.compressors.quantizing import (
     scaled,
     within_float32,
 )
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded

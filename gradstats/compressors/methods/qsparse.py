@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.methods.qsgd import QSGD
 from gradstats.compressors.methods.topk import TopK
+from gradstats.compressors.short_forms import Stateless
 from gradstats.compressors.wrappers.pipe import Pipe
 from gradstats.payloads.base import Payload
 from gradstats.payloads.quantized import Coded

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import KEPT_SHARE, Bound, Contract
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.kernels.ranges import times
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Masked

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from gradstats import kernels
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import SPARSIFIER
+from gradstats.compressors.short_forms import Stateless
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count

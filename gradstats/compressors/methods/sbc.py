@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract, index_bits
 from gradstats.compressors.methods.sign import ScaledSign
 from gradstats.compressors.methods.topk import TopK
+from gradstats.compressors.short_forms import Stateless
 from gradstats.compressors.wrappers.pipe import Pipe
 from gradstats.kernels.ranges import from_unit, in_range
 from gradstats.payloads.base import Constant

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Joint, needs_rng
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.qsgd import NORMS, QSGD
 from gradstats.compressors.methods.terngrad import TernGrad, clipped
 from gradstats.compressors.quantizing import bucket_of, in_buckets, within_float32
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
+from gradstats.compressors.short_forms import Joint, needs_rng
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import saturated
 from gradstats.payloads.codebooks import Uniform

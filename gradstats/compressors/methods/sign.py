@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import (
     bucket_of,
@@ -12,6 +11,7 @@ from gradstats.compressors.quantizing import (
     coded_bits,
     within_float32,
 )
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels.coding_scaled import quantize_signs
 from gradstats.payloads.codebooks import Sign
 from gradstats.payloads.quantized import Coded

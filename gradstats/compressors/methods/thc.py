@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Joint, needs_rng
 from gradstats.compressors.checks import check_whole
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.methods.eden import BLOCK, block_of
 from gradstats.compressors.quantizing import coded_bits, in_buckets
 from gradstats.compressors.rounds import AllReduce, Collective, State, Step
+from gradstats.compressors.short_forms import Joint, needs_rng
 from gradstats.kernels import coding, rotating
 from gradstats.kernels.ranges import (
     from_unit,

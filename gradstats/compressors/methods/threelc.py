@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless
 from gradstats.compressors.contracts import Bound, Contract
 from gradstats.compressors.quantizing import bucket_of
+from gradstats.compressors.short_forms import Stateless
 from gradstats.kernels import coding
 from gradstats.kernels.ranges import in_range
 from gradstats.payloads.codebooks import Uniform

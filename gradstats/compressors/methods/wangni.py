@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Stateless, needs_rng
 from gradstats.compressors.contracts import SPARSE_BITS, Bound, Contract
+from gradstats.compressors.short_forms import Stateless, needs_rng
 from gradstats.kernels.ranges import from_unit, in_range, saturated
 from gradstats.payloads.base import Dense
 from gradstats.payloads.sparse import Sparse

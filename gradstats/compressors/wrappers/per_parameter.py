@@ -13,7 +13,7 @@ from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import Collective, State, Step, alone, fused, several
 from gradstats.compressors.wrappers.memory import Memory
-from gradstats.payloads.base import Bundle
+from gradstats.payloads.bundle import Bundle
 from gradstats.ratios import MIN_DIMS, MIN_NUMEL, DenseRule, Part
 from gradstats.rng import Rng
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Bound, Contract, index_bits, summed
 from gradstats.compressors.rounds import State
-from gradstats.payloads.base import Bundle, Payload
+from gradstats.payloads.base import Payload
+from gradstats.payloads.bundle import Bundle
 from gradstats.payloads.sparse import Scattered, Sparse
 from gradstats.rng import Rng
 

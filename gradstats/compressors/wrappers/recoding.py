@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from gradstats.compressors.wrappers.pipe import Stage, innermost
 from gradstats.kernels import ans, coding
 from gradstats.payloads import entropy
-from gradstats.payloads.base import Bundle, Payload
+from gradstats.payloads.base import Payload
+from gradstats.payloads.bundle import Bundle
 from gradstats.payloads.index_codes import OF_KNOWN_LENGTH
 from gradstats.payloads.quantized import Coded
 from gradstats.payloads.sparse import Sparse

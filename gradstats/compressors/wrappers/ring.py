@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, Joint, needs_rng
+from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Contract
 from gradstats.compressors.rounds import AllGather, AllToAll, Collective, State, Step
+from gradstats.compressors.short_forms import Joint, needs_rng
 from gradstats.compressors.wrappers.chunks import check_inside, chunks, named
 from gradstats.kernels.ranges import saturated
 from gradstats.payloads.base import Dense, Payload

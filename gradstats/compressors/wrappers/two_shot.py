@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstats.compressors.base import Compressor, Joint, needs_rng
+from gradstats.compressors.base import Compressor
 from gradstats.compressors.contracts import Bound, Contract, summed
 from gradstats.compressors.rounds import (
     AllGather,
@@ -20,9 +20,11 @@ from gradstats.compressors.rounds import (
     State,
     Step,
 )
+from gradstats.compressors.short_forms import Joint, needs_rng
 from gradstats.compressors.wrappers.chunks import check_inside, chunks, named, wide
 from gradstats.kernels.ranges import left, saturated, times
-from gradstats.payloads.base import Bundle, Dense, Payload
+from gradstats.payloads.base import Dense, Payload
+from gradstats.payloads.bundle import Bundle
 from gradstats.payloads.sparse import Masked
 from gradstats.rng import Rng
 
