@@ -26,6 +26,38 @@ def trained(worker, workers):
     return found
 
 
+def of_a_static_graph(worker, workers):
+    """Weights, those without a hook, and the state's step after each step."""
+    found, options = {}, {**SEVERAL, "static_graph": True}
+    plain = DistributedDataParallel(net(), **options)
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1), worker, range(STEPS))
+    for spec in (*SPECS, "topk(1.0)"):
+        model, _, state = wrapped(spec, ddp=options)
+        optimizer, steps = torch.optim.SGD(model.parameters(), lr=0.1), []
+        for step in range(STEPS):
+            train(model, optimizer, worker, [step])
+            steps.append(state.step)
+        found[spec] = weights(model), weights(plain), steps
+    return found
+
+
+def uneven(worker, workers):
+    """Weights, and those without a hook, where worker w has w + 2 batches."""
+    plain = DistributedDataParallel(net(), **SEVERAL)
+    joined(plain, worker)
+    found = {}
+    for spec in (*SPECS, "topk(1.0)"):
+        model, _, _ = wrapped(spec, ddp=SEVERAL, check_every=1)
+        joined(model, worker)
+        found[spec] = weights(model), weights(plain)
+    return found
+
+
+def joined(model, worker):
+    with model.join():
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1), worker, range(worker + 2))
+
+
 def under_way(worker, workers):
     """For each bucket of a step, whether its mean was there when the hook returned."""
     found = {}
@@ -127,5 +159,5 @@ def drifting(worker, workers):
 
 def all_of_it(worker, workers):
     """All scenarios, by name."""
-    scenarios = (trained, under_way, broken, failing, drifting)
+    scenarios = (trained, of_a_static_graph, uneven, under_way, broken, failing, drifting)
     return {scenario.__name__: scenario(worker, workers) for scenario in scenarios}
