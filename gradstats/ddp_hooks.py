@@ -197,10 +197,13 @@ class CompressorState(HookState):
         report = self._report(layout, FAILED if failure else 0, asked)
         flight = Flight(group, self._situation(group, asked), layout, averaging, future)
         self._flights.add(flight)
-        flight.begin(report, finite)
-        if failure:
-            flight.wait()
-            raise failure
+        try:
+            flight.begin(report, finite)
+            if failure:
+                flight.wait()
+        finally:
+            if failure:  # whatever becomes of the sum
+                raise failure
         if layout and not layout.agreed:
             flight.land()
 

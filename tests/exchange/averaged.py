@@ -6,6 +6,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.ddp_hooks import CompressorState, compress_hook
 from gradstats.exchange.averaging import Averaging
+from gradstats.exchange.flights import Flight
+from gradstats.exchange.messaging import CollectiveError
 from tests.exchange.nets import STEPS, loss_of, net, outcome, train, weights, wrapped
 
 SEVERAL = {"bucket_cap_mb": 0.001}
@@ -137,6 +139,25 @@ def failing(worker, workers):
     return found
 
 
+def failing_twice(worker, workers):
+    """What the last worker is told if it fails, and then a collective does."""
+    fill, wait = Averaging.fill, Flight.wait
+    model, _, _ = wrapped("fp16", ddp=SEVERAL)
+
+    def filled(averaging):
+        raise ArithmeticError("out of luck")
+
+    def waited(flight):
+        wait(flight)
+        raise CollectiveError("cannot all_gather")
+
+    if worker == workers - 1:
+        Averaging.fill, Flight.wait = filled, waited
+    text = outcome(lambda: loss_of(model, worker, 0).backward())
+    Averaging.fill, Flight.wait = fill, wait
+    return text
+
+
 def drifting(worker, workers):
     """What each worker is told after the mean of the last one was another in step 2."""
     finish = Averaging.finish
@@ -159,5 +180,14 @@ def drifting(worker, workers):
 
 def all_of_it(worker, workers):
     """All scenarios, by name."""
-    scenarios = (trained, of_a_static_graph, uneven, under_way, broken, failing, drifting)
+    scenarios = (
+        trained,
+        of_a_static_graph,
+        uneven,
+        under_way,
+        broken,
+        failing,
+        failing_twice,
+        drifting,
+    )
     return {scenario.__name__: scenario(worker, workers) for scenario in scenarios}

@@ -98,6 +98,12 @@ def test_nobody_waits_for_a_worker_that_fails_and_the_group_can_be_used(launched
             assert total == 3 * len(launched)
 
 
+def test_a_worker_that_failed_is_told_why_whatever_the_group_does(launched):
+    *others, last = of_each(launched, "failing_twice")
+    assert last == "ArithmeticError: out of luck"
+    assert all(f"worker {len(others)} failed before bucket 0 of step 0" in each for each in others)
+
+
 def test_workers_that_drift_apart_are_told_which_buckets(launched):
     for texts in of_each(launched, "drifting"):
         if len(launched) == 1:
