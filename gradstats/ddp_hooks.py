@@ -130,6 +130,9 @@ class CompressorState(HookState):
         group.traffic.would_send(buffer.numel() * buffer.element_size(), group.workers)
         if not self._bucket:
             self._settle()
+        elif bucket.index() == 0:
+            # in the first pass of a static graph all are 0, and none of several is the last
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_unmarked)
         future = self._guarded(self._started, bucket, group)
         self._bucket += 1
         if bucket.is_last():
@@ -177,7 +180,8 @@ class CompressorState(HookState):
         """Begin the mean of a bucket.
 
         Where the workers have had the same bucket before, its numbers and its sum are under way
-        together; else they compare it first. A worker that fails takes part, and raises its error.
+        together; else they compare it first, and wait for its sum: who knows whether another
+        bucket follows. A worker that fails takes part, and raises its error.
         """
         layout, start = self._layouts.known(self._bucket, bucket), time.perf_counter()
         averaging = layout.averaging(dtype, group.workers) if layout else None
@@ -193,12 +197,15 @@ class CompressorState(HookState):
         report = self._report(layout, FAILED if failure else 0, asked)
         flight = Flight(group, self._situation(group, asked), layout, averaging, future)
         self._flights.add(flight)
-        flight.begin(report, finite)
-        if failure:
-            flight.wait()
-            raise failure
+        try:
+            flight.begin(report, finite)
+            if failure:
+                flight.wait()
+        finally:
+            if failure:  # whatever becomes of the sum
+                raise failure
         if layout and not layout.agreed:
-            flight.read_numbers()
+            flight.land()
 
     def _land(self) -> None:
         for flight in self._flights.land():
@@ -336,6 +343,12 @@ class CompressorState(HookState):
         if self.check_every and self.step % self.check_every == 0:
             first, last = layout.members[0].key, layout.members[-1].key
             self._written.add(f"{where}, of parameters {first} to {last},", result)
+
+    def _end_unmarked(self) -> None:
+        """End a pass in which no bucket was the last, unless it has failed."""
+        if self._bucket:
+            self._guarded(self._land)
+            self._end_pass()
 
     def _end_pass(self) -> None:
         self._names.see_last()

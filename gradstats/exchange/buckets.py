@@ -15,6 +15,7 @@ from gradstats.ratios import DenseRule
 
 Piece = tuple[slice, Tensor]
 CHUNK = 1 << 20  # words of a digest at a time
+MULTIPLIER = 0x2545F4914F6CDD1D  # of xorshift64*
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,14 +176,22 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def digest_of(buffer: Tensor) -> int:
-    r"""A 63-bit digest of a buffer: :math:`\sum_i (2i + 1) b_i` of its words b."""
+    r"""A 63-bit digest of a buffer: :math:`\sum_i m_i b_i` of its words b, see `_multipliers`."""
     words = buffer.detach().reshape(-1).view(_INTEGERS[buffer.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=words.device)
     for place in range(0, len(words), CHUNK):
         part = words[place : place + CHUNK].to(torch.int64)
-        odd = torch.arange(place, place + len(part), device=part.device).mul_(2).add_(1)
-        total += (part * odd).sum()
+        total += part.mul_(_multipliers(place, len(part), part.device)).sum()
     return int(total) & (1 << 63) - 1
+
+
+def _multipliers(start: int, count: int, device: torch.device) -> Tensor:
+    """Odd numbers without a pattern, so that a single change is always seen.
+
+    In multiples of 1, 3, 5, … a bucket of 2^20 elements that are doubled would be the same.
+    """
+    numbers = torch.arange(start, start + count, device=device).mul_(MULTIPLIER)
+    return numbers.bitwise_xor_(numbers >> 32).bitwise_or_(1)
 
 
 # of 64-bit words the first bits would be lost

@@ -74,7 +74,10 @@ class Flight:
             self._sum()
 
     def land(self) -> None:
-        """Wait for the sum, and put the mean into the bucket."""
+        """Wait for the sum, and put the mean into the bucket, if that was not done yet."""
+        if self._future.done():
+            return
+        self.read_numbers()
         self.wait()
         assert self.layout
         assert self._averaging

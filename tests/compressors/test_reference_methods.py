@@ -313,6 +313,21 @@ def test_signum_votes():
     assert update(workers) == [1, 0, 0, -1]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_signum_does_not_hide_what_is_not_finite(value):
+    """The sign of NaN is 0 in torch, and that of an infinity ±1."""
+    member, whole = compressor("signum"), torch.tensor([1.0, -2.0, 3.0, -4.0])
+    broken = torch.tensor([1.0, value, -3.0, -4.0])
+    for ways in (member.exchange, member.dense):
+        updates = simulate([ways(grad, member.init(grad)) for grad in (whole, broken)])
+        assert all(step.update[1].isnan() for step in updates)
+        assert all(step.state.isfinite().all() for step in updates)
+    assert updates[0].update[[0, 2, 3]].tolist() == [1, 0, -1]
+    alone = member.uncompressed(broken, member.init(broken))
+    assert alone.isnan().tolist() == [False, True, False, False]
+    assert alone[[0, 2, 3]].tolist() == [1, -1, -1]
+
+
 def test_orq_beats_equidistant_levels_and_a_brute_force_placement():
     grad = grid("laplace")[:2048]
     draws = [nmse("orq(levels=3, bucket=0)", grad, Rng(step=step)) for step in range(50)]

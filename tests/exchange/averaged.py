@@ -6,6 +6,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradstats.ddp_hooks import CompressorState, compress_hook
 from gradstats.exchange.averaging import Averaging
+from gradstats.exchange.flights import Flight
+from gradstats.exchange.messaging import CollectiveError
 from tests.exchange.nets import STEPS, loss_of, net, outcome, train, weights, wrapped
 
 SEVERAL = {"bucket_cap_mb": 0.001}
@@ -24,6 +26,38 @@ def trained(worker, workers):
             train(model, torch.optim.SGD(model.parameters(), lr=0.1), worker, range(STEPS))
             found[spec, views] = weights(model), weights(plain), state.step, state.traffic
     return found
+
+
+def of_a_static_graph(worker, workers):
+    """Weights, those without a hook, and the state's step after each step."""
+    found, options = {}, {**SEVERAL, "static_graph": True}
+    plain = DistributedDataParallel(net(), **options)
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1), worker, range(STEPS))
+    for spec in (*SPECS, "topk(1.0)"):
+        model, _, state = wrapped(spec, ddp=options)
+        optimizer, steps = torch.optim.SGD(model.parameters(), lr=0.1), []
+        for step in range(STEPS):
+            train(model, optimizer, worker, [step])
+            steps.append(state.step)
+        found[spec] = weights(model), weights(plain), steps
+    return found
+
+
+def uneven(worker, workers):
+    """Weights, and those without a hook, where worker w has w + 2 batches."""
+    plain = DistributedDataParallel(net(), **SEVERAL)
+    joined(plain, worker)
+    found = {}
+    for spec in (*SPECS, "topk(1.0)"):
+        model, _, _ = wrapped(spec, ddp=SEVERAL, check_every=1)
+        joined(model, worker)
+        found[spec] = weights(model), weights(plain)
+    return found
+
+
+def joined(model, worker):
+    with model.join():
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1), worker, range(worker + 2))
 
 
 def under_way(worker, workers):
@@ -105,6 +139,25 @@ def failing(worker, workers):
     return found
 
 
+def failing_twice(worker, workers):
+    """What the last worker is told if it fails, and then a collective does."""
+    fill, wait = Averaging.fill, Flight.wait
+    model, _, _ = wrapped("fp16", ddp=SEVERAL)
+
+    def filled(averaging):
+        raise ArithmeticError("out of luck")
+
+    def waited(flight):
+        wait(flight)
+        raise CollectiveError("cannot all_gather")
+
+    if worker == workers - 1:
+        Averaging.fill, Flight.wait = filled, waited
+    text = outcome(lambda: loss_of(model, worker, 0).backward())
+    Averaging.fill, Flight.wait = fill, wait
+    return text
+
+
 def drifting(worker, workers):
     """What each worker is told after the mean of the last one was another in step 2."""
     finish = Averaging.finish
@@ -127,5 +180,14 @@ def drifting(worker, workers):
 
 def all_of_it(worker, workers):
     """All scenarios, by name."""
-    scenarios = (trained, under_way, broken, failing, drifting)
+    scenarios = (
+        trained,
+        of_a_static_graph,
+        uneven,
+        under_way,
+        broken,
+        failing,
+        failing_twice,
+        drifting,
+    )
     return {scenario.__name__: scenario(worker, workers) for scenario in scenarios}

@@ -141,7 +141,7 @@ class Bucket:
     """As DistributedDataParallel's, but of any layout."""
 
     def __init__(self, *shapes, dtype=torch.float32, last=True):
-        self._last = last
+        self._last, self.place = last, 0
         self._parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
         numels = [p.numel() for p in self._parameters]
         self._buffer = torch.ones(sum(numels), dtype=dtype)
@@ -156,6 +156,9 @@ class Bucket:
 
     def buffer(self):
         return self._buffer
+
+    def index(self):
+        return self.place
 
     def is_last(self):
         return self._last

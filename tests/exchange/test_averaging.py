@@ -30,6 +30,24 @@ def test_the_mean_is_that_of_ddp(launched):
             torch.testing.assert_close(ours, theirs, rtol=limit, atol=limit)
 
 
+def test_a_static_graph_trains_as_without_a_hook(launched):
+    """In its first pass DistributedDataParallel calls no bucket the last."""
+    for found in of_each(launched, "of_a_static_graph"):
+        for spec, (ours, theirs, steps) in found.items():
+            limit = {"bf16": 2e-2, "fp16": 2e-3}.get(spec, 1e-6)
+            assert steps == [step + 1 for step in range(STEPS)]
+            torch.testing.assert_close(ours, theirs, rtol=limit, atol=limit)
+
+
+def test_workers_may_have_uneven_inputs(launched):
+    """A worker that has none left gets other buckets, of zeros, from DistributedDataParallel."""
+    first, *_ = found = of_each(launched, "uneven")
+    for spec, (ours, theirs) in first.items():
+        limit = {"bf16": 2e-2, "fp16": 2e-3}.get(spec, 1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=limit, atol=limit)
+        assert all(torch.equal(each[spec][0], ours) for each in found), spec
+
+
 def test_all_workers_have_the_same_weights(launched):
     first, *others = of_each(launched, "trained")
     for found in others:
@@ -78,6 +96,12 @@ def test_nobody_waits_for_a_worker_that_fails_and_the_group_can_be_used(launched
             told = f"worker {len(launched) - 1} failed before bucket {number}"
             assert told in texts[-1]
             assert total == 3 * len(launched)
+
+
+def test_a_worker_that_failed_is_told_why_whatever_the_group_does(launched):
+    *others, last = of_each(launched, "failing_twice")
+    assert last == "ArithmeticError: out of luck"
+    assert all(f"worker {len(others)} failed before bucket 0 of step 0" in each for each in others)
 
 
 def test_workers_that_drift_apart_are_told_which_buckets(launched):

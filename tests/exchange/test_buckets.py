@@ -97,8 +97,24 @@ def test_a_digest_is_that_of_all_words():
         other[place] = 1e-30
         assert digest_of(other) != whole
     words = torch.tensor([3, -2, 7], dtype=torch.int32)
-    expected = (1 * 3 + 3 * -2 + 5 * 7) % (1 << 63)
+    expected = sum(word * multiplier(i) for i, word in enumerate(words.tolist())) % (1 << 63)
     assert digest_of(words.view(torch.float32)) == expected
+
+
+def multiplier(place):
+    """Of a word, in whole numbers of any length."""
+    number = (place * 0x2545F4914F6CDD1D + (1 << 63)) % (1 << 64) - (1 << 63)
+    return (number ^ (number >> 32)) | 1
+
+
+@pytest.mark.parametrize("numel", [1 << 18, 1 << 20])
+@pytest.mark.parametrize("values", ["random", "positive"])
+def test_a_digest_tells_a_factor_of_all_elements(numel, values):
+    """As of a worker that has another loss scale, or divides by another number of workers."""
+    buffer = torch.randn(numel, generator=torch.Generator().manual_seed(3))
+    buffer = buffer.abs() if values == "positive" else buffer
+    scaled = [buffer * sign * 2.0**k for k in (-3, 0, 1, 2, 8, 16) for sign in (1, -1)]
+    assert len({digest_of(each) for each in scaled}) == len(scaled)
 
 
 def test_nothing_is_finite():

@@ -179,6 +179,7 @@ def damaged_on_the_way(worker, workers):
         state, texts = CompressorState(None, spec, min_numel=8), []
         bucket = Bucket((32, 32), last=False)
         for each in range(4):
+            bucket.place = each
             bucket.buffer().copy_(torch.arange(1024.0) + each)
             messaging.read = flipped if (each, worker) == (2, workers - 1) else arrived
             texts.append(outcome(lambda s=state, b=bucket: s.reduce(b)))

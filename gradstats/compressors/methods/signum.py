@@ -70,19 +70,19 @@ class Signum(Compressor):
         votes = grad.new_zeros(grad.numel())
         for received in (yield AllGather(payload)):
             received.add_to(votes)
-        return Step(votes.sign().view(grad.shape), payload, state)
+        return Step(_signs(votes).view(grad.shape), payload, state)
 
     def dense(self, grad: Tensor, state: State) -> Generator[Collective, Any, Step]:
         """Take the same majority, from the sum of the signs."""
         momentum = self._momentum(self.flattened(grad), state)
-        sent = Dense(torch.where(momentum > 0, 1.0, -1.0 + 0 * momentum).to(grad.dtype))
+        sent = Dense((torch.where(momentum > 0, 1.0, -1.0) + 0 * momentum).to(grad.dtype))
         votes = yield AllReduce(sent.values, "mean")
         after = torch.where(momentum.isfinite(), momentum, 0)
-        return Step(votes.sign().view(grad.shape), sent, after)
+        return Step(_signs(votes).view(grad.shape), sent, after)
 
     def uncompressed(self, grad: Tensor, state: State) -> Tensor:
         """Return the sign of the momentum."""
-        return self._momentum(grad.reshape(-1), state).sign().view(grad.shape)
+        return _signs(self._momentum(grad.reshape(-1), state)).view(grad.shape)
 
     def resharded(self, states: Sequence[State], worker: int, workers: int) -> Tensor:
         """Continue from the mean momentum."""
@@ -91,3 +91,8 @@ class Signum(Compressor):
     def _momentum(self, flat: Tensor, state: Tensor) -> Tensor:
         momentum: Tensor = self.beta * state + (1 - self.beta) * flat
         return momentum
+
+
+def _signs(values: Tensor) -> Tensor:
+    """The signs, and NaN of what is not finite, of which torch's sign would be 0 or 1."""
+    return values.sign() + 0 * values
