@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +9,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from gradstats.compressors import AllReduce, Step
-from gradstats.exchange import Rounds
-from gradstats.exchange.buckets import members_of, units_of
 from gradstats.exchange.collectives import Group
 from gradstats.exchange.comparing import (
     BROKEN,
@@ -27,33 +23,15 @@ from gradstats.exchange.comparing import (
     reports_of,
 )
 from gradstats.exchange.compressing import Compressing
+from gradstats.exchange.exchanging import BucketExchange, share_flag
 from gradstats.exchange.flights import Flight, Flights
 from gradstats.exchange.hook_state import HookState
 from gradstats.exchange.joining import FSDP, PYTHON_REDUCER
 from gradstats.exchange.layouts import Layout, Layouts, layout_of
-from gradstats.exchange.messaging import CollectiveError, Header, MessageError, describe, digest
+from gradstats.exchange.messaging import CollectiveError, Header, digest
 from gradstats.kernels.recycling import Pool
 
 T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class _Work:
-    """A bucket that is exchanged.
-
-    Attributes:
-        layout: What lies in it; None where a worker failed before it knew.
-        scale: The loss scale.
-        broken: Whether a NaN or inf is in it.
-        last: Whether it is the last one of its backward pass.
-        rounds: Its exchange; None where it is broken.
-    """
-
-    layout: Layout | None = None
-    scale: float = 1.0
-    broken: bool = False
-    last: bool = False
-    rounds: Rounds[list[list[Step]]] | None = None
 
 
 class CompressorState(HookState):
@@ -164,8 +142,6 @@ class CompressorState(HookState):
             self._land()
         return future
 
-    # --- a bucket that is only averaged ---
-
     def _averages_in(self, buffer: Tensor) -> torch.dtype | None:
         """The dtype of the mean, if that is all that is asked for; else None."""
         if buffer.is_sparse:
@@ -213,120 +189,69 @@ class CompressorState(HookState):
             if flight.layout:
                 self._take_digest(flight.at.where, flight.layout, flight.layout.buffer)
 
-    # --- a bucket that is exchanged ---
-
     def _reduced(self, bucket: Any, group: Group) -> Tensor:
-        buffer: Tensor = bucket.buffer()
-        work, failure = _Work(last=bucket.is_last()), None
+        """Exchange a bucket at once."""
+        scale, failure = self._scaled[0] if self._scaled else 1.0, None
+        exchange = BucketExchange(group, self._compressing, bucket.is_last(), scale)
         try:
-            self._open(bucket, group, work)
+            layout = self._layouts.known(self._bucket, bucket) or self._layout_of(bucket)
+            exchange.open(layout, self.step)
         except BaseException as error:  # anyone's compressor, and whoever stops this worker
             failure = error
-        if buffer.numel():
-            return self._exchange(buffer, group, work, failure)
+        if bucket.buffer().numel():
+            return self._exchanged(bucket.buffer(), exchange, failure)
         if failure:
             raise failure
-        return buffer
+        empty: Tensor = bucket.buffer()
+        return empty
 
-    def _open(self, bucket: Any, group: Group, work: _Work) -> None:
-        """Run the exchange up to its first collective, unless a gradient is broken."""
-        work.layout = self._layouts.known(self._bucket, bucket) or self._layout_of(bucket)
-        work.scale = self._scaled[0] if self._scaled else 1.0
-        shown = self.compressor.shows_nonfinite and work.layout.is_read_in_place
-        work.broken = not shown and not work.layout.read(work.scale)
-        if not work.broken:
-            place = (self.step, group.rank, group.workers)
-            work.rounds = Rounds(self._compressing.exchange_of(work.layout, *place), group)
-            group.header(work.rounds.request)  # which encodes indices, and may fail too
-            work.broken = shown and not work.rounds.asks_finite
-
-    def _layout_of(self, bucket: Any) -> Layout:
-        if bucket.buffer().is_sparse:
-            fact = "got sparse ones, make the embedding with sparse=False"
-            raise ValueError(f"gradients must be dense to be compressed, {fact}")
-        buffer, parameters = bucket.buffer(), bucket.parameters()
-        members = members_of(buffer, parameters, self._names, self.dense_rule)
-        together, scaled = self.by == "bucket", self.scaler is not None
-        units = units_of(members, together=together, scaled=scaled)
-        return self._layouts.add(self._bucket, layout_of(members, units, bucket))
-
-    def _exchange(
-        self, buffer: Tensor, group: Group, work: _Work, failure: BaseException | None
+    def _exchanged(
+        self, buffer: Tensor, exchange: BucketExchange, failure: BaseException | None
     ) -> Tensor:
         """Perform the collectives of a bucket; in the first the workers compare their state."""
         try:
-            reports = self._compare(group, work, failure)
+            reports = self._compared(exchange, failure)
         finally:
             if failure:  # whatever the others say to it
                 raise failure
-        assert work.layout
         if are_broken(reports):
-            if work.rounds:
-                work.rounds.close()
-            group.forget()
-            return self._uncompressed(buffer, group, work)
-        steps, sound = self._finished(group, work, reports)
+            self.nonfinite += 1
+            exchange.call_off()
+            return exchange.average(buffer)
+        steps, sound = exchange.finish([report.header for report in reports])
         if not sound:
             # on all workers, or they have drifted apart: who saw none learns it in its next round
-            check_flags(_shared(group, SPOILT), self._where())
-            return self._uncompressed(buffer, group, work)
-        self._compressing.keep(work.layout, steps, self.step)
-        self._take_digest(self._where(), work.layout, work.layout.result)
-        return work.layout.result
+            check_flags(share_flag(exchange.group, SPOILT), self._where())
+            self.nonfinite += 1
+            return exchange.average(buffer)
+        layout = exchange.layout
+        assert layout
+        self._compressing.keep(layout, steps, self.step)
+        self._take_digest(self._where(), layout, layout.result)
+        return layout.result
 
-    def _finished(
-        self, group: Group, work: _Work, reports: list[Report]
-    ) -> tuple[list[Step], bool]:
-        """Perform the collectives, and write the result; returns also whether it is finite.
-
-        Raises:
-            CollectiveError: a message is damaged, which is read in the same copy from the device.
-                The others learn it in the round before the next bucket, if there is one.
-        """
-        assert work.rounds
-        assert work.layout
-        ended = False
-        try:
-            parts = work.rounds.finish([report.header for report in reports])
-            steps = [step for part in parts for step in part]
-            start = time.perf_counter()
-            finite = work.rounds.decoding(work.layout.write, steps, work.scale)
-            group.seconds.decode += time.perf_counter() - start
-            ended = True
-            (sound,) = group.check(finite)
-        except BaseException as error:
-            group.forget()
-            if isinstance(error, MessageError) and ended and not work.last:
-                _shared(group, FAILED)
-            raise
-        return steps, sound
-
-    def _compare(self, group: Group, work: _Work, failure: BaseException | None) -> list[Report]:
+    def _compared(self, exchange: BucketExchange, failure: BaseException | None) -> list[Report]:
         """Compare what must be alike on all workers; returns their reports.
 
         Raises:
             RuntimeError: Another worker failed, or something differs.
         """
-        request = work.rounds.request if work.rounds else None
-        asked = describe(request) if request else "nothing"
-        flags = work.broken * BROKEN | (failure is not None) * FAILED
-        report = self._report(work.layout, flags, asked, group.header(request))
+        group, asked = exchange.group, exchange.asked
+        flags = exchange.broken * BROKEN | (failure is not None) * FAILED
+        report = self._report(exchange.layout, flags, asked, group.header(exchange.request))
         at = self._situation(group, asked)
         reports = reports_of(group.share(*report.numbers))
-        if not failure:
-            compare(reports, at)
-        if work.layout and not failure:
-            work.layout.agreed = True
+        if failure:
+            return reports
+        compare(reports, at)
+        assert exchange.layout
+        exchange.layout.agreed = True
         return reports
 
-    def _uncompressed(self, buffer: Tensor, group: Group, work: _Work) -> Tensor:
-        """Average a bucket without compression; memories stay as they are."""
-        self.nonfinite += 1
-        assert work.layout
-        self._compressing.uncompress(work.layout, work.scale)
-        return buffer.copy_(group.perform(AllReduce(buffer, "mean")))
-
-    # --- what the workers compare ---
+    def _layout_of(self, bucket: Any) -> Layout:
+        together, scaled = self.by == "bucket", self.scaler is not None
+        layout = layout_of(bucket, self._names, self.dense_rule, together=together, scaled=scaled)
+        return self._layouts.add(self._bucket, layout)
 
     def _report(
         self, layout: Layout | None, flags: int, asked: str, header: Header | None = None
@@ -360,11 +285,6 @@ class CompressorState(HookState):
 
     def _where(self) -> str:
         return f"bucket {self._bucket} of step {self.step}"
-
-
-def _shared(group: Group, flag: int) -> list[Report]:
-    """The reports of all workers in a round in which one has only a flag to send."""
-    return reports_of(group.share(*Report(flags=flag).numbers))
 
 
 def _future(buffer: Tensor) -> Future[Tensor]:

@@ -33,6 +33,11 @@ class Compressing:
         self._seed, self._start_step = seed, start_step
         self._sent = self._asked = 0
 
+    @property
+    def shows_nonfinite(self) -> bool:
+        """See `Compressor.shows_nonfinite`."""
+        return self._compressor.shows_nonfinite
+
     def exchange_of(
         self, layout: Layout, step: int, worker: int, workers: int
     ) -> Exchange[list[list[Step]]]:

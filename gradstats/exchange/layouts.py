@@ -14,9 +14,11 @@ from torch import Tensor
 from gradstats.compressors import Step
 from gradstats.compressors.steps import Written
 from gradstats.exchange.averaging import Averaging
-from gradstats.exchange.buckets import Member, Piece, Unit
+from gradstats.exchange.buckets import Member, Piece, Unit, members_of, units_of
 from gradstats.exchange.messaging import digest
+from gradstats.exchange.parameter_names import Names
 from gradstats.kernels.moving import are_finite, clear_at, divide
+from gradstats.ratios import DenseRule
 
 
 @dataclass(eq=False)
@@ -179,7 +181,25 @@ class Layouts:
         self._layouts = {k: layout for k, layout in self._layouts.items() if k < buckets}
 
 
-def layout_of(members: Sequence[Member], units: Sequence[Unit], bucket: Any) -> Layout:
-    """The layout of a bucket with these parameters."""
+def layout_of(
+    bucket: Any, names: Names, dense_rule: DenseRule, *, together: bool, scaled: bool
+) -> Layout:
+    """Look at a bucket.
+
+    Args:
+        bucket: That DistributedDataParallel passes.
+        names: Of the parameters.
+        dense_rule: Which of them are sent dense.
+        together: Whether the others are exchanged together.
+        scaled: Whether gradients are divided by a loss scale.
+
+    Raises:
+        ValueError: Its gradients are sparse.
+    """
+    if bucket.buffer().is_sparse:
+        fact = "got sparse ones, make the embedding with sparse=False"
+        raise ValueError(f"gradients must be dense to be compressed, {fact}")
+    members = members_of(bucket.buffer(), bucket.parameters(), names, dense_rule)
+    units = units_of(members, together=together, scaled=scaled)
     facts = [(member.key, *member.grad.shape, member.grad.dtype) for member in members]
     return Layout(bucket.parameters(), bucket.buffer(), members, units, digest(str(facts)))

@@ -6,7 +6,6 @@ import torch
 from gradstats import kernels
 from gradstats.compressors import Rng, compressor
 from gradstats.exchange import fused, simulate
-from gradstats.exchange.buckets import members_of, units_of
 from gradstats.exchange.layouts import layout_of
 from gradstats.exchange.parameter_names import Names
 from gradstats.ratios import DenseRule
@@ -17,9 +16,7 @@ SHAPES = ((40, 30), (30,), (20, 40), (40,), (10, 20))
 
 def layout(together=True, scaled=False, dtype=torch.float32):
     bucket = Bucket(*SHAPES, dtype=dtype)
-    members = members_of(bucket.buffer(), bucket.parameters(), Names(), DenseRule(100))
-    units = units_of(members, together=together, scaled=scaled)
-    return layout_of(members, units, bucket)
+    return layout_of(bucket, Names(), DenseRule(100), together=together, scaled=scaled)
 
 
 def steps_of(laid_out, specs, scale=1.0):
