@@ -200,11 +200,19 @@ class Stream:
     ) -> torch.Tensor:
         """Read elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
 
+        Args:
+            row: the index of the row in this stream; negative counts from the end.
+            dtype: the dtype of the elements.
+            start: the first element, as in a slice.
+            stop: the element behind the last, as in a slice; None reads to the end.
+            quantity: "grad" or "weight".
+
         Raises:
+            IndexError: no such row.
             StoreFormatError: a chunk of the row is missing or damaged.
         """
-        width = _lengths(self.parameters)[dtype]
-        return self._read_flat(row, dtype, quantity, start, width if stop is None else stop)
+        first, last, _ = slice(start, stop).indices(_lengths(self.parameters)[dtype])
+        return self._read_flat(self._index(row), dtype, quantity, first, max(first, last))
 
     def read_bytes(self, row: int) -> bytes:
         """Read the bytes of one row of kind "summary" or "shadow".
