@@ -1,5 +1,6 @@
 """Rows to be stored: packed from named tensors, and checked before any byte is written."""
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,24 @@ def as_values(stored: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
         bits = stored.astype(np.uint16, copy=False).view(np.int16)
         return torch.from_numpy(bits).view(torch.bfloat16)
     return torch.from_numpy(stored.astype(dtype, copy=False))
+
+
+def as_sparse(
+    indices: np.ndarray[Any, Any], values: np.ndarray[Any, Any], p: Parameter
+) -> torch.Tensor:
+    """Convert a stored sparse gradient to a coalesced tensor.
+
+    Args:
+        indices: one integer per value, flattened over the leading dimensions.
+        values: a value per index, or a vector of the other dimensions, one after another.
+        p: the parameter.
+    """
+    each = len(values) // max(1, len(indices))
+    dims = next(n for n in range(1, len(p.shape) + 1) if math.prod(p.shape[n:]) <= max(1, each))
+    places = torch.from_numpy(np.stack(np.unravel_index(indices, p.shape[:dims])))
+    vectors = as_values(values, p.dtype).reshape(len(indices), *p.shape[dims:])
+    sparse = torch.sparse_coo_tensor(places, vectors, p.shape, check_invariants=True)
+    return sparse.coalesce()
 
 
 def pack(
