@@ -213,3 +213,17 @@ def check_order(last: Order | None, new: Order) -> None:
     rule = f"step must grow within segment {last[0]}: the last is {last[1]} (micro {last[2]})"
     remedy = f"pass segment={last[0] + 1} for a run that restarted"
     raise ValueError(f"{rule}, got {new[1]} (micro {new[2]}); {remedy}")
+
+
+def check_ids(dtype: str, ids: np.ndarray[Any, Any], row_widths: Mapping[str, int]) -> None:
+    """Check the indices of tracked elements of one dtype.
+
+    Raises:
+        ValueError: the rows have no such dtype, or an index is out of range or order.
+    """
+    if dtype not in row_widths:
+        raise ValueError(f"element_ids must be for {', '.join(row_widths)}, got {dtype!r}")
+    ordered = ids.ndim == 1 and bool((np.diff(ids) > 0).all())
+    if not ordered or (len(ids) and not 0 <= ids[0] <= ids[-1] < row_widths[dtype]):
+        rule = f"element_ids of {dtype} must be sorted, distinct and in [0, {row_widths[dtype]})"
+        raise ValueError(f"{rule}, got {ids!r}")

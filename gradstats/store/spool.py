@@ -102,6 +102,11 @@ class Spool:
         self._thread.start()
         self.wake()
 
+    @property
+    def marks(self) -> Document:
+        """Attributes of the worker's group: which folder sends its rows, and the run."""
+        return {"spool": self.mark, **({"run": self._id} if self._id else {})}
+
     def wake(self) -> None:
         """Report that rows were committed."""
         self._wake.set()
