@@ -93,18 +93,17 @@ def norm(slot: Slot) -> float:
     """
     vectors = [*slot.flat.values(), *(values.reshape(-1) for _, values in slot.sparse.values())]
     blocks = [
-        _as_numpy(flat[start : start + _BLOCK])
-        for flat in vectors
-        for start in range(0, len(flat), _BLOCK)
+        flat[start : start + _BLOCK] for flat in vectors for start in range(0, len(flat), _BLOCK)
     ]
     wide = _wide()
     with np.errstate(all="ignore"):
-        square = sum(_square(block, wide) for block in blocks)
-        if 1e-280 < square < math.inf or not any(block.dtype == np.float64 for block in blocks):
+        square = sum(_square(_as_numpy(block), wide) for block in blocks)
+        if 1e-280 < square < math.inf or all(block.dtype != torch.float64 for block in blocks):
             return math.sqrt(square)
-        largest = max(float(np.abs(block).max(initial=0.0)) for block in blocks)
+        arrays = [_as_numpy(block) for block in blocks]
+        largest = max(float(np.abs(array).max(initial=0.0)) for array in arrays)
         unit = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
-        square = sum(_square(block / unit, wide) for block in blocks)
+        square = sum(_square(array / unit, wide) for array in arrays)
         return math.sqrt(square) * unit
 
 

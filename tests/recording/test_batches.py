@@ -2,6 +2,7 @@
 
 import math
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -108,6 +109,17 @@ class Holding:
     def __init__(self, *flats):
         self.flat = {str(i): flat for i, flat in enumerate(flats)}
         self.sparse = {}
+
+
+def test_the_norm_of_a_large_row_takes_little_memory():
+    flat = torch.ones(4_000_000, dtype=torch.bfloat16)
+    norm(Holding(flat[:1]))
+    tracemalloc.start()
+    try:
+        assert norm(Holding(flat)) == 2000.0
+        assert tracemalloc.get_traced_memory()[1] < flat.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
