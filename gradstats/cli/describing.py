@@ -54,7 +54,7 @@ def _rows(run: Run, kind: str) -> Document:
 
 def _stage(run: Run, workers: tuple[int, ...]) -> Document:
     from gradstats.runs.health import findings
-    from gradstats.runs.run import FITTED
+    from gradstats.runs.selection import FITTED
 
     of_stage = replace(run, worker=workers[0]) if workers else run
     fitted = any(of_stage.holds(kind) for kind in FITTED)

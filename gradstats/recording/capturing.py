@@ -3,17 +3,15 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
 from gradstats.recording.admission import Plan
-from gradstats.recording.budget import TABLE_BYTES, Budget, format_bytes, parse_bytes
+from gradstats.recording.budget import Budget
 from gradstats.recording.comm_hook import check_comm_hook, register_comm_hook
 from gradstats.recording.handle import Capture
 from gradstats.recording.idle import Idle
@@ -26,8 +24,8 @@ from gradstats.recording.introduction import (
 )
 from gradstats.recording.messages import Reports, write_line
 from gradstats.recording.notes import note
+from gradstats.recording.opening import created, declare, give_back
 from gradstats.recording.processes import (
-    Distribution,
     another_model,
     distribution,
     group_is_missing,
@@ -40,21 +38,19 @@ from gradstats.recording.registry import make_way, register
 from gradstats.recording.schedules import as_schedule
 from gradstats.recording.selection import (
     Optimizers,
-    Selected,
     check_model,
-    sample_elements,
     select,
     unwrap_model,
     unwrap_optimizers,
 )
-from gradstats.recording.settings import CaptureSettings, IfExists
+from gradstats.recording.settings import CaptureSettings
 from gradstats.recording.sharding import backward_counter, tables
-from gradstats.recording.slots import KINDS, Kind, Point
-from gradstats.recording.staging import Source
+from gradstats.recording.slots import Point
+from gradstats.recording.sources import check_weights, checked_limit, sources_of, tracked
 from gradstats.recording.writer import OnSummary, Shadowing, Writer
 from gradstats.settings import takes_settings
-from gradstats.store import GradientStore, Parameter, Place, Stream, as_place
-from gradstats.store.refusals import fact_of, writing
+from gradstats.store import Place, as_place
+from gradstats.store.refusals import fact_of
 from gradstats.summary import Summary
 
 
@@ -157,37 +153,22 @@ def capture_by(
     schedule = as_schedule(settings.full)
     shadows = _shadows(settings.shadow, points, settings.seed)
     if settings.weights:
-        _check_weights(chosen, own)
+        check_weights(chosen, own)
     own = own if spread.sharded else whole
-    ids = _tracked(own, settings, share=size_of(own) / max(1, size_of(whole)), spread=spread)
-    sources = [
-        Source(
-            own,
-            tensors,
-            kind,
-            point,
-            element_ids=ids if kind == "track" else None,
-            wait=settings.when_full == "block",
-            weights=settings.weights,
-        )
-        for point in points
-        for kind in _kinds(settings, track=bool(ids))
-    ]
-    if not sources:
-        fact = "all parameters get sparse gradients, of which no elements are tracked"
-        raise ValueError(f"full or summary must be on, got neither: {fact}")
-    limit = _checked_limit(settings.max_bytes, sources)
+    ids = tracked(own, settings, share=size_of(own) / max(1, size_of(whole)), spread=spread)
+    sources = sources_of(own, tensors, points, settings, ids)
+    limit = checked_limit(settings.max_bytes, sources)
     story = provenance(unwrap_model(model), inner[0], settings.plain, command=sys.argv)
 
     make_way(place)
-    create = partial(_created, place, whole, story, settings.if_exists, own)
+    create = partial(created, place, whole, story, settings.if_exists, own)
     with contextlib.ExitStack() as undo:
         store, segment = shared_store(spread, place, create)
         # with several processes, others may write there from now on
-        undo.callback(_give_back, store, removable=spread.world_size == 1)
+        undo.callback(give_back, store, removable=spread.world_size == 1)
         if spread.rank:
             store.claim(spread.rank, own)
-        _declare(store, spread.rank, ids, {"summary": settings.summaries, "shadow": bool(shadows)})
+        declare(store, spread.rank, ids, {"summary": settings.summaries, "shadow": bool(shadows)})
         alone = {"local", "outer"}.isdisjoint(points) and spread.one_model
         budget = Budget(max(0, (limit - store.nbytes) // (1 if alone else spread.world_size)))
         for line in surprises(model, inner, chosen):
@@ -235,49 +216,10 @@ def _shadows(specs: Sequence[str], points: Sequence[Point], seed: int) -> dict[s
     return {point: Shadow(specs, seed) for point in points}
 
 
-def _created(
-    place: Path | Place,
-    table: Sequence[Parameter],
-    story: Mapping[str, object],
-    if_exists: IfExists,
-    own: Sequence[Parameter],
-) -> tuple[GradientStore, int]:
-    """The store, claimed for rank 0, and the segment of it that begins.
-
-    The other ranks hear of it afterwards: none of them writes into what another run writes.
-    """
-    with writing(place):
-        store = GradientStore.create(place, table, provenance=story, if_exists=if_exists)
-    try:
-        store.check_idle()
-        store.claim(0, own)
-        return store, store.last_segment() + 1
-    except BaseException:
-        _give_back(store)
-        raise
-
-
-def _give_back(store: GradientStore, *, removable: bool = True) -> None:
-    """Leave the place as it was before an attach that failed, for the next one."""
-    if store.fresh and removable:
-        store.remove()
-    store.close()
-
-
 def _ended(writer: Writer) -> None:
     """End the thread of a recording that never began."""
     writer.end()
     writer.join()
-
-
-def _declare(
-    store: GradientStore, worker: int, ids: Mapping[str, np.ndarray], wanted: Mapping[str, bool]
-) -> None:
-    """Make the streams that are not there from the start."""
-    if ids:
-        store.set_track(ids, worker)
-    for kind in (kind for kind, is_wanted in wanted.items() if is_wanted):
-        store.add_stream(kind, worker)
 
 
 def _lost(
@@ -300,53 +242,3 @@ def _guarded(on_summary: OnSummary, reports: Reports) -> OnSummary:
             reports.once("on_summary", f"{text}; training goes on")
 
     return told
-
-
-def _kinds(settings: CaptureSettings, *, track: bool) -> list[Kind]:
-    wanted = {"full": settings.full is not None, "track": track, "summary": settings.summaries}
-    return [kind for kind in KINDS if wanted[kind]]
-
-
-def _tracked(
-    table: Sequence[Parameter], settings: CaptureSettings, *, share: float, spread: Distribution
-) -> dict[str, np.ndarray]:
-    """The elements to track; every process draws its part of them from its own shards."""
-    if not settings.track:
-        return {}
-    source = [settings.seed, spread.rank] if spread.sharded else settings.seed
-    count = round(settings.track * share) if spread.sharded else settings.track
-    return sample_elements(table, count, np.random.default_rng(source))
-
-
-def recorded_streams(store: GradientStore) -> Iterator[Stream]:
-    """Open what a store holds of a recording: whole rows, tracked rows, both or neither."""
-    for kind in KINDS:
-        with contextlib.suppress(LookupError):
-            yield store.stream(kind=kind)
-
-
-def _checked_limit(max_bytes: int | str, sources: Iterable[Source]) -> int:
-    limit = parse_bytes(max_bytes) - TABLE_BYTES
-    needed = max(source.cost for source in sources)
-    if needed > limit:
-        raise ValueError(
-            f"max_bytes must leave room for one row, which takes {format_bytes(needed)} beside "
-            f"{format_bytes(TABLE_BYTES)} of tables, got {max_bytes!r}; raise it, or select "
-            "fewer parameters"
-        )
-    return limit
-
-
-def _check_weights(chosen: Sequence[Selected], table: Sequence[Parameter]) -> None:
-    """Check that weights fit into rows of their gradients' dtypes.
-
-    Raises:
-        ValueError: One does not.
-    """
-    for one, parameter in zip(chosen, table, strict=True):
-        dtype = getattr(torch, parameter.dtype)
-        if torch.promote_types(one.tensor.dtype, dtype) != dtype:
-            raise ValueError(
-                f"weights must be off: {one.name!r} is {one.tensor.dtype}, and its gradient, in "
-                f"whose rows it would be kept, {dtype}"
-            )

@@ -1,6 +1,7 @@
 """What the writer computes of a staged row before it commits it."""
 
 import math
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
@@ -23,8 +24,10 @@ from gradstats.store import Parameter
 from gradstats.store.rows import as_bits
 from gradstats.summary import Summary, summarize, summarize_segments
 
-#: Elements whose float64 stay in the processor's cache, and those of one dot product.
-_BLOCK, _DOT = 2**16, 2**13
+#: Elements of one call, after which the interpreter may have to wait, and of one dot product.
+_BLOCK, _DOT = 2**18, 2**13
+#: The float64 of one block, for each thread that writes: new memory is slow at its first use.
+_memory = threading.local()
 
 
 def coordinates(slot: Slot, segment: int) -> dict[str, Any]:
@@ -90,19 +93,25 @@ def norm(slot: Slot) -> float:
     """
     vectors = [*slot.flat.values(), *(values.reshape(-1) for _, values in slot.sparse.values())]
     blocks = [
-        _as_numpy(flat[start : start + _BLOCK])
-        for flat in vectors
-        for start in range(0, len(flat), _BLOCK)
+        flat[start : start + _BLOCK] for flat in vectors for start in range(0, len(flat), _BLOCK)
     ]
-    wide = np.empty((_BLOCK // _DOT, _DOT))
+    wide = _wide()
     with np.errstate(all="ignore"):
-        square = sum(_square(block, wide) for block in blocks)
-        if 1e-280 < square < math.inf or not any(block.dtype == np.float64 for block in blocks):
+        square = sum(_square(_as_numpy(block), wide) for block in blocks)
+        if 1e-280 < square < math.inf or all(block.dtype != torch.float64 for block in blocks):
             return math.sqrt(square)
-        largest = max(float(np.abs(block).max(initial=0.0)) for block in blocks)
+        arrays = [_as_numpy(block) for block in blocks]
+        largest = max(float(np.abs(array).max(initial=0.0)) for array in arrays)
         unit = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
-        square = sum(_square(block / unit, wide) for block in blocks)
+        square = sum(_square(array / unit, wide) for array in arrays)
         return math.sqrt(square) * unit
+
+
+def _wide() -> np.ndarray:
+    if not hasattr(_memory, "wide"):
+        _memory.wide = np.empty((_BLOCK // _DOT, _DOT))
+    wide: np.ndarray = _memory.wide
+    return wide
 
 
 def _square(block: np.ndarray, wide: np.ndarray) -> float:

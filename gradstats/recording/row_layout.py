@@ -134,11 +134,12 @@ def in_pieces(
     """
     pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
     for view, grad in zip(views, grads, strict=True):
-        count = -(-grad.numel() // _SERIAL)
-        if count < 2 or not grad.is_contiguous():
+        numel = grad.numel()
+        if numel <= _SERIAL or not grad.is_contiguous():
             pieces[0].append(view)
             pieces[1].append(grad)
         else:
+            count = -(-numel // _SERIAL)
             pieces[0].extend(view.view(-1).chunk(count))
             pieces[1].extend(grad.view(-1).chunk(count))
     return pieces

@@ -28,7 +28,8 @@ from gradstats.replaying.streams import Stream, in_step_order, rows_done, write
 from gradstats.replaying.timing import time_compressor
 from gradstats.runs.opening import opened
 from gradstats.runs.parts import Pace
-from gradstats.runs.run import KINDS, Progress, Run
+from gradstats.runs.run import Progress, Run
+from gradstats.runs.selection import KINDS
 from gradstats.runs.tables import frame
 from gradstats.settings import from_keywords, lists_settings
 

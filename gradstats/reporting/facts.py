@@ -13,7 +13,8 @@ import numpy as np
 from gradstats.runs.groups import groups
 from gradstats.runs.parts import replacing
 from gradstats.runs.results import Results, in_json
-from gradstats.runs.run import FITTED, Run
+from gradstats.runs.run import Run
+from gradstats.runs.selection import FITTED
 from gradstats.summary import Summary
 from gradstats.summary.sums import Sums
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import product
@@ -23,7 +23,7 @@ from gradstats.runs.emptiness import check_rows
 from gradstats.runs.narrowing import Narrowing
 from gradstats.runs.parts import noting
 from gradstats.runs.smaller import MODES, Layout, Smaller, _narrowed
-from gradstats.store import GradientStore, Stream
+from gradstats.store import GradientStore, Row, Stream
 from gradstats.store.addresses import as_place, restored
 from gradstats.store.objects import InObjects
 from gradstats.store.refusals import writing
@@ -33,7 +33,7 @@ from gradstats.store.whole import whole
 
 Progress = Callable[[int, int], None]
 
-_BATCH = 32  # rows of a commit
+_BATCH_ROWS, _BATCH_BYTES = 32, 64_000_000  # of a commit, at most; a larger row has its own
 ROOM = 1024  # bytes at the end of a chunk that are 0 where rows are still to come
 
 
@@ -91,8 +91,7 @@ def copy(
         for stream, kind, rows in jobs:
             layout = Layout(stream, smaller, narrowing)
             layout.declare(store, kind)
-            for start in range(0, len(rows), _BATCH):
-                batch = [layout.row(row, kind) for row in rows[start : start + _BATCH]]
+            for batch in _batches(layout.row(row, kind) for row in rows):
                 store.append_rows(batch, stream.worker, kind)
                 done += len(batch)
                 if progress:
@@ -101,6 +100,23 @@ def copy(
     for line in narrowing.lines():
         (say or _to_stderr)(line)
     return total
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Group rows into those of one commit, which are in memory together."""
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _BATCH_ROWS or sum(map(_nbytes, batch)) >= _BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _nbytes(row: Row) -> int:
+    vectors: tuple[Any, ...] = (*row.flat.values(), *(row.weights or {}).values())
+    return sum(vector.nbytes for vector in (*vectors, *row.ragged.values()))
 
 
 def _to_stderr(line: str) -> None:

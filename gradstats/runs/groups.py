@@ -12,7 +12,8 @@ from operator import add
 import torch
 from torch import Tensor
 
-from gradstats.runs.run import Run, without_elements
+from gradstats.runs.run import Run
+from gradstats.runs.selection import without_elements
 from gradstats.runs.tasks import in_order
 from gradstats.settings import SettingError
 from gradstats.store import Parameter, StoreFormatError

@@ -19,7 +19,8 @@ import torch
 import gradstats
 from gradstats import extras
 from gradstats.runs.parts import Collect, Parts, replacing, resumed, writing
-from gradstats.runs.run import FITTED, Run
+from gradstats.runs.run import Run
+from gradstats.runs.selection import FITTED
 from gradstats.runs.tables import Made, Row, Table
 from gradstats.settings import SettingError, in_words
 from gradstats.store import InZip, StoreFormatError

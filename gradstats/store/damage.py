@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradstats.store.layout import DTYPES
+import numpy as np
+
+from gradstats.store.layout import COORDINATES, DTYPES
 from gradstats.store.parameters import Parameter
 from gradstats.store.places import Place
+
+if TYPE_CHECKING:
+    from gradstats.store.reading import Stream
 
 SHOWN = 5  # names in a message
 RAGGED = ("indices_", "values_")
@@ -56,33 +61,41 @@ def _chunks(
 
 
 def held_by(
-    name: str,
-    array: Any,
-    chunk: tuple[int, ...],
-    index: Sequence[int | slice],
-    parameters: Sequence[Parameter],
+    stream: Stream, name: str, chunk: tuple[int, ...], index: Sequence[int | slice]
 ) -> str:
-    """Name the requested parameters whose elements a chunk holds.
+    """Name what is requested of a chunk: parameters, rows, and their steps if those can be read.
 
     Args:
+        stream: the stream.
         name: the name of the array in its stream, such as "grad_float32".
-        array: the Zarr array.
         chunk: the index of the chunk.
         index: the requested index.
-        parameters: the table of the vectors of the stream.
     """
+    if name.startswith("element_ids_"):
+        return "the places of tracked elements"
+    array = stream.arrays[name]
+    rows = _rows_named(stream, name, _meeting(array, chunk, index, axis=0))
     quantity, _, dtype = name.partition("_")
     if dtype in DTYPES:
         elements = _meeting(array, chunk, index, axis=1)
-        return _named(p for p in parameters if p.dtype == dtype and _meets(p, elements))
-    if name.startswith(RAGGED) and dtype.partition("_")[0].isdecimal():
-        return f"{quantity} of {parameters[int(dtype.partition('_')[0])].name!r}"
-    return "the places of tracked elements" if name.startswith("element_ids_") else ""
+        what = _named(p for p in stream.parameters if p.dtype == dtype and _meets(p, elements))
+        return f"{what} in {rows}" if what else rows
+    place = dtype.partition("_")[0]
+    if name.startswith(RAGGED) and place.isdecimal():
+        return f"{quantity} of {stream.parameters[int(place)].name!r} in {rows}"
+    return rows
 
 
-def rows_of(array: Any, chunk: tuple[int, ...], index: Sequence[int | slice]) -> range:
-    """Return the requested rows, or items, of a chunk."""
-    return _meeting(array, chunk, index, axis=0)
+def _rows_named(stream: Stream, name: str, rows: range) -> str:
+    if name.endswith("_data"):  # of another length in every row
+        ends = stream.ends(name.removesuffix("_data"))
+        start, end = np.searchsorted(ends, [rows[0], rows[-1]], side="right")
+        rows = range(int(start), int(end) + 1)
+    text = f"row {rows[0]}" if len(rows) == 1 else f"rows {rows[0]} to {rows[-1]}"
+    if name in COORDINATES:  # reading the steps may be what has failed
+        return text
+    first, last = (int(stream.steps[row]) for row in (rows[0], rows[-1]))
+    return f"{text} (step {first})" if len(rows) == 1 else f"{text} (steps {first} to {last})"
 
 
 def _meeting(array: Any, chunk: tuple[int, ...], index: Sequence[int | slice], axis: int) -> range:

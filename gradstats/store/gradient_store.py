@@ -6,7 +6,6 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,9 @@ import numpy as np
 
 from gradstats.settings import lists_settings
 from gradstats.store.addresses import as_place
-from gradstats.store.files import held, lock_files, take_lock, taken_by
+from gradstats.store.claims import Claims
+from gradstats.store.files import held, lock_files, take_lock
+from gradstats.store.groups import check_worker, worker_ids
 from gradstats.store.layout import (
     BLOBS,
     FEATURES,
@@ -24,6 +25,7 @@ from gradstats.store.layout import (
     SHARED_CHUNKS,
     Document,
     StoreFormatError,
+    check_kind,
 )
 from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.opening import open_stream
@@ -35,24 +37,22 @@ from gradstats.store.parameters import (
     table_to_json,
 )
 from gradstats.store.places import Place
-from gradstats.store.reading import Stream
 from gradstats.store.root import (
+    adopted,
     change_root,
-    check_worker,
     is_vacant,
     make_root,
     read_root,
     remove_root,
     root_bytes,
-    worker_ids,
 )
-from gradstats.store.rows import Array, Coordinates, Row, as_tensor, pack
-from gradstats.store.spool import Spool
-from gradstats.store.spool_folder import leave_spool, make_spool, settled, spool_lock
+from gradstats.store.rows import Array, Coordinates, Row, as_tensor, check_ids, pack
+from gradstats.store.spool_folder import make_spool, settled, spool_lock
+from gradstats.store.stored import Stored
 from gradstats.store.writing import WorkerWriter
 
 
-class GradientStore:
+class GradientStore(Stored):
     """A store of gradients, one group of rows per worker; crash-safe to append to, lazy to read.
 
     A row is stored completely or not at all: a process killed at any instant leaves every
@@ -79,16 +79,11 @@ class GradientStore:
     """
 
     def __init__(self, path: Path | Place, mode: str, attributes: Document) -> None:
-        self.path = path
-        self.mode = mode
+        super().__init__(path, mode, attributes)
         self.fresh = False
-        self.parameters = table_from_json(attributes["parameters"])
-        self.provenance: dict[str, Any] = attributes["provenance"]
-        self.run: str | None = attributes.get("run")
         self._features = tuple(attributes["features"])
-        self._writers: dict[int, WorkerWriter] = {}
-        self._spools: dict[int, Spool] = {}
         self.folder = self._prepared() if mode == "a" else Path(str(path))
+        self._claims = Claims(path, self.folder)
 
     @classmethod
     def create(
@@ -175,48 +170,6 @@ class GradientStore:
     def _root(self) -> bytes:
         return root_bytes(self.parameters, self.provenance, self.run)
 
-    @property
-    def workers(self) -> tuple[int, ...]:
-        """The workers that have written, in order; an object store is asked only once."""
-        if isinstance(self.path, Path) or self.mode == "a":
-            return worker_ids(self.path, self.run)
-        return self._workers_once
-
-    @cached_property
-    def _workers_once(self) -> tuple[int, ...]:
-        return worker_ids(self.path, self.run)
-
-    @property
-    def nbytes(self) -> int:
-        """The number of bytes stored (walks the folder, or lists the objects).
-
-        Of a file, without the zeros that stand for rows to come and take no disk yet.
-        """
-        if not isinstance(self.path, Path):
-            return self.path.size()
-        total = 0
-        for file in self.path.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # another worker writes and renames
-                total += taken_by(file) if file.is_file() else 0
-        return total
-
-    def stream(self, worker: int = 0, kind: str = "full") -> Stream:
-        """Open the rows of one worker that are committed by now.
-
-        Args:
-            worker: the data-parallel worker.
-            kind: whole gradients (`"full"`), sampled elements (`"track"`), or bytes: Summaries
-                (`"summary"`), rows of compressors that ran beside the training (`"shadow"`).
-
-        Raises:
-            LookupError: no such worker, or no such rows.
-        """
-        _check_kind(kind)
-        if worker not in self.workers:
-            workers = ", ".join(map(str, self.workers)) or "none yet"
-            raise LookupError(f"cannot read worker {worker} of {self.path}: it has {workers}")
-        return open_stream(self.path, worker, kind, self.parameters)
-
     @lists_settings(Coordinates)
     def append(
         self,
@@ -259,11 +212,10 @@ class GradientStore:
 
         All of them or none.
         """
-        _check_kind(kind)
+        check_kind(kind)
         if rows:
-            self._writer(worker).append(kind, rows)
-        if worker in self._spools:
-            self._spools[worker].wake()
+            self._writer(worker)
+            self._claims.append(worker, kind, rows)
 
     def set_track(self, element_ids: Mapping[str, Any], worker: int = 0) -> None:
         """Declare the tracked elements, once and before the first tracked row.
@@ -278,7 +230,7 @@ class GradientStore:
         writer = self._writer(worker)
         ids = {d: np.ascontiguousarray(v, np.int64) for d, v in element_ids.items()}
         for dtype, places in ids.items():
-            _check_ids(dtype, places, writer.row_widths)
+            check_ids(dtype, places, writer.row_widths)
         if "track" not in writer.documents:
             writer.set_track(ids)
             return
@@ -300,7 +252,7 @@ class GradientStore:
 
     def table(self, worker: int) -> tuple[Parameter, ...]:
         """Return the parameter table of a worker that this process writes."""
-        return self._writers[worker].table
+        return self._claims.writers[worker].table
 
     def last_segment(self) -> int:
         """Return the highest segment of any row, stored or still to be sent.
@@ -349,26 +301,20 @@ class GradientStore:
         marks: Document = {}
         if own != self.parameters:
             marks["parameters"] = table_to_json(own)
-        if isinstance(self.path, InObjects):
-            spool = self._spools[worker] = Spool(self.path, self._root, worker)
-            marks |= {"spool": spool.mark, **({"run": self.run} if self.run else {})}
-        # in an object store a chunk that grows would be sent again with each of its rows
-        shared = SHARED_CHUNKS in self._features and not isinstance(self.path, InObjects)
-        writer = WorkerWriter(self.folder, worker, own, marks, shared=shared)
-        self._writers[worker] = writer
+        shared = SHARED_CHUNKS in self._features
+        writer = self._claims.add(worker, own, marks, self._root, shared=shared)
         stored = table_from_json(writer.attributes.get("parameters", ())) or self.parameters
         difference = table_difference(stored, own)
         if difference:
-            self._writers.pop(worker).close()
+            self._claims.drop(worker)
             fact = f"cannot resume worker {worker} of {self.path}: {difference}"
             raise ValueError(f"{fact}; write to another path")
-        if worker in self._spools:
-            self._spools[worker].start()
+        self._claims.start(worker)
 
     @property
     def claimed(self) -> tuple[int, ...]:
         """The workers that this process writes."""
-        return tuple(self._writers)
+        return tuple(self._claims.writers)
 
     @property
     def fault(self) -> str:
@@ -376,20 +322,20 @@ class GradientStore:
 
         "" if nothing is wrong.
         """
-        return next((spool.fault for spool in self._spools.values() if spool.fault), "")
+        return next(filter(None, (spool.fault for spool in self._claims.spools.values())), "")
 
     @property
     def unsent(self) -> int:
         """The number of rows that have not arrived in the object store."""
-        return sum(spool.unsent for spool in self._spools.values())
+        return sum(spool.unsent for spool in self._claims.spools.values())
 
     def _writer(self, worker: int) -> WorkerWriter:
         self._check_writable()
         if not self.parameters:
             raise ValueError(f"cannot write {self.path}: it has no parameter table; append first")
-        if worker not in self._writers:
+        if worker not in self.claimed:
             self.claim(worker)
-        return self._writers[worker]
+        return self._claims.writers[worker]
 
     def close(self) -> None:
         """Release the store to other writers.
@@ -398,13 +344,7 @@ class GradientStore:
 
         In a folder rows are committed as they are appended, so nothing is pending.
         """
-        for writer in self._writers.values():
-            writer.close()
-        for spool in self._spools.values():
-            spool.close()
-        if self._spools and isinstance(self.path, InObjects):
-            leave_spool(self.path)
-        self._writers.clear()
+        self._claims.close()
 
     def remove(self) -> None:
         """Delete the store and close it. If another run has replaced it, only close it.
@@ -438,11 +378,6 @@ class GradientStore:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        elements = sum(p.numel for p in self.parameters)
-        size = f"{len(self.parameters)} parameters, {elements:,} elements"
-        return f"GradientStore({str(self.path)!r}, {size}, workers {list(self.workers)})"
-
     def _check_writable(self) -> None:
         if self.mode != "a":
             raise ValueError(f"cannot write {self.path}: opened to read; open it with mode='a'")
@@ -451,33 +386,6 @@ class GradientStore:
         """Give the store this table, unless another worker gave it one first."""
         # Zarr warns about files it does not know, and one table is enough
         with self._settled if self.folder != self.path else held(self.folder / ".lock"):
-            with contextlib.suppress(Conflict):  # a worker on another machine: look again
-                self.parameters = self._adopted(table)
-            self.parameters = self._adopted(table)
+            self.parameters = adopted(self.path, self.run, self.provenance, table)
             if isinstance(self.path, InObjects):
                 settled(self.path, self._root)
-
-    def _adopted(self, table: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
-        """Write the table if the store has none, and return the table of the store."""
-
-        def root(attributes: Document) -> bytes:
-            if attributes["parameters"]:
-                return b""
-            return root_bytes(table, self.provenance, self.run)
-
-        change_root(self.path, self.run, root)
-        return table_from_json(read_root(self.path)["parameters"])
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in PREFIXES:
-        raise ValueError(f"kind must be one of {', '.join(PREFIXES)}, got {kind!r}")
-
-
-def _check_ids(dtype: str, ids: np.ndarray[Any, Any], row_widths: Mapping[str, int]) -> None:
-    if dtype not in row_widths:
-        raise ValueError(f"element_ids must be for {', '.join(row_widths)}, got {dtype!r}")
-    ordered = ids.ndim == 1 and bool((np.diff(ids) > 0).all())
-    if not ordered or (len(ids) and not 0 <= ids[0] <= ids[-1] < row_widths[dtype]):
-        rule = f"element_ids of {dtype} must be sorted, distinct and in [0, {row_widths[dtype]})"
-        raise ValueError(f"{rule}, got {ids!r}")

@@ -11,6 +11,9 @@ from gradstats.store.layout import Document, chunk_shape
 
 Vector = np.ndarray[Any, Any]
 
+#: So many files stay open per worker: a process may often have no more than 1,024.
+FILES = 96
+
 
 class Growing:
     """The arrays of a worker whose chunks hold many rows (or items), open to be extended.
@@ -61,7 +64,7 @@ class Growing:
                 begin_writeback(file)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; those that are written again are opened again."""
         self._full.extend(file for _, file in self._last.values())
         self._last.clear()
         self.settle()
@@ -71,7 +74,10 @@ class Growing:
         at, file = self._last.get(key, (-1, None))
         if file is None or at != chunk:
             if file is not None:
-                self._full.append(file)
+                self._full.append(self._last.pop(key)[1])
+            elif len(self._last) == FILES:
+                _, longest = self._last.pop(next(iter(self._last)))
+                longest.close()
             file = open(self._chunk(key, document, chunk), "r+b", buffering=0)
             self._last[key] = chunk, file
         return file

@@ -262,3 +262,13 @@ def lengthened(
         return {**document, "shape": [rows, *document["shape"][1:]]}
 
     return {key: grown(key, document) for key, document in documents.items()}
+
+
+def check_kind(kind: str) -> None:
+    """Check that rows may be of a kind.
+
+    Raises:
+        ValueError: they may not.
+    """
+    if kind not in PREFIXES:
+        raise ValueError(f"kind must be one of {', '.join(PREFIXES)}, got {kind!r}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 #: Whoever asks tries again by itself: a request that takes longer has failed.
 _OPTIONS: dict[str, Any] = {"timeout": "60s", "connect_timeout": "5s"}
 _RETRIES: Any = {"max_retries": 2, "retry_timeout": datetime.timedelta(seconds=10)}
+#: Requests at a time.
+LANES = 8
 CONFLICT = "another process has written there since"
 REPLACED = "the run that was there has been replaced or deleted since"
 
@@ -187,3 +190,21 @@ class InObjects(Place):
             raise FileNotFoundError(f"nothing is at {self}") from error
         except BaseError as error:
             raise OSError(f"cannot reach {self}: {first_line(error)}") from error
+
+
+def in_lanes(ask: Callable[[str], Awaitable[None]], names: Iterable[str]) -> None:
+    """Ask something of each name, several at a time, by asyncio.
+
+    A recording that is closed as Python ends could start no thread any more.
+    """
+
+    async def all_of_them() -> None:
+        lanes = asyncio.Semaphore(LANES)
+
+        async def one(name: str) -> None:
+            async with lanes:
+                await ask(name)
+
+        await asyncio.gather(*map(one, names))
+
+    asyncio.run(all_of_them())

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from gradstats.store.layout import PREFIXES, StoreFormatError, in_stream
 from gradstats.store.parameters import Parameter, table_from_json, widths
 from gradstats.store.places import Place
-from gradstats.store.reading import _NAMED, Stream
+from gradstats.store.reading import Stream
 
 if TYPE_CHECKING:
     import zarr
+
+_NAMED = {"track": "tracked", "summary": "summary", "shadow": "shadow"}
 
 
 def open_stream(

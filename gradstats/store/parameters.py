@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from gradstats.store.layout import DTYPES, Document
 
@@ -98,6 +101,28 @@ def widths(parameters: Iterable[Parameter]) -> dict[str, int]:
     for p in parameters:
         total[p.dtype] = total.get(p.dtype, 0) + (p.numel if p.layout == "dense" else 0)
     return total
+
+
+def tracked(
+    parameters: Iterable[Parameter], element_ids: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[Parameter, ...]:
+    """Lay out the tracked elements of parameters: offset and numel count those alone.
+
+    Args:
+        parameters: the table of whole gradients.
+        element_ids: by dtype, the sorted indices of the tracked elements in its flat array.
+    """
+    none = np.zeros(0, np.int64)
+
+    def part(p: Parameter) -> Parameter:
+        if p.layout != "dense":
+            return replace(p, numel=0)
+        first, stop = np.searchsorted(
+            element_ids.get(p.dtype, none), [p.offset, p.offset + p.numel]
+        )
+        return replace(p, offset=int(first), numel=int(stop - first))
+
+    return tuple(map(part, parameters))
 
 
 def table_difference(stored: Sequence[Parameter], given: Sequence[Parameter]) -> str | None:

@@ -6,7 +6,6 @@ zarr_stores.py, none of them before a store is looked into.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,21 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gradstats.store.damage import bad_chunk, held_by, rows_of
 from gradstats.store.layout import (
     BLOBS,
     COORDINATES,
     DTYPES,
     POINTS,
-    PREFIXES,
     QUANTITIES,
     UNKNOWN,
-    StoreFormatError,
 )
-from gradstats.store.parameters import Parameter, widths
-from gradstats.store.places import RESTORE, Place, first_line
-from gradstats.store.raw import read_raw
-from gradstats.store.rows import as_values
+from gradstats.store.loading import load, load_row
+from gradstats.store.parameters import Parameter, tracked, widths
+from gradstats.store.places import Place
+from gradstats.store.rows import as_sparse, as_values
 
 if TYPE_CHECKING:
     import zarr
@@ -69,15 +65,15 @@ class Stream:
 
     @cached_property
     def coordinates(self) -> dict[str, Vector]:
-        """The coordinates by name, one value per row: integers, float64 (NaN.
+        """The coordinates by name, one value per row: integers, float64, `point` as text.
 
-        Not known), `point` as text.
+        NaN stands for what is not known.
         """
         if not len(self):
             empty = {name: np.zeros(0, dtype) for name, dtype in COORDINATES.items()}
             return {**empty, "point": np.zeros(0, "U8")}
         values = {
-            name: self._load(name)
+            name: load(self, name)
             if name in self.arrays
             else np.full(len(self), UNKNOWN.get(name, np.nan), dtype)
             for name, dtype in COORDINATES.items()
@@ -95,7 +91,7 @@ class Stream:
 
         A zero gradient counts as one.
         """
-        return self._load("present") if len(self) else np.zeros((0, len(self.table)), bool)
+        return load(self, "present") if len(self) else np.zeros((0, len(self.table)), bool)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -120,7 +116,7 @@ class Stream:
         if self.kind in BLOBS:
             return {}
         start = "element_ids_"
-        return {n.removeprefix(start): self._load(n) for n in self.arrays if n.startswith(start)}
+        return {n.removeprefix(start): load(self, n) for n in self.arrays if n.startswith(start)}
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -132,8 +128,7 @@ class Stream:
         """
         if self.element_ids is None or self.kind in BLOBS:
             return tuple(replace(p, numel=0) if p.layout != "dense" else p for p in self.table)
-        none = np.zeros(0, np.int64)
-        return tuple(_tracked(p, self.element_ids.get(p.dtype, none)) for p in self.table)
+        return tracked(self.table, self.element_ids)
 
     @property
     def sampling_fraction(self) -> float:
@@ -200,11 +195,19 @@ class Stream:
     ) -> torch.Tensor:
         """Read elements of one dtype of a row, 1-D in that dtype; absent parameters as zeros.
 
+        Args:
+            row: the index of the row in this stream; negative counts from the end.
+            dtype: the dtype of the elements.
+            start: the first element, as in a slice.
+            stop: the element behind the last, as in a slice; None reads to the end.
+            quantity: "grad" or "weight".
+
         Raises:
+            IndexError: no such row.
             StoreFormatError: a chunk of the row is missing or damaged.
         """
-        width = _lengths(self.parameters)[dtype]
-        return self._read_flat(row, dtype, quantity, start, width if stop is None else stop)
+        first, last, _ = slice(start, stop).indices(widths(self.parameters)[dtype])
+        return self._read_flat(self._index(row), dtype, quantity, first, max(first, last))
 
     def read_bytes(self, row: int) -> bytes:
         """Read the bytes of one row of kind "summary" or "shadow".
@@ -225,47 +228,35 @@ class Stream:
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Iterate over (step, whole row)."""
-        for row, step in enumerate(self.steps):
-            yield int(step), self.read(row)
+        yield from ((int(step), self.read(row)) for row, step in enumerate(self.steps))
 
     def _index(self, row: int) -> int:
         index = operator.index(row)
         if not -len(self) <= index < len(self):
-            rule = (
-                f"row must be from {-len(self)} to {len(self) - 1}"
-                if len(self)
-                else "a row must exist"
-            )
+            rule = f"row must be from {-len(self)} to {len(self) - 1}"
+            rule = rule if len(self) else "a row must exist"
             raise IndexError(f"{rule}, got {row}: the stream has {len(self)} rows")
         return index % len(self)
 
+    def ends(self, name: str) -> Vector:
+        """Read where each row of a ragged array ends, in items, int64 [rows]."""
+        return load(self, f"{name}_ends")
+
     def _span(self, row: int, name: str) -> tuple[int, int]:
-        ends = self._load(f"{name}_ends")
+        ends = self.ends(name)
         return int(ends[row - 1]) if row else 0, int(ends[row])
 
     def read_ragged(self, row: int, name: str) -> Vector:
         """Read one row of a ragged array (of different length in every row), as stored."""
         first, stop = self._span(self._index(row), name)
         data = f"{name}_data"
-        return self._load(data, slice(first, stop)) if stop > first else np.zeros(0, np.uint8)
+        return load(self, data, slice(first, stop)) if stop > first else np.zeros(0, np.uint8)
 
     def _read_sparse(self, row: int, place: int) -> torch.Tensor:
-        """Read a sparse gradient.
-
-        Its indices are flattened over the leading dimensions; a value may be a vector.
-        """
         p = self.table[place]
         indices = self.read_ragged(row, f"indices_{place}").astype(np.int64)
         values = self.read_ragged(row, f"values_{place}")
-        flat = as_values(values, p.dtype)
-        each = len(values) // max(1, len(indices))
-        dims = next(
-            n for n in range(1, len(p.shape) + 1) if math.prod(p.shape[n:]) <= max(1, each)
-        )
-        places = torch.from_numpy(np.stack(np.unravel_index(indices, p.shape[:dims])))
-        vectors = flat.reshape(len(indices), *p.shape[dims:])
-        sparse = torch.sparse_coo_tensor(places, vectors, p.shape, check_invariants=True)
-        return sparse.coalesce()
+        return as_sparse(indices, values, p)
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -282,9 +273,8 @@ class Stream:
     def _place(self, name: str) -> int:
         if name in self._places:
             return self._places[name]
-        known = ", ".join(p.name for p in self.table[:5]) + (
-            ", ..." if len(self.table) > 5 else ""
-        )
+        more = ", ..." if len(self.table) > 5 else ""
+        known = ", ".join(p.name for p in self.table[:5]) + more
         raise ValueError(f"parameter must be one of {known}, got {name!r}")
 
     def _check_quantity(self, quantity: str) -> None:
@@ -294,8 +284,8 @@ class Stream:
             raise LookupError(f"cannot read {quantity}: rows of {self!r} carry none")
 
     def _read_all(self, row: int, quantity: str) -> torch.Tensor:
-        tracked = _lengths(self.parameters)
-        flat = {d: self._read_flat(row, d, quantity, 0, tracked[d]) for d in self.dtypes}
+        lengths = widths(self.parameters)
+        flat = {d: self._read_flat(row, d, quantity, 0, lengths[d]) for d in self.dtypes}
         if len(flat) == 1:
             return next(iter(flat.values()))
         wide = reduce(torch.promote_types, (f.dtype for f in flat.values()))
@@ -307,65 +297,4 @@ class Stream:
     ) -> torch.Tensor:
         if start == stop:
             return torch.zeros(0, dtype=getattr(torch, dtype))
-        name = f"{quantity}_{dtype}"
-        values = read_raw(self.path / self._key(name), self.arrays[name], row, (start, stop))
-        if values is None:
-            values = self._load(name, row, slice(start, stop))
-        return as_values(values, dtype)
-
-    def _key(self, name: str) -> str:
-        return f"worker_{self.worker}/{PREFIXES[self.kind]}{name}"
-
-    def _load(self, name: str, *index: Any) -> Vector:
-        """Read an array, or one row of it."""
-        try:
-            return np.asarray(self.arrays[name][index or ...])
-        except (ValueError, RuntimeError) as error:  # of a StoreFormatError: a chunk is missing
-            raise StoreFormatError(self._damage(name, index, error)) from error
-
-    def _damage(self, name: str, index: tuple[Any, ...], error: Exception) -> str:
-        """Describe what could not be read: the parameters, the step, and the key of the chunk."""
-        key = self._key(name)
-        array, where = self.arrays[name], f"cannot read {self.path}/{key}"
-        damaged = bad_chunk(self.path / key, array, index)
-        if damaged is None:
-            return f"{where}: a chunk is damaged ({first_line(error)}); {RESTORE}"
-        chunk, fact = damaged
-        file = ".".join(["c", *map(str, chunk)])
-        parameters = () if name.startswith("element_ids_") else self.parameters
-        what = held_by(name, array, chunk, index, parameters)
-        rows = self._rows_named(name, rows_of(array, chunk, index))
-        holds = " in ".join(filter(None, [what, rows]))
-        return f"{where}: {fact}; it holds {holds} (key {key}/{file}); {RESTORE}"
-
-    def _rows_named(self, name: str, rows: range) -> str:
-        """Name rows in words, with their steps if those can be read."""
-        if name.startswith("element_ids_"):
-            return ""
-        if name.endswith("_data"):  # of another length in every row
-            ends = self._load(f"{name.removesuffix('_data')}_ends")
-            start, end = np.searchsorted(ends, [rows[0], rows[-1]], side="right")
-            rows = range(int(start), int(end) + 1)
-        text = f"row {rows[0]}" if len(rows) == 1 else f"rows {rows[0]} to {rows[-1]}"
-        if name in COORDINATES:  # reading the steps may be what has failed
-            return text
-        first, last = (int(self.steps[row]) for row in (rows[0], rows[-1]))
-        return f"{text} (step {first})" if len(rows) == 1 else f"{text} (steps {first} to {last})"
-
-
-_NAMED = {"track": "tracked", "summary": "summary", "shadow": "shadow"}
-
-
-def _lengths(parameters: tuple[Parameter, ...]) -> dict[str, int]:
-    """Count the elements of a vector by dtype."""
-    total: dict[str, int] = {}
-    for p in parameters:
-        total[p.dtype] = total.get(p.dtype, 0) + p.numel
-    return total
-
-
-def _tracked(p: Parameter, ids: Vector) -> Parameter:
-    if p.layout != "dense":
-        return replace(p, numel=0)
-    first, stop = np.searchsorted(ids, [p.offset, p.offset + p.numel])
-    return replace(p, offset=int(first), numel=int(stop - first))
+        return as_values(load_row(self, f"{quantity}_{dtype}", row, (start, stop)), dtype)

@@ -1,25 +1,22 @@
 """The root group: it makes a folder a gradstats store, and shows whether the store is damaged."""
 
-import json
+import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from gradstats.store.files import held, lock_files, replace_file, take_lock
+from gradstats.store.groups import parsed, worker_folders
 from gradstats.store.layout import (
     FEATURES,
     FORMAT,
     FORMAT_VERSION,
-    PREFIXES,
     Document,
     StoreFormatError,
     encode,
     group_document,
-    has_rows,
-    in_stream,
-    stream_rows,
 )
 from gradstats.store.objects import REPLACED, Conflict, InObjects
 from gradstats.store.parameters import Parameter, table_from_json, table_to_json
@@ -65,10 +62,10 @@ def read_root(path: Path | Place) -> Document:
         results = (path / "settings.json").is_file()
         fact = "the results of a run; give the run" if results else "no zarr.json"
         fact = f"it is not a gradstats store ({fact})"
-        if any(_worker_folders(path)):
+        if any(worker_folders(path)):
             fact = "it is truncated (workers, but no zarr.json); restore it from a copy"
         raise StoreFormatError(f"cannot open {path}: {fact}")
-    attributes: Document = _parse(file).get("attributes", {})
+    attributes: Document = parsed(file).get("attributes", {})
     if attributes.get("format") != FORMAT:
         fact = f"it is not a gradstats store (its format is {attributes.get('format', 'unnamed')})"
         raise StoreFormatError(f"cannot open {path}: {fact}")
@@ -85,70 +82,6 @@ def read_root(path: Path | Place) -> Document:
         fact = f"the parameter table in its zarr.json is damaged ({error!r})"
         raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy") from error
     return attributes
-
-
-def worker_ids(path: Path | Place, run: str | None = None) -> tuple[int, ...]:
-    """List the workers that have a group, in order.
-
-    Args:
-        path: the store.
-        run: the name of the run; groups that a late writer of another run began in an object store
-            are left out.
-
-    Raises:
-        StoreFormatError: a worker has arrays and no metadata.
-    """
-    numbers = []
-    for number, folder in _worker_folders(path):
-        group = folder / "zarr.json"
-        if not group.is_file():
-            arrays = any((child / "zarr.json").is_file() for child in folder.iterdir())
-            # a new worker writes the group before any array
-            if arrays and not group.is_file():
-                fact = f"{folder.name} is truncated (arrays, but no zarr.json)"
-                raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
-        if group.is_file():
-            numbers.append(number)
-    if isinstance(path, InObjects) and run is not None:
-        groups = {number: _parse(path / f"worker_{number}" / "zarr.json") for number in numbers}
-        numbers = [n for n, group in groups.items() if _attributes(group).get("run", run) == run]
-    return tuple(sorted(numbers))
-
-
-def _worker_folders(path: Path | Place) -> Iterator[tuple[int, Path | Place]]:
-    if not path.is_dir():
-        return
-    for folder in path.iterdir():
-        number = folder.name.removeprefix("worker_")
-        if folder.name != number and number.isdecimal() and folder.is_dir():
-            yield int(number), folder
-
-
-def check_worker(path: Path | Place, worker: int) -> None:
-    """Check that a worker's zarr.json is one that a commit wrote.
-
-    Raises:
-        StoreFormatError: it does not parse, or arrays of one stream differ in length.
-    """
-    file = path / f"worker_{worker}" / "zarr.json"
-    documents = _parse(file).get("consolidated_metadata", {}).get("metadata")
-    if documents is None:
-        raise StoreFormatError(f"cannot open {path}: {file} lacks its consolidated metadata")
-    try:
-        _check_lengths(path, documents)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        fact = f"the metadata of an array in {file} is damaged ({error!r})"
-        raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy") from error
-
-
-def _check_lengths(path: Path | Place, documents: Mapping[str, Document]) -> None:
-    for prefix in PREFIXES.values():
-        rows = stream_rows(documents, prefix)
-        for key, document in documents.items():
-            grows = in_stream(key, prefix) and has_rows(document)
-            if grows and document["shape"][0] != rows:
-                fact = f"{key} has {document['shape'][0]} rows where step has {rows}"
-                raise StoreFormatError(f"cannot open {path}: {fact}; restore it from a copy")
 
 
 def make_root(path: Path | Place, root: bytes, if_exists: str) -> bool:
@@ -225,6 +158,23 @@ def change_root(path: Path | Place, run: str | None, make: Callable[[Document], 
         put_root(path, root, tag)
 
 
+def adopted(
+    path: Path | Place,
+    run: str | None,
+    provenance: Mapping[str, Any],
+    table: Sequence[Parameter],
+) -> tuple[Parameter, ...]:
+    """Give a store a table if it has none, and return the table that it has now."""
+
+    def root(attributes: Document) -> bytes:
+        return b"" if attributes["parameters"] else root_bytes(table, provenance, run)
+
+    with contextlib.suppress(Conflict):  # a worker on another machine: look again
+        change_root(path, run, root)
+    change_root(path, run, root)
+    return table_from_json(read_root(path)["parameters"])
+
+
 def put_root(path: Path | Place, root: bytes, tag: str | None = None) -> None:
     """Make `path` a store, or replace the root of the store at `path`.
 
@@ -283,17 +233,3 @@ def remove_root(path: Place) -> None:
     if not isinstance(path, InObjects):
         raise ValueError(f"cannot delete {path}: zip files are read only")
     path.delete_below(kept="")
-
-
-def _attributes(group: Document) -> Document:
-    attributes: Document = group.get("attributes", {})
-    return attributes
-
-
-def _parse(file: Path | Place) -> Document:
-    try:
-        document = json.loads(file.read_bytes())
-    except ValueError as error:
-        fact = f"it is not JSON ({error})"
-        raise StoreFormatError(f"cannot read {file}: {fact}; restore it from a copy") from error
-    return document if isinstance(document, dict) else {}

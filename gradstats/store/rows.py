@@ -1,5 +1,6 @@
 """Rows to be stored: packed from named tensors, and checked before any byte is written."""
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,24 @@ def as_values(stored: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
         bits = stored.astype(np.uint16, copy=False).view(np.int16)
         return torch.from_numpy(bits).view(torch.bfloat16)
     return torch.from_numpy(stored.astype(dtype, copy=False))
+
+
+def as_sparse(
+    indices: np.ndarray[Any, Any], values: np.ndarray[Any, Any], p: Parameter
+) -> torch.Tensor:
+    """Convert a stored sparse gradient to a coalesced tensor.
+
+    Args:
+        indices: one integer per value, flattened over the leading dimensions.
+        values: a value per index, or a vector of the other dimensions, one after another.
+        p: the parameter.
+    """
+    each = len(values) // max(1, len(indices))
+    dims = next(n for n in range(1, len(p.shape) + 1) if math.prod(p.shape[n:]) <= max(1, each))
+    places = torch.from_numpy(np.stack(np.unravel_index(indices, p.shape[:dims])))
+    vectors = as_values(values, p.dtype).reshape(len(indices), *p.shape[dims:])
+    sparse = torch.sparse_coo_tensor(places, vectors, p.shape, check_invariants=True)
+    return sparse.coalesce()
 
 
 def pack(
@@ -194,3 +213,17 @@ def check_order(last: Order | None, new: Order) -> None:
     rule = f"step must grow within segment {last[0]}: the last is {last[1]} (micro {last[2]})"
     remedy = f"pass segment={last[0] + 1} for a run that restarted"
     raise ValueError(f"{rule}, got {new[1]} (micro {new[2]}); {remedy}")
+
+
+def check_ids(dtype: str, ids: np.ndarray[Any, Any], row_widths: Mapping[str, int]) -> None:
+    """Check the indices of tracked elements of one dtype.
+
+    Raises:
+        ValueError: the rows have no such dtype, or an index is out of range or order.
+    """
+    if dtype not in row_widths:
+        raise ValueError(f"element_ids must be for {', '.join(row_widths)}, got {dtype!r}")
+    ordered = ids.ndim == 1 and bool((np.diff(ids) > 0).all())
+    if not ordered or (len(ids) and not 0 <= ids[0] <= ids[-1] < row_widths[dtype]):
+        rule = f"element_ids of {dtype} must be sorted, distinct and in [0, {row_widths[dtype]})"
+        raise ValueError(f"{rule}, got {ids!r}")

@@ -11,13 +11,12 @@ the connection or the process died, stay for the next writer of that address on 
 for `gradstats copy`.
 """
 
-import asyncio
 import contextlib
 import json
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from gradstats.store.chunks import (
@@ -31,7 +30,7 @@ from gradstats.store.chunks import (
 )
 from gradstats.store.files import replace_file, take_lock
 from gradstats.store.layout import PREFIXES, Document, encode, stream_rows
-from gradstats.store.objects import CONFLICT, REPLACED, Conflict, InObjects
+from gradstats.store.objects import CONFLICT, REPLACED, Conflict, InObjects, in_lanes
 from gradstats.store.spool_folder import (
     address,
     check_run,
@@ -45,8 +44,6 @@ from gradstats.store.spool_folder import (
 
 __all__ = ["Spool", "address", "leave_spool", "make_spool", "spool_folder"]
 
-#: Requests at a time.
-LANES = 8
 #: Seconds between two tries, and for how long closing goes on trying without success.
 RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
@@ -105,6 +102,11 @@ class Spool:
         self._thread.start()
         self.wake()
 
+    @property
+    def marks(self) -> Document:
+        """Attributes of the worker's group: which folder sends its rows, and the run."""
+        return {"spool": self.mark, **({"run": self._id} if self._id else {})}
+
     def wake(self) -> None:
         """Report that rows were committed."""
         self._wake.set()
@@ -135,8 +137,6 @@ class Spool:
         with spool_lock(self._store):  # whoever has opened the file would lock one that is gone
             self._lock_file.unlink(missing_ok=True)
             self._lock.close()
-
-    # --- before the writer begins ---
 
     def _agree(self) -> str:
         """Compare folder and object store; return the mark that commits from this folder carry."""
@@ -189,8 +189,6 @@ class Spool:
         replace_file(self.folder / "zarr.json", marked)
         return mark
 
-    # --- the thread ---
-
     def _run(self) -> None:
         while True:
             self._wake.wait()
@@ -221,7 +219,7 @@ class Spool:
             chunks = list(grown_chunks(documents, lengths))
             rows = {c for c in chunks if is_a_row(documents[c.rpartition("/")[0]])}
             todo = [c for c in chunks if c not in self._arrived & rows]
-            _in_lanes(partial(self._put_chunk, documents), todo)
+            in_lanes(partial(self._put_chunk, documents), todo)
             self._trying = raw
             self._tag = (self.place / "zarr.json").put_over(raw, self._tag)
             self._raw, self._sent, self._arrived = raw, documents, set()
@@ -275,10 +273,10 @@ class Spool:
         """Send the metadata of arrays, for readers that open one of them."""
         names = [str(f.relative_to(self.folder)) for f in self.folder.rglob("*/zarr.json")]
         seen: dict[str, str | None] = {}
-        _in_lanes(partial(self._look, seen), names)
+        in_lanes(partial(self._look, seen), names)
         with contextlib.suppress(Conflict):  # then they are for the other writer to send
             self._check_ours()
-            _in_lanes(partial(self._put_copy, seen), names)
+            in_lanes(partial(self._put_copy, seen), names)
 
     async def _look(self, seen: dict[str, str | None], name: str) -> None:
         seen[name] = await (self.place / name).tag_async()
@@ -286,20 +284,6 @@ class Spool:
     async def _put_copy(self, seen: Mapping[str, str | None], name: str) -> None:
         await (self.place / name).put_over_async((self.folder / name).read_bytes(), seen[name])
         self._moved = time.monotonic()
-
-
-def _in_lanes(put: Callable[[str], Awaitable[None]], names: Iterable[str]) -> None:
-    # by asyncio: a recording that is closed as Python ends could start no thread any more
-    async def all_of_them() -> None:
-        lanes = asyncio.Semaphore(LANES)
-
-        async def one(name: str) -> None:
-            async with lanes:
-                await put(name)
-
-        await asyncio.gather(*map(one, names))
-
-    asyncio.run(all_of_them())
 
 
 def _mark(group: Document) -> str | None:

@@ -102,6 +102,10 @@ class WorkerWriter:
         self._growing.close()
         self._lock.close()
 
+    def rest(self) -> None:
+        """Hold no file open but the lock until the next rows."""
+        self._growing.close()
+
     def set_track(self, element_ids: Mapping[str, Vector]) -> None:
         """Commit the tracked elements, which never change afterwards, and a track without rows."""
         names = {f"element_ids_{dtype}": dtype for dtype in element_ids}

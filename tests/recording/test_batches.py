@@ -2,6 +2,7 @@
 
 import math
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -110,8 +111,19 @@ class Holding:
         self.sparse = {}
 
 
+def test_the_norm_of_a_large_row_takes_little_memory():
+    flat = torch.ones(4_000_000, dtype=torch.bfloat16)
+    norm(Holding(flat[:1]))
+    tracemalloc.start()
+    try:
+        assert norm(Holding(flat)) == 2000.0
+        assert tracemalloc.get_traced_memory()[1] < flat.nbytes
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [0, 1, 8_191, 8_193, 65_536, 200_001])
+@pytest.mark.parametrize("size", [0, 1, 8_191, 8_193, 65_536, 262_144, 300_001])
 def test_the_norm_of_a_row_is_exact_whatever_its_length(dtype, size):
     flat = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
     exact = math.sqrt(math.fsum(flat.double().square().tolist()))

@@ -11,6 +11,7 @@ import torch
 
 import gradstats
 from gradstats.families import Laplace
+from gradstats.runs import copying
 from gradstats.runs.copying import copy
 from gradstats.runs.smaller import Smaller
 from gradstats.store import GradientStore, Row, StoreFormatError, parameter_table
@@ -318,3 +319,25 @@ def test_room_for_more_rows_takes_no_bytes_of_a_zip_file(tmp_path):
     copy(tmp_path / "run.zarr", out)
     assert out.stat().st_size < 1.1 * values.nbytes
     assert torch.equal(GradientStore.open(out).stream(0, "full").read(0, "w"), values)
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(1, [32, 8]), (50, [5] * 8), (900, [1] * 40)])
+def test_large_rows_are_not_all_in_memory_together(tmp_path, monkeypatch, width, sizes):
+    monkeypatch.setattr(copying, "_BATCH_BYTES", 1000)
+    table = parameter_table([("w", (width,), "float32")])
+    rows = [
+        Row(s, {"float32": torch.full((width,), float(s))}, np.ones(1, bool)) for s in range(40)
+    ]
+    with GradientStore.create(tmp_path / "run.zarr", table) as store:
+        store.append_rows(rows)
+    commits, append_rows = [], GradientStore.append_rows
+
+    def noted(store, batch, *rest):
+        commits.append(len(batch))
+        append_rows(store, batch, *rest)
+
+    monkeypatch.setattr(GradientStore, "append_rows", noted)
+    assert copy(tmp_path / "run.zarr", tmp_path / "copy.zarr") == 40
+    assert commits == sizes
+    stream = GradientStore.open(tmp_path / "copy.zarr").stream()
+    assert [stream.read(step).unique().tolist() for step in range(40)] == [[s] for s in range(40)]

@@ -332,7 +332,7 @@ def test_every_committed_row_arrives_after_kills(url):
 
 def len_of(store, kind):
     prefix = "track/" if kind == "track" else ""
-    return store._writers[0].documents[f"{prefix}step"]["shape"][0]
+    return store._claims.writers[0].documents[f"{prefix}step"]["shape"][0]
 
 
 def test_what_is_wrong_with_a_url_is_said(url, monkeypatch):

@@ -1,8 +1,11 @@
 """Chunks that several small rows share: exact, safe to extend, and read as any other."""
 
+import os
 import shutil
+import sys
 import threading
 import zipfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +125,55 @@ def test_a_part_of_a_row_is_read_without_the_rows_beside_it(tmp_path, tiny):
     assert (values.view(np.int32) == bits(rows[1].flat["float32"])[3:7].numpy()).all()
     assert torch.equal(
         bits(stream.read_flat(2, "float32", 9, 10)), bits(rows[2].flat["float32"])[9:]
+    )
+
+
+def test_rows_and_elements_beyond_the_commit_are_not_read(tmp_path, tiny):
+    """A chunk has room for rows to come, which are no rows yet; elements are cut as by a slice."""
+    rows = [row(step, {"float32": 5}) for step in range(2)]
+    with created(tmp_path / "run", 5) as store:
+        store.append_rows(rows)
+        stream = store.stream()
+    for outside in (2, 3, 4, -3):
+        with pytest.raises(IndexError, match=f"from -2 to 1, got {outside}"):
+            stream.read_flat(outside, "float32")
+    assert all(same(stream, index, rows[index]) for index in (0, 1, -1, -2))
+    expected = bits(rows[1].flat["float32"])
+    for part in (slice(0, -1), slice(1, 99), slice(-2, None), slice(3, 1), slice(9, 12)):
+        values = stream.read_flat(1, "float32", part.start, part.stop)
+        assert torch.equal(bits(values), expected[part])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the open files of this process")
+def test_many_workers_and_many_arrays_hold_few_files_open(tmp_path):
+    """A process may often have no more than 1,024 files open."""
+
+    def held():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = held()
+    with created(tmp_path / "run", 5) as store:
+        for step, worker in product(range(2), range(40)):
+            store.append_rows([row(step, {"float32": 5}, seed=worker)], worker)
+        assert held() - before < 40 + 250
+    store = GradientStore.open(tmp_path / "run")
+    assert all(
+        same(store.stream(worker), step, row(step, {"float32": 5}, seed=worker))
+        for step, worker in product(range(2), range(40))
+    )
+    names = [str(place) for place in range(40)]
+    table = parameter_table([(name, (9, 1), "float32") for name in names], sparse=names)
+    kept = {f"indices_{name}": np.array([3]) for name in names}
+    kept |= {f"values_{name}": np.array([float(name)], "f4") for name in names}
+    flat = {"float32": torch.zeros(0)}
+    with GradientStore.create(tmp_path / "sparse", table) as store:
+        for step in range(3):
+            store.append_rows([Row(step, flat, np.ones(40, bool), {}, None, kept)])
+        assert held() - before < 120
+    stream = GradientStore.open(tmp_path / "sparse").stream()
+    assert all(
+        stream.read(step, name).to_dense()[3] == float(name)
+        for step, name in product(range(3), names)
     )
 
 

@@ -39,7 +39,7 @@ class Gate:
         monkeypatch.setattr(InObjects, "put_over_async", put_async)
 
     def _wait(self, place):
-        ours = {spool._thread.ident for spool in self._store._spools.values()}
+        ours = {spool._thread.ident for spool in self._store._claims.spools.values()}
         if threading.get_ident() in ours and self._stops(place.key) and not self.reached.is_set():
             self.reached.set()
             assert self.opened.wait(PATIENCE)
@@ -108,7 +108,7 @@ def test_a_late_writer_changes_no_row_of_the_one_that_took_over(
     monkeypatch.setattr(layout, "COLUMN_CHUNK_ROWS", 4)
     first = created(url)
     append(first, range(rows))
-    wait_until(lambda: not first.unsent and first._spools[0]._begun)
+    wait_until(lambda: not first.unsent and first._claims.spools[0]._begun)
     gate = Gate(monkeypatch, first, STALLS[stall])
     append(first, range(70, 72), skipped=True, segment=3, grad_norm=1.5, world_size=2)
     assert gate.reached.wait(PATIENCE)
@@ -228,7 +228,7 @@ def test_rows_of_a_replaced_run_are_not_sent_into_one_of_equal_provenance(
     elsewhere("here")
     first = GradientStore.create(url, TABLE, provenance={"made": "here"})
     first.claim()
-    wait_until(lambda: first._spools[0]._begun)
+    wait_until(lambda: first._claims.spools[0]._begun)
     server.stop()
     try:
         first.set_track(IDS)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradstats.recording.capturing import recorded_streams
 from gradstats.recording.notes import notes
+from gradstats.recording.opening import recorded_streams
 from gradstats.recording.provenance import OUT
 from gradstats.recording.settings import IfExists
 from gradstats.store import GradientStore, Place, StoreFormatError, as_place
