@@ -258,12 +258,12 @@ def test_threads_that_are_kept_serve_many_callers_and_not_a_forked_child():
         expected = kernels.count(values).total
         with ThreadPoolExecutor(6) as callers:
             assert {each.total for each in callers.map(kernels.count, [values] * 12)} == {expected}
-        assert threads._pool(1) is threads._pool(1)
+        assert threads._pool() is threads._pool()
         if hasattr(os, "register_at_fork"):
-            kept = threads._pool(1)
+            kept = threads._pool()
             with multiprocessing.get_context("fork").Pool(1) as child:
                 assert child.apply(_total_of_three_million) == 3_000_000
-            assert threads._pool(1) is kept
+            assert threads._pool() is kept
     finally:
         torch.set_num_threads(before)
 
