@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.coding_cpu_finding import Finder, find
-from gradstats.kernels.coding_cpu_packing import Packer, byte_of, pack, unpack
+from gradstats.kernels.coding_cpu_packer import Packer, byte_of
+from gradstats.kernels.coding_cpu_packing import pack, unpack
 from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, F32, U32, load, store
 from gradstats.kernels.coding_cpu_scaling import RANGE, Scaling, divide, multiply, scale_rows
 from gradstats.kernels.compiling import jit
+
+U8 = np.uint8
+FEW = 4  # levels
 
 
 class Decoder(NamedTuple):
@@ -119,7 +123,9 @@ def add(
         end = byte_of(packer, start + i + size) if size == run else data.size
         wrong += unpack(data[byte_of(packer, start + i) : end], packer, symbols[:size])
         offset, piece, part = (start + i) % bucket, decoded[:size], out[i : i + size]
-        if decoder.factors.size:
+        if decoder.factors.size and last - first == 1:
+            look_up(symbols, decoder.books[0] * decoder.factors[first], piece)
+        elif decoder.factors.size:
             look_up(symbols, decoder.books[0], piece)
             multiply(piece, decoder.factors[first:last], offset, bucket)
         else:
@@ -153,8 +159,22 @@ def count_wrong(
 @jit
 def look_up(symbols: NDArray[Any], book: NDArray[Any], out: NDArray[Any]) -> None:
     """The levels of symbols."""
+    if book.size <= FEW:
+        _choose(symbols, book, out)
+        return
     for i in range(out.size):
         out[i] = book[symbols[i]]
+
+
+@jit
+def _choose(symbols: NDArray[Any], book: NDArray[Any], out: NDArray[Any]) -> None:
+    """As `look_up`, without reading from a table."""
+    last = book.size - 1
+    a, b, c, d = book[0], book[1], book[min(2, last)], book[min(3, last)]
+    for i in range(out.size):
+        lower, upper = U8(U8(symbols[i]) & U8(1)), U8(U8(symbols[i]) & U8(2))
+        low, high = b if lower else a, d if lower else c
+        out[i] = high if upper else low
 
 
 @jit
