@@ -73,17 +73,15 @@ def encode(
         size = min(run, values.size - i)
         first, last = (start + i) // bucket, (start + i + size - 1) // bucket + 1
         mine, rows = slice(first, last), last - first
+        whole = rows * bucket if scaling.rule else size
+        load(values[i : i + size], source, scaling.rule == RANGE, x[:whole])
         if scaling.rule:
-            whole = rows * bucket
-            load(values[i : i + size], source, scaling.rule == RANGE, x[:whole])
             boxes = x[:whole].reshape(-1, bucket)
             top = scale_rows(boxes, scaling, scales[mine], offsets[mine], own[:rows])
             peak = max(peak, top)
-            divide(x[:whole], own[:rows], 0, bucket)
         else:
-            load(values[i : i + size], source, False, x[:size])
             own[:rows] = scales[mine]
-            divide(x[:size], own[:rows], (start + i) % bucket, bucket)
+        divide(x[:size], own[:rows], (start + i) % bucket, bucket)
         find(x[:size], finder, (start + i) // 4, words, symbols[:size])
         end = byte_of(packer, start + i + size) if size == run else out.size
         pack(symbols[:size], packer, out[byte_of(packer, start + i) : end])
