@@ -28,7 +28,8 @@ class Factors:
     """Factors of r columns each, one per matrix.
 
     Those of one height lie side by side, so that a block of them is one tensor. Every number is
-    computed within its own factor: which others share the vector changes no bit.
+    computed within its own factor. Which others share the vector decides where a factor begins, by
+    which BLAS and LAPACK round: that is the same on all workers.
 
     Attributes:
         flat: `[r (h1 + h2 + …)]`, what an all-reduce adds.

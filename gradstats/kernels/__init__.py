@@ -31,6 +31,7 @@ __all__ = [
     "compact_sum",
     "count",
     "count_segments",
+    "deviation",
     "largest",
     "largest_of_sum",
     "products",
@@ -72,6 +73,22 @@ def sum_magnitudes(values: Tensor) -> Magnitudes | None:
     from gradstats.kernels import summing_cpu
 
     return summing_cpu.sum_magnitudes(values)
+
+
+def deviation(values: Tensor) -> Tensor:
+    r"""Compute the standard deviation :math:`\sqrt{\sum_i (x_i - \bar x)^2 / (n - 1)}`.
+
+    Args:
+        values: as in `count`, two or more.
+
+    Returns:
+        Float64 `[]`, on their device; NaN if an element is not finite.
+    """
+    if not in_numba(values) or values.dtype == torch.float64:
+        return values.double().std()
+    from gradstats.kernels import summing_cpu
+
+    return summing_cpu.deviation(values)
 
 
 def count_segments(values: Tensor, ends: NDArray[np.int64]) -> Iterator[Tally]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -220,9 +221,14 @@ def dequantize(
     Returns:
         float32 `[n]`.
     """
-    out = torch.zeros(n, dtype=torch.float32, device=packed.device)
+    out = _zeros(n) if on_host(packed) else torch.zeros(n, device=packed.device)
     add_dequantized(packed, scales, bucket, levels, out, 1.0, offsets)
     return out
+
+
+def _zeros(n: int) -> Tensor:
+    """Zeros on the host: numpy takes large pages, which the system clears when they are used."""
+    return torch.from_numpy(np.zeros(n, np.float32))
 
 
 def add_dequantized(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from gradstats.kernels import coding_cpu_loops as loops
 from gradstats.kernels.coding_cpu_finders import finder
 from gradstats.kernels.coding_cpu_levels import formula
-from gradstats.kernels.coding_cpu_packing import Packer
+from gradstats.kernels.coding_cpu_packer import Packer, count_long, packer_of
 from gradstats.kernels.coding_cpu_packing import pack as pack_run
 from gradstats.kernels.coding_cpu_packing import unpack as unpack_run
 from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, BFLOAT16, FLOAT16
@@ -42,7 +41,7 @@ POWERS = np.zeros(0, np.uint64)
 def pack(symbols: Tensor, levels: int) -> Tensor:
     """See `coding.pack`."""
     array = symbols.numpy().astype(np.uint8 if levels <= 256 else np.uint16, copy=False)
-    rule, how = packing(levels), _packer(levels)
+    rule, how = packing(levels), packer_of(levels)
     # torch's own, for an empty array of numpy has no stride by which to view it in another dtype
     packed = torch.empty(rule.nbytes(len(array)), dtype=torch.uint8)
     out = packed.numpy()
@@ -57,7 +56,7 @@ def pack(symbols: Tensor, levels: int) -> Tensor:
 
 def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
     """See `coding.unpack`."""
-    rule, how, data = packing(levels), _packer(levels), packed.numpy()
+    rule, how, data = packing(levels), packer_of(levels), packed.numpy()
     out = np.empty(n, np.uint8 if levels <= 256 else np.int32)
 
     def work(runs: Iterator[slice]) -> int:
@@ -71,14 +70,16 @@ def unpack(packed: Tensor, n: int, levels: int) -> Tensor:
 
 def check(packed: Tensor, n: int, levels: int) -> None:
     """See `coding.check`."""
-    how, unit, data = _packer(levels), _unit(levels, 1), packed.numpy()
+    how, unit, data = packer_of(levels), _unit(levels, 1), packed.numpy()
     run, wrong = max(RUN // unit, 1) * unit, 0
 
     def work(runs: Iterator[slice]) -> int:
         symbols = np.empty(run, np.uint8 if levels <= 256 else np.uint16)
         return sum(count_wrong(data, each.start, each.stop, run, how, symbols) for each in runs)
 
-    if not how.bits or levels < 1 << how.bits:
+    if not how.bits:
+        wrong = count_long(data, how, n)
+    elif levels < 1 << how.bits:
         wrong = sum(_in_runs(work, n, run, CHUNK))
     if wrong or _behind(data, packing(levels), n):
         raise ValueError(f"a symbol must be below {levels}, and 0 behind the last")
@@ -138,7 +139,7 @@ def _encoded(
     plain = out is not None
     unit = _unit(levels, scaling.bucket if scaling.rule else 1)
     run, find = max(RUN // unit, 1) * unit, finder(how.levels, how.rule, how.key)
-    packer = Packer(levels, 0, POWERS) if plain else _packer(levels)
+    packer = Packer(levels, 0, POWERS, 0) if plain else packer_of(levels)
     data = np.empty(packing(levels).nbytes(n), np.uint8) if out is None else out
 
     def work(chunks: Iterator[slice]) -> int:
@@ -164,7 +165,7 @@ def add_dequantized(
 ) -> None:
     """See `coding.add_dequantized`; another way than `ADD` is for float32 and float64."""
     count, data = levels.shape[-1], packed.numpy()
-    packer, unit = _packer(count), _unit(count, 1)
+    packer, unit = packer_of(count), _unit(count, 1)
     most = RUN if packer.powers.size else DECODED_RUN
     run = max(most // unit, 1) * unit
     target, kind = _elements(out)
@@ -281,13 +282,6 @@ def _floats(values: Tensor) -> NDArray[np.float32]:
 def _unit(levels: int, bucket: int) -> int:
     """Elements of the shortest run: whole buckets, groups of symbols, and random words."""
     return math.lcm(bucket, packing(levels).group, 4)
-
-
-@lru_cache
-def _packer(levels: int) -> Packer:
-    rule = packing(levels)
-    powers = np.array([levels**i for i in range(rule.digits)], np.uint64)
-    return Packer(levels, 0 if rule.digits else rule.bits, powers)
 
 
 def _bytes(rule: Packing, symbols: slice, n: int) -> slice:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from gradstats.kernels.coding_cpu_patterns import F32, U32, bits_of, float_of
 from gradstats.kernels.compiling import jit
 
-I32 = np.int32
+U8, I32 = np.uint8, np.int32
+FEW = 4  # levels
 TABLE, EVEN, MINIFLOAT = range(3)  # kinds of formulas
 
 
@@ -41,8 +42,22 @@ class Formula(NamedTuple):
 @jit
 def look_up(symbols: NDArray[Any], book: NDArray[Any], out: NDArray[Any]) -> None:
     """The levels of symbols, from a table."""
+    if book.size <= FEW:
+        _choose(symbols, book, out)
+        return
     for i in range(out.size):
         out[i] = book[symbols[i]]
+
+
+@jit
+def _choose(symbols: NDArray[Any], book: NDArray[Any], out: NDArray[Any]) -> None:
+    """As `look_up`, without reading from a table."""
+    last = book.size - 1
+    a, b, c, d = book[0], book[1], book[min(2, last)], book[min(3, last)]
+    for i in range(out.size):
+        lower, upper = U8(U8(symbols[i]) & U8(1)), U8(U8(symbols[i]) & U8(2))
+        low, high = b if lower else a, d if lower else c
+        out[i] = high if upper else low
 
 
 @jit

@@ -1,4 +1,4 @@
-"""The loops of norms and of signs, compiled by numba."""
+"""The loops of norms, moments and signs, compiled by numba."""
 
 from __future__ import annotations
 
@@ -44,6 +44,39 @@ def magnitudes(values: NDArray[Any], piece: int, out: NDArray[Any]) -> None:
         for i in range(part.size):
             total += abs(np.float64(part[i]))
         out[p] = total
+
+
+@jit_sums
+def _moments_of(x: NDArray[Any]) -> tuple[float, float]:
+    """The mean, and the sum of squares of what elements are from it."""
+    total, squares = 0.0, 0.0
+    for i in range(x.size):
+        total += np.float64(x[i])
+    mean = total / x.size
+    for i in range(x.size):
+        apart = np.float64(x[i]) - mean
+        squares += apart * apart
+    return mean, squares
+
+
+@jit
+def moments(values: NDArray[Any], kind: int, run: int, out: NDArray[Any]) -> None:
+    """Mean and squares of every run, see `_moments_of`.
+
+    Args:
+        values: floats, or the patterns of 16-bit ones, `[n]`.
+        kind: what patterns they are.
+        run: number of elements.
+        out: float64 `[⌈n/run⌉, 2]`.
+    """
+    x = np.empty(run, np.float32)
+    for i in range(0, values.size, run):
+        part = values[i : i + run]
+        if kind == AS_IT_IS:  # the second pass finds them in the cache
+            out[i // run] = _moments_of(part)
+        else:
+            load(part, kind, False, x[: part.size])
+            out[i // run] = _moments_of(x[: part.size])
 
 
 @jit_sums

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstats.kernels.coding_cpu_finding import Finder, find
-from gradstats.kernels.coding_cpu_levels import Formula, look_up, work_out
-from gradstats.kernels.coding_cpu_packing import Packer, byte_of, pack, unpack
+from gradstats.kernels.coding_cpu_levels import FEW, Formula, look_up, work_out
+from gradstats.kernels.coding_cpu_packer import Packer, byte_of
+from gradstats.kernels.coding_cpu_packing import pack, unpack
 from gradstats.kernels.coding_cpu_patterns import AS_IT_IS, F32, U32, load, store
 from gradstats.kernels.coding_cpu_scaling import RANGE, Scaling, divide, multiply, scale_rows
 from gradstats.kernels.compiling import jit
@@ -74,17 +75,15 @@ def encode(
         size = min(run, values.size - i)
         first, last = (start + i) // bucket, (start + i + size - 1) // bucket + 1
         mine, rows = slice(first, last), last - first
+        whole = rows * bucket if scaling.rule else size
+        load(values[i : i + size], source, scaling.rule == RANGE, x[:whole])
         if scaling.rule:
-            whole = rows * bucket
-            load(values[i : i + size], source, scaling.rule == RANGE, x[:whole])
             boxes = x[:whole].reshape(-1, bucket)
             top = scale_rows(boxes, scaling, scales[mine], offsets[mine], own[:rows])
             peak = max(peak, top)
-            divide(x[:whole], own[:rows], 0, bucket)
         else:
-            load(values[i : i + size], source, False, x[:size])
             own[:rows] = scales[mine]
-            divide(x[:size], own[:rows], (start + i) % bucket, bucket)
+        divide(x[:size], own[:rows], (start + i) % bucket, bucket)
         find(x[:size], finder, (start + i) // 4, words, symbols[:size])
         end = byte_of(packer, start + i + size) if size == run else out.size
         pack(symbols[:size], packer, out[byte_of(packer, start + i) : end])
@@ -127,7 +126,9 @@ def add(
         end = byte_of(packer, start + i + size) if size == run else data.size
         wrong += unpack(data[byte_of(packer, start + i) : end], packer, symbols[:size])
         offset, piece, part = (start + i) % bucket, decoded[:size], out[i : i + size]
-        if decoder.factors.size:
+        if decoder.factors.size and last - first == 1 and decoder.books.shape[1] <= FEW:
+            look_up(symbols, decoder.books[0] * decoder.factors[first], piece)
+        elif decoder.factors.size:
             if decoder.formula.kind:
                 work_out(symbols, decoder.formula, piece)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,7 +76,20 @@ def empty_like(tensor: Tensor) -> Tensor:
     return empty(tensor.shape, tensor.dtype, tensor.device)
 
 
-def _is_free(block: Tensor) -> bool:
-    """Whether the storage has no user but the block itself, and the name for it right now."""
+def _users(block: Tensor) -> tuple[int, ...]:
+    """How many hold a block's storage, and how many the object of Python that stands for it.
+
+    Of all who hold that object, torch counts one.
+    """
     storage = block.untyped_storage()
-    return _count_of_users is not None and _count_of_users(storage._cdata) <= 2
+    if _count_of_users is None:
+        return ()
+    return _count_of_users(storage._cdata), sys.getrefcount(storage)
+
+
+def _is_free(block: Tensor) -> bool:
+    """Whether nothing holds the storage but the block itself."""
+    return all(now <= alone for now, alone in zip(_users(block), ALONE, strict=True))
+
+
+ALONE = _users(torch.empty(1, dtype=torch.uint8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -31,20 +31,36 @@ def in_threads(work: Callable[[Iterator[slice]], T], n: int) -> list[T]:
 
 
 def shared(work: Callable[[Iterator[S]], T], items: Iterator[S], threads: int) -> list[T]:
-    """Run `work(items)` in some threads; each item goes to one of them."""
-    others = threads - 1
-    if others < 1:
-        return [work(items)]
-    waiting = [_pool(others).submit(work, items) for _ in range(others)]
-    own = work(items)
-    # one that still waits for its thread, which others have busy, is not needed any more
-    return [own, *(each.result() for each in waiting if not each.cancel())]
+    """Run `work(items)` in some threads; each item goes to one of them.
+
+    After an error too, no thread goes on when this returns.
+    """
+    waiting = _begun(work, items, threads - 1)
+    try:
+        own = work(items)
+    finally:
+        # one that still waits for its thread, which others have busy, is not needed any more
+        running = [each for each in waiting if not each.cancel()]
+        wait(running)
+    return [own, *(each.result() for each in running)]
+
+
+def _begun(work: Callable[[Iterator[S]], T], items: Iterator[S], threads: int) -> list[Future[T]]:
+    """What other threads do; none where Python ends, and lets no thread begin."""
+    begun: list[Future[T]] = []
+    try:
+        for _ in range(threads):
+            begun.append(_pool().submit(work, items))
+    except RuntimeError as error:
+        if "cannot schedule" not in str(error):
+            raise
+    return begun
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool() -> ThreadPoolExecutor:
     """Threads that are kept: a new one begins on its parent's core, and is moved too late."""
-    return ThreadPoolExecutor(threads)
+    return ThreadPoolExecutor(os.cpu_count(), "gradstats")
 
 
 if hasattr(os, "register_at_fork"):

@@ -80,6 +80,45 @@ def test_bytes_that_pack_does_not_give_are_refused(form, levels, data):
         coding.unpack(packed, n + 100, levels)
 
 
+@pytest.mark.parametrize("levels", [3, 5, 6, 7, 9, 11])
+def test_a_number_with_one_more_digit_is_refused(levels):
+    """L to the number of digits is the first that has one more."""
+    digits = packing(levels).digits
+    n, last = 3 * digits + 4, -(-(levels**4 - 1).bit_length() // 8)
+    good = coding.pack(symbols(n, levels), levels).numpy().tobytes()
+    for place, width, count in ((8, 8, digits), (24, last, 4)):
+        for above in (-1, 0):
+            number = (levels**count + above).to_bytes(width, "little")
+            data = bytearray(good[:place] + number + good[place + width :])
+            packed = torch.frombuffer(data, dtype=torch.uint8)
+            for form in FORMS:
+                with use(form):
+                    if above < 0:
+                        coding.check(packed, n, levels)
+                        found = coding.unpack(packed, n, levels)[digits * place // 8 :][:count]
+                        assert (found == levels - 1).all()
+                        continue
+                    for refuses in (coding.check, coding.unpack):
+                        with pytest.raises(ValueError, match="must be"):
+                            refuses(packed, n, levels)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 6, 9, 40])
+@pytest.mark.parametrize("bucket", [1, 7, 1 << 14, 1 << 20])
+def test_a_symbol_stands_for_its_level(levels, bucket):
+    """To the bit, whether or not a bucket begins within what goes through the loops together."""
+    n, rng = 40_001, np.random.default_rng(levels)
+    found, book = symbols(n, levels), rng.standard_normal(levels).astype(np.float32)
+    scales = rng.standard_normal(-(-n // bucket)).astype(np.float32)
+    expected = book[found] * scales[np.arange(n) // bucket]
+    tensors = torch.from_numpy(scales), bucket, torch.from_numpy(book)
+    packed = coding.pack(found, levels)
+    assert np.array_equal(coding.dequantize(packed, n, *tensors).numpy(), expected)
+    out = torch.ones(n)
+    coding.add_dequantized(packed, *tensors, out, 0.3)
+    assert np.array_equal(out.numpy(), np.float32(1) + np.float32(0.3) * expected)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("bucket", [1, 32, 100, 1 << 20])
 def test_nearest_levels_by_brute_force(form, bucket):

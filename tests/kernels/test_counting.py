@@ -250,6 +250,31 @@ def test_sums_of_magnitudes_are_left_to_the_counts():
         assert kernels.sum_magnitudes(values) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [2, 3, 2**14 - 1, 2**14, 2**14 + 1, 2**20 + 7])
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_deviations_against_extended_precision(dtype, n, mean):
+    values, before = (draws(n, torch.float32, seed=n) + mean).to(dtype), torch.get_num_threads()
+    exact = values.double().numpy().astype(np.longdouble)
+    expected = np.sqrt(((exact - exact.mean()) ** 2).sum() / (n - 1))
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found = kernels.deviation(values)
+            assert (found.dtype, found.shape) == (torch.float64, ())
+            assert found.item() == pytest.approx(float(expected), rel=1e-12)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_the_deviation_of_what_is_not_finite_is_nan(broken):
+    values = torch.ones(40_000)
+    assert kernels.deviation(values) == 0
+    values[123] = broken
+    assert kernels.deviation(values).isnan()
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_threads_that_are_kept_serve_many_callers_and_not_a_forked_child():
     values, before = torch.randn(3_000_000), torch.get_num_threads()
@@ -258,12 +283,12 @@ def test_threads_that_are_kept_serve_many_callers_and_not_a_forked_child():
         expected = kernels.count(values).total
         with ThreadPoolExecutor(6) as callers:
             assert {each.total for each in callers.map(kernels.count, [values] * 12)} == {expected}
-        assert threads._pool(1) is threads._pool(1)
+        assert threads._pool() is threads._pool()
         if hasattr(os, "register_at_fork"):
-            kept = threads._pool(1)
+            kept = threads._pool()
             with multiprocessing.get_context("fork").Pool(1) as child:
                 assert child.apply(_total_of_three_million) == 3_000_000
-            assert threads._pool(1) is kept
+            assert threads._pool() is kept
     finally:
         torch.set_num_threads(before)
 

@@ -36,6 +36,13 @@ gradients = within("testing/gradients.py", HALF)
 TESTING = "tests/testing/test_family_laws.py"
 ef = within("compressors/wrappers/error_feedback.py", MEMORIES)
 ranges = within("kernels/ranges.py", MEMORIES)
+COUNTING, CODING = "tests/kernels/test_counting.py", "tests/kernels/test_coding.py"
+summing = within(
+    "kernels/summing_cpu.py", f"{COUNTING}::test_deviations_against_extended_precision"
+)
+packer = within(
+    "kernels/coding_cpu_packer.py", f"{CODING}::test_a_number_with_one_more_digit_is_refused"
+)
 indices = within("payloads/index_coders.py", "tests/payloads/test_index_codes.py")
 sparse = within("payloads/sparse.py", "tests/payloads/test_sparse_host_reads.py")
 powersgd = within("compressors/methods/powersgd.py", LOW_RANK)
@@ -52,6 +59,10 @@ chunks = within("compressors/wrappers/chunks.py", TWO_SHOT)
 MUTANTS = (
     # bounds
     terngrad("(math.sqrt(payload.bucket) - 1) / 2", "(math.sqrt(payload.bucket) - 1) / 4"),
+    summing("squares.sum() + counts @ apart**2", "squares.sum() + apart @ apart"),
+    summing("math.sqrt(total / (n - 1))", "math.sqrt(total / n)"),
+    packer("last >= how.levels**rest", "last > how.levels**rest"),
+    packer("how.levels**digits - 1", "how.levels**digits - 2"),
     natural('Bound("1/8", lambda payload: 1 / 8)', 'Bound("1/8", lambda payload: 1 / 16)'),
     natural("size * least**2 / 4, math", "size * least**2 / 16, math", *obeys("nuqsgd")),
     qsgd("min(bucket / (4 * self.s**2), few", "min(bucket / (8 * self.s**2), few"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from gradstats.compressors.quantizing import (
     bucket_of,
     check_bucket,
     coded_bits,
+    quantized,
     scaled,
     within_float32,
 )
 from gradstats.compressors.short_forms import Stateless, needs_rng
+from gradstats.kernels import coding, deviation
 from gradstats.kernels.coding_scaled import ScaleRule
 from gradstats.payloads.codebooks import Uniform
 from gradstats.payloads.quantized import Coded
@@ -66,15 +69,25 @@ class TernGrad(Stateless):
 
     def message(self, flat: Tensor, rng: Rng | None = None) -> Coded:
         """Clip, then draw."""
-        flat = clipped(within_float32(flat), self.clip)
-        bucket = bucket_of(self.bucket, flat.numel())
-        key, rule = needs_rng(self, rng).own.key, ScaleRule("max")
-        return scaled(flat, Uniform(1), bucket, rule, rounding="stochastic", key=key)
+        flat = within_float32(flat).contiguous()
+        bucket, levels = bucket_of(self.bucket, flat.numel()), Uniform(1)
+        how: Any = {"rounding": "stochastic", "key": needs_rng(self, rng).own.key}
+        limit = limit_of(flat, self.clip)
+        if limit is None:
+            return scaled(flat, levels, bucket, ScaleRule("max"), **how)
+        # what is beyond its scale is rounded to it, and need not be clipped before
+        scales = torch.minimum(coding.bucket_norms(flat, bucket, "max"), limit.float())
+        return quantized(flat, levels, scales, bucket, **how)
 
 
 def clipped(flat: Tensor, clip: float) -> Tensor:
     """The elements, none beyond `clip` standard deviations from 0; 0: as they are."""
+    limit = limit_of(flat, clip)
+    return flat if limit is None else flat.clamp(-limit, limit)
+
+
+def limit_of(flat: Tensor, clip: float) -> Tensor | None:
+    """So many standard deviations, `[]` in the dtype of the elements; None: nothing is clipped."""
     if not clip or flat.numel() < 2:
-        return flat
-    limit = (clip * flat.double().std()).clamp(max=torch.finfo(flat.dtype).max)
-    return flat.clamp(-limit, limit)
+        return None
+    return (clip * deviation(flat)).clamp(max=torch.finfo(flat.dtype).max).to(flat.dtype)
