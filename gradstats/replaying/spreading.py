@@ -14,7 +14,7 @@ from gradstats.replaying.run import replay_jobs
 from gradstats.runs.run import Progress, Run
 from gradstats.runs.tasks import in_order
 
-SHARES = 4  # groups of jobs: each reads every row of the run once
+SHARES = 4  # groups of jobs, of an executor whose number of workers is not known
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ def replay_ahead(
         progress: called with the number of groups that are done, and of all.
     """
     known = [job for job in jobs if ours(job.compressor) and not job.skipped]
-    shares = [share for share in (known[first::SHARES] for first in range(SHARES)) if share]
+    count = getattr(executor, "_max_workers", SHARES)  # few: each share reads every row once
+    shares = [share for share in (known[first::count] for first in range(count)) if share]
+    if progress:
+        progress(0, len(shares))
     for done, _ in enumerate(in_order(partial(_replay_share, one), shares, executor), 1):
         if progress:
             progress(done, len(shares))
