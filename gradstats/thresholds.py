@@ -126,7 +126,7 @@ def sidco_threshold(
     for law, stage_ratio in zip(
         _laws(variant), stage_ratios(ratio, stages, first_ratio), strict=False
     ):
-        excess = summary.excess(value)
+        excess = summary.excess(value, logs=law is DGamma)  # no other of the laws reads them
         if used and excess.n < 2:
             guards.append(f"stopped: {excess.n:.3g} exceedances after stage {used}")
             break

@@ -14,6 +14,7 @@ from gradstats.cli.options import (
     Axis,
     Factorised,
     Form,
+    Jobs,
     Kernels,
     NetworkGbits,
     NetworkWorkers,
@@ -24,7 +25,7 @@ from gradstats.cli.options import (
     opened_or_none,
     require,
 )
-from gradstats.cli.parsing import at_least, share
+from gradstats.cli.parsing import share
 from gradstats.cli.printing import (
     bar,
     print_fits,
@@ -65,9 +66,7 @@ def fit(
     pairs: Annotated[
         bool, typer.Option(help="Compare the families in pairs too, by Vuong's test.")
     ] = False,
-    jobs: Annotated[
-        int, typer.Option(callback=at_least(1), help="Number of processes that fit.")
-    ] = 1,
+    jobs: Jobs = 1,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -115,6 +114,7 @@ def replay(
     network_workers: NetworkWorkers = 8,
     network_gbits: NetworkGbits = 10.0,
     kernels: Kernels = Form.auto,
+    jobs: Jobs = 1,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -123,14 +123,15 @@ def replay(
     from gradstats.kernels.forms import use
     from gradstats.replaying.into import replay_into
     from gradstats.replaying.resumable import FactorisedSettings
+    from gradstats.runs.tasks import workers
 
     network = network_of(network_workers, network_gbits)
     native = opened_or_none(factorised)
     low_rank = FactorisedSettings(rank_ratio or 0.25, native) if rank_ratio or native else None
     with open_run(run, **vars(selection)) as opened:
-        with bar() as advance, use(kernels.value), usage():
+        with bar() as advance, use(kernels.value), workers(jobs) as executor, usage():
             into = partial(replay_into, opened, settings, out, network=network)
-            replayed = into(low_rank=low_rank, progress=advance)
+            replayed = into(low_rank=low_rank, executor=executor, progress=advance)
         if not replayed.reason:
             remarks(what_was_replayed(opened))
     print_replay(replayed, network, several=settings.workers > 1, as_json=as_json)
@@ -161,6 +162,7 @@ def report(
     network_gbits: NetworkGbits = 10.0,
     factorised: Factorised = None,
     kernels: Kernels = Form.auto,
+    jobs: Jobs = 1,
     out: Out = None,
 ) -> None:
     """Compute what is missing and write one HTML file, figures and tables."""
@@ -168,6 +170,7 @@ def report(
     from gradstats.kernels.forms import use
     from gradstats.reporting.report import CONTENT, render_folder, report_into
     from gradstats.runs.groups import check_by
+    from gradstats.runs.tasks import workers
 
     network = network_of(network_workers, network_gbits)
     if (run / CONTENT).is_file():  # a folder of results: its page again, without the run
@@ -177,5 +180,6 @@ def report(
         with usage():
             check_by(opened, settings.by)
         chosen = replace(settings, network=network, factorised=opened_or_none(factorised))
-        path = report_into(opened, chosen, out, progress=advance)
+        with workers(jobs) as executor:
+            path = report_into(opened, chosen, out, executor=executor, progress=advance)
     say(str(path))

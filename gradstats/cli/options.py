@@ -75,6 +75,9 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write; default: RUN.re
 Kernels = Annotated[
     Form, typer.Option(help="auto: the fastest for the device; eager: plain torch, the reference.")
 ]
+Jobs = Annotated[
+    int, typer.Option(callback=at_least(1), help="Number of processes that share the work.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 

@@ -88,7 +88,7 @@ def wasserstein(law: Family, summary: Summary, order: int) -> float:
     log_p = np.log(np.unique(grid[grid > 0]))
     middle, half = (log_p[1:] + log_p[:-1]) / 2, np.diff(log_p)
     p = np.exp(middle[:, None] + half[:, None] * NODES)
-    mean = summary.moments().mean
+    mean = summary.moments(logs=False).mean
     data = np.interp(p, above[::-1], magnitudes[::-1] / mean)
     unit = replace(law, scale=law.parameters["scale"] / mean)  # type: ignore[type-var]
     gaps = np.abs(data - unit.threshold(p)) ** order

@@ -200,7 +200,7 @@ def structure_row(summary: Summary, ratios: Sequence[float] = RATIOS) -> Row:
     """
     row = Structure(
         **vars(_counted(summary)),
-        mean_abs=summary.moments().mean,
+        mean_abs=summary.moments(logs=False).mean,
         max_abs=summary.max_abs,
         stable_index=stable_index(summary),
         **decay_row(summary),

@@ -6,6 +6,7 @@ Torch on any device. Nothing waits for the device: k, n and the length of the by
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ FRACTION = 256  # bits behind the point where powers of 1 - ρ are compared
 INVERSE_GOLDEN = (math.isqrt(5 << 2 * FRACTION) - (1 << FRACTION)) >> 1  # (φ - 1)·2^FRACTION
 
 
+@lru_cache(maxsize=4096)
 def rice_parameter(k: int, n: int) -> int:
     """The bits b of a gap that are sent as they are: max(0, 1 + ⌊log₂(ln(φ-1)/ln(1-k/n))⌋).
 

@@ -147,10 +147,11 @@ class ModelANS(ANS):
 
     @classmethod
     def of(cls, symbols: Tensor, shape: float, scale: float, alphabet: Alphabet) -> ModelANS:
-        """Code the symbols of an alphabet."""
-        frequencies = _frequencies(shape, scale, alphabet)
-        data = entropy.encode_symbols(symbols.cpu().numpy(), frequencies)
-        return cls(data, frequencies, shape, scale)
+        """Code the symbols of an alphabet; the sender, who knows them, need not decode them."""
+        frequencies, known = _frequencies(shape, scale, alphabet), symbols.cpu()
+        coded = cls(entropy.encode_symbols(known.numpy(), frequencies), frequencies, shape, scale)
+        coded._symbols[len(known)] = known
+        return coded
 
     def sections(self) -> Iterator[Section]:
         """Shape, scale, the data behind their length."""

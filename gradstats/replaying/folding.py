@@ -227,6 +227,8 @@ def _compensated(
 
 def _with_owned(compressor: Compressor, mean: Tensor, states: Sequence[Any]) -> Tensor:
     """The mean over workers, and what the owners of chunks hold back of earlier means."""
+    if not owned_by(list(states)):
+        return mean
     inside = compressor.compressor if isinstance(compressor, Memory) else compressor
     if not isinstance(inside, PerParameter):
         return _plus_owned(mean, states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def replay_into(
     *,
     network: Network | None = None,
     low_rank: FactorisedSettings | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Replayed:
     """Replay and time compressors into files; an interrupted replay continues after its last row.
@@ -65,12 +67,13 @@ def replay_into(
             `RUN.results`.
         network: that exchanges are projected on; default 8 workers at 10 Gbit/s.
         low_rank: rows of factorised training too.
+        executor: any `concurrent.futures.Executor` of processes on this machine.
         progress: called with (stage, done, of how many).
 
     Raises:
         ValueError: an unknown compressor, or fewer workers were captured.
     """
-    results = Results(run, folder or results_folder(run), progress)
+    results = Results(run, folder or results_folder(run), progress, executor)
     what = Replaying(settings)
     priced = asdict(network or Network())
     if run.fitted_kind == "summary":

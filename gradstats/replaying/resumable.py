@@ -26,6 +26,7 @@ from gradstats.replaying.planning import Job, _made, ours
 from gradstats.replaying.ranking import methods_table, timing_table
 from gradstats.replaying.run import last_finite, replay_jobs, rows_expected, timed, timing_rows
 from gradstats.replaying.settings import ReplaySettings
+from gradstats.replaying.spreading import Pass, replay_ahead
 from gradstats.replaying.streams import forget, rows_kept
 from gradstats.runs import Run
 from gradstats.runs.parts import Pace, at_once
@@ -73,13 +74,17 @@ def _replay_batch(
     wanted = rows_expected(run, jobs, workers)
     total = rows_expected(run, what.jobs(run), workers)
     before = len(asked(stay, what.keys(run)))
+    advance = results.stage(f"replay {name}")
     try:
+        if results.executor:
+            one = Pass(run, workers, what.seed, what.deadline, folder, what.kernels)
+            replay_ahead(one, jobs, results.executor, advance)
         rows = replay_jobs(
             run,
             jobs,
             workers=workers,
             seed=what.seed,
-            progress=results.stage(f"replay {name}"),
+            progress=advance,
             deadline=what.deadline,
             folder=folder,
         )

@@ -43,12 +43,14 @@ def replay_jobs(
     progress: Progress | None = None,
     deadline: float = math.inf,
     folder: Path | None = None,
+    keep: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of the jobs, in one pass over each kind of rows; see `replay_rows`.
 
     Several workers exchange their local gradients of the steps that all of them have. Past the
     deadline (of `time.monotonic`) the pass ends early: see `rows_expected`. A pass that ends early
-    leaves its rows and states in the folder, and the next one continues after them.
+    leaves its rows and states in the folder, and the next one continues after them; with `keep` a
+    whole one does too.
 
     Raises:
         ValueError: fewer workers were captured, or a loss scale is not known.
@@ -74,7 +76,7 @@ def replay_jobs(
             if time.monotonic() > deadline:
                 break
     finally:
-        if len(skipped) + rows_done(streams) < total:
+        if keep or len(skipped) + rows_done(streams) < total:
             write(streams, workers)
     return skipped + _labelled(run, streams, workers)
 

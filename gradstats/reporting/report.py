@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from os import PathLike
@@ -57,6 +58,7 @@ def report(
     run: Run | str | PathLike[str],
     *,
     out: str | Path | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
     **settings: Unpack[ReportKeywords],
 ) -> Path:
@@ -68,6 +70,8 @@ def report(
     Args:
         run: an open run, or its path or URL.
         out: folder to write; default `RUN.results` beside the run.
+        executor: any `concurrent.futures.Executor` of processes on this machine, in which rows
+            are fitted and compressors replayed; default: here. The results are the same.
         progress: called with (stage, done, of how many).
         **settings: fields of `gradstats.reporting.settings.ReportSettings`: budget (seconds after
             which no further replay begins), by (groups of the second table of distributions),
@@ -85,7 +89,8 @@ def report(
         ImportError: a package of gradstats[analysis] is missing.
     """
     chosen = from_keywords(ReportSettings, settings, verb="report")
-    return report_into(opened(run), chosen, Path(out) if out else None, progress=progress)
+    folder = Path(out) if out else None
+    return report_into(opened(run), chosen, folder, executor=executor, progress=progress)
 
 
 def report_into(
@@ -93,6 +98,7 @@ def report_into(
     settings: ReportSettings,
     folder: Path | None = None,
     *,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """As `report`, of settings that are one value; returns the path of `report.html`."""
@@ -100,7 +106,7 @@ def report_into(
         extras.load(module)  # what is missing is said before the work
     deadline = time.monotonic() + settings.budget
     run.check(run.fitted_kind)
-    results = Results(run, folder or results_folder(run), progress)
+    results = Results(run, folder or results_folder(run), progress, executor)
     with results.resumable():
         _compute(results, settings, deadline)
         results.stage("draw")(0, 1)

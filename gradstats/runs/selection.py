@@ -172,12 +172,12 @@ class Selection:
         Raises:
             ValueError: neither tracked nor full rows have consecutive steps.
         """
-        check_gradients(self.store)
         for kind in ("track", "full"):
             steps = self.stream(kind).steps[self.rows(kind)]
             follow = len(steps) > 1 and (np.diff(steps) == 1).mean() > CONSECUTIVE
             if follow and self.holds(kind):
                 return kind
+        check_gradients(self.store)
         gaps = "have gaps" if self.rows("track") else "are not there: capture with track="
         if self.reader("track").untracked or (self.rows("track") and not self.holds("track")):
             gaps = f"do not help: {self.reader('track').emptiness}"

@@ -191,11 +191,11 @@ class Summary:
         every = (signed @ centres, self.counts @ centres, self.counts @ squares)
         return Sums(self.power, *map(float, every))
 
-    def moments(self) -> Moments:
+    def moments(self, *, logs: bool = True) -> Moments:
         """Moments of the finite non-zero magnitudes.
 
         Mean and variance come from the exact sums. So does mean ln|g| of few elements; of many it
-        comes from the bins, and moves with the exact mean as theirs does.
+        comes from the bins, and moves with the exact mean as theirs does. NaN without `logs`.
         """
         n, sums = self.nonzero, self.safe_sums()
         if n == 0:
@@ -203,7 +203,8 @@ class Summary:
         mean = sums.total_abs / n
         var = max(sums.total_sq - n * mean * mean, 0.0) / (n - 1) if n > 1 else float("nan")
         distinct = len(self.bins) > 1
-        return Moments(n, mean * sums.unit, var * sums.unit * sums.unit, self._mean_log, distinct)
+        log = self._mean_log if logs else math.nan
+        return Moments(n, mean * sums.unit, var * sums.unit * sums.unit, log, distinct)
 
     @property
     def _mean_log(self) -> float:
@@ -214,16 +215,17 @@ class Summary:
         exact = math.log(sums.total_abs / self.nonzero) + math.log(sums.unit)
         return float(share @ self.logs) + exact - binned
 
-    def excess(self, threshold: float) -> Moments:
+    def excess(self, threshold: float, *, logs: bool = True) -> Moments:
         """Moments of x - threshold over the magnitudes x > threshold.
 
         Magnitudes are taken as uniform inside their bin, also in the one that the threshold cuts.
 
         Args:
-            threshold: in the unit of the gradient; 0 gives `moments()`.
+            threshold: in the unit of the gradient; 0 gives `moments(logs=logs)`.
+            logs: see `moments`.
         """
         if threshold <= 0:
-            return self.moments()
+            return self.moments(logs=logs)
         return excess_moments(self.counts, *self.edges, threshold)
 
     def kept(self, threshold: float) -> float:

@@ -1,5 +1,8 @@
 """One compressor a parameter: the parts of a flat gradient are independent."""
 
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -9,10 +12,12 @@ from gradstats.compressors import (
     PayloadError,
     PerParameter,
     Rng,
+    TopK,
     compressor,
     from_bytes,
 )
 from gradstats.exchange import simulate
+from gradstats.exchange.driving import fused
 
 PARTS = (Part("a", 3000), Part("b", 40, dense=True), Part("c", 2000))
 GRAD = torch.randn(5040, generator=torch.Generator().manual_seed(0))
@@ -99,3 +104,68 @@ def test_what_was_sent_as_nan_leaves_nothing_behind(spec):
     payload, state = member.encode(grad, state, Rng(step=41))
     assert payload.decode().isfinite().all()
     assert state.residual.isfinite().all()
+
+
+class Counted(TopK):
+    """Counts the gradients that it sends dense."""
+
+    dense_sizes: ClassVar[list[int]] = []
+
+    def dense(self, grad, state):
+        self.dense_sizes.append(grad.numel())
+        return super().dense(grad, state)
+
+
+def test_dense_parts_without_elements_exchange_nothing():
+    """Of a few tracked elements most biases have none."""
+    empty = Part("e", 0, dense=True)
+    some, all_parts = (PARTS[0], PARTS[1]), (empty, PARTS[0], empty, PARTS[1], empty)
+    grad = GRAD[:3040]
+    few, many = (PerParameter(Counted(0.01), parts) for parts in (some, all_parts))
+    Counted.dense_sizes.clear()
+    (expected,) = simulate([few.exchange(grad, few.init(grad))])
+    (step,) = simulate([many.exchange(grad, many.init(grad))])
+    assert Counted.dense_sizes == [40, 40]
+    assert torch.equal(step.update, expected.update)
+    assert step.sent.numel == 3040
+    assert step.sent.count == expected.sent.count
+    assert len(step.state) == 5
+
+
+def test_a_gradient_of_empty_parts_has_an_update():
+    member = PerParameter(compressor("topk(0.01)"), (Part("e", 0, dense=True),) * 2)
+    grad = torch.zeros(0)
+    (step,) = simulate([member.exchange(grad, member.init(grad))])
+    assert step.update.shape == (0,)
+
+
+@pytest.mark.parametrize("spec", ["sidco-e(0.01)", "sidco-gp(0.01)", "sidco-p(0.1, stages=3)"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_thresholds_of_many_gradients_are_those_of_each_alone(spec, dtype):
+    """Zeros, nothing, one element, NaN, and a gradient that is too large to be copied."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = (700, 0, 1, 20, 0, 20_000, 3000)
+    grads = [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+    grads.append(torch.zeros(50, dtype=dtype))
+    grads[-2][5] = torch.nan
+    member = compressor(spec)
+    states = [replace(member.init(grad), count=1 + i % 3) for i, grad in enumerate(grads)]
+    ((steps,),) = simulate([fused([member.exchange_all(grads, states, [None] * len(grads))])])
+    for grad, state, step in zip(grads, states, steps, strict=True):
+        payload, later = member.encode(grad, state)
+        assert torch.equal(step.sent.indices, payload.indices)
+        assert step.sent.to_bytes() == payload.to_bytes()
+        assert step.state == later
+
+
+def test_thresholds_of_sums_are_those_of_the_sums():
+    generator = torch.Generator().manual_seed(3)
+    terms = [tuple(torch.randn(2, size, generator=generator)) for size in (500, 900)]
+    member = ErrorFeedback(compressor("sidco-gp(0.01)"))
+    states = [replace(member.init(grad), residual=residual) for residual, grad in terms]
+    grads = [grad for _, grad in terms]
+    ((steps,),) = simulate([fused([member.exchange_all(grads, states, [None] * 2)])])
+    for (residual, grad), state, step in zip(terms, states, steps, strict=True):
+        payload, _ = member.compressor.encode(residual + grad, state.inner)
+        assert torch.equal(step.sent.decode(), payload.decode())
+        assert torch.equal(step.state.residual, residual + grad - payload.decode())

@@ -8,7 +8,7 @@ metrics = within("metrics.py", "tests/test_metrics.py", "tests/replaying/test_fo
 
 MUTANTS = (
     thresholds("value += float(fitted.threshold", "value = float(fitted.threshold"),
-    thresholds("summary.excess(value)", "summary.excess(0.0)"),
+    thresholds("summary.excess(value, ", "summary.excess(0.0, "),
     thresholds("ratio = target_ratio * summary.n / summary.nonzero", "ratio = target_ratio"),
     thresholds("    if ratio >= 1:\n", "    if ratio > 1:\n"),
     thresholds("if used and excess.n < 2:", "if used and excess.n < 1:"),

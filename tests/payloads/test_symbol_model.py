@@ -8,8 +8,9 @@ import torch
 from scipy import stats
 from scipy.integrate import quad
 
-from gradstats.compressors import Rng, compressor
+from gradstats.compressors import Rng, compressor, from_bytes
 from gradstats.payloads.codebooks import CO3_FP4, CO3_FP8, CO3_FP8_143, E2M1
+from gradstats.payloads.symbol_codes import ModelANS
 from gradstats.payloads.symbol_model import (
     on_grid,
     optimal_scale,
@@ -99,6 +100,26 @@ def test_co3_on_its_own_law_takes_the_entropy_and_makes_the_error(shape):
     assert error == pytest.approx(relative_error(shape, scale, CO3_FP4), rel=0.02)
     bits = entropy(symbol_probabilities(shape, scale, CO3_FP4))
     assert 8 * payload.nbytes / n == pytest.approx(bits, rel=0.01)
+
+
+@pytest.mark.parametrize("format", ["fp4", "fp8"])
+def test_a_sender_does_not_decode_what_it_has_coded(format, monkeypatch):
+    grad = torch.randn(3000, generator=torch.Generator().manual_seed(4))
+    calls, original = [], ModelANS.decode
+
+    def decode(data, n, frequencies):
+        calls.append(n)
+        return original(data, n, frequencies)
+
+    monkeypatch.setattr(ModelANS, "decode", staticmethod(decode))
+    payload, _ = compressor(f"co3({format})").encode(grad, None, Rng())
+    decoded = payload.decode()
+    assert not calls
+    received = from_bytes(payload.to_bytes())
+    assert torch.equal(received.decode(), decoded)
+    assert calls == [3000]
+    assert torch.equal(received.coder.symbols(3000), payload.coder.symbols(3000))
+    assert received.coder.symbols(3000).dtype == payload.coder.symbols(3000).dtype
 
 
 def test_the_leaky_memory_of_co3_is_its_correction():

@@ -14,6 +14,7 @@ from gradstats.replaying.folding import replay_rows
 from gradstats.replaying.planning import plan
 from gradstats.replaying.run import replay_jobs, rows_expected, timing_rows
 from gradstats.runs import open as open_run
+from gradstats.store import GradientStore
 
 N, TRACKED = 8_064, 2_000
 
@@ -165,6 +166,19 @@ def test_without_tracked_rows_methods_with_memory_are_rows_that_say_why(untracke
         skipped["status"].str.contains("skipped: .*consecutive steps; .*capture with track=").all()
     )
     assert skipped["error"].isna().all()
+
+
+def test_planning_opens_no_rows_for_each_method(small_run, monkeypatch):
+    run, opened, original = gradstats.open(small_run), [], GradientStore.stream
+    assert run.consecutive == "track"
+
+    def stream(store, *args):
+        opened.append(args)
+        return original(store, *args)
+
+    monkeypatch.setattr(GradientStore, "stream", stream)
+    assert len(plan(run, ["topk", "sign", "randomk"], feedback=["none", "ef"])) > 6
+    assert not opened
 
 
 def test_tracked_rows_with_gaps_are_not_consecutive(small_run):

@@ -288,6 +288,9 @@ def test_excess_moments_of_bfloat16_are_exact(law, ratio):
 def test_excess_ends():
     summary, magnitudes = sample("normal")
     assert summary.excess(0) == summary.moments()
+    without = summary.excess(0, logs=False)
+    assert math.isnan(without.mean_log)
+    assert replace(without, mean_log=summary.moments().mean_log) == summary.moments()
     beyond = summary.excess(float(magnitudes[-1]) * 2)
     assert (beyond.n, math.isnan(beyond.mean)) == (0, True)
     assert math.isnan(summarize(torch.tensor([1.0, 2.0])).excess(1.5).var)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,13 +12,14 @@ from gradstats import kernels
 from gradstats.compressors.base import Compressor
 from gradstats.compressors.checks import check_choice
 from gradstats.compressors.contracts import SPARSIFIER
-from gradstats.compressors.rounds import State
+from gradstats.compressors.rounds import Exchanges, State, Step, Terms, several
 from gradstats.compressors.states import first_state
+from gradstats.kernels.forms import in_numba
 from gradstats.kernels.ranges import in_range_of_squares
 from gradstats.payloads.sparse import Sparse
 from gradstats.ratios import kept_count
 from gradstats.rng import Rng
-from gradstats.summary.summarizing import summarize
+from gradstats.summary import Summary, summarize, summarize_segments
 from gradstats.thresholds import (
     FIRST_RATIO,
     Rule,
@@ -25,6 +28,8 @@ from gradstats.thresholds import (
     exponential_threshold,
     sidco_threshold,
 )
+
+SMALL = 1 << 14  # elements, up to which gradients are copied together to be summarised at once
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class SIDCo(Compressor):
     rule: Rule = "step"
     first_ratio: float = FIRST_RATIO
     contract = replace(SPARSIFIER, has_memory=True, host_reads=5)
+    batches = True
     resharded = first_state
 
     def __post_init__(self) -> None:
@@ -70,22 +76,70 @@ class SIDCo(Compressor):
 
     def encode(self, grad: Tensor, state: State, rng: Rng | None = None) -> tuple[Sparse, State]:
         """Fit on the Summary, select, and let the stages adapt to what was selected."""
-        flat = self.flattened(grad)
-        payload = Sparse.above(flat, self._threshold(flat, state.count))
+        return self._encoded(self.flattened(grad), state)
+
+    def exchange_all(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[State],
+        rngs: Sequence[Rng | None],
+        terms: Sequence[Terms] = (),
+    ) -> Exchanges[list[Step]]:
+        """See `Compressor.exchange_all`; small gradients are summarised in one call."""
+        for total, pair in zip(grads, terms, strict=False):
+            if pair:
+                torch.add(*pair, out=total)
+        flats = [self.flattened(grad) for grad in grads]
+        each = zip(grads, flats, states, self._summaries(flats, states), strict=True)
+        exchanges = []
+        for grad, flat, state, summary in each:
+            payload, later = self._encoded(flat, state, summary)
+            exchanges.append(self._delivered(payload, grad, later))
+        return (yield from several(exchanges))
+
+    def _encoded(
+        self, flat: Tensor, state: Stages, summary: Summary | None = None
+    ) -> tuple[Sparse, Stages]:
+        """As `encode`, of a vector whose Summary may be known."""
+        payload = Sparse.above(flat, self._threshold(flat, state.count, summary))
         if self.stages or not flat.numel():
             return payload, state
         khat_over_k = payload.count / kept_count(flat.numel(), self.ratio)
         return payload, state.update(khat_over_k, target_ratio=self.ratio)
 
-    def _threshold(self, flat: Tensor, stages: int) -> float:
-        one_exponential = self.variant == "e" and stages == 1 and flat.dtype == torch.float32
-        magnitudes = kernels.sum_magnitudes(flat) if one_exponential else None
+    def _summaries(
+        self, flats: Sequence[Tensor], states: Sequence[Stages]
+    ) -> list[Summary | None]:
+        """The Summaries of small vectors that need one; None for the others."""
+        summaries: list[Summary | None] = [None] * len(flats)
+        small = [
+            index
+            for index, (flat, state) in enumerate(zip(flats, states, strict=True))
+            if in_numba(flat) and flat.dtype == torch.float32 and len(flat) <= SMALL
+            if not self._reads_sum(flat, state.count)
+        ]
+        if small:
+            ends = np.cumsum([0, *(len(flats[index]) for index in small)])
+            together = summarize_segments(torch.cat([flats[index] for index in small]), ends)
+            for index, summary in zip(small, together, strict=True):
+                summaries[index] = summary
+        return summaries
+
+    def _reads_sum(self, flat: Tensor, stages: int) -> bool:
+        """Whether the threshold needs no more than the sum of the magnitudes."""
+        return self.variant == "e" and stages == 1 and flat.dtype == torch.float32
+
+    def _threshold(self, flat: Tensor, stages: int, summary: Summary | None = None) -> float:
+        magnitudes = kernels.sum_magnitudes(flat) if self._reads_sum(flat, stages) else None
         if magnitudes is not None:
             nonzero, total = magnitudes
             return exponential_threshold(total, nonzero, flat.numel(), self.ratio)
-        scaled, unit = in_range_of_squares(flat)
+        unit = 1.0
+        if summary is None:
+            scaled, unit = in_range_of_squares(flat)
+            summary = summarize(scaled)
         threshold = sidco_threshold(
-            summarize(scaled),
+            summary,
             self.ratio,
             variant=self.variant,
             stages=stages,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -128,17 +129,32 @@ class PerParameter(Compressor):
     def exchange(
         self, grad: Tensor, state: State, rng: Rng | None = None
     ) -> Generator[Collective, Any, Step]:
-        """The exchanges of the parts, in lock-step."""
-        steps = yield from self._exchanged(grad, state, rng)
+        """The exchanges of the parts, in lock-step.
+
+        Parts without an element that would go dense ask for nothing: most parameters of a few
+        tracked elements have none.
+        """
+        views = self._split(grad)
+        parts = [(*views[index], state[index]) for index in self._exchanging]
+        steps = yield from self._exchanged(parts, rng)
+        states = list(state)
+        for index, step in zip(self._exchanging, steps, strict=True):
+            states[index] = step.state
         update = torch.cat([step.update.reshape(-1) for step in steps]).view(grad.shape)
-        sent = Bundle(tuple(step.sent for step in steps))
-        return Step(update, sent, [step.state for step in steps])
+        return Step(update, Bundle(tuple(step.sent for step in steps)), states)
+
+    @cached_property
+    def _exchanging(self) -> list[int]:
+        """Indices of the parts that exchange something; all where no part has an element."""
+        idle = [part.dense and not part.numel for part in self.parts]
+        if self.compressor.steers or all(idle):
+            return list(range(len(idle)))
+        return [index for index, none in enumerate(idle) if not none]
 
     def _exchanged(
-        self, grad: Tensor, state: State, rng: Rng | None
+        self, parts: Sequence[tuple[Part, Tensor, State]], rng: Rng | None
     ) -> Generator[Collective, Any, list[Step]]:
-        """The steps of the parts, in their order."""
-        parts = [(*each, inner) for each, inner in zip(self._split(grad), state, strict=True)]
+        """The steps of some parts, in their order."""
         large = [each for each in parts if not each[0].dense]
         rngs = [self._own(rng, part) for part, _, _ in large]
         views, states = [view for _, view, _ in large], [inner for *_, inner in large]
