@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 CHUNK = 1 << 19  # elements that a thread takes at a time
 MOST = 1 << 30  # elements that 32-bit counts are sure to hold
@@ -28,6 +30,18 @@ def in_threads(work: Callable[[Iterator[slice]], T], n: int) -> list[T]:
         chunks = iter([slice(start, min(start + CHUNK, n)) for start in starts])
         results += shared(work, chunks, min(torch.get_num_threads(), len(starts) // 2))
     return results
+
+
+def copied(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy of a vector; of a long one in threads, for new memory is slow to begin with."""
+    out = np.empty_like(array)
+
+    def work(chunks: Iterator[slice]) -> None:
+        for chunk in chunks:
+            out[chunk] = array[chunk]
+
+    in_threads(work, len(array))
+    return out
 
 
 def shared(work: Callable[[Iterator[S]], T], items: Iterator[S], threads: int) -> list[T]:

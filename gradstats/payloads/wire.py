@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstats.kernels.threads import copied
 from gradstats.payloads.checking import crc32
 from gradstats.payloads.index_codes import decode_indices
 
@@ -217,7 +218,7 @@ class Reader:
     def tensor(self, count: int, dtype: torch.dtype) -> Tensor:
         """`[count]`, of its own memory."""
         data = self.take(count * dtype.itemsize)
-        bits = np.frombuffer(data, f"u{dtype.itemsize}").copy()
+        bits = copied(np.frombuffer(data, f"u{dtype.itemsize}"))
         signed = bits if dtype.itemsize == 1 else bits.view(f"i{dtype.itemsize}")
         return torch.from_numpy(signed).view(dtype)
 
