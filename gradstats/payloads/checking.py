@@ -1,4 +1,4 @@
-"""CRC-32 of bytes, by zlib-ng where it is installed: five times as fast as zlib, the same number."""
+"""CRC-32 of bytes, by zlib-ng where it is installed: zlib's number in a fifth of its time."""
 
 from __future__ import annotations
 
