@@ -53,7 +53,7 @@ MAY_IMPORT = {
         "summary",
         "thresholds",
     ),
-    "ddp_hooks": ("compressors", "exchange", "kernels"),  # kernels for the memory that they share
+    "ddp_hooks": ("exchange", "kernels"),  # kernels for the memory that they share
     "replaying": (
         "compressors",
         "exchange",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradstats.kernels import coding_cpu_loops as loops
 from gradstats.kernels.coding_cpu_finders import finder
-from gradstats.kernels.coding_cpu_levels import formula
+from gradstats.kernels.coding_cpu_levels import UNKNOWN, formula
 from gradstats.kernels.coding_cpu_packer import Packer, count_long, packer_of
 from gradstats.kernels.coding_cpu_packing import pack as pack_run
 from gradstats.kernels.coding_cpu_packing import unpack as unpack_run
@@ -172,7 +172,8 @@ def add_dequantized(
     factor = (target.dtype if kind == AS_IT_IS else np.dtype(np.float32)).type(weight)
     factors, centers = (NONE if each is None else _floats(each) for each in (scales, offsets))
     books = _floats(levels.reshape(-1, count))
-    decoder = Decoder(bucket, books, factors, centers, formula(books[:1]))
+    how = UNKNOWN if scales is None else formula(books)
+    decoder = Decoder(bucket, books, factors, centers, how)
 
     def work(runs: Iterator[slice]) -> int:
         symbols, wrong = np.empty(run, np.uint8 if count <= 256 else np.uint16), 0

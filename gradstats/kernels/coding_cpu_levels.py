@@ -39,6 +39,9 @@ class Formula(NamedTuple):
     bias: int
 
 
+UNKNOWN = Formula(TABLE, 0, 0.0, 0, 0)
+
+
 @jit
 def look_up(symbols: NDArray[Any], book: NDArray[Any], out: NDArray[Any]) -> None:
     """The levels of symbols, from a table."""
@@ -97,11 +100,11 @@ def formula(levels: NDArray[np.float32]) -> Formula:
 def _formula(written: bytes) -> Formula:
     levels = np.frombuffer(written, np.float32)
     symbols, values = np.arange(len(levels)).astype(np.uint8), np.empty_like(levels)
-    for candidate in _candidates(levels) if len(levels) <= 256 else ():
+    for candidate in _candidates(levels) if 2 <= len(levels) <= 256 else ():
         work_out(symbols, candidate, values)
         if np.array_equal(values, levels):
             return candidate
-    return Formula(TABLE, 0, 0.0, 0, 0)
+    return UNKNOWN
 
 
 def _candidates(levels: NDArray[np.float32]) -> Iterator[Formula]:

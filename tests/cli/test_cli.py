@@ -120,7 +120,8 @@ def test_replay_prints_whole_names_and_writes_what_reproduces_it(call, small_run
 def test_report_prints_the_path_of_the_page(call, small_run, out, monkeypatch):
     asked = []
 
-    def make(run, settings, folder, progress):
+    def make(run, settings, folder, *, executor, progress):
+        assert executor is None
         asked.append((run, settings, folder, progress))
         return out / "report.html"
 

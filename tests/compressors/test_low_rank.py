@@ -272,8 +272,11 @@ def bucket(worker, step, kind, dtype):
 @pytest.mark.parametrize(
     "spec", ["powersgd(2)", "acp-sgd(2)", "ef(powersgd(3))", "ef(acp-sgd(3))"]
 )
-def test_a_bucket_is_exchanged_as_each_gradient_alone_to_the_bit(spec, kind, dtype):
+def test_a_bucket_is_exchanged_as_each_gradient_alone(spec, kind, dtype):
+    """To the bit where no library rounds by the place of a factor in memory."""
     member = compressor(spec)
+    # LAPACK's QR of 3 columns does so on some processors; torch's tolerances are as large
+    tolerance = 0 if "(2)" in spec else 1e-5 if dtype != torch.float64 else 1e-12
     first = bucket(0, 0, kind, dtype)
     together = [[member.init(grad) for grad in first] for _ in range(2)]
     apart = copy.deepcopy(together)
@@ -289,15 +292,26 @@ def test_a_bucket_is_exchanged_as_each_gradient_alone_to_the_bit(spec, kind, dty
             alone = simulate([member.exchange(grads[w][index], apart[w][index]) for w in range(2)])
             for worker, one in enumerate(alone):
                 same = steps[worker][0][index]
-                assert_alike(same.update, one.update)
-                assert_alike(same.sent.decode(), one.sent.decode())
-                assert_alike(plain(same.state), plain(one.state))
+                assert_alike(same.update, one.update, tolerance)
+                assert_alike(same.sent.decode(), one.sent.decode(), tolerance)
+                assert_alike(plain(same.state), plain(one.state), tolerance)
                 apart[worker][index], together[worker][index] = one.state, same.state
 
 
-def assert_alike(found, expected):
-    """Bit for bit; NaN is NaN."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+def assert_alike(found, expected, tolerance=0.0):
+    """Alike but for a share of the largest magnitude of each tensor; NaN is NaN."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list | tuple):
+        for one, other in zip(found, expected, strict=True):
+            assert_alike(one, other, tolerance)
+    elif isinstance(expected, torch.Tensor):
+        known = expected[expected.isfinite()]
+        most = float(known.abs().max()) if known.numel() else 0.0
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * most, equal_nan=True)
+    else:
+        assert found == expected
 
 
 @pytest.mark.parametrize("spec", ["ef(powersgd(2))", "ef(acp-sgd(2))"])

@@ -19,14 +19,14 @@ from tests.exchange.resuming import Layers, layers
 # the collectives that torch sees, beyond the one in which the workers tell how a bucket stands
 ROUNDS = {
     "none": ["all_reduce"],
-    "ef(topk(0.05))": ["all_gather", "all_reduce"],
-    "qsgd": ["all_gather", "all_reduce"],
-    "velocity(dgc(0.05))": ["all_gather", "all_reduce"],
+    "ef(topk(0.05))": ["messages", "all_reduce"],
+    "qsgd": ["messages", "all_reduce"],
+    "velocity(dgc(0.05))": ["messages", "all_reduce"],
     "ef(powersgd)": ["all_reduce", "all_reduce"],
     "clt-k(0.05)": ["broadcast", "all_reduce", "all_reduce"],
     # the second shot is as long as the first, so that no lengths are sent
-    "twoshot(mxfp8)": ["all_to_all_single", "all_gather", "all_reduce"],
-    "twoshot(mxfp8, second=bf16)": ["all_to_all_single", "all_gather", "all_gather", "all_reduce"],
+    "twoshot(mxfp8)": ["all_to_all_single", "messages", "all_reduce"],
+    "twoshot(mxfp8, second=bf16)": ["all_to_all_single", "all_gather", "messages", "all_reduce"],
 }
 NAMES = ("all_reduce", "all_gather", "all_to_all_single", "broadcast")
 

@@ -329,7 +329,7 @@ def test_the_checks_add_one_round_of_a_few_numbers(launched, spec):
     rounds = [  # gloo gathers messages by one broadcast from each worker
         call
         for name in ROUNDS[spec]
-        for call in (["broadcast"] * workers if name == "all_gather" else [name])
+        for call in (["broadcast"] * workers if name == "messages" else [name])
     ]
     for found in of_each(launched, "counted_rounds"):
         assert sorted(found[spec]) == sorted(["all_gather", *rounds])
