@@ -57,7 +57,8 @@ def _case(name: str) -> str:
 
 
 def _unit(unit: str) -> str:
-    return unit if unit in ("GB/s", "s", "s over torch", "ms", "ms per row") else f"× {unit}"
+    plain = unit in ("GB/s", "s", "s over torch", "ms", "ms per row")
+    return unit if plain or unit.startswith("times") else f"× {unit}"
 
 
 def _kept(line: dict[str, Any]) -> bool:
@@ -67,7 +68,7 @@ def _kept(line: dict[str, Any]) -> bool:
 
 def draw(report: dict[str, Any]) -> None:
     """Each method against reading the gradient once, and cost against size."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), constrained_layout=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 9), constrained_layout=True)
     rows = [line for line in report["parts"]["coding"] if line["ratio"] is not None]
     rows += [
         line for line in report["parts"]["selecting"] if line["unit"] == "reads" and line["ratio"]
@@ -78,10 +79,11 @@ def draw(report: dict[str, Any]) -> None:
     left.axvline(1, color="black", linestyle=":")
     left.set(xscale="log", xlabel="time over that of reading the gradient once (torch.sum)")
     left.tick_params(axis="y", labelsize=7)
-    for name, cost in report["sizes"]["2"].items():
+    for place, (name, cost) in enumerate(report["sizes"]["2"].items()):
         numbers = {int(n): seconds for n, seconds in cost["seconds"].items()}
-        style = ("black", 2.5) if name == "read" else (None, 1)
-        right.plot(list(numbers), list(numbers.values()), color=style[0], lw=style[1], label=name)
+        style = {"color": "black", "lw": 2.5} if name == "read" else {"color": f"C{place % 10}"}
+        dashes = "-" if place < 10 else "--"  # where the colours begin anew
+        right.plot(list(numbers), list(numbers.values()), ls=dashes, label=name, **style)
     right.set(xscale="log", yscale="log", xlabel="elements", ylabel="seconds to encode, 2 threads")
     right.legend(fontsize=7, ncols=2)
     figure.savefig(HERE / "limits.png", dpi=110)

@@ -18,7 +18,7 @@ SPECS = (
     *("exact-threshold(0.01)", "sidco-e(0.01)", "topk(0.01)", "ef(exact-threshold(0.01))"),
 )
 LARGEST = 10**8
-ROUNDS = {10**3: 40, 10**4: 40, 10**5: 20, 10**6: 10, 10**7: 5, 10**8: 3}
+ROUNDS = {10**3: 10, 10**4: 20, 10**5: 20, 10**6: 10, 10**7: 5, 10**8: 3}
 MEMORY = 25_600_000  # elements
 C = ctypes.CDLL(None)  # the C library
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -33,7 +33,11 @@ def costs(threads: int, largest: int = LARGEST) -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        sizes = {n: in_turns(_cases(laplace(n)), r) for n, r in ROUNDS.items() if n <= largest}
+        sizes = {
+            n: in_turns(_cases(laplace(n)), r, pause=0, repeats=max(1, 10**5 // n))
+            for n, r in ROUNDS.items()
+            if n <= largest
+        }
     finally:
         torch.set_num_threads(before)
     fewer, most = sorted(sizes)[-2:]

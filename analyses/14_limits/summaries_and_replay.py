@@ -86,7 +86,7 @@ def replays(steps: int) -> dict[str, float]:
             gradstats.replay(gradstats.open(run.store.path, steps=(0, 4, 1)), REPLAYED)
             times: dict[str, list[float]] = {}
             row = torch.randn(ELEMENTS)
-            for _ in range(3):
+            for _ in range(5):
                 took = seconds(lambda: torch.topk(row.abs(), ELEMENTS // 100), 100)
                 times.setdefault(TOPK, []).append(1e3 * took)
                 for each in REPLAYED:
