@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -41,6 +42,7 @@ import gradstats  # noqa: E402
 
 WORSE = 1.5  # times a committed ratio
 MOST_MOVED = 2.0  # times, that all ratios of a part may be worse on another machine
+SEVERAL = 5  # ratios of a part, from which their median says something of the machine
 TRIES = 3
 
 
@@ -163,7 +165,10 @@ def of_start(options: argparse.Namespace) -> list[Line]:
 def of_memory(options: argparse.Namespace) -> list[Line]:
     """The peak of memory while encoding, over the gradient's."""
     found = peaks(1_000_000 if options.quick else MEMORY)
-    return [Line("memory", spec, value, "gradients", None) for spec, value in found.items()]
+    return [  # the ratio is that of gradient and peak to the gradient
+        Line("memory", spec, value, "gradients", None, ratio=1 + value)
+        for spec, value in found.items()
+    ]
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Line]]] = {
@@ -225,13 +230,14 @@ def compared(part: str, options: argparse.Namespace, kept: dict[str, float]) -> 
 
 def worse_than(kept: dict[str, float], ratios: dict[str, float]) -> list[str]:
     """A sentence for each ratio that is worse than it was, beyond what the machine explains."""
-    moves = {case: ratios[case] / before for case, before in kept.items() if case in ratios}
-    moved = min(max(median(moves.values()), 1.0), MOST_MOVED) if moves else 1.0
-    limit = WORSE * moved
+    moves = {case: ratios.get(case, math.nan) / before for case, before in kept.items()}
+    known = [move for move in moves.values() if math.isfinite(move)]
+    moved = median(known) if len(known) >= SEVERAL else 1.0
+    limit = WORSE * min(max(moved, 1.0), MOST_MOVED)
     return [
-        f"{case} must be at most {limit:.2f} times {kept[case]:.2f}, got {ratios[case]:.2f}"
+        f"{case} must be at most {limit:.2f} times {kept[case]:.2f}, got {ratios.get(case)}"
         for case, move in moves.items()
-        if move > limit
+        if not move <= limit
     ]
 
 

@@ -250,11 +250,7 @@ def add_dequantized(
     Raises:
         ValueError: the wrong number of bytes, scales or levels.
     """
-    n, rows = out.numel(), -(-out.numel() // bucket)
-    _check_length(packed, n, levels.shape[-1])
-    given = len(levels) if scales is None else len(scales)
-    if given != rows:
-        raise ValueError(f"scales must be {rows} for {n} elements by {bucket}, got {given}")
+    _check_tables(packed, out.numel(), scales, bucket, levels)
     _form(packed).add_dequantized(packed, scales, bucket, levels, out, weight, offsets)
 
 
@@ -272,6 +268,7 @@ def write_dequantized(
         from gradstats.kernels import coding_cpu, coding_cpu_runs
 
         tables = scales, bucket, levels
+        _check_tables(packed, out.numel(), *tables)
         coding_cpu.add_dequantized(packed, *tables, out, weight, offsets, coding_cpu_runs.WRITE)
     else:
         add_dequantized(packed, scales, bucket, levels, out.zero_(), weight, offsets)
@@ -290,6 +287,7 @@ def subtract_dequantized(
     if in_numba(packed) and residual.dtype in WIDE:
         from gradstats.kernels import coding_cpu, coding_cpu_runs
 
+        _check_tables(packed, residual.numel(), *tables)
         way = coding_cpu_runs.SUBTRACT
         coding_cpu.add_dequantized(packed, *tables, residual, 1.0, offsets, way)
     else:
@@ -315,6 +313,16 @@ def bucket_norms(values: Tensor, bucket: int, kind: str) -> Tensor:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     norms: Tensor = _form(values).bucket_norms(values, bucket, kind)
     return norms
+
+
+def _check_tables(
+    packed: Tensor, n: int, scales: Tensor | None, bucket: int, levels: Tensor
+) -> None:
+    rows = -(-n // bucket)
+    _check_length(packed, n, levels.shape[-1])
+    given = len(levels) if scales is None else len(scales)
+    if given != rows:
+        raise ValueError(f"scales must be {rows} for {n} elements by {bucket}, got {given}")
 
 
 def _check_length(packed: Tensor, n: int, levels: int) -> None:

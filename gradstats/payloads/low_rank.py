@@ -100,6 +100,8 @@ class LowRank(Payload):
     @property
     def _is_plain(self) -> bool:
         """Whether the product is finite, far from the ends of the range, and needs no unit."""
+        if self.left.dtype == torch.float16:  # whose range is less
+            return False
         return all(peak <= 2.0**HALF and unit_of(peak, HALF) == 1 for peak in self.peaks)
 
     def sections(self) -> Iterator[Section]:

@@ -105,9 +105,10 @@ class Coded(Payload):
         """See `Payload.is_known_finite`; of an alphabet on the host the scales tell it."""
         if self.rotation or self.alphabet is None or not on_host(self.scales):
             return False
-        tables = [self.scales.float(), self.levels, self.offsets]
+        tables, (unit, power) = [self.scales.float(), self.levels, self.offsets], self._units
         scale, level, offset = (_peak(each) for each in tables)
-        return self.unit * scale * level + self._units[1] * offset <= LARGEST / 2
+        within = abs(unit) * scale * max(level, 1.0) + offset  # before the power of two
+        return within * max(abs(power), 1.0) <= LARGEST / 2
 
     def add_to(self, out: Tensor, weight: float = 1.0) -> None:
         """See `Payload.add_to`."""

@@ -120,8 +120,8 @@ def _largest_sum(errors: Tensor) -> float:
     elements, few of which are large where errors lie in few directions. Products of different
     errors have the mean square tr Σ².
     """
-    variance = errors.var(0)
-    products = (errors @ errors.T).square()
+    variance, around = errors.var(0), errors - errors.mean(0)  # a bias must not raise its limit
+    products = (around @ around.T).square()
     traced = float(products.sum() - products.trace()) / (DRAWS * (DRAWS - 1))
     total = float(variance.sum())
     eigenvalue = max(float(variance.max()), traced / total if total else 0.0)

@@ -33,6 +33,7 @@ def test_a_ratio_is_worse_beyond_half_as_much_again(run):
     assert run.worse_than(kept, {"a": 1.51, "b": 2.0, "c": 3.0}) == [
         "a must be at most 1.50 times 1.00, got 1.51"
     ]
+    assert len(run.worse_than(kept, {"a": 2.0, "b": 4.0, "c": 8.0})) == 3  # too few for a median
 
 
 def test_what_another_machine_moves_is_not_worse_up_to_twice(run):
@@ -42,8 +43,11 @@ def test_what_another_machine_moves_is_not_worse_up_to_twice(run):
     assert len(run.worse_than(kept, dict.fromkeys("abcd", 1.2) | {"e": 2.0})) == 1
 
 
-def test_cases_that_are_new_or_gone_are_not_compared(run):
-    assert run.worse_than({"gone": 1.0}, {"new": 9.0}) == []
+def test_cases_that_are_gone_or_no_number_are_worse_and_new_ones_are_not(run):
+    assert run.worse_than({"gone": 1.0}, {"new": 9.0}) == [
+        "gone must be at most 1.50 times 1.00, got None"
+    ]
+    assert len(run.worse_than({"a": 1.0}, {"a": float("nan")})) == 1
 
 
 def test_the_best_of_three_tries_counts(run, monkeypatch):
@@ -52,7 +56,7 @@ def test_the_best_of_three_tries_counts(run, monkeypatch):
     assert run.compared("coding", None, {"a": 1.0, "b": 1.0}) == []
     monkeypatch.setattr(run, "quick_ratios", lambda part, options: {"a": 9.0})
     assert run.compared("coding", None, {"a": 1.0}) == [
-        "coding: a must be at most 3.00 times 1.00, got 9.00"
+        "coding: a must be at most 1.50 times 1.00, got 9.0"
     ]
 
 
@@ -61,7 +65,13 @@ def test_a_quick_run_fails_where_a_ratio_is_worse(tmp_path):
     words = [FOLDER / "run.py", "--quick", "--part", "memory", "--out", out]
     ((code, _, err),) = run_script([*words, "--keep"], tmp_path)
     assert code == 0, err
-    assert json.loads(out.read_text())["quick"] == {"memory": {}}  # which has no ratios
+    kept = json.loads(out.read_text())
+    assert kept["quick"]["memory"].keys() >= {"none", "sign", "mxfp8"}
+    kept["quick"]["memory"] = {"none": 0.1}
+    out.write_text(json.dumps(kept))
+    ((code, _, err),) = run_script(words, tmp_path)
+    assert code == 1
+    assert "memory: none must be at most 1.50 times 0.10" in err
 
 
 def test_every_limit_is_in_the_committed_report(run):

@@ -13,6 +13,10 @@ from gradstats.kernels.coding_cpu_levels import EVEN, MINIFLOAT, TABLE, formula
 from gradstats.kernels.forms import use
 from gradstats.payloads.base import Dense
 from gradstats.payloads.bundle import Bundle
+from gradstats.payloads.codebooks import Uniform
+from gradstats.payloads.low_rank import LowRank
+from gradstats.payloads.quantized import Coded
+from gradstats.payloads.symbol_codes import Packed
 from gradstats.rng import Rng
 
 N = 9001
@@ -113,6 +117,44 @@ def test_a_message_is_known_finite_where_all_it_decodes_to_is(spec):
         payload = method.encode(spoilt, None, Rng())[0]
         assert not payload.is_known_finite
         assert not payload.decode().isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tables_of_another_length_are_refused(form):
+    packed, scales, bucket, book, *_ = tables(15)
+    with use(form):
+        for n, given in ((N, scales[:-1]), (N + 300, scales), (N - 300, scales)):
+            out = torch.zeros(n)
+            with pytest.raises(ValueError, match=r"must (be|have)"):
+                coding.write_dequantized(packed, given, bucket, book, out, 1.0)
+            with pytest.raises(ValueError, match=r"must (be|have)"):
+                coding.subtract_dequantized(packed, given, bucket, book, out)
+            assert not out.any()
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale", "offset"),
+    [
+        (1.9 * 2.0**-120, 3e38, None),
+        (2.0**-120, 3e38, 3e38),
+        (-1.0, math.inf, None),
+        (-4.0, 3e38, None),
+        (-1.0, 3e38, -3e38),
+    ],
+)
+def test_messages_of_others_that_overflow_are_not_known_finite(unit, scale, offset):
+    top = Packed(coding.pack(torch.full((8,), 2), 3))
+    offsets = None if offset is None else torch.tensor([offset])
+    message = Coded(top, 8, Uniform(1), torch.tensor([scale]), 8, unit, offsets=offsets)
+    assert not message.decode().isfinite().all()
+    assert not message.is_known_finite
+
+
+def test_a_product_of_float16_factors_is_not_known_finite():
+    factors = (torch.full((n, 1), 300.0, dtype=torch.float16) for n in (4, 3))
+    message = LowRank(*factors)
+    assert not message.decode().isfinite().all()
+    assert not message.is_known_finite
 
 
 def test_what_may_overflow_in_a_sum_is_not_known_finite():
